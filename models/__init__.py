@@ -1,0 +1,47 @@
+"""Networks: `build` one by name, `load_checkpoint` into it, `deploy` it for inference."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from . import csfcn
+from .cost import Cost, count
+from .deploy import deploy
+from .network import Info, Network
+from .variant import Variant
+from .weights import CheckpointError, digest, load_checkpoint, save_checkpoint
+
+VARIANTS: dict[str, Variant] = csfcn.VARIANTS  # a new family: one import, one more term
+
+__all__ = [
+    "VARIANTS",
+    "CheckpointError",
+    "Cost",
+    "Info",
+    "Network",
+    "Variant",
+    "build",
+    "count",
+    "deploy",
+    "digest",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+
+def build(variant: str, num_classes: int = 19, **options: Any) -> Network:
+    """The network `variant` in eval mode, with random weights from torch's generator.
+
+    Raises ValueError for a name that is not in VARIANTS or a class count outside 2..255.
+    """
+    if variant not in VARIANTS:
+        near = get_close_matches(variant, VARIANTS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(VARIANTS)}"
+        raise ValueError(f"no model is called {variant!r}: {hint}")
+    if not 2 <= num_classes <= 255:
+        raise ValueError(f"num_classes must lie in 2..255 (labels are uint8), not {num_classes}")
+    entry = VARIANTS[variant]
+    network = entry.build(num_classes, **options)
+    network.info = Info(variant, num_classes, entry.mean, entry.std, entry.multiple)
+    return network.eval()

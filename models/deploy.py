@@ -1,0 +1,45 @@
+"""The same function, cheaper: what a network becomes before it is exported."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from .layers import Constant
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def deploy(model: AnyModule, size: tuple[int, int] | None = None) -> AnyModule:
+    """A copy of `model` in eval mode whose modules took their cheaper forms.
+
+    A module that has one says so by a method `deployed()` that returns it: norms folded into
+    convolutions, branches and linear chains merged. With `size` (height, width), the constants
+    that depend on it (pooling matrices, sampling grids) are made once, here.
+    """
+    model = _deployed(copy.deepcopy(model).eval())
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if size is not None:
+        _make_constants(model, size)
+    return model
+
+
+def _make_constants(model: nn.Module, size: tuple[int, int]) -> None:
+    """Run a shadow without data through the network, and keep the constants that it asked for."""
+    shadow = copy.deepcopy(model).to("meta")
+    with torch.no_grad():
+        shadow(torch.empty(1, 3, *size, device="meta"))
+    for ours, theirs in zip(model.modules(), shadow.modules(), strict=True):
+        if isinstance(ours, Constant) and isinstance(theirs, Constant):
+            ours.made.update(theirs.made)
+
+
+def _deployed(module: AnyModule) -> AnyModule:
+    for name, child in list(module.named_children()):
+        setattr(module, name, _deployed(child))
+    make = getattr(module, "deployed", None)
+    return make() if make else module

@@ -1,0 +1,65 @@
+"""What every network here is: a backbone-to-logits function and the enlargement that follows it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Info:
+    """How a built network wants its input, and what it gives back.
+
+    `mean` and `std` are per RGB channel on pixels in 0..1; height and width of the input must be
+    multiples of `multiple`.
+    """
+
+    name: str
+    num_classes: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    multiple: int = 8
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError, with the nearest sizes that fit, unless `height` x `width` fits."""
+        if height > 0 and width > 0 and height % self.multiple == 0 and width % self.multiple == 0:
+            return
+        step = self.multiple
+        down = [max(step, side // step * step) for side in (height, width)]
+        up = [max(step, math.ceil(side / step) * step) for side in (height, width)]
+        near = " or ".join(dict.fromkeys(f"{h}x{w}" for h, w in (down, up)))
+        raise ValueError(
+            f"{self.name} takes sizes that are multiples of {step}, not {height}x{width}: use {near}"
+        )
+
+
+class Network(nn.Module):
+    """A segmentation network. Subclasses write `coarse` and set `enlarge` and `info`.
+
+    In eval mode `forward` maps an image (N, 3, H, W), float RGB normalised as `info` says, to the
+    logits that the reference implementation returns. In train mode it gives a dict: `"logits"`
+    and, for networks that have them, the auxiliary outputs by name.
+    """
+
+    info: Info
+    enlarge: nn.Module
+
+    def coarse(self, image: Tensor) -> Tensor:
+        """image (N, 3, H, W) -> logits (N, K, h, w) at the head's own stride, before `enlarge`."""
+        raise TypeError(f"{type(self).__name__} defines no `coarse`")
+
+    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(coarse logits, auxiliary logits by name): what training sees beside `coarse`."""
+        return self.coarse(image), {}
+
+    def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
+        self.info.check_size(image.shape[-2], image.shape[-1])
+        if not self.training:
+            return self.enlarge(self.coarse(image))
+        logits, auxiliary = self.auxiliary(image)
+        return {"logits": self.enlarge(logits), **auxiliary}

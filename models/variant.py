@@ -1,0 +1,32 @@
+"""What a variant's name stands for: a constructor and the facts that travel with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .network import IMAGENET_MEAN, IMAGENET_STD, Network
+
+Keys = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`make(num_classes, **options)` builds the network; `keys` renames official state dicts.
+
+    `size` (height, width) is the one the network is reported at; `multiple` what its sides must be
+    multiples of. Where `paper` says "ours" there is no official checkpoint.
+    """
+
+    make: Callable[..., Any]
+    keys: Keys
+    size: tuple[int, int]
+    paper: str
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    multiple: int = 8
+
+    def build(self, num_classes: int, **options: Any) -> Network:
+        network: Network = self.make(num_classes, **options)
+        return network

@@ -1,0 +1,60 @@
+"""Metadata and mapping: the repository's root is the package `rtseg`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+FOLDERS = ("models", "data", "train", "export", "runtime", "speed", "demo")
+EXPORT = [
+    "torch>=2.6",
+    "onnx>=1.17",
+    "onnxscript>=0.3",
+    "onnxslim>=0.1.48",
+    "safetensors>=0.4",
+]
+OPENVINO = ["openvino>=2025.0"]
+TENSORRT = [
+    'tensorrt-rtx-cu13>=1.2; platform_system == "Linux" or platform_system == "Windows"',
+    "cuda-core>=0.5",
+    "cuda-bindings>=13.0",
+    "nvidia-ml-py>=12",
+]
+TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]
+ALL = [*TRAIN, *OPENVINO, *TENSORRT]
+
+setup(
+    name="rtseg",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "__init__.py").read_text()).group(1),
+    description="Street-scene segmentation networks, exported, proven, measured and driven",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    package_dir={"rtseg": "."},
+    packages=["rtseg"]
+    + [
+        f"rtseg.{name}"
+        for name in find_packages(include=[*FOLDERS, *(f"{folder}.*" for folder in FOLDERS)])
+    ],
+    package_data={"rtseg": ["py.typed"]},
+    install_requires=[
+        "numpy>=1.26",
+        "opencv-python>=4.9",
+        "onnxruntime>=1.20",
+        "pydantic>=2.7",
+        "typer>=0.15",
+        "rich>=13.7",
+    ],
+    extras_require={
+        "export": EXPORT,
+        "openvino": OPENVINO,
+        "tensorrt": TENSORRT,
+        "gpu": ["onnxruntime-gpu>=1.20", "nvidia-ml-py>=12"],
+        "train": TRAIN,
+        "all": ALL,
+        "dev": [*ALL, "pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["rtseg=rtseg.cli:main"]},
+)
