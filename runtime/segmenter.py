@@ -1,0 +1,128 @@
+"""Any frame in, labels of its size out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .backend import Backend, Info, choose, open_backend
+from .card import Card, read_card, verify
+
+
+class Segmenter:
+    """Frames to labels through one loaded artifact.
+
+    Safe to call from several threads: calls wait for each other, since a backend has one set of
+    buffers. Use one Segmenter a thread to run several at once. Close it, or use it as a context
+    manager, to free the model.
+    """
+
+    def __init__(self, backend: Backend):
+        self._backend: Backend | None = backend
+        self._lock = threading.Lock()
+        self.card: Card = backend.card
+        self.info: Info = backend.info
+
+    def __call__(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
+        """frame (H, W, 3) uint8 BGR, any size -> labels (H, W) uint8 class ids, the caller's own.
+
+        A frame of another size than the artifact's is resized (bilinear) and its labels are
+        brought back (nearest). Grey, BGRA and other number types are converted where that loses
+        nothing; ValueError says what to do where it would.
+        """
+        image = as_bgr(frame)
+        height, width = image.shape[:2]
+        fitted = image if (height, width) == self.card.size else _resized(image, self.card.size)
+        with self._lock:
+            labels = self.backend(fitted[None])[0]
+            if (height, width) == self.card.size:
+                return labels.copy()
+            return np.asarray(
+                cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+            )
+
+    @property
+    def backend(self) -> Backend:
+        if self._backend is None:
+            raise RuntimeError("this Segmenter is closed: load the artifact again")
+        return self._backend
+
+    def close(self) -> None:
+        with self._lock:
+            backend, self._backend = self._backend, None
+            if backend is not None:
+                backend.close()
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def load(
+    path: str | os.PathLike[str],
+    backend: str | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> Segmenter:
+    """The Segmenter of an artifact: `.engine`, `.onnx`, `.xml` (OpenVINO) or `.safetensors`.
+
+    backend: "tensorrt", "onnxruntime", "openvino" or "torch"; by default what the file and this
+    machine suggest. device: "cpu" or "cuda[:N]". options: as the backend's class takes them, such
+    as `threads`.
+
+    Raises ArtifactError if the file is damaged, was changed since it was exported, or cannot run
+    here; its message says what to do.
+    """
+    path = Path(path)
+    card = read_card(path)
+    name = choose(path, backend, device)
+    verify(path, card)
+    return Segmenter(open_backend(name, path, device, **options))
+
+
+def as_bgr(frame: NDArray[Any]) -> NDArray[np.uint8]:
+    """`frame` as contiguous (H, W, 3) uint8 BGR. Raises ValueError where that would lose something."""
+    frame = np.asarray(frame)
+    if frame.size == 0:
+        raise ValueError(f"the frame is empty, of shape {frame.shape}: was the image read at all?")
+    if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] not in (1, 3, 4)):
+        raise ValueError(
+            f"a frame has shape (H, W, 3), not {frame.shape}: pass one image, channels last"
+        )
+    frame = _as_uint8(frame)
+    if frame.ndim == 2 or frame.shape[2] == 1:
+        frame = np.repeat(frame.reshape(*frame.shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(frame[:, :, :3])
+
+
+def _as_uint8(frame: NDArray[Any]) -> NDArray[np.uint8]:
+    if frame.dtype == np.uint8:
+        return frame
+    exact = frame.dtype.kind in "iuf" and np.isfinite(frame).all()
+    if exact and frame.min() >= 0 and frame.max() <= 255 and (frame == np.floor(frame)).all():
+        # A float image in 0..1 that happens to be black and white would pass as nearly black.
+        if frame.dtype.kind != "f" or frame.max() > 1 or frame.max() == 0:
+            return frame.astype(np.uint8)
+    raise ValueError(
+        f"a frame holds uint8 values 0..255, not {frame.dtype} that does not convert exactly: "
+        "scale it to 0..255, round it and convert it with .astype(np.uint8)"
+    )
+
+
+def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    height, width = size
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
