@@ -1,0 +1,116 @@
+"""The two TensorRT packages: which is installed, its module and its log.
+
+`tensorrt` is the full SDK: its engines run on the GPU model that built them. `tensorrt_rtx` builds
+without a GPU, for several at once, and compiles the kernels at first run. Their Python API is one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from .backend import MissingPackage
+
+Flavour = Literal["tensorrt", "tensorrt_rtx"]
+FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt_rtx")
+INSTALL = 'pip install "rtseg[tensorrt]"'
+# The oldest driver branch that runs a CUDA major version, on Linux and Windows.
+MINIMUM_DRIVER = {12: "525", 13: "580"}
+LEVELS = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
+# What TensorRT says at every build on a machine without a GPU, and what is no error.
+HARMLESS = ("cudaError 35", "Thread context has not been set")
+
+
+@dataclass(frozen=True)
+class Package:
+    """An installed TensorRT package: `cuda` is the major version that it is built for, if known."""
+
+    flavour: Flavour
+    version: str
+    cuda: int | None
+
+    @property
+    def minimum_driver(self) -> str | None:
+        return MINIMUM_DRIVER.get(self.cuda) if self.cuda else None
+
+
+def find_package(flavour: Flavour) -> Package | None:
+    """The package as the installer recorded it, without importing it."""
+    for cuda in (*sorted(MINIMUM_DRIVER, reverse=True), None):
+        name = f"{flavour}_cu{cuda}" if cuda else flavour
+        try:
+            return Package(flavour, metadata.version(name), cuda)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def import_package(flavour: Flavour) -> Any:
+    """The module `tensorrt` or `tensorrt_rtx`. Raises MissingPackage if it does not import."""
+    if importlib.util.find_spec(flavour) is None:
+        raise MissingPackage(f"{flavour} is not installed: {_install(flavour)}")
+    try:
+        return importlib.import_module(flavour)
+    except (ImportError, OSError) as error:
+        raise MissingPackage(
+            f"{flavour} is installed but does not load ({error}): {_install(flavour)} again"
+        ) from error
+
+
+def _install(flavour: Flavour) -> str:
+    return INSTALL if flavour == "tensorrt_rtx" else "pip install tensorrt"
+
+
+def make_log(trt: Any, level: str = "warning", file: TextIO | None = None) -> Any:
+    """A TensorRT logger that writes to `file` instead of stderr and keeps the errors in `errors`.
+
+    level: "verbose", "info", "warning" or "error"; ValueError otherwise.
+    """
+    names = {name.lower(): place for place, name in enumerate(LEVELS)}
+    if level not in names:
+        raise ValueError(f"no log level is called {level!r}: choose from {', '.join(names)}")
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            place = LEVELS.index(severity.name)
+            if file is not None and place <= names[level]:
+                file.write(f"[{severity.name}] {message}\n")
+            if place <= LEVELS.index("ERROR") and not any(part in message for part in HARMLESS):
+                self.errors.append(message)
+
+    return Log()
+
+
+def last_line(errors: Iterable[str]) -> str:
+    """The last thing that went wrong, as one line."""
+    said = [" ".join(error.split()) for error in errors]
+    return said[-1] if said else "TensorRT gave no reason"
+
+
+def members(enumeration: Any) -> dict[str, Any]:
+    """The members of a TensorRT enumeration by name; their numbers differ between versions."""
+    return dict(enumeration.__members__)
+
+
+def read_header(path: Path) -> tuple[Flavour, str, int] | None:
+    """(flavour, TensorRT version, size in bytes) of an engine file, or None if it is none.
+
+    TensorRT's plan header: a magic word, the plan's size at byte 16, the version's four numbers at
+    byte 24, where NVIDIA says to look for them (github.com/NVIDIA/TensorRT/issues/3073).
+    """
+    with path.open("rb") as file:
+        head = file.read(28)
+    flavour: Flavour | None = {b"ftrt": FLAVOURS[0], b"vtrt": FLAVOURS[1]}.get(head[:4])
+    if flavour is None or len(head) < 28:
+        return None
+    version = ".".join(str(number) for number in head[24:28])
+    return flavour, version, int.from_bytes(head[16:24], "little")
