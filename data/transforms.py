@@ -1,0 +1,147 @@
+"""Augmentation on uint8 arrays with OpenCV; every random choice comes from the given generator.
+
+image (H, W, 3) uint8 BGR, label (H, W) uint8 train ids with 255 for pixels that do not count.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .classes import IGNORE
+
+Pair = tuple[np.ndarray, np.ndarray]
+CROP_TRIES = 10  # for a crop under the category cap, as the usual recipes have it
+
+
+class Augment(BaseModel):
+    """What is done to a training pair, in this order; the defaults do nothing but crop.
+
+    `scale`: range of the random factor. `crop`: (height, width) in pixels; what a small image lacks
+    is padded below and to the right. `category_cap`: a crop where one class takes more than this
+    part is drawn again. `flip`, `blur`: probabilities. `brightness`, `contrast`, `saturation`: a
+    factor in 1 - x .. 1 + x; `hue`: a turn of -x .. x of the whole circle.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    crop: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    category_cap: float = Field(1.0, gt=0, le=1)
+    flip: float = Field(0.0, ge=0, le=1)
+    brightness: float = Field(0.0, ge=0, lt=1)
+    contrast: float = Field(0.0, ge=0, lt=1)
+    saturation: float = Field(0.0, ge=0, lt=1)
+    hue: float = Field(0.0, ge=0, le=0.5)
+    blur: float = Field(0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Augment:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale is [smallest, largest], both above 0, not {list(self.scale)}")
+        if min(self.crop) < 1:
+            raise ValueError(f"crop is [height, width] in pixels, not {list(self.crop)}")
+        return self
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, random: np.random.Generator) -> Pair:
+        """-> image (crop, 3) uint8 BGR, label (crop) uint8, both contiguous."""
+        image, label = resize(image, label, random.uniform(*self.scale))
+        image, label = pad(image, label, self.crop)
+        image, label = random_crop(image, label, self.crop, self.category_cap, random)
+        if random.random() < self.flip:
+            image, label = image[:, ::-1], label[:, ::-1]
+        image = np.ascontiguousarray(image)
+        if random.random() < self.blur:
+            image = blurred(image, radius=random.uniform(0, 1))
+        image = self._distorted(image, random)
+        return image, np.ascontiguousarray(label)
+
+    def _distorted(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        image = brightened(
+            image,
+            factor=random.uniform(1 - self.brightness, 1 + self.brightness),
+            contrast=random.uniform(1 - self.contrast, 1 + self.contrast),
+        )
+        if self.saturation:
+            image = saturated(image, random.uniform(1 - self.saturation, 1 + self.saturation))
+        if self.hue:
+            image = turned_hue(image, random.uniform(-self.hue, self.hue))
+        return image
+
+
+def resize(image: np.ndarray, label: np.ndarray, factor: float) -> Pair:
+    """Image bilinear, label nearest; sizes are rounded, at least one pixel."""
+    height, width = (max(1, round(side * factor)) for side in label.shape)
+    if (height, width) == label.shape:
+        return image, label
+    size = (width, height)
+    return (
+        cv2.resize(image, size, interpolation=cv2.INTER_LINEAR),
+        cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT),
+    )
+
+
+def pad(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> Pair:
+    """To at least `size`, below and to the right: black, and not counted."""
+    below, right = (max(0, want - have) for want, have in zip(size, label.shape, strict=True))
+    if not below and not right:
+        return image, label
+    border = (0, below, 0, right, cv2.BORDER_CONSTANT)
+    return (
+        cv2.copyMakeBorder(image, *border, value=(0, 0, 0)),
+        cv2.copyMakeBorder(label, *border, value=(IGNORE,)),
+    )
+
+
+def random_crop(
+    image: np.ndarray,
+    label: np.ndarray,
+    size: tuple[int, int],
+    category_cap: float,
+    random: np.random.Generator,
+) -> Pair:
+    """A window of `size`; up to ten tries for one where no class exceeds the cap."""
+    height, width = size
+    for _ in range(CROP_TRIES):
+        top = int(random.integers(label.shape[0] - height + 1))
+        left = int(random.integers(label.shape[1] - width + 1))
+        window = (slice(top, top + height), slice(left, left + width))
+        if category_cap == 1 or _largest_part(label[window]) <= category_cap:
+            break
+    return image[window], label[window]
+
+
+def _largest_part(label: np.ndarray) -> float:
+    """Of the pixels that count, the part that the commonest class takes; 1 for a single class."""
+    counts = np.bincount(label.ravel(), minlength=256)[:IGNORE]
+    return float(counts.max() / max(1, counts.sum()))
+
+
+def brightened(image: np.ndarray, factor: float, contrast: float) -> np.ndarray:
+    """Brightness by `factor`, then contrast about the mean grey value; clipped to 0..255."""
+    if factor == 1 and contrast == 1:
+        return image
+    grey = factor * float(image.mean())
+    # convertScaleAbs would fold negative values up: the subtraction saturates at 0 instead.
+    table = np.arange(256) * (factor * contrast) + grey * (1 - contrast)
+    return cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8))
+
+
+def saturated(image: np.ndarray, factor: float) -> np.ndarray:
+    """0: grey; 1: as it was; more: stronger colours."""
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    return cv2.addWeighted(image, factor, grey, 1 - factor, 0)
+
+
+def turned_hue(image: np.ndarray, turn: float) -> np.ndarray:
+    """Every hue moved by `turn` of the whole circle."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
+    table = ((np.arange(256) + round(turn * 256)) % 256).astype(np.uint8)
+    hsv[..., 0] = table[hsv[..., 0]]
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
+
+
+def blurred(image: np.ndarray, radius: float) -> np.ndarray:
+    """Gaussian blur with a standard deviation of `radius` pixels."""
+    return cv2.GaussianBlur(image, (0, 0), radius) if radius > 0.1 else image

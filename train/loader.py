@@ -1,0 +1,102 @@
+"""Batches for training: an endless stream of augmented pairs that depends on the seed alone.
+
+Position p of the stream lies in epoch p // len(data); the order of an epoch and the augmentation
+at a position are drawn from (seed, epoch) and (seed, position). So the stream is the same whatever
+the number of workers and processes, and a resumed run goes on exactly where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..data.datasets import Cached, DataError, SegmentationData
+from ..data.transforms import Augment
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images (N, H, W, 3) uint8 BGR, labels (N, H, W) uint8, and the samples' indices."""
+
+    images: Tensor
+    labels: Tensor
+    indices: list[int]
+
+    def pin_memory(self) -> Batch:
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices)
+
+
+class Stream(Dataset[tuple[np.ndarray, np.ndarray, int]]):
+    """Position -> augmented image, label, and index in `data`."""
+
+    def __init__(self, data: SegmentationData | Cached, augment: Augment, seed: int):
+        self.data, self.augment, self.seed = data, augment, seed
+        self.order: tuple[int, np.ndarray] | None = None  # of the epoch seen last
+
+    def index(self, position: int) -> int:
+        epoch, place = divmod(position, len(self.data))
+        if self.order is None or self.order[0] != epoch:
+            random = np.random.default_rng((self.seed, 0, epoch))
+            self.order = (epoch, random.permutation(len(self.data)))
+        return int(self.order[1][place])
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, int]:
+        index = self.index(position)
+        sample = self.data[index]
+        if sample.label is None:
+            raise DataError(f"{sample.name} has no label: this split is not for training")
+        random = np.random.default_rng((self.seed, 1, position))
+        image, label = self.augment(sample.image, sample.label, random)
+        return image, label, index
+
+
+class Positions(Sampler[list[int]]):
+    """The positions that one of `processes` takes in each step from `first` to before `last`."""
+
+    def __init__(self, batch: int, first: int, last: int, process: int = 0, processes: int = 1):
+        self.batch, self.first, self.last = batch, first, last
+        self.process, self.processes = process, processes
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first, self.last):
+            start = (step * self.processes + self.process) * self.batch
+            yield list(range(start, start + self.batch))
+
+
+def collate(items: list[tuple[np.ndarray, np.ndarray, int]]) -> Batch:
+    images, labels, indices = zip(*items, strict=True)
+    return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), [*indices])
+
+
+def make_loader(
+    stream: Stream, positions: Positions, workers: int, pin_memory: bool = False
+) -> DataLoader[tuple[np.ndarray, np.ndarray, int]]:
+    return DataLoader(
+        stream,
+        batch_sampler=positions,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_prepare_worker if workers else None,
+        prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # its own: torch's must not depend on how often we start
+    )
+
+
+def _prepare_worker(worker: int) -> None:
+    """One thread; and stopping is the main process's decision, which saves first."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,0 +1,89 @@
+"""What a run tells: JSON lines for machines, a progress bar for people, TensorBoard if wanted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL log; a last line cut short by a crash is left out."""
+    if not path.is_file():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+class Log:
+    """Rows appended to a JSONL file; on resume, rows after the resumed iteration are dropped."""
+
+    def __init__(self, path: Path, iteration: int = 0, tensorboard: bool = False):
+        rows = [row for row in read_log(path) if row["iteration"] <= iteration]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = path.open("w")
+        self.board = _tensorboard(path.parent) if tensorboard else None
+        for row in rows if iteration else []:
+            self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def write(self, iteration: int, **values: Any) -> None:
+        self.file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("tensorboard: true needs `pip install tensorboard`") from error
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+class Bar:
+    """Iterations done, loss, mIoU, images a second and the time that is left, on the terminal."""
+
+    def __init__(self, total: int, done: int, show: bool):
+        self.progress = Progress(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}  mIoU {task.fields[miou]}"),
+            TextColumn("{task.fields[speed]} images/s  left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=Console(stderr=True),
+            disable=not show,
+        )
+        blank = dict.fromkeys(("loss", "miou", "speed"), "-")
+        self.task = self.progress.add_task("train", total=total, completed=done, **blank)
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+
+    def show(self, iteration: int, **fields: str) -> None:
+        self.progress.update(self.task, completed=iteration, **fields)

@@ -1,0 +1,304 @@
+"""Training: `train(recipe, folder)` is the whole job, from data to the best weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.classes import IGNORE
+from ..data.datasets import Cached, SegmentationData, open_data
+from ..models import build, save_checkpoint
+from .checkpoint import SaveError, git_revision, read_state, save_state
+from .evaluate import Evaluation, evaluate
+from .loader import Batch, Positions, Stream, make_loader
+from .log import Bar, Log
+from .loss import Criterion, balance
+from .optimiser import Average, factor, make_optimiser, set_learning_rate
+from .parallel import Place, any_process, distribute, joined, summed
+from .predict import Predictor, autocast, normalise
+from .recipe import Recipe
+
+STATE, BEST, LOG = "last.pt", "best.safetensors", "log.jsonl"
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`finished` is False where a signal stopped the run; `miou` is the best so far, a fraction."""
+
+    folder: Path
+    iteration: int
+    finished: bool
+    miou: float
+
+
+def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True) -> Outcome:
+    """Train as `recipe` says; the run's files lie in `folder`.
+
+    `last.pt` is the state to resume from, `best.safetensors` the weights with the best mIoU on the
+    validation split, `log.jsonl` the log. SIGTERM and SIGINT save the state and stop.
+
+    Raises TrainingError for a loss that is not finite (with the batch's file names) and for a
+    worker that died; SaveError where the disk is full; DataError for files that cannot be read.
+    """
+    with joined() as place:
+        run = Run(recipe, Path(folder), place)
+        if resume:
+            run.restore()
+        elif run.path(STATE).exists():
+            raise ValueError(f"{folder} holds a run already: --resume it or name another folder")
+        with stop_signals() as stop:
+            return run.go(stop, show and place.first)
+
+
+class Stop:
+    """Set by a signal, read between iterations."""
+
+    wanted = False
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """SIGTERM and SIGINT ask for a stop; the handlers of before come back at the end."""
+    stop = Stop()
+
+    def handle(number: int, frame: object) -> None:
+        stop.wanted = True
+
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    try:
+        before = {kind: signal.signal(kind, handle) for kind in kinds}
+    except ValueError:  # only the main thread may set handlers
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+class Run:
+    """A recipe made real on this process's device, and how far it has come."""
+
+    def __init__(self, recipe: Recipe, folder: Path, place: Place):
+        self.recipe, self.folder, self.place = recipe, folder, place
+        torch.manual_seed(recipe.seed)
+        self.data = load(recipe, recipe.data.train)
+        self.val = load(recipe, recipe.data.val)
+        self.network = build(recipe.model, len(self.data.classes), **recipe.options).train()
+        self.network.info.check_size(*recipe.augment.crop)
+        self.network.to(place.device, memory_format=torch.channels_last)
+        self.average = Average(self.network, recipe.ema) if recipe.ema else None
+        self.optimiser = make_optimiser(self.network, recipe.optimiser)
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.precision == "fp16")
+        self.criterion = Criterion(recipe.loss, self._class_weights()).to(place.device)
+        self.parallel = distribute(self.network, place, recipe.sync_norm)
+        self.step_model: Any = torch.compile(self.parallel) if recipe.compile else self.parallel
+        self.iteration, self.best = 0, 0.0
+        self.total = self._iterations()
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def _iterations(self) -> int:
+        schedule, recipe = self.recipe.schedule, self.recipe
+        if schedule.iterations is not None:
+            return schedule.iterations
+        assert schedule.epochs is not None
+        images = recipe.batch * recipe.accumulate * self.place.processes
+        return max(1, round(schedule.epochs * len(self.data) / images))
+
+    def _class_weights(self) -> Tensor | None:
+        power = self.recipe.loss.class_balance
+        return balance(class_counts(self.data), power) if power else None
+
+    def restore(self) -> None:
+        """Go on from the folder's state, bit for bit."""
+        state = read_state(self.path(STATE))
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
+            self.average.updates = state["updates"]
+        self.iteration, self.best = state["iteration"], state["best"]
+
+    def save(self) -> None:
+        if not self.place.first:
+            return
+        average = self.average
+        state = {
+            "iteration": self.iteration,
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": average.model.state_dict() if average else {},
+            "updates": average.updates if average else 0,
+            "recipe": self.recipe.model_dump_json(),
+        }
+        save_state(self.path(STATE), state)
+
+    def go(self, stop: Stop, show: bool) -> Outcome:
+        recipe, log = self.recipe, None
+        if self.place.first:
+            log = Log(self.path(LOG), self.iteration, recipe.tensorboard)
+            log.write(self.iteration, recipe=json.loads(recipe.model_dump_json()))
+        batches = iter(self._loader())
+        seconds, losses = time.perf_counter(), []
+        with Bar(self.total, self.iteration, show) as bar:
+            while self.iteration < self.total:
+                losses.append(self.step(batches))
+                self.iteration += 1
+                if self.iteration % recipe.log_every == 0 and log:
+                    speed = self._images * len(losses) / (time.perf_counter() - seconds)
+                    mean = sum(losses) / len(losses)
+                    log.write(self.iteration, loss=mean, images_per_s=speed, rate=self.rate)
+                    bar.show(self.iteration, loss=f"{mean:.3f}", speed=f"{speed:.1f}")
+                    seconds, losses = time.perf_counter(), []
+                if self.iteration % recipe.val_every == 0 or self.iteration == self.total:
+                    result = self.validate()
+                    bar.show(self.iteration, miou=f"{result.confusion.miou():.3f}")
+                    if log:
+                        log.write(self.iteration, val=result.as_dict())
+                    seconds, losses = time.perf_counter(), []
+                stopping = any_process(stop.wanted, self.place)
+                if stopping or self.iteration % recipe.save_every == 0:
+                    self.save()
+                if stopping:
+                    break
+        self.save()
+        if log:
+            log.close()
+        return Outcome(self.folder, self.iteration, self.iteration == self.total, self.best)
+
+    @property
+    def _images(self) -> int:
+        return self.recipe.batch * self.recipe.accumulate * self.place.processes
+
+    @property
+    def rate(self) -> float:
+        scale = factor(self.recipe.schedule, min(self.iteration, self.total - 1), self.total)
+        return self.recipe.optimiser.learning_rate * scale
+
+    def _loader(self) -> Any:
+        recipe, place = self.recipe, self.place
+        steps = (self.iteration * recipe.accumulate, self.total * recipe.accumulate)
+        positions = Positions(recipe.batch, *steps, place.process, place.processes)
+        stream = Stream(self.data, recipe.augment, recipe.seed)
+        return make_loader(stream, positions, recipe.data.workers, place.device.type == "cuda")
+
+    def step(self, batches: Iterator[Batch]) -> float:
+        """One update from `accumulate` batches; returns their mean loss."""
+        torch.manual_seed(self._seed())
+        set_learning_rate(self.optimiser, self.rate)
+        total, count = 0.0, self.recipe.accumulate
+        for number, batch in enumerate(islice(self._fetched(batches), count), start=1):
+            with self._gradients_shared(number == count):
+                total += self._backward(batch) / count
+        if self.recipe.optimiser.clip is not None:
+            self.scaler.unscale_(self.optimiser)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimiser.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.network)
+        return total
+
+    def _seed(self) -> int:
+        """Of this iteration in this process, so that dropout needs no state on resume."""
+        place = self.place
+        return self.recipe.seed * 1_000_003 + self.iteration * place.processes + place.process
+
+    def _fetched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(
+                f"a data worker died at iteration {self.iteration} (out of memory?): go on with "
+                "--resume, perhaps with data.workers=1"
+            ) from error
+
+    def _gradients_shared(self, last: bool) -> Any:
+        """Processes exchange gradients once an update, with its last batch."""
+        return nullcontext() if last or self.place.processes == 1 else self.parallel.no_sync()
+
+    def _backward(self, batch: Batch) -> float:
+        device = self.place.device
+        image = normalise(batch.images.to(device, non_blocking=True), self.network.info)
+        label = batch.labels.to(device, non_blocking=True).long()
+        with autocast(device, self.recipe.precision):
+            outputs = self.step_model(image)
+        loss = self.criterion(outputs, label)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            names = ", ".join(self.data.name(index) for index in batch.indices)
+            raise TrainingError(
+                f"the loss is {value} at iteration {self.iteration}, batch of {names}: lower "
+                "optimiser.learning_rate or set optimiser.clip, and go on with --resume"
+            )
+        self.scaler.scale(loss / self.recipe.accumulate).backward()
+        return value
+
+    def validate(self) -> Evaluation:
+        """mIoU on the validation split; better weights than ever are kept."""
+        network = self.average.model if self.average else self.network
+        segment = Predictor(network, self.recipe.val_size, precision=self.recipe.precision)
+        mine = range(self.place.process, len(self.val), self.place.processes)
+        result = evaluate(segment, self.val, mine)
+        self.network.train()
+        result.confusion.matrix = summed(result.confusion.matrix, self.place)
+        miou = result.confusion.miou()
+        if miou > self.best:
+            self.best = miou
+            if self.place.first:
+                self._keep(network, result)
+        return result
+
+    def _keep(self, network: Any, result: Evaluation) -> None:
+        facts = {
+            "classes": self.data.classes.name,
+            "class_names": self.data.classes.names,
+            "metrics": {"split": self.recipe.data.val, "iteration": self.iteration}
+            | {key: result.as_dict()[key] for key in ("miou", "iou", "pixel_accuracy", "images")},
+            "recipe": json.loads(self.recipe.model_dump_json()),
+            "revision": git_revision(),
+        }
+        try:
+            save_checkpoint(network, self.path(BEST), metadata=facts)
+        except OSError as error:
+            raise SaveError(f"cannot write {self.path(BEST)}: {error.strerror or error}") from error
+
+
+def load(recipe: Recipe, split: str) -> SegmentationData | Cached:
+    data = open_data(recipe.data.name, recipe.data.root, split)
+    return Cached(data) if recipe.data.cache else data
+
+
+def class_counts(data: SegmentationData | Cached) -> np.ndarray:
+    """(K,) int64: the pixels of each class in the whole split."""
+    counts = np.zeros(256, np.int64)
+    for index in range(len(data)):
+        label = data[index].label
+        if label is not None:
+            counts += np.bincount(label.ravel(), minlength=256)
+    return counts[: min(IGNORE, len(data.classes))]

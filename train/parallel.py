@@ -1,0 +1,118 @@
+"""Several processes, one training run: started by `torchrun`, or a single process without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among all: its number, how many there are, and its device."""
+
+    process: int
+    processes: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.process == 0
+
+
+@contextmanager
+def joined() -> Iterator[Place]:
+    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), and leave at the end.
+
+    Alone: one process on the first GPU, or the CPU.
+    """
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield Place(0, 1, device)
+        return
+    distributed.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield Place(distributed.get_rank(), distributed.get_world_size(), device)
+    finally:
+        distributed.destroy_process_group()
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the images of all processes, for CPUs; on GPUs PyTorch has its own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        x = input.float()
+        sums = torch.stack([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3))])
+        count = x.numel() // x.shape[1] * distributed.get_world_size()
+        mean, square = (all_reduce(sums) / count).unbind()
+        variance = (square - mean.square()).clamp(min=0)
+        self._follow(mean.detach(), variance.detach(), count)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+
+
+def with_shared_norms(model: nn.Module) -> nn.Module:
+    """Every BatchNorm2d of `model` replaced by one that counts the images of all processes."""
+    if next(model.parameters()).is_cuda:
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return converted
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(module, name, _shared(child))
+    return model
+
+
+def _shared(norm: nn.BatchNorm2d) -> SharedBatchNorm:
+    shared = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    shared.load_state_dict(norm.state_dict())
+    return shared.train(norm.training)
+
+
+def distribute(model: nn.Module, place: Place, sync_norm: bool) -> nn.Module:
+    """`model` so that gradients are averaged over all processes; unchanged for a single one."""
+    if place.processes == 1:
+        return model
+    if sync_norm:
+        model = with_shared_norms(model)
+    devices = [place.device] if place.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices)
+
+
+def summed(counts: np.ndarray, place: Place) -> np.ndarray:
+    """int64 counts, added up over all processes."""
+    if place.processes == 1:
+        return counts
+    total = torch.from_numpy(counts).to(place.device)
+    distributed.all_reduce(total)
+    return np.asarray(total.cpu().numpy())
+
+
+def any_process(flag: bool, place: Place) -> bool:
+    """Whether the flag is set in any process; the same answer everywhere."""
+    if place.processes == 1:
+        return flag
+    return bool(summed(np.array([flag], np.int64), place)[0])

@@ -1,0 +1,122 @@
+"""A PyTorch network as a function from frame to labels, in all the ways papers evaluate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..models import Info, Network
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def normalise(frames: Tensor, info: Info) -> Tensor:
+    """frames (N, H, W, 3) uint8 BGR -> (N, 3, H, W) float32 RGB as `info` says, channels last."""
+    rgb = frames.flip(-1).float()
+    mean = torch.tensor(info.mean, device=frames.device) * 255
+    std = torch.tensor(info.std, device=frames.device) * 255
+    return ((rgb - mean) / std).permute(0, 3, 1, 2)
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """The context for `precision` fp32, bf16 or fp16 on `device`."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, AUTOCAST[precision])
+
+
+class Predictor:
+    """frame (H, W, 3) uint8 BGR, any size -> labels (H, W) uint8.
+
+    `size`: (height, width) the frame is brought to first; None: its own, rounded up to what the
+    network takes. `scales`: further factors on that size, whose probabilities are averaged.
+    `flip`: the mirrored frame counts as well. `window`: (height, width) of a sliding window with
+    an overlap of a third; None: the whole frame at once.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        size: tuple[int, int] | None = None,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+        window: tuple[int, int] | None = None,
+        precision: str = "fp32",
+    ):
+        self.network = network.eval()
+        self.device = next(network.parameters()).device
+        self.size, self.scales, self.flip = size, tuple(scales), flip
+        self.window, self.precision = window, precision
+        if window is not None:
+            network.info.check_size(*window)
+
+    @torch.no_grad()
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        labels = self.scores(frame).argmax(dim=1)[0].to(torch.uint8)
+        return np.asarray(labels.cpu().numpy())
+
+    @torch.no_grad()
+    def scores(self, frame: np.ndarray) -> Tensor:
+        """(1, K, H, W) float32: logits, or mean probabilities where several views are taken."""
+        height, width = frame.shape[:2]
+        image = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
+        image = normalise(image[None], self.network.info)
+        views = [self._logits(view, flip) for view, flip in self._views(image)]
+        views = [resized(view, (height, width)) for view in views]
+        if len(views) == 1:
+            return views[0]
+        return torch.stack([view.softmax(dim=1) for view in views]).mean(dim=0)
+
+    def _views(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """The image at every size, as it is and mirrored."""
+        base = self.size or image.shape[-2:]
+        step = self.network.info.multiple
+        for scale in self.scales:
+            size = tuple(max(1, math.ceil(side * scale / step)) * step for side in base)
+            view = resized(image, size)
+            yield view, False
+            if self.flip:
+                yield view.flip(-1), True
+
+    def _logits(self, view: Tensor, mirrored: bool) -> Tensor:
+        with autocast(self.device, self.precision):
+            logits = self._slid(view) if self.window else self._whole(view)
+        return (logits.flip(-1) if mirrored else logits).float()
+
+    def _whole(self, view: Tensor) -> Tensor:
+        logits: Tensor = self.network(view)
+        return resized(logits, view.shape[-2:])
+
+    def _slid(self, view: Tensor) -> Tensor:
+        """Windows are averaged where they overlap; a smaller view is padded with the mean colour."""
+        assert self.window is not None
+        height, width = view.shape[-2:]
+        low, wide = (max(w, v) for w, v in zip(self.window, (height, width), strict=True))
+        view = F.pad(view, (0, wide - width, 0, low - height))
+        total = view.new_zeros(1, self.network.info.num_classes, low, wide)
+        seen = view.new_zeros(1, 1, low, wide)
+        for top in starts(low, self.window[0]):
+            for left in starts(wide, self.window[1]):
+                part = (..., slice(top, top + self.window[0]), slice(left, left + self.window[1]))
+                total[part] += self._whole(view[part])
+                seen[part] += 1
+        return (total / seen)[..., :height, :width]
+
+
+def starts(length: int, window: int) -> list[int]:
+    """Where windows begin so that they cover 0..length, each moved by at most two thirds."""
+    stride = max(1, window * 2 // 3)
+    return [*range(0, length - window, stride), length - window]
+
+
+def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
