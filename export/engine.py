@@ -26,7 +26,7 @@ from ..runtime.packages import (
     members,
 )
 from ..runtime.parity import Reference
-from ..runtime.preflight import gpus, this_platform
+from ..runtime.preflight import block_digests, gpus, this_platform
 
 NOT_BY_DEFAULT = ("7.5",)  # TensorRT-RTX: makes the engine slower on every newer GPU
 
@@ -228,11 +228,7 @@ def _write(
     """Write engine, reference and card, in this order: a reader that sees the card has them all."""
     beside = target.with_name(target.name + ".reference.npz")
     card = card.model_copy(
-        update={
-            "engine": facts,
-            "proof": None,
-            "tools": card.tools | {facts.flavour: facts.version},
-        }
+        update={"proof": None, "tools": card.tools | {facts.flavour: facts.version}}
     )
     try:
         write_atomically(target, plan)
@@ -240,8 +236,9 @@ def _write(
         if reference is not None:
             reference.save(beside)
             files.append(beside)
+        facts = facts.model_copy(update={"blocks": block_digests(target)})
         digests = {path.name: digest_of(path) for path in files}
-        card = card.model_copy(update={"files": digests})
+        card = card.model_copy(update={"engine": facts, "files": digests})
         write_atomically(sidecar(target), card.to_json().encode())
     except BaseException:
         for path in (target, beside, sidecar(target)):

@@ -36,7 +36,8 @@ class Proof(_Facts):
     """The verdict of the parity report: `report` is its id, the rest its main figures.
 
     `agreement`: share of pixels with the reference's label; `logits_error`: largest error over the
-    reference's largest logit, where the artifact's logits could be read.
+    reference's largest logit, where the artifact's logits could be read. `bf16`: whether it also
+    held the bar of bfloat16 while computing in it; None if that was not tried.
     """
 
     report: str
@@ -44,6 +45,7 @@ class Proof(_Facts):
     frames: int
     agreement: float
     logits_error: float | None = None
+    bf16: bool | None = None
 
 
 class EngineFacts(_Facts):
@@ -51,7 +53,8 @@ class EngineFacts(_Facts):
 
     `flavour`: the Python package; `compute_capabilities`: such as "8.6", those it holds or may
     compile code for; `minimum_driver`: of the CUDA version it was built for; `layers`: of the
-    network before TensorRT fused them; `flags`: builder and network flags, by name.
+    network before TensorRT fused them; `flags`: builder and network flags, by name; `blocks`:
+    SHA-256 of the file's blocks, so that all cores can check a large engine.
     """
 
     flavour: Literal["tensorrt", "tensorrt_rtx"]
@@ -63,6 +66,7 @@ class EngineFacts(_Facts):
     layers: int
     onnx: str
     build_seconds: float
+    blocks: tuple[str, ...] = ()
 
 
 class Card(_Facts):

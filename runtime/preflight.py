@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
+import importlib
+import importlib.util
+import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from .backend import BACKENDS
+from .card import ArtifactError, Card, EngineFacts, read_card, sidecar, verify
+from .packages import FLAVOURS, INSTALL, MINIMUM_DRIVER, Package, find_package, read_header
+
+BLOCK = 1 << 22  # bytes hashed by one thread at a time
+BINDINGS = "cuda.bindings"
+PRETRAINED = Path(__file__).parents[1] / "models" / "pretrained"
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,7 @@ class Gpu:
 def gpus() -> list[Gpu]:
     """The NVIDIA GPUs whose driver answers; [] without one. Never raises."""
     try:
-        import pynvml
+        pynvml = importlib.import_module("pynvml")
     except ImportError:
         return _gpus_of_libcuda()
     try:
@@ -96,3 +110,271 @@ def this_platform() -> str:
     machine = platform.machine().lower()
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
     return f"{platform.system().lower()}-{machine}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a file may find here. tensorrt: the installed packages; modules: names that import, of
+    those that a backend needs."""
+
+    platform: str
+    gpus: tuple[Gpu, ...]
+    tensorrt: tuple[Package, ...]
+    modules: frozenset[str]
+
+    def package(self, flavour: str) -> Package | None:
+        return next((p for p in self.tensorrt if p.flavour == flavour), None)
+
+
+def this_machine() -> Machine:
+    """Read from the driver and the installers' records; no backend is imported."""
+    names = [BINDINGS, *(name for entry in BACKENDS.values() for name in entry.packages)]
+    return Machine(
+        platform=this_platform(),
+        gpus=tuple(gpus()),
+        tensorrt=tuple(package for name in FLAVOURS if (package := find_package(name))),
+        modules=frozenset(name for name in names if _importable(name)),
+    )
+
+
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package that `name` would be in
+        return False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a file will run here; if not, `reason` says why and `fix` is the command, or else the
+    step, that mends it. `code` is the reason as one word, "ok" where there is none."""
+
+    path: str
+    ok: bool
+    code: str
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: runs here" if self.ok else f"{self.path}: {self.reason}: {self.fix}"
+
+
+class _Refused(Exception):
+    """code, reason, fix."""
+
+
+def check(path: str | os.PathLike[str], machine: Machine | None = None) -> Verdict:
+    """Whether the artifact at `path` will run on this machine; never raises for a bad file.
+
+    Reads and hashes the file, asks the driver, and loads neither the model nor its backend.
+    """
+    path = Path(path)
+    try:
+        card = _readable(path)
+        _check_content(path, card)
+        machine = machine or this_machine()
+        if card.engine is None:
+            _check_backend(path, machine)
+        else:
+            for step in ENGINE_STEPS:
+                step(path, card, card.engine, machine)
+    except _Refused as refusal:
+        return Verdict(str(path), False, *refusal.args)
+    return Verdict(str(path), True, "ok", "", "")
+
+
+def _readable(path: Path) -> Card:
+    """The card of a file that is an artifact by its name and its first bytes."""
+    if not path.is_file():
+        raise _Refused("missing", "there is no such file", f"ls {path.parent}")
+    suffixes = [suffix for entry in BACKENDS.values() for suffix in entry.suffixes]
+    if path.suffix not in suffixes:
+        known = ", ".join(dict.fromkeys(suffixes))
+        raise _Refused("not_artifact", f"no backend loads it; they load {known}", "rtseg --help")
+    is_engine = path.suffix in BACKENDS["tensorrt"].suffixes
+    if is_engine and read_header(path) is None:
+        raise _Refused("not_engine", "it is not a TensorRT engine", "rtseg export --help")
+    try:
+        card = read_card(path)
+    except ArtifactError as error:
+        beside = sidecar(path)
+        if path.suffix not in (".onnx", ".safetensors") and not beside.is_file():
+            raise _Refused(
+                "no_card",
+                f"its card {beside.name} is not beside it",
+                f"copy {beside.name} to {path.parent}, or export it again",
+            ) from error
+        raise _Refused(
+            "card", _what(error, path), "export it again with this version, or update rtseg"
+        ) from error
+    if is_engine and card.engine is None:
+        raise _Refused("card", "its card describes no engine", _export(card, "tensorrt"))
+    return card
+
+
+def _what(error: ArtifactError, path: Path) -> str:
+    """The error without the file's name at its start and the advice at its end."""
+    return str(error).removeprefix(str(path)).lstrip(" .json").rsplit(": ", 1)[0]
+
+
+def _check_content(path: Path, card: Card) -> None:
+    engine, again = card.engine, f"copy {path.name} and its card again, or export it again"
+    if engine is None:
+        try:
+            verify(path, card)
+        except ArtifactError as error:
+            raise _Refused("digest", _what(error, path), again) from error
+        return
+    expected, found = _expected_size(path), path.stat().st_size
+    if expected and found < expected:
+        raise _Refused("truncated", f"it has {found} of {expected} bytes", again)
+    if not _same_content(path, card, engine):
+        reason = "it was changed or damaged since it was exported (its SHA-256 differs)"
+        raise _Refused("digest", reason, again)
+    for name in card.files:
+        if not path.with_name(name).is_file():
+            raise _Refused("incomplete", f"{name} is not beside it", f"copy {name} too")
+
+
+def _expected_size(path: Path) -> int | None:
+    """In bytes, where the engine says so; the size field is only known for TensorRT-RTX."""
+    header = read_header(path)
+    return header[2] if header and header[0] == "tensorrt_rtx" else None
+
+
+def _same_content(path: Path, card: Card, engine: EngineFacts) -> bool:
+    if engine.blocks:
+        return block_digests(path) == engine.blocks
+    return hashlib.sha256(path.read_bytes()).hexdigest() == card.files.get(path.name)
+
+
+def block_digests(path: Path) -> tuple[str, ...]:
+    """SHA-256 of every BLOCK of a file, hashed by as many threads as there are cores."""
+    blocks = -(-path.stat().st_size // BLOCK)
+
+    def digest(place: int) -> str:
+        summary, buffer = hashlib.sha256(), memoryview(bytearray(1 << 18))
+        with path.open("rb", buffering=0) as file:
+            file.seek(place * BLOCK)
+            for _ in range(BLOCK // len(buffer)):
+                summary.update(buffer[: file.readinto(buffer)])
+        return summary.hexdigest()
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        return tuple(pool.map(digest, range(blocks)))
+
+
+def _check_backend(path: Path, machine: Machine) -> None:
+    """For ONNX, OpenVINO and weights: any backend that loads them."""
+    able = [entry for entry in BACKENDS.values() if path.suffix in entry.suffixes]
+    if not any(name in machine.modules for entry in able for name in entry.packages):
+        entry = able[0]
+        raise _Refused(
+            "no_package",
+            f"{entry.packages[0]} is not installed",
+            f'pip install "rtseg[{entry.extra}]"',
+        )
+
+
+def _check_gpu(path: Path, card: Card, engine: EngineFacts, machine: Machine) -> None:
+    if machine.gpus:
+        return
+    near = [path.with_suffix(suffix) for suffix in (".xml", ".onnx")]
+    instead = next((file for file in near if file.is_file()), None)
+    fix = f"rtseg check {instead}" if instead else _export(card, "openvino")
+    raise _Refused("no_gpu", "it needs an NVIDIA GPU, and none answers here", fix)
+
+
+def _check_platform(path: Path, card: Card, engine: EngineFacts, machine: Machine) -> None:
+    built, here = engine.platform, machine.platform
+    if engine.flavour == "tensorrt_rtx":  # its engines are the same on Linux and Windows
+        built, here = (name.split("-")[-1] for name in (built, here))
+    if built != here:
+        reason = f"it was built for {engine.platform}, and this is {machine.platform}"
+        raise _Refused("platform", reason, _export(card, "tensorrt"))
+
+
+def _check_driver(path: Path, card: Card, engine: EngineFacts, machine: Machine) -> None:
+    package, driver = machine.package(engine.flavour), machine.gpus[0].driver
+    needed = [engine.minimum_driver, package.minimum_driver if package else None]
+    newest = max((_numbers(version) for version in needed if version), default=())
+    if driver and _numbers(driver) < newest:
+        wanted = ".".join(map(str, newest))
+        fix = f"install NVIDIA driver {wanted} or newer: https://www.nvidia.com/drivers"
+        if machine.platform == "linux-x86_64":
+            fix = f"sudo apt-get install nvidia-driver-{newest[0]}"
+        reason = f"it needs NVIDIA driver {wanted} or newer, and {driver} is installed"
+        raise _Refused("driver", reason, fix)
+
+
+def _check_package(path: Path, card: Card, engine: EngineFacts, machine: Machine) -> None:
+    package = machine.package(engine.flavour)
+    if package is None:
+        others = ", ".join(p.flavour for p in machine.tensorrt)
+        reason = f"it was built by {engine.flavour}, which is not installed"
+        raise _Refused(
+            "flavour" if others else "no_package",
+            reason + (f" ({others} cannot load it)" if others else ""),
+            _pip(engine, package),
+        )
+    if not _loads(package.version, engine):
+        reason = f"it was built by {engine.flavour} {engine.version}, and {package.version} is here"
+        raise _Refused("version", reason, _pip(engine, package))
+    if BINDINGS not in machine.modules:
+        raise _Refused("no_package", "cuda-bindings is not installed", INSTALL)
+
+
+def _loads(installed: str, engine: EngineFacts) -> bool:
+    """Engines load in the release that built them; version compatible ones in newer ones too, and
+    those of TensorRT 10 in 11."""
+    here, built = _numbers(installed), _numbers(engine.version)
+    if "VERSION_COMPATIBLE" in engine.flags:
+        return here >= built and (here[0] == built[0] or (built[0], here[0]) == (10, 11))
+    shorter = min(len(here), len(built))
+    return here[:shorter] == built[:shorter]
+
+
+def _check_capability(path: Path, card: Card, engine: EngineFacts, machine: Machine) -> None:
+    here = {gpu.compute_capability: gpu.name for gpu in machine.gpus}
+    if not here.keys() & set(engine.compute_capabilities):
+        found = ", ".join(f"{name} has {capability}" for capability, name in here.items())
+        reason = f"it holds code for compute capability {', '.join(engine.compute_capabilities)}"
+        raise _Refused("compute_capability", f"{reason}, and {found}", _export(card, "tensorrt"))
+
+
+ENGINE_STEPS: tuple[Callable[[Path, Card, EngineFacts, Machine], None], ...] = (
+    _check_gpu,
+    _check_platform,
+    _check_driver,
+    _check_package,
+    _check_capability,
+)
+
+
+def _export(card: Card, target: str) -> str:
+    """The command that makes the artifact anew."""
+    height, width = card.size
+    known = not card.trained or (PRETRAINED / card.weights_from).is_file()
+    weights = "" if known else f" --weights {card.weights_from}"
+    return (
+        f"rtseg export {card.model}{weights} --size {height}x{width} "
+        f"--precision {card.precision} --to {target}"
+    )
+
+
+def _pip(engine: EngineFacts, package: Package | None) -> str:
+    cuda = package.cuda if package else None
+    if cuda is None:
+        cuda = next((c for c, d in MINIMUM_DRIVER.items() if d == engine.minimum_driver), None)
+    name = engine.flavour.replace("_", "-") + (f"-cu{cuda}" if cuda else "")
+    return f"pip install {name}=={engine.version}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """("580", "65", "06") as numbers; a part that is none, such as "rc1", ends them."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
