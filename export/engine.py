@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,17 @@ from ..runtime.parity import Reference
 from ..runtime.preflight import block_digests, gpus, this_platform
 
 NOT_BY_DEFAULT = ("7.5",)  # TensorRT-RTX: makes the engine slower on every newer GPU
+ONNX_NAMES = {"float32": "float", "half": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Built:
-    """An engine that was written. census: layer outputs of the network that TensorRT parsed, by
-    TensorRT's name of the data type; log: the build log beside the engine."""
+    """An engine that was written. census: values held in the weights of the network that TensorRT
+    parsed, by data type; layer_types: its layer outputs likewise; log: beside the engine."""
 
     card: Card
     census: dict[str, int]
+    layer_types: dict[str, int]
     log: Path
 
 
@@ -85,7 +87,8 @@ def build_engine(
         onnx=digest_of(onnx),
         build_seconds=round(time.perf_counter() - began, 3),
     )
-    return Built(_write(target, plan, card, facts, reference), census(network), log_path)
+    written = _write(target, plan, card, facts, reference)
+    return Built(written, census(trt, network), layer_types(network), log_path)
 
 
 def choose_package(flavour: Flavour | None = None) -> Package:
@@ -101,13 +104,43 @@ def choose_package(flavour: Flavour | None = None) -> Package:
     return wanted[0]
 
 
-def census(network: Any) -> dict[str, int]:
-    """Layer outputs of a TensorRT network by data type, such as {"HALF": 120, "INT32": 2}."""
-    counts: Counter[str] = Counter()
-    for place in range(network.num_layers):
-        layer = network.get_layer(place)
-        counts.update(layer.get_output(i).dtype.name for i in range(layer.num_outputs))
-    return dict(counts)
+def census(trt: Any, network: Any) -> dict[str, int]:
+    """Values held in a TensorRT network's weights and constants, by data type as ONNX names it."""
+    held: Counter[str] = Counter()
+    for layer in _layers(network):
+        for weights in _weights(trt, layer):
+            name = getattr(weights.dtype, "name", str(weights.dtype)).lower()
+            held[ONNX_NAMES.get(name, name)] += int(weights.size)
+    return dict(held)
+
+
+def layer_types(network: Any) -> dict[str, int]:
+    """Layer outputs of a TensorRT network by its data types, such as {"HALF": 120, "INT32": 2}."""
+    return dict(
+        Counter(
+            layer.get_output(i).dtype.name
+            for layer in _layers(network)
+            for i in range(layer.num_outputs)
+        )
+    )
+
+
+def _layers(network: Any) -> Iterator[Any]:
+    return (network.get_layer(place) for place in range(network.num_layers))
+
+
+def _weights(trt: Any, layer: Any) -> Iterator[Any]:
+    """The non-empty weights of a layer, as arrays or `trt.Weights`."""
+    kind = {"CONVOLUTION": "IConvolutionLayer", "DECONVOLUTION": "IDeconvolutionLayer"}.get(
+        layer.type.name, "IConstantLayer" if layer.type.name == "CONSTANT" else None
+    )
+    if kind is None:
+        return
+    layer.__class__ = getattr(trt, kind)  # how the binding turns an ILayer into what it is
+    for name in ("weights", "kernel", "bias"):
+        weights = getattr(layer, name, None)
+        if weights is not None and weights.size:
+            yield weights
 
 
 def _builder(trt: Any, log: Any) -> Any:
