@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from . import large_sets
+from .large_sets import devkit_colour, names_in
 
 Colour = tuple[int, int, int]  # red, green, blue, 0..255
 IGNORE = 255  # in training labels: a pixel that counts for nothing
@@ -85,4 +90,72 @@ CAMVID = _class_set(
     bicyclist: 0 128 192
     """,
 )
-CLASS_SETS = {each.name: each for each in (CITYSCAPES, CAMVID)}
+
+
+def _plain_set(name: str, text: str, first: int = 1) -> ClassSet:
+    """A set whose colours follow the devkit's rule, from colour number `first` on."""
+    names = names_in(text)
+    palette = tuple(devkit_colour(first + index) for index in range(len(names)))
+    return ClassSet(name, names, palette)
+
+
+ADE20K = _plain_set("ade20k", large_sets.ADE20K)
+PASCAL_CONTEXT_60 = _plain_set("pascal_context_60", large_sets.PASCAL_CONTEXT, first=0)
+PASCAL_CONTEXT_59 = ClassSet(
+    "pascal_context_59", PASCAL_CONTEXT_60.names[1:], PASCAL_CONTEXT_60.palette[1:]
+)
+COCO_STUFF_10K = _plain_set("coco_stuff_10k", large_sets.COCO_STUFF)
+BDD100K = ClassSet("bdd100k", CITYSCAPES.names, CITYSCAPES.palette)
+CLASS_SETS = {
+    each.name: each
+    for each in (
+        CITYSCAPES,
+        CAMVID,
+        ADE20K,
+        PASCAL_CONTEXT_59,
+        PASCAL_CONTEXT_60,
+        COCO_STUFF_10K,
+        BDD100K,
+    )
+}
+
+
+def load_class_set(source: str | Path) -> ClassSet:
+    """A class set by name, or from a YAML file: a list of `{name: road, colour: [128, 64, 128]}`
+    by class id; a class without a colour gets one by the devkit's rule.
+
+    Raises ValueError, naming the entry that is wrong.
+    """
+    if str(source) in CLASS_SETS:
+        return CLASS_SETS[str(source)]
+    path = Path(source)
+    if not path.is_file():
+        near = get_close_matches(str(source), CLASS_SETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(CLASS_SETS)}"
+        raise ValueError(f"no class set is called {str(source)!r}, nor is it a YAML file: {hint}")
+    import yaml  # only those who bring their own classes need it
+
+    try:
+        entries = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(entries, list) or not 2 <= len(entries) <= IGNORE:
+        raise ValueError(
+            f"{path} should be a list of 2 to 255 entries `- {{name: ..., colour: ...}}`"
+        )
+    rows = [_entry(entry, number, path) for number, entry in enumerate(entries)]
+    return ClassSet(path.stem, tuple(name for name, _ in rows), tuple(colour for _, colour in rows))
+
+
+def _entry(entry: object, number: int, path: Path) -> tuple[str, Colour]:
+    where = f"{path}, class {number}"
+    if isinstance(entry, str):
+        return entry, devkit_colour(number + 1)
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise ValueError(f"{where}: write a name, or {{name: road, colour: [128, 64, 128]}}")
+    if unknown := set(entry) - {"name", "colour"}:
+        raise ValueError(f"{where}: unknown key {unknown.pop()!r}: known are name, colour")
+    colour = entry.get("colour", devkit_colour(number + 1))
+    if len(colour) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in colour):
+        raise ValueError(f"{where}: colour is [red, green, blue], each 0..255, not {colour}")
+    return entry["name"], (colour[0], colour[1], colour[2])
