@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ..models.weights import CheckpointError, write_atomically
+from ..data.files import write_atomically
+from ..models import CheckpointError
 
 
 class SaveError(OSError):

@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.classes import IGNORE
+from ..data.classes import IGNORE, load_class_set
 from ..data.datasets import Cached, SegmentationData, open_data
 from ..models import build, save_checkpoint
 from .checkpoint import SaveError, git_revision, read_state, save_state
@@ -27,7 +27,7 @@ from .log import Bar, Log
 from .loss import Criterion, balance
 from .optimiser import Average, factor, make_optimiser, set_learning_rate
 from .parallel import Place, any_process, distribute, joined, summed
-from .predict import Predictor, autocast, normalise
+from .predict import Predictor, autocast, channels_last, normalise
 from .recipe import Recipe
 
 STATE, BEST, LOG = "last.pt", "best.safetensors", "log.jsonl"
@@ -103,11 +103,13 @@ class Run:
         self.val = load(recipe, recipe.data.val)
         self.network = build(recipe.model, len(self.data.classes), **recipe.options).train()
         self.network.info.check_size(*recipe.augment.crop)
-        self.network.to(place.device, memory_format=torch.channels_last)
+        channels_last(self.network.to(place.device))
         self.average = Average(self.network, recipe.ema) if recipe.ema else None
         self.optimiser = make_optimiser(self.network, recipe.optimiser)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.precision == "fp16")
-        self.criterion = Criterion(recipe.loss, self._class_weights()).to(place.device)
+        self.criterion: Callable[..., Tensor] = Criterion(recipe.loss, self._class_weights()).to(
+            place.device
+        )
         self.parallel = distribute(self.network, place, recipe.sync_norm)
         self.step_model: Any = torch.compile(self.parallel) if recipe.compile else self.parallel
         self.iteration, self.best = 0, 0.0
@@ -290,8 +292,10 @@ class Run:
 
 
 def load(recipe: Recipe, split: str) -> SegmentationData | Cached:
-    data = open_data(recipe.data.name, recipe.data.root, split)
-    return Cached(data) if recipe.data.cache else data
+    options = recipe.data
+    classes = load_class_set(options.classes) if options.classes else None
+    data = open_data(options.name, options.root, split, classes)
+    return Cached(data) if options.cache else data
 
 
 def class_counts(data: SegmentationData | Cached) -> np.ndarray:

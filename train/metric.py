@@ -39,7 +39,7 @@ class Confusion:
         return _mean(self.iou())
 
     def accuracy(self) -> np.ndarray:
-        """(K,) the part of each class's pixels that were found; NaN for classes not in the truth."""
+        """(K,) the part of each class's pixels that was found; NaN for classes not in the truth."""
         return _divided(np.diag(self.matrix), self.matrix.sum(1))
 
     def mean_accuracy(self) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from ..models import Info, Network
 
@@ -50,7 +51,7 @@ class Predictor:
         window: tuple[int, int] | None = None,
         precision: str = "fp32",
     ):
-        self.network = network.eval()
+        self.network = channels_last(network.eval())
         self.device = next(network.parameters()).device
         self.size, self.scales, self.flip = size, tuple(scales), flip
         self.window, self.precision = window, precision
@@ -95,7 +96,7 @@ class Predictor:
         return resized(logits, view.shape[-2:])
 
     def _slid(self, view: Tensor) -> Tensor:
-        """Windows are averaged where they overlap; a smaller view is padded with the mean colour."""
+        """Windows are averaged where they overlap; a smaller view is padded in the mean colour."""
         assert self.window is not None
         height, width = view.shape[-2:]
         low, wide = (max(w, v) for w, v in zip(self.window, (height, width), strict=True))
@@ -108,6 +109,12 @@ class Predictor:
                 total[part] += self._whole(view[part])
                 seen[part] += 1
         return (total / seen)[..., :height, :width]
+
+
+def channels_last(network: Network) -> Network:
+    """The same network with its convolutions' weights in the order that inputs come in."""
+    convert_conv2d_weight_memory_format(network, torch.channels_last)
+    return network
 
 
 def starts(length: int, window: int) -> list[int]:
