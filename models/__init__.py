@@ -9,6 +9,7 @@ from . import csfcn
 from .cost import Cost, count
 from .deploy import deploy
 from .network import Info, Network
+from .pipeline import FrameToLabels
 from .variant import Variant
 from .weights import CheckpointError, digest, load_checkpoint, save_checkpoint
 
@@ -18,6 +19,7 @@ __all__ = [
     "VARIANTS",
     "CheckpointError",
     "Cost",
+    "FrameToLabels",
     "Info",
     "Network",
     "Variant",
@@ -43,5 +45,7 @@ def build(variant: str, num_classes: int = 19, **options: Any) -> Network:
         raise ValueError(f"num_classes must lie in 2..255 (labels are uint8), not {num_classes}")
     entry = VARIANTS[variant]
     network = entry.build(num_classes, **options)
-    network.info = Info(variant, num_classes, entry.mean, entry.std, entry.multiple)
+    network.info = Info(
+        variant, num_classes, entry.mean, entry.std, entry.multiple, entry.align_corners
+    )
     return network.eval()

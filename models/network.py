@@ -16,7 +16,8 @@ class Info:
     """How a built network wants its input, and what it gives back.
 
     `mean` and `std` are per RGB channel on pixels in 0..1; height and width of the input must be
-    multiples of `multiple`.
+    multiples of `multiple`. Logits that are smaller than the image are enlarged bilinearly with
+    `align_corners` before the argmax.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Info:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     multiple: int = 8
+    align_corners: bool = False
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError, with the nearest sizes that fit, unless `height` x `width` fits."""

@@ -16,7 +16,7 @@ class Variant:
     """`make(num_classes, **options)` builds the network; `keys` renames official state dicts.
 
     `size` (height, width) is the one the network is reported at; `multiple` what its sides must be
-    multiples of. Where `paper` says "ours" there is no official checkpoint.
+    multiples of; `align_corners` is of the last resize to the image. Where `paper` says "ours" there is no official checkpoint.
     """
 
     make: Callable[..., Any]
@@ -26,6 +26,7 @@ class Variant:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     multiple: int = 8
+    align_corners: bool = False
 
     def build(self, num_classes: int, **options: Any) -> Network:
         network: Network = self.make(num_classes, **options)

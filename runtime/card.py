@@ -35,8 +35,8 @@ class _Facts(BaseModel):
 class Proof(_Facts):
     """The verdict of the parity report: `report` is its id, the rest its main figures.
 
-    `agreement`: share of pixels with the reference's label; `logits_error`: largest error over the
-    reference's largest logit, where the artifact's logits could be read. `bf16`: whether it also
+    `agreement`: share of pixels with the reference's label; `logits_error`: root mean square error
+    over that of the reference, where the artifact's logits could be read. `bf16`: whether it also
     held the bar of bfloat16 while computing in it; None if that was not tried.
     """
 

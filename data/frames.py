@@ -1,0 +1,158 @@
+"""Frames from images, folders, globs and videos."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .scenes import scenes
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture (H, W, 3) uint8 BGR, its place in the source, when it was captured (monotonic
+    nanoseconds), and a name that files made of it can have."""
+
+    image: NDArray[np.uint8]
+    index: int
+    captured_ns: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A frame that could not be read, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image, a folder of images, a glob or a video; iterates over its frames in order.
+
+    An unreadable image gives an `Unreadable` in its place. `count`: of frames, 0 if unknown; `fps`:
+    of a video.
+    """
+
+    paths: tuple[Path, ...]
+    video: Path | None
+    count: int
+    fps: float = 0.0
+
+    def __iter__(self) -> Iterator[Frame | Unreadable]:
+        return self._of_video(self.video) if self.video else self._of_images()
+
+    def _of_images(self) -> Iterator[Frame | Unreadable]:
+        for index, path in enumerate(self.paths):
+            try:
+                image = read_image(path)
+            except ValueError as error:
+                yield Unreadable(path.name, str(error))
+                continue
+            yield Frame(image, index, time.monotonic_ns(), path.stem)
+
+    def _of_video(self, path: Path) -> Iterator[Frame | Unreadable]:
+        capture = cv2.VideoCapture(str(path))
+        try:
+            index = 0
+            while True:
+                more, image = capture.read()
+                if not more:
+                    break
+                yield Frame(
+                    np.asarray(image, np.uint8),
+                    index,
+                    time.monotonic_ns(),
+                    f"{path.stem}_{index:06d}",
+                )
+                index += 1
+        finally:
+            capture.release()
+
+
+def open_source(where: str | os.PathLike[str]) -> Source:
+    """The frames at `where`: an image, a folder (its images, in numeric order), a glob or a video.
+
+    Raises ValueError if nothing is there, or a video cannot be opened.
+    """
+    path = Path(where)
+    if path.is_dir():
+        return _of_paths([p for p in path.iterdir() if p.suffix.lower() in IMAGES], path)
+    if path.suffix.lower() in VIDEOS and path.is_file():
+        return _open_video(path)
+    if path.is_file():
+        return Source((path,), None, 1)
+    return _of_paths([Path(p) for p in glob.glob(str(where), recursive=True)], path)
+
+
+def _of_paths(paths: list[Path], where: Path) -> Source:
+    if not paths:
+        raise ValueError(
+            f"no images at {where}: give an image, a folder of {', '.join(IMAGES[:3])} files, a "
+            "quoted glob or a video"
+        )
+    ordered = sorted((p for p in paths if p.is_file()), key=numeric_order)
+    return Source(tuple(ordered), None, len(ordered))
+
+
+def numeric_order(path: Path) -> list[tuple[int, str]]:
+    """A sort key under which frame 10 comes after frame 9."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def _open_video(path: Path) -> Source:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            raise ValueError(
+                f"{path} cannot be opened as a video: damaged, or of a codec that OpenCV lacks here"
+            )
+        count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        return Source((), path, max(0, count), capture.get(cv2.CAP_PROP_FPS) or 25.0)
+    finally:
+        capture.release()
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 BGR. Raises ValueError if the file is missing or no picture."""
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    # imread would print its own complaint, and hides why it failed.
+    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    if image is None:
+        raise ValueError(f"{path} is damaged or not an image")
+    return np.asarray(image, np.uint8)
+
+
+def read_folder(folder: Path) -> list[tuple[str, NDArray[np.uint8]]]:
+    """(name, image) of every image in `folder`. Raises ValueError if there is none, or a bad one."""
+    source = open_source(folder)
+    return [(path.stem, read_image(path)) for path in source.paths]
+
+
+def sample_frames(size: tuple[int, int], count: int = 3) -> list[tuple[str, NDArray[np.uint8]]]:
+    """(name, frame) to show what a network does: real street frames where this machine has some,
+    in the folder that RTSEG_DATA names or in `shared/data` beside the checkout, else drawn scenes
+    of `size` (height, width)."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("RTSEG_DATA") or beside)
+    found = sorted((root / "cityscapes").glob("*.png"))[:count]
+    if found:
+        return [(path.stem, read_image(path)) for path in found]
+    return [(f"scene {i}", scene) for i, scene in enumerate(scenes(count, size))]

@@ -1,0 +1,107 @@
+"""Label maps and overlays of images, folders and videos, written as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.files import write_atomically
+from ..data.frames import Frame, Source, Unreadable
+from ..runtime import Segmenter
+from .overlay import blend
+
+
+@dataclass
+class Summary:
+    """What a prediction run did. ms: mean time of one frame through the Segmenter."""
+
+    frames: int = 0
+    skipped: list[str] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    total_ms: float = 0.0
+
+    @property
+    def ms(self) -> float:
+        return self.total_ms / self.frames if self.frames else 0.0
+
+
+def predict(
+    source: Source,
+    segmenter: Segmenter,
+    out: Path,
+    label_ids: bool = False,
+    opacity: float = 0.5,
+    progress: Callable[[Frame | Unreadable], None] = lambda frame: None,
+) -> Summary:
+    """Write `out/labels/NAME.png` (uint8 class ids, or the data set's own ids) and, for images,
+    `out/overlays/NAME.png`, for a video one `out/NAME.mp4` of overlays.
+
+    An unreadable frame is counted and passed over. Raises ValueError if label ids are asked for
+    but the class set has none.
+    """
+    if label_ids and segmenter.card.label_ids is None:
+        raise ValueError(
+            f"the class set {segmenter.card.class_set!r} has no label ids of its own: "
+            "leave --label-ids out"
+        )
+    summary = Summary()
+    video: _Video | None = None
+    try:
+        for frame in source:
+            progress(frame)
+            if isinstance(frame, Unreadable):
+                summary.skipped.append(frame.reason)
+                continue
+            began = perf_counter()
+            labels = segmenter(frame.image)
+            summary.total_ms += (perf_counter() - began) * 1000
+            summary.frames += 1
+            ids = _as_label_ids(labels, segmenter) if label_ids else labels
+            summary.written.append(_write(out / "labels" / f"{frame.name}.png", ids))
+            picture = blend(frame.image, labels, segmenter.card.palette, opacity)
+            if source.video is None:
+                summary.written.append(_write(out / "overlays" / f"{frame.name}.png", picture))
+                continue
+            video = video or _Video(out / f"{source.video.stem}.mp4", source.fps, picture)
+            video.add(picture)
+    finally:
+        if video is not None:
+            summary.written.append(video.finish())
+    return summary
+
+
+def _as_label_ids(labels: NDArray[np.uint8], segmenter: Segmenter) -> NDArray[np.uint8]:
+    table = np.zeros(256, np.uint8)
+    table[: len(segmenter.card.classes)] = segmenter.card.label_ids
+    return np.asarray(table[labels])
+
+
+def _write(path: Path, picture: NDArray[np.uint8]) -> str:
+    write_atomically(path, cv2.imencode(".png", picture)[1].tobytes())
+    return str(path)
+
+
+class _Video:
+    """An MP4 that gets its name when it is finished."""
+
+    def __init__(self, path: Path, fps: float, first: NDArray[np.uint8]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.partial = path, path.with_name(f".{path.stem}.partial.mp4")
+        size = (first.shape[1], first.shape[0])
+        self.writer = cv2.VideoWriter(str(self.partial), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
+        if not self.writer.isOpened():
+            raise ValueError(f"OpenCV cannot write {path} here: it lacks the MP4 encoder")
+
+    def add(self, picture: NDArray[np.uint8]) -> None:
+        self.writer.write(picture)
+
+    def finish(self) -> str:
+        self.writer.release()
+        self.partial.replace(self.path)
+        return str(self.path)

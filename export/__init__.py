@@ -1,0 +1,12 @@
+"""Export a network to artifacts, and prove each before it counts."""
+
+from __future__ import annotations
+
+from .main import (
+    Artifact,
+    ExportError,
+    ProofError,
+    export,
+)
+
+__all__ = ["Artifact", "ExportError", "ProofError", "export"]

@@ -1,0 +1,93 @@
+"""The whole job as one module: camera frame in, class ids out."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .network import Network
+
+
+class FrameToLabels(nn.Module):
+    """frame (N, H, W, 3) uint8 BGR -> labels (N, H, W) uint8, and the network's logits.
+
+    Normalisation, channel order, enlargement and argmax are inside. `outputs` picks from "labels"
+    and "logits" (N, K, h, w), in the order given. The network is copied; its first convolution takes
+    the scale and the channel order over where that is exact.
+    """
+
+    def __init__(self, network: Network, outputs: tuple[str, ...] = ("labels",)):
+        super().__init__()
+        self.network = copy.deepcopy(network).eval()
+        self.outputs = outputs
+        mean = torch.tensor(network.info.mean[::-1]) * 255
+        scale = 1 / (torch.tensor(network.info.std[::-1]) * 255)
+        first = _first_convolution(self.network)
+        self.folded = first is not None
+        if first is not None:
+            # Only the mean stays outside: the zeros that the convolution pads with mean "average
+            # colour", so a mean moved into its bias would be wrong along the image's edge.
+            first.weight.data = first.weight.data.flip(1) * scale.view(1, 3, 1, 1)
+        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
+        self.network.info.check_size(frame.shape[1], frame.shape[2])
+        coarse = self.network.coarse(self.normalise(frame))
+        results = []
+        for output in self.outputs:
+            if output == "labels":
+                results.append(self.labels(coarse, frame.shape[1], frame.shape[2]))
+            else:
+                results.append(self.network.enlarge(coarse))
+        return tuple(results)
+
+    def normalise(self, frame: Tensor) -> Tensor:
+        """(N, H, W, 3) uint8 BGR -> (N, 3, H, W) as the network takes it."""
+        # TensorRT converts uint8 to float only, and moves axes of floats only: cast first.
+        image = frame.to(self.mean.dtype).permute(0, 3, 1, 2) - self.mean
+        return image if self.folded else (image * self.scale).flip(1)
+
+    def labels(self, coarse: Tensor, height: int, width: int) -> Tensor:
+        """Coarse logits -> (N, height, width) uint8: per pixel, the first of the largest logits."""
+        enlarge = self.network.enlarge
+        if isinstance(enlarge, nn.PixelShuffle):
+            # A shuffle only moves values: the maximum is taken first, on a plane a pixel position.
+            per_pixel = coarse.unflatten(1, (-1, enlarge.upscale_factor**2))
+            labels = enlarge(_to_float(per_pixel.argmax(1), coarse))[:, 0]
+            return labels.to(torch.uint8)
+        logits = enlarge(coarse)
+        if logits.shape[-2:] != (height, width):
+            corners = self.network.info.align_corners
+            logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=corners)
+        return _to_float(logits.argmax(1), coarse).to(torch.uint8)
+
+
+def _to_float(labels: Tensor, like: Tensor) -> Tensor:
+    """TensorRT's uint8 comes from floats only; ids up to 255 are exact in half precision too."""
+    return labels.to(like.dtype)
+
+
+def _first_convolution(network: Network) -> nn.Conv2d | None:
+    """The convolution that alone reads the image, if there is one: found by running a shadow."""
+    shadow = copy.deepcopy(network).to("meta")
+    image = torch.empty(1, 3, 32 * network.info.multiple, 32 * network.info.multiple, device="meta")
+    readers = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs and inputs[0] is image and not list(module.children()):
+            readers.append(module)
+
+    for module in shadow.modules():
+        module.register_forward_pre_hook(note)
+    with torch.no_grad():
+        shadow.coarse(image)
+    if len(readers) != 1 or not isinstance(readers[0], nn.Conv2d) or readers[0].in_channels != 3:
+        return None
+    (name,) = (name for name, module in shadow.named_modules() if module is readers[0])
+    first = network.get_submodule(name)
+    assert isinstance(first, nn.Conv2d)
+    return first

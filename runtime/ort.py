@@ -1,0 +1,123 @@
+"""ONNX Runtime, on the CPU or through CUDA."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from .backend import Image, Info, InTurn, Labels
+from .card import ArtifactError, read_card
+
+
+class OnnxRuntime(InTurn):
+    """An ONNX artifact. Inputs and outputs are bound once: no allocation per frame on CUDA, and no
+    copy of the frame on the CPU.
+
+    device: "cpu" or "cuda[:N]"; by default CUDA where ONNX Runtime and the machine have it.
+    threads: on the CPU, by default one per core that this process may use.
+    """
+
+    def __init__(self, path: Path, device: str | None = None, threads: int | None = None):
+        self.card = read_card(path)
+        kind, index = _device(device)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        threads = threads or usable_cores()
+        options.intra_op_num_threads = threads
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if kind == "cuda":
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # the package raises classes of its own, without a common base
+            raise ArtifactError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}"
+            ) from error
+        if kind == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
+            raise ArtifactError(
+                "ONNX Runtime could not start CUDA (driver, CUDA or cuDNN libraries): "
+                'run `rtseg doctor`, or load with device="cpu"'
+            )
+        self.kind, self.index = kind, index
+        self.binding = self.session.io_binding()
+        self.names = [output.name for output in self.session.get_outputs()]
+        self._input: Any = None
+        self._bind_outputs()
+        self.info = Info(
+            name="onnxruntime",
+            version=onnxruntime.__version__,
+            device=kind if kind == "cpu" else f"cuda:{index}",
+            threads=threads if kind == "cpu" else None,
+            precision=self.card.precision,
+        )
+
+    def _bind_outputs(self) -> None:
+        for name in self.names:
+            self.binding.bind_output(name, self.kind, self.index)
+
+    def upload(self, image: Image) -> None:
+        if self.kind == "cpu":
+            self._input = image  # bound by address, so it has to live on
+            self.binding.bind_cpu_input("frame", image)
+        elif self._input is None:
+            self._input = onnxruntime.OrtValue.ortvalue_from_numpy(image, self.kind, self.index)
+            self.binding.bind_ortvalue_input("frame", self._input)
+        else:
+            self._input.update_inplace(image)
+
+    def compute(self) -> None:
+        self.session.run_with_iobinding(self.binding)
+
+    def download(self) -> Labels:
+        return self._output("labels")
+
+    def logits(self) -> NDArray[np.floating[Any]] | None:
+        return self._output("logits") if "logits" in self.names else None
+
+    def _output(self, name: str) -> NDArray[Any]:
+        if name not in self.names:
+            raise ArtifactError(
+                f"this artifact has no {name}, only {', '.join(self.names)}: "
+                "export it with --output both"
+            )
+        value: NDArray[Any] = self.binding.get_outputs()[self.names.index(name)].numpy()
+        return value
+
+    def synchronise(self) -> None:
+        self.binding.synchronize_outputs()
+
+    def close(self) -> None:
+        del self.binding, self.session
+        self._input = None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _device(device: str | None) -> tuple[str, int]:
+    """("cpu", 0) or ("cuda", index)."""
+    if device is None:
+        from .backend import cuda_available
+
+        device = "cuda" if cuda_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or not (index or "0").isdigit():
+        raise ArtifactError(f'device is "cpu", "cuda" or "cuda:N", not {device!r}')
+    if kind == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise ArtifactError(
+            'this ONNX Runtime has no CUDA: pip install "rtseg[gpu]", or load with device="cpu"'
+        )
+    return kind, int(index or 0)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]

@@ -1,0 +1,101 @@
+"""OpenVINO on Intel, AMD and Arm CPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from .backend import Image, Info, InTurn, Labels
+from .card import ArtifactError, read_card
+from .ort import usable_cores
+
+HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+NAMES = {hint: name for name, hint in HINTS.items()}
+
+
+class OpenVino(InTurn):
+    """An OpenVINO or ONNX artifact, tuned for latency. Frames are shared with it, not copied.
+
+    threads: by default one per core that this process may use. precision: what it computes in,
+    "fp32", "bf16" or "fp16"; by default bf16 where the CPU has it in hardware and the artifact's
+    proof was passed in it, else fp32.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: str | None = None,
+        threads: int | None = None,
+        precision: str | None = None,
+    ):
+        if device not in (None, "cpu"):
+            raise ArtifactError(f'the OpenVINO backend runs on "cpu", not on {device!r}')
+        self.card = read_card(path)
+        core = openvino.Core()
+        threads = threads or usable_cores()
+        hint = precision or self._default_precision(core)
+        if hint not in HINTS:
+            raise ArtifactError(f"precision is fp32, bf16 or fp16, not {hint!r}")
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": HINTS[hint],
+        }
+        try:
+            self.model = core.compile_model(str(path), "CPU", settings)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1][:300]
+            raise ArtifactError(
+                f"OpenVINO {openvino.__version__} cannot load {path}: {reason}"
+            ) from error
+        self.names = [output.get_any_name() for output in self.model.outputs]
+        self.request = self.model.create_infer_request()
+        chosen = self.model.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self.info = Info(
+            name="openvino",
+            version=openvino.__version__.split("-")[0],
+            device="cpu",
+            threads=threads,
+            precision=_reached(self.card.precision, NAMES.get(chosen, chosen)),
+        )
+
+    def _default_precision(self, core: openvino.Core) -> str:
+        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        proof = self.card.proof
+        return "bf16" if has_bf16 and proof is not None and proof.bf16 else "fp32"
+
+    def upload(self, image: Image) -> None:
+        self.request.set_input_tensor(openvino.Tensor(image, shared_memory=True))
+
+    def compute(self) -> None:
+        self.request.infer()
+
+    def download(self) -> Labels:
+        return self._output("labels")
+
+    def logits(self) -> NDArray[np.floating[Any]] | None:
+        return self._output("logits") if "logits" in self.names else None
+
+    def _output(self, name: str) -> NDArray[Any]:
+        if name not in self.names:
+            raise ArtifactError(
+                f"this artifact has no {name}, only {', '.join(self.names)}: "
+                "export it with --output both"
+            )
+        data: NDArray[Any] = self.request.get_output_tensor(self.names.index(name)).data
+        return data
+
+    def synchronise(self) -> None:
+        """Every step here ends before it returns."""
+
+    def close(self) -> None:
+        del self.request, self.model
+
+
+def _reached(graph: str, computed: str) -> str:
+    """An int8 graph stays one, whatever its other layers compute in."""
+    return graph if graph == "int8" else computed

@@ -1,0 +1,175 @@
+"""Are two label maps the same answer? Figures, bars, and the reference that travels with an engine.
+
+Labels alone cannot judge a network whose classes are nearly tied, so a reference also says how sure
+it was: where an artifact gives another label although the reference's margin is wider than the
+error that its precision allows, that is a fault, whatever the share of equal labels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.files import write_atomically
+from .card import ArtifactError, Precision
+
+LabelMap = NDArray[np.uint8]  # (H, W)
+BAND = 3  # pixels on each side of a border between classes
+MARGIN_STEPS = 1000  # margins are kept in thousandths of the largest logit, up to 0.255
+UNEXPLAINED = 1e-5  # share of pixels; a coarse grid of kept margins makes strays
+
+
+@dataclass(frozen=True)
+class Bars:
+    """What an artifact of a precision must reach.
+
+    agreement: least share of pixels with the reference's label, for trained weights. logits_error:
+    most that the logits may differ, root mean square over that of the reference's. miou_change:
+    most that the mIoU may move, as a fraction, where the frames have labels.
+    """
+
+    agreement: float
+    logits_error: float
+    miou_change: float
+
+
+BARS: dict[Precision, Bars] = {
+    "fp32": Bars(0.9999, 1e-3, 0.0002),
+    "fp16": Bars(0.998, 2e-2, 0.001),
+    # bfloat16 keeps 3 bits less than float16; a fault of the graph also shows in the same file's
+    # float32 run.
+    "bf16": Bars(0.998, 0.16, 0.001),
+    "int8": Bars(0.985, np.inf, 0.01),
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One frame's comparison, reference against artifact.
+
+    band_agreement: agreement within BAND pixels of the reference's class borders. iou: per class of
+    the reference, the overlap of the two maps. unexplained: share of pixels that differ although
+    the reference was sure. logits_error: as in Bars; None if only labels could be read.
+    """
+
+    frame: str
+    agreement: float
+    band_agreement: float
+    iou: dict[int, float]
+    unexplained: float
+    logits_error: float | None = None
+
+    @property
+    def miou(self) -> float:
+        return float(np.mean(list(self.iou.values()))) if self.iou else 1.0
+
+
+@dataclass
+class Reference:
+    """What float32 PyTorch said: frames (n, H, W, 3) uint8 BGR, labels (n, H, W) uint8, and margins
+    (n, H, W) uint8, the lead of the first class over the second in thousandths of the largest
+    logit. `names` of the frames, for the report."""
+
+    frames: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    margins: NDArray[np.uint8]
+    names: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """As one compressed file; pictures in it are PNG."""
+        packed: dict[str, Any] = {"names": np.array(self.names)}
+        for kind in ("frames", "labels", "margins"):
+            for i, picture in enumerate(getattr(self, kind)):
+                packed[f"{kind}_{i}"] = cv2.imencode(".png", picture)[1]
+        buffer = io.BytesIO()
+        np.savez(buffer, **packed)
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Raises ArtifactError if the file is absent or damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as packed:
+                names = tuple(map(str, packed["names"]))
+                pictures = [
+                    np.stack(
+                        [
+                            cv2.imdecode(packed[f"{kind}_{i}"], cv2.IMREAD_UNCHANGED)
+                            for i in range(len(names))
+                        ]
+                    )
+                    for kind in ("frames", "labels", "margins")
+                ]
+        except (OSError, ValueError, KeyError, cv2.error) as error:
+            raise ArtifactError(
+                f"{path} is missing or damaged: copy it again with its engine, or export again"
+            ) from error
+        return cls(pictures[0], pictures[1], pictures[2], names)
+
+
+def compare(
+    reference: LabelMap,
+    margins: NDArray[np.uint8],
+    labels: LabelMap,
+    bars: Bars,
+    name: str = "",
+    logits_error: float | None = None,
+) -> Figures:
+    """The figures of one frame; all maps are (H, W)."""
+    same = reference == labels
+    band = borders(reference)
+    # Both the first and the second logit may be off, and by more than the mean error.
+    sure = margins > min(254, 4 * bars.logits_error * MARGIN_STEPS)
+    iou = {}
+    for i in np.unique(reference).tolist():
+        union = np.count_nonzero((reference == i) | (labels == i))
+        iou[i] = np.count_nonzero((reference == i) & (labels == i)) / union
+    return Figures(
+        frame=name,
+        agreement=float(same.mean()),
+        band_agreement=float(same[band].mean()) if band.any() else 1.0,
+        iou=iou,
+        unexplained=float((~same & sure).mean()),
+        logits_error=logits_error,
+    )
+
+
+def borders(labels: LabelMap) -> NDArray[np.bool_]:
+    """(H, W): True within BAND pixels of a border between classes."""
+    box = np.ones((2 * BAND + 1, 2 * BAND + 1), np.uint8)
+    return np.asarray(cv2.dilate(labels, box) != cv2.erode(labels, box))
+
+
+def faults(figures: Sequence[Figures], precision: Precision, trained: bool) -> list[str]:
+    """What falls below the bar, in words; empty if nothing does.
+
+    Random weights give neighbouring logits nearly equal values, so they are not held to the share
+    of equal labels.
+    """
+    bars, found = BARS[precision], []
+    agreement = float(np.mean([f.agreement for f in figures]))
+    if trained and agreement < bars.agreement:
+        found.append(
+            f"labels agree on {agreement:.3%} of pixels, the bar for {precision} is "
+            f"{bars.agreement:.2%}"
+        )
+    unexplained = max(f.unexplained for f in figures)
+    if unexplained > UNEXPLAINED:
+        found.append(
+            f"{unexplained:.3%} of a frame's pixels differ where the reference was sure, "
+            f"at most {UNEXPLAINED:.3%} may"
+        )
+    errors = [f.logits_error for f in figures if f.logits_error is not None]
+    if errors and not max(errors) <= bars.logits_error:
+        found.append(
+            f"the logits are off by {max(errors):.2g} of their size, the bar for {precision} is "
+            f"{bars.logits_error:g}"
+        )
+    return found
