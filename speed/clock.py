@@ -1,0 +1,185 @@
+"""Timing: warm up until steady, then take turns, so that all contestants meet the same machine."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Call = Callable[[], object]
+Now = Callable[[], int]  # nanoseconds, never going back
+Progress = Callable[[float], None]  # takes the share done, 0..1
+MS = 1e-6  # of a nanosecond
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When timing ends: for each call after `runs` runs or `seconds` s of them, whichever is first,
+    and `rounds` turns at least. A turn lasts about `block_ms` a call, one run at least.
+    """
+
+    runs: int = 100
+    seconds: float = 5.0
+    rounds: int = 5
+    block_ms: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.runs < 1 or self.seconds <= 0 or self.rounds < 2:
+            raise ValueError("a measurement needs runs >= 1, seconds > 0 and rounds >= 2")
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """`steady`: whether the median settled before the patience ended. `last_ms`: its last value."""
+
+    runs: int
+    seconds: float
+    steady: bool
+    last_ms: float
+
+
+@dataclass
+class Lane:
+    """One contestant: its timed calls by name, and `aside`, run untimed once a turn.
+
+    `rounds`: by call, the run times in ms of each turn; turns of all lanes correspond.
+    """
+
+    calls: Mapping[str, Call]
+    aside: Call | None = None
+    rounds: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def times(self, name: str) -> NDArray[np.float64]:
+        """All run times of a call (runs,) in ms, in the order they were taken."""
+        return np.concatenate([np.asarray(turn, np.float64) for turn in self.rounds[name]])
+
+
+def warm_up(
+    call: Call,
+    now: Now = time.perf_counter_ns,
+    tolerance: float = 0.03,
+    patience_s: float = 10.0,
+    patience_runs: int = 200,
+) -> WarmUp:
+    """Run `call` until its running median is stable, or patience ends.
+
+    Stable: the medians of the last quarter of the runs and of the quarter before it, of three runs
+    each at least, differ by less than `tolerance`.
+    """
+    times: list[float] = []
+    start = now()
+    while len(times) < patience_runs and (now() - start) * MS < 1e3 * patience_s:
+        times.append(_timed(call, now))
+        if _settled(times, tolerance):
+            return WarmUp(len(times), (now() - start) * MS / 1e3, True, times[-1])
+    return WarmUp(len(times), (now() - start) * MS / 1e3, False, times[-1])
+
+
+def _settled(times: Sequence[float], tolerance: float) -> bool:
+    span = max(3, len(times) // 4)
+    if len(times) < 2 * span:
+        return False
+    before, after = times[-2 * span : -span], times[-span:]
+    earlier, later = statistics.median(before), statistics.median(after)
+    return abs(later - earlier) <= tolerance * earlier
+
+
+def race(
+    lanes: Sequence[Lane],
+    limits: Limits,
+    now: Now = time.perf_counter_ns,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Fill the lanes' `rounds`: in each round every lane has one turn, in shuffled order.
+
+    Every lane takes part in every round until the last one has enough, so that the times of two
+    lanes can be compared round by round.
+    """
+    for lane in lanes:
+        lane.rounds = {name: [] for name in lane.calls}
+    order = list(lanes)
+    shuffle = random.Random(seed).shuffle
+    while (done := min(_share_done(lane, limits) for lane in lanes)) < 1:
+        if progress is not None:
+            progress(done)
+        shuffle(order)
+        for lane in order:
+            _turn(lane, limits.block_ms, now)
+    if progress is not None:
+        progress(1.0)
+
+
+def _turn(lane: Lane, block_ms: float, now: Now) -> None:
+    """Calls of one lane, all in a row.
+
+    Its first run finds its caches cold and its thread pool asleep behind another lane's, which is
+    no matter of the contestant's own speed: it is not counted, unless a run is so long that this
+    does not show.
+    """
+    first, *_ = lane.calls.values()
+    opening = _timed(first, now)
+    for name, call in lane.calls.items():
+        counted = call is first and opening > block_ms
+        turn = [opening] if counted else [_timed(call, now)]
+        while sum(turn) + turn[-1] < block_ms:
+            turn.append(_timed(call, now))
+        lane.rounds[name].append(turn)
+    if lane.aside is not None:
+        lane.aside()
+
+
+def _timed(call: Call, now: Now) -> float:
+    start = now()
+    call()
+    return (now() - start) * MS
+
+
+def _share_done(lane: Lane, limits: Limits) -> float:
+    """0..1: how far the call that is least far has come."""
+    shares = []
+    for turns in lane.rounds.values():
+        times = [time for turn in turns for time in turn]
+        enough = max(len(times) / limits.runs, sum(times) / (1e3 * limits.seconds))
+        shares.append(min(enough, len(turns) / limits.rounds))
+    return min(shares)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one call takes as another: ratio of the medians, and the interval that
+    holds it with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ratio(
+    ours: Sequence[Sequence[float]],
+    theirs: Sequence[Sequence[float]],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Ratio:
+    """Theirs over ours, from the turns of two lanes of one race; above 1 ours is faster.
+
+    The bootstrap draws whole rounds, the same for both: runs of one turn resemble each other, and
+    drawing them one by one would promise too narrow an interval.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"turns correspond in one race only: {len(ours)} and {len(theirs)} given")
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(0, len(ours), (resamples, len(ours)))
+    values = [_median(theirs, pick) / _median(ours, pick) for pick in picks]
+    everything = np.arange(len(ours))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Ratio(_median(theirs, everything) / _median(ours, everything), float(low), float(high))
+
+
+def _median(turns: Sequence[Sequence[float]], pick: NDArray[np.int64]) -> float:
+    return float(np.median([time for i in pick for time in turns[i]]))

@@ -1,0 +1,328 @@
+"""What is to be measured: from names and files to contests, exporting what is not there yet."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..data.scenes import scenes
+from ..runtime import ArtifactError, Card, read_card
+from ..runtime.backend import BACKENDS, MissingPackage, choose, installed
+from ..runtime.preflight import gpus
+from .contestants import Artifact, Contestant, Eager, Frames
+from .machine import Watch
+
+if TYPE_CHECKING:
+    from ..models.source import Source
+
+Size = tuple[int, int]
+Progress = Callable[[str, float], None]
+TARGETS = {"onnxruntime": "onnx"}  # what `export` makes for a backend, where the names differ
+ON_CPU = ("openvino", "onnxruntime")
+ON_GPU = ("tensorrt", "torch", "onnxruntime")
+# Precision asked for: the graph it needs, and what OpenVINO is told to compute that graph in.
+OPENVINO = {
+    "fp32": ("fp32", "fp32"),
+    "bf16": ("fp32", "bf16"),
+    "fp16": ("fp16", "fp16"),
+    "int8": ("int8", None),
+}
+ROOT = Path(__file__).parents[1]
+SCENES = 4
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An artifact and the backend that runs it. hint: the precision that OpenVINO shall compute in,
+    None for its default. asked_for: if False, a failure to load only leaves the row out."""
+
+    path: Path
+    backend: str
+    hint: str | None
+    asked_for: bool
+
+    @property
+    def title(self) -> str:
+        return f"{self.path.name} in {self.backend}"
+
+    def open(self, frames: Frames, threads: int, device: str | None) -> Contestant:
+        options: dict[str, object] = {}
+        if self.backend != "tensorrt":
+            options["threads"] = threads
+        if self.hint is not None:
+            options["precision"] = self.hint
+        return Artifact.open(self.path, self.backend, frames, device=device, **options)
+
+
+@dataclass(frozen=True)
+class EagerEntry:
+    """The plain network in PyTorch. device: "cpu" or "cuda[:N]"."""
+
+    source: Source
+    size: Size
+    device: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.source.network.info.name} in PyTorch eager"
+
+    def open(self, frames: Frames, threads: int, device: str | None) -> Contestant:
+        from ..models import count, digest
+
+        network = copy.deepcopy(self.source.network)
+        macs, weights = count(network, self.size).macs, digest(network)
+        on = device if device and device.startswith(self.device) else self.device
+        trained = self.source.trained
+        watch = Watch()
+        eager = Eager(network, self.size, weights, macs, frames, on, threads, trained)
+        eager.frame_to_labels()
+        if on == "cpu" and not watch.noise().quiet:
+            eager.keep_faster_thread_count()
+        return eager
+
+
+@dataclass
+class Contest:
+    """Artifacts of one network at one size: what is measured together, in turns."""
+
+    card: Card
+    entries: list[Entry]
+
+    @property
+    def title(self) -> str:
+        height, width = self.card.size
+        return f"{self.card.model} {height}x{width}"
+
+    def scenes(self) -> Frames:
+        return scenes(SCENES, self.card.size)
+
+    def eager(self, device: str) -> EagerEntry:
+        return EagerEntry(self._source, self.card.size, device)
+
+    @cached_property
+    def _source(self) -> Source:
+        """The variant with its shipped or seeded weights: they do not change its speed."""
+        from ..models.source import open_source
+
+        return open_source(self.card.model, classes=self.card.class_table)
+
+
+def plan(
+    models: Sequence[str],
+    sizes: Sequence[Size],
+    backends: Sequence[str],
+    precisions: Sequence[str],
+    device: str | None,
+    progress: Progress,
+) -> tuple[list[Contest], list[str]]:
+    """(contests in the order given, lines on what was asked for and does not exist).
+
+    Raises ValueError for names, sizes, backends and precisions that do not fit each other.
+    """
+    if not models:
+        raise ValueError("nothing to measure: name a variant, a checkpoint or an artifact")
+    _check(backends)
+    wish = _Wish(sizes, backends, precisions, device, progress)
+    contests: dict[tuple[str, int, Size], Contest] = {}
+    for model in models:
+        for entry in wish.entries(model):
+            card = read_card(entry.path)
+            key = card.model, len(card.classes), card.size
+            contests.setdefault(key, Contest(card, [])).entries.append(entry)
+    if not contests:
+        raise ValueError("; ".join(wish.absent))
+    return list(contests.values()), wish.absent
+
+
+def _check(backends: Sequence[str]) -> None:
+    for backend in backends:
+        if backend not in BACKENDS:
+            known = ", ".join(BACKENDS)
+            raise ValueError(f"no backend is called {backend!r}: choose from {known}")
+        if not installed(backend):
+            extra = BACKENDS[backend].extra
+            raise MissingPackage(f'{backend} is not installed: pip install "rtseg[{extra}]"')
+
+
+class _Wish:
+    """What the user asked for, beside the models; `absent` tells what of it cannot be."""
+
+    def __init__(
+        self,
+        sizes: Sequence[Size],
+        backends: Sequence[str],
+        precisions: Sequence[str],
+        device: str | None,
+        progress: Progress,
+    ):
+        self.sizes, self.backends, self.precisions = sizes, backends, precisions
+        self.device, self.progress = device, progress
+        self.on_gpu = (device or "cuda").startswith("cuda") and bool(gpus())
+        self.absent: list[str] = []
+
+    def entries(self, model: str) -> Iterable[Entry]:
+        return self._of_artifact(Path(model)) if is_artifact(model) else self._of_network(model)
+
+    def _of_artifact(self, path: Path) -> Iterable[Entry]:
+        card = read_card(path)
+        if self.sizes and card.size not in self.sizes:
+            raise ValueError(
+                f"{path.name} takes {_text(card.size)} only, as exported: leave the size out, "
+                f"or name {card.model} instead to have it exported at other sizes"
+            )
+        ways = [
+            (backend, hint)
+            for backend, graph, hint in self._ways(self._able(path), card.precision)
+            if graph == card.precision
+        ]
+        if not ways:
+            raise ValueError(
+                f"{path.name} is {card.precision} and does not run as "
+                f"{' or '.join(self.precisions)}: leave the precision out, or name {card.model} "
+                "instead to have it exported"
+            )
+        return [Entry(path, backend, hint, bool(self.backends)) for backend, hint in ways]
+
+    def _able(self, path: Path) -> list[str]:
+        """The backends for a file: those asked for or installed that read it, one at least."""
+        fitting = [b for b in self._backends() if path.suffix in BACKENDS[b].suffixes]
+        if fitting:
+            return fitting
+        return [choose(path, self.backends[0] if self.backends else None, self.device)]
+
+    def _of_network(self, model: str) -> Iterator[Entry]:
+        source = _open_source(model)
+        for size in dict.fromkeys(self.sizes or [_usual_size(source)]):
+            for graph, ways in self._by_graph().items():
+                backends = list(dict.fromkeys(backend for backend, _ in ways))
+                paths = exported(source, size, backends, graph, self.progress)
+                for backend, hint in ways:
+                    yield Entry(paths[backend], backend, hint, bool(self.backends))
+
+    def _by_graph(self) -> dict[str, list[tuple[str, str | None]]]:
+        """(backend, hint) by the precision of the graph that they share."""
+        default = "fp16" if self.on_gpu else "fp32"
+        grouped: dict[str, list[tuple[str, str | None]]] = {}
+        for backend, graph, hint in self._ways(self._backends(), default):
+            grouped.setdefault(graph, []).append((backend, hint))
+        return grouped
+
+    def _ways(self, backends: Iterable[str], default: str) -> Iterator[tuple[str, str, str | None]]:
+        """(backend, precision of the graph, hint); `default`: the graph where none is asked for."""
+        for backend in backends:
+            if not self.precisions:
+                yield backend, default, None
+            for precision in self.precisions:
+                if backend == "openvino" and precision in OPENVINO:
+                    yield backend, *OPENVINO[precision]
+                elif precision == "bf16":
+                    self.absent.append(f"{backend} bf16 left out: only openvino computes in it")
+                else:
+                    yield backend, precision, None
+
+    def _backends(self) -> list[str]:
+        if self.backends:
+            return list(dict.fromkeys(self.backends))
+        return [name for name in (ON_GPU if self.on_gpu else ON_CPU) if installed(name)]
+
+
+def is_artifact(model: str) -> bool:
+    """Whether `model` names a file that a runtime loads: not a variant, nor a bare checkpoint."""
+    path = Path(model)
+    if path.suffix == ".safetensors":
+        try:
+            read_card(path)
+        except ArtifactError:
+            return False
+        return True
+    return any(path.suffix in entry.suffixes for entry in BACKENDS.values())
+
+
+def _open_source(model: str) -> Source:
+    try:
+        from ..models.source import open_source
+    except ImportError as error:
+        raise MissingPackage(
+            f"{model} has to be exported first, which needs PyTorch: pip install "
+            '"rtseg[export]", or measure an artifact'
+        ) from error
+    return open_source(model)
+
+
+def _usual_size(source: Source) -> Size:
+    from ..models import VARIANTS
+
+    return VARIANTS[source.network.info.name].size
+
+
+def exported(
+    source: Source, size: Size, backends: Sequence[str], graph: str, progress: Progress
+) -> dict[str, Path]:
+    """The artifact of each backend, from the cache, or exported into it.
+
+    The cache is keyed by weights, size, precision and the code that exports.
+    """
+    from ..export import export
+    from ..export.main import TARGETS as ENDINGS
+    from ..models import digest
+
+    name = source.network.info.name
+    folder = _cache_folder(name, digest(source.network))
+    stem = f"{name}_{_text(size)}_{graph}"
+    targets = {backend: TARGETS.get(backend, backend) for backend in backends}
+    paths = {backend: folder / (stem + ENDINGS[target][0]) for backend, target in targets.items()}
+    if missing := [targets[backend] for backend, path in paths.items() if not path.exists()]:
+        export(
+            source.network,
+            [size],
+            missing,
+            graph,
+            out=folder,
+            classes=source.classes,
+            weights_from=source.weights_from,
+            trained=source.trained,
+            progress=lambda step: progress(f"exporting {step}", 0.0),
+        )
+    return paths
+
+
+def _cache_folder(name: str, weights: str) -> Path:
+    """This network's folder of artifacts; those that older code made of it are removed."""
+    bench = user_cache() / "rtseg" / "bench"
+    prefix = f"{name}-{weights[:16]}-"
+    folder = bench / f"{prefix}{__version__}-{_code_digest()[:8]}"
+    for stale in bench.glob(f"{prefix}*"):
+        if stale != folder:
+            shutil.rmtree(stale, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def user_cache() -> Path:
+    """The system's folder for what can be made again."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _code_digest() -> str:
+    """Of the code that makes artifacts: in a working copy it changes while the version stays."""
+    summary = hashlib.sha256()
+    for path in sorted([*ROOT.glob("models/*.py"), *ROOT.glob("export/*.py")]):
+        summary.update(path.read_bytes())
+    return summary.hexdigest()
+
+
+def _text(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
