@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,11 +18,13 @@ from ..runtime.packages import (
     INSTALL,
     Flavour,
     Package,
+    cache_folder,
     find_package,
     import_package,
     last_line,
     make_log,
     members,
+    slug,
 )
 from ..runtime.parity import Reference
 from ..runtime.preflight import block_digests, gpus, this_platform
@@ -240,9 +241,8 @@ def _timing_cache(package: Package) -> Path:
     """Kernel timings of earlier builds, by TensorRT version and GPU; TensorRT-RTX times nothing,
     and a cache would make it ask for a GPU."""
     here = gpus()
-    name = here[0].name.replace(" ", "-").replace("/", "-") if here else "no-gpu"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "rtseg" / f"timing-{package.version}-{name}.cache"
+    name = slug(here[0].name) if here else "no-gpu"
+    return cache_folder() / f"timing-{package.version}-{name}.cache"
 
 
 def _flags(trt: Any, network: Any, config: Any) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -114,3 +116,14 @@ def read_header(path: Path) -> tuple[Flavour, str, int] | None:
         return None
     version = ".".join(str(number) for number in head[24:28])
     return flavour, version, int.from_bytes(head[16:24], "little")
+
+
+def cache_folder() -> Path:
+    """Where this user's machine keeps what it measured or compiled; may not exist yet."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(home) if home else Path.home() / ".cache") / "rtseg"
+
+
+def slug(text: str) -> str:
+    """`text` as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")

@@ -147,7 +147,7 @@ def _importable(name: str) -> bool:
 @dataclass(frozen=True)
 class Verdict:
     """Whether a file will run here; if not, `reason` says why and `fix` is the command, or else the
-    step, that mends it. `code` is the reason as one word, "ok" where there is none."""
+    step, that mends it or does without. `code` is the reason as one word, else "ok"."""
 
     path: str
     ok: bool
@@ -172,7 +172,14 @@ def check(path: str | os.PathLike[str], machine: Machine | None = None) -> Verdi
     try:
         card = _readable(path)
         _check_content(path, card)
-        machine = machine or this_machine()
+    except _Refused as refusal:
+        return Verdict(str(path), False, *refusal.args)
+    return check_machine(path, card, machine or this_machine())
+
+
+def check_machine(path: Path, card: Card, machine: Machine) -> Verdict:
+    """Whether `machine` runs the sound file at `path`, whose card is `card`."""
+    try:
         if card.engine is None:
             _check_backend(path, machine)
         else:
@@ -281,7 +288,7 @@ def _check_gpu(path: Path, card: Card, engine: EngineFacts, machine: Machine) ->
         return
     near = [path.with_suffix(suffix) for suffix in (".xml", ".onnx")]
     instead = next((file for file in near if file.is_file()), None)
-    fix = f"rtseg check {instead}" if instead else _export(card, "openvino")
+    fix = f"rtseg predict INPUT --model {instead}" if instead else _export(card, "openvino")
     raise _Refused("no_gpu", "it needs an NVIDIA GPU, and none answers here", fix)
 
 
