@@ -6,6 +6,8 @@ import importlib.util
 import json
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -350,6 +352,211 @@ def bench(
     if markdown:
         write_atomically(markdown, report.to_markdown().encode())
     show(report.to_json(), report.table(), as_json)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, Argument(help="A recipe's file, or the name of a shipped one.")],
+    changes: Annotated[
+        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Such as data.root=DIR.")
+    ] = None,
+    folder: Annotated[
+        Path | None, Option("-o", "--out", help="Folder for the run; by default runs/RECIPE.")
+    ] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on where the run stopped.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a network by a recipe; its best weights are OUT/best.safetensors.
+
+    rtseg train csfcn_nano_camvid data.root=data/camvid schedule.epochs=2
+    """
+    need("torch", "PyTorch", "train", "train")
+    from .train.loop import BEST
+    from .train.loop import train as run
+    from .train.recipe import load_recipe
+
+    folder = folder or Path("runs") / Path(recipe).stem
+    outcome = run(load_recipe(recipe, changes or ()), folder, resume)
+    facts = {
+        "weights": str(folder / BEST),
+        "iterations": outcome.iteration,
+        "finished": outcome.finished,
+        "miou": outcome.miou,
+    }
+    if outcome.first:
+        show(json.dumps(facts), f"best mIoU {outcome.miou:.2%}: {folder / BEST}", as_json)
+    if not outcome.finished:
+        raise JobFailed(f"stopped and saved at iteration {outcome.iteration}: --resume goes on")
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, Argument(help="A model's name, a checkpoint or an artifact.")],
+    dataset: Annotated[str, Argument(help="camvid, cityscapes, folder, ...")],
+    root: Annotated[Path, Option(help="The data set's folder.")],
+    split: Annotated[str, Option(help="Which part of it.")] = "val",
+    weights: Annotated[Path | None, Option(help="Checkpoint to load into the named model.")] = None,
+    classes: Classes = None,
+    size: Annotated[str | None, Option(help="HxW the frame is brought to; else its own.")] = None,
+    scale: Annotated[
+        list[float] | None, Option(help="Factor on that size; several are averaged.")
+    ] = None,
+    flip: Annotated[bool, Option("--flip", help="Average with the mirrored frame.")] = False,
+    window: Annotated[str | None, Option(help="HxW of a sliding window; else whole.")] = None,
+    precision: Annotated[str, Option(help="fp32, bf16 or fp16, of a network.")] = "fp32",
+    backend: Annotated[str | None, Option(help="As `rtseg doctor` lists them.")] = None,
+    device: Device = None,
+    worst: Annotated[Path | None, Option(help="Picture of the worst frames to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure mIoU on labelled frames: of a network, or of an artifact as it will run.
+
+    rtseg eval artifacts/csfcn_nano_360x480_fp32.onnx camvid --root data/camvid
+    """
+    need("torch", "PyTorch", "train", "eval")
+    from .data.datasets import open_data
+    from .data.files import write_atomically
+    from .data.sheet import png
+    from .train.evaluate import evaluate as run
+    from .train.report import table, worst_frames
+
+    data = open_data(dataset, root, split, class_set(classes) if dataset == "folder" else None)
+    views = (size, scale, flip, window, precision)
+    job = labeller(model, weights, classes, backend, device, views)
+    with job as (segment, names), bar("frames") as steps:
+        check_classes(names, data.classes)
+        task = steps.add_task("eval", total=len(data))
+        result = run(segment, data, seen=lambda index: steps.advance(task))
+        picture = worst_frames(result, segment, data) if worst else None
+    if worst and picture is not None:
+        write_atomically(worst, png(picture))
+    show(result.to_json(), table(result, f"{model} on {dataset} {split}"), as_json)
+
+
+@app.command()
+def submit(
+    model: Annotated[str, Argument(help="A model's name, a checkpoint or an artifact.")],
+    root: Annotated[Path, Option(help="The folder of Cityscapes.")],
+    split: Annotated[str, Option(help="Which part of it.")] = "test",
+    weights: Annotated[Path | None, Option(help="Checkpoint to load into the named model.")] = None,
+    size: Annotated[str | None, Option(help="HxW the frame is brought to; else its own.")] = None,
+    scale: Annotated[
+        list[float] | None, Option(help="Factor on that size; several are averaged.")
+    ] = None,
+    flip: Annotated[bool, Option("--flip", help="Average with the mirrored frame.")] = False,
+    window: Annotated[str | None, Option(help="HxW of a sliding window; else whole.")] = None,
+    precision: Annotated[str, Option(help="fp32, bf16 or fp16, of a network.")] = "fp32",
+    backend: Annotated[str | None, Option(help="As `rtseg doctor` lists them.")] = None,
+    device: Device = None,
+    archive: Annotated[Path, Option("-o", "--out", help="The zip to upload.")] = Path(
+        "cityscapes_test.zip"
+    ),
+) -> None:
+    """Predict the frames of Cityscapes test as its server wants them: label ids, in a zip.
+
+    rtseg submit runs/csfcn/best.safetensors --root data/cityscapes -o submission.zip
+    """
+    need("torch", "PyTorch", "train", "submit")
+    from .data.datasets import open_data
+    from .train.submit import submit as run
+
+    data = open_data("cityscapes", root, split)
+    views = (size, scale, flip, window, precision)
+    job = labeller(model, weights, None, backend, device, views)
+    with job as (segment, names), bar("frames") as steps:
+        check_classes(names, data.classes)
+        task = steps.add_task("submit", total=len(data))
+        count = run(segment, data, archive, seen=lambda index: steps.advance(task))
+    out.print(f"{count} frames: {archive}", soft_wrap=True)
+
+
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data sets.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command(name="check")
+def check_data(
+    root: Annotated[Path, Argument(help="The data set's folder.")],
+    dataset: Annotated[str, Option("--as", help="camvid, cityscapes, folder, ...")] = "folder",
+    split: Annotated[str, Option(help="Which part of it.")] = "train",
+    classes: Classes = None,
+    sheet: Annotated[Path | None, Option("--sheet", help="Contact sheet to write, a PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read every file of a split and say what is wrong; exit code 1 if anything is.
+
+    rtseg data check data/camvid --as camvid --split train --sheet camvid.png
+    """
+    from .data.check import check as run
+    from .data.check import contact_sheet
+    from .data.datasets import open_data
+    from .data.files import write_atomically
+    from .data.sheet import png
+
+    data = open_data(dataset, root, split, class_set(classes) if dataset == "folder" else None)
+    with bar("frames") as steps:
+        task = steps.add_task("check", total=len(data))
+        found = run(data, seen=lambda index: steps.advance(task))
+    if sheet:
+        write_atomically(sheet, png(contact_sheet(data)))
+    facts = found.as_dict()
+    rows = Table("class", "frequency %", "images", title=f"{found.images} images")
+    for name, row in facts["classes"].items():
+        rows.add_row(name, f"{100 * row['frequency']:.2f}", str(row["images"]))
+    show(json.dumps(facts), rows, as_json)
+    for kind, lines in found.problems.items():
+        note(f"{kind}: {len(lines)}, first {lines[0]}")
+    if not found.good:
+        raise JobFailed(f"{sum(map(len, found.problems.values()))} problems")
+
+
+@contextmanager
+def labeller(
+    model: str,
+    weights: Path | None,
+    classes: str | None,
+    backend: str | None,
+    device: str | None,
+    views: tuple[str | None, list[float] | None, bool, str | None, str],
+) -> Iterator[tuple[Any, Sequence[str]]]:
+    """(frame -> labels, class names) of an artifact, or of a network as it is without `backend`.
+
+    views: size, scales, flip, window and precision, which an artifact has settled already.
+    """
+    from .speed.plan import is_artifact
+
+    size, scales, flip, window, precision = views
+    if backend or is_artifact(model):
+        if size or scales or flip or window or precision != "fp32":
+            raise ValueError("an artifact runs as exported: leave out --size, --scale, --flip, ...")
+        with open_model(model, backend, device) as segmenter:
+            yield segmenter, segmenter.card.classes
+        return
+    from .models.source import open_source
+    from .train.predict import Predictor
+
+    source = open_source(model, weights, class_set(classes))
+    note(f"{source.network.info.name}, weights: {source.weights_from}")
+    yield (
+        Predictor(
+            source.network.to(device or "cpu"),
+            size=parse_sizes([size])[0] if size else None,
+            scales=scales or (1.0,),
+            flip=flip,
+            window=parse_sizes([window])[0] if window else None,
+            precision=precision,
+        ),
+        source.classes.names,
+    )
+
+
+def check_classes(names: Sequence[str], classes: ClassSet) -> None:
+    """Raises ValueError where a model answers in other classes than the labels are in."""
+    if tuple(names) != classes.names:
+        raise ValueError(
+            f"the model knows {len(names)} classes ({', '.join(names[:3])}, ...), "
+            f"the data {len(classes)} ({', '.join(classes.names[:3])}, ...): they must be the same"
+        )
 
 
 def open_model(model: str, backend: str | None, device: str | None) -> Any:

@@ -67,8 +67,8 @@ def check(data: SegmentationData, seen: Callable[[int], None] = lambda index: No
     for path in data.strays():
         found.note("label without image", str(path))
     absent = np.flatnonzero((found.frames == 0) & (found.labels > 0))
-    for index in absent:
-        found.note("class in no image", data.classes.names[index])
+    for absentee in absent:
+        found.note("class in no image", data.classes.names[absentee])
     return found
 
 

@@ -263,7 +263,7 @@ class CocoStuff10k(SegmentationData):
 
 def _matlab(path: Path) -> np.ndarray:
     try:
-        from scipy.io import loadmat
+        from scipy.io import loadmat  # type: ignore[import-untyped]
     except ImportError as error:
         raise DataError(f"{path} needs `pip install scipy` to be read") from error
     try:
@@ -291,8 +291,6 @@ class Folder(SegmentationData):
     """Your own: images/SPLIT and labels/SPLIT with the same names, and classes.yaml, a list of
     `{name, colour}` by the ids in the labels; 255 does not count. Without labels/SPLIT the split
     is one to predict."""
-
-    splits = ()
 
     def __init__(self, root: Path, split: str, classes: ClassSet | None = None):
         self.classes = classes or load_class_set(Path(root) / "classes.yaml")

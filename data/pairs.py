@@ -131,7 +131,7 @@ def _decoded(path: Path, flags: int) -> np.ndarray:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    image = cv2.imdecode(content, flags) if content.size else None
+    image: np.ndarray | None = cv2.imdecode(content, flags) if content.size else None
     if image is None:
         raise DataError(f"{path} is damaged or not an image: fetch it again")
     return image

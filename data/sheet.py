@@ -17,7 +17,8 @@ def painted(label: np.ndarray, classes: ClassSet) -> np.ndarray:
     """label (H, W) uint8 -> (H, W, 3) uint8 BGR; black where nothing counts."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(classes)] = np.array(classes.palette, np.uint8)[:, ::-1]
-    return table[label]
+    picture: np.ndarray = table[label]
+    return picture
 
 
 def overlaid(image: np.ndarray, label: np.ndarray, classes: ClassSet) -> np.ndarray:
@@ -62,3 +63,10 @@ def _row(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     for number, picture in enumerate(pictures):
         row[: picture.shape[0], number * width : (number + 1) * width] = picture
     return row
+
+
+def png(picture: np.ndarray) -> bytes:
+    """(H, W) or (H, W, 3) uint8 as the content of a PNG file."""
+    done, content = cv2.imencode(".png", picture)
+    assert done, picture.shape
+    return content.tobytes()

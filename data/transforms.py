@@ -28,13 +28,13 @@ class Augment(BaseModel):
 
     crop: tuple[int, int]
     scale: tuple[float, float] = (1.0, 1.0)
-    category_cap: float = Field(1.0, gt=0, le=1)
-    flip: float = Field(0.0, ge=0, le=1)
-    brightness: float = Field(0.0, ge=0, lt=1)
-    contrast: float = Field(0.0, ge=0, lt=1)
-    saturation: float = Field(0.0, ge=0, lt=1)
-    hue: float = Field(0.0, ge=0, le=0.5)
-    blur: float = Field(0.0, ge=0, le=1)
+    category_cap: float = Field(default=1.0, gt=0, le=1)
+    flip: float = Field(default=0.0, ge=0, le=1)
+    brightness: float = Field(default=0.0, ge=0, lt=1)
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+    saturation: float = Field(default=0.0, ge=0, lt=1)
+    hue: float = Field(default=0.0, ge=0, le=0.5)
+    blur: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> Augment:

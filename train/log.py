@@ -70,8 +70,9 @@ class Bar:
             console=Console(stderr=True),
             disable=not show,
         )
-        blank = dict.fromkeys(("loss", "miou", "speed"), "-")
-        self.task = self.progress.add_task("train", total=total, completed=done, **blank)
+        self.task = self.progress.add_task(
+            "train", total=total, completed=done, loss="-", miou="-", speed="-"
+        )
 
     def __enter__(self) -> Bar:
         self.progress.start()
@@ -85,5 +86,5 @@ class Bar:
     ) -> None:
         self.progress.stop()
 
-    def show(self, iteration: int, **fields: str) -> None:
+    def show(self, iteration: int, **fields: Any) -> None:
         self.progress.update(self.task, completed=iteration, **fields)

@@ -8,29 +8,31 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from ..data.classes import IGNORE, load_class_set
-from ..data.datasets import Cached, SegmentationData, open_data
+from ..data.classes import CLASS_SETS, IGNORE, ClassSet, load_class_set
+from ..data.datasets import Cached, DataError, SegmentationData, open_data
 from ..models import build, save_checkpoint
 from .checkpoint import SaveError, git_revision, read_state, save_state
+from .curves import draw_curves
 from .evaluate import Evaluation, evaluate
 from .loader import Batch, Positions, Stream, make_loader
-from .log import Bar, Log
+from .log import Bar, Log, read_log
 from .loss import Criterion, balance
 from .optimiser import Average, factor, make_optimiser, set_learning_rate
 from .parallel import Place, any_process, distribute, joined, summed
 from .predict import Predictor, autocast, channels_last, normalise
+from .pretrained import start_backbone
 from .recipe import Recipe
 
-STATE, BEST, LOG = "last.pt", "best.safetensors", "log.jsonl"
+STATE, BEST, LOG, CURVES = "last.pt", "best.safetensors", "log.jsonl", "curves.png"
 
 
 class TrainingError(RuntimeError):
@@ -45,13 +47,15 @@ class Outcome:
     iteration: int
     finished: bool
     miou: float
+    first: bool  # of all processes: the one that speaks
 
 
 def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True) -> Outcome:
     """Train as `recipe` says; the run's files lie in `folder`.
 
     `last.pt` is the state to resume from, `best.safetensors` the weights with the best mIoU on the
-    validation split, `log.jsonl` the log. SIGTERM and SIGINT save the state and stop.
+    validation split, `log.jsonl` the log, drawn in `curves.png`. SIGTERM and
+    SIGINT save the state and stop.
 
     Raises TrainingError for a loss that is not finite (with the batch's file names) and for a
     worker that died; SaveError where the disk is full; DataError for files that cannot be read.
@@ -103,6 +107,9 @@ class Run:
         self.val = load(recipe, recipe.data.val)
         self.network = build(recipe.model, len(self.data.classes), **recipe.options).train()
         self.network.info.check_size(*recipe.augment.crop)
+        self.started = (
+            start_backbone(self.network, recipe.pretrained) if recipe.pretrained else None
+        )
         channels_last(self.network.to(place.device))
         self.average = Average(self.network, recipe.ema) if recipe.ema else None
         self.optimiser = make_optimiser(self.network, recipe.optimiser)
@@ -161,7 +168,7 @@ class Run:
         recipe, log = self.recipe, None
         if self.place.first:
             log = Log(self.path(LOG), self.iteration, recipe.tensorboard)
-            log.write(self.iteration, recipe=json.loads(recipe.model_dump_json()))
+            log.write(self.iteration, **self._facts())
         batches = iter(self._loader())
         seconds, losses = time.perf_counter(), []
         with Bar(self.total, self.iteration, show) as bar:
@@ -188,7 +195,15 @@ class Run:
         self.save()
         if log:
             log.close()
-        return Outcome(self.folder, self.iteration, self.iteration == self.total, self.best)
+            draw_curves(read_log(self.path(LOG)), self.path(CURVES))
+        return Outcome(
+            self.folder, self.iteration, self.iteration == self.total, self.best, self.place.first
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What the log begins with, after every start."""
+        facts = {"recipe": json.loads(self.recipe.model_dump_json()), "revision": git_revision()}
+        return facts | ({"pretrained": asdict(self.started)} if self.started else {})
 
     @property
     def _images(self) -> int:
@@ -211,9 +226,9 @@ class Run:
         torch.manual_seed(self._seed())
         set_learning_rate(self.optimiser, self.rate)
         total, count = 0.0, self.recipe.accumulate
-        for number, batch in enumerate(islice(self._fetched(batches), count), start=1):
-            with self._gradients_shared(number == count):
-                total += self._backward(batch) / count
+        for number in range(1, count + 1):
+            with self._gradients_shared(last=number == count):
+                total += self._backward(self._next(batches)) / count
         if self.recipe.optimiser.clip is not None:
             self.scaler.unscale_(self.optimiser)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimiser.clip)
@@ -229,9 +244,11 @@ class Run:
         place = self.place
         return self.recipe.seed * 1_000_003 + self.iteration * place.processes + place.process
 
-    def _fetched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _next(self, batches: Iterator[Batch]) -> Batch:
         try:
-            yield from batches
+            return next(batches)
+        except DataError as error:  # from a worker, it brings a traceback before its own line
+            raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from error
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -242,7 +259,9 @@ class Run:
 
     def _gradients_shared(self, last: bool) -> Any:
         """Processes exchange gradients once an update, with its last batch."""
-        return nullcontext() if last or self.place.processes == 1 else self.parallel.no_sync()
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return nullcontext()
+        return self.parallel.no_sync()
 
     def _backward(self, batch: Batch) -> float:
         device = self.place.device
@@ -258,7 +277,7 @@ class Run:
                 f"the loss is {value} at iteration {self.iteration}, batch of {names}: lower "
                 "optimiser.learning_rate or set optimiser.clip, and go on with --resume"
             )
-        self.scaler.scale(loss / self.recipe.accumulate).backward()
+        torch.autograd.backward(self.scaler.scale(loss / self.recipe.accumulate))
         return value
 
     def validate(self) -> Evaluation:
@@ -278,8 +297,7 @@ class Run:
 
     def _keep(self, network: Any, result: Evaluation) -> None:
         facts = {
-            "classes": self.data.classes.name,
-            "class_names": self.data.classes.names,
+            "classes": described(self.data.classes),
             "metrics": {"split": self.recipe.data.val, "iteration": self.iteration}
             | {key: result.as_dict()[key] for key in ("miou", "iou", "pixel_accuracy", "images")},
             "recipe": json.loads(self.recipe.model_dump_json()),
@@ -296,6 +314,13 @@ def load(recipe: Recipe, split: str) -> SegmentationData | Cached:
     classes = load_class_set(options.classes) if options.classes else None
     data = open_data(options.name, options.root, split, classes)
     return Cached(data) if options.cache else data
+
+
+def described(classes: ClassSet) -> str | dict[str, Any]:
+    """For a checkpoint's header: the name of a known set, another one in full."""
+    if CLASS_SETS.get(classes.name) == classes:
+        return classes.name
+    return {"name": classes.name, "names": classes.names, "palette": classes.palette}
 
 
 def class_counts(data: SegmentationData | Cached) -> np.ndarray:

@@ -21,6 +21,8 @@ class Criterion(nn.Module):
     maps are enlarged to the label.
     """
 
+    class_weights: Tensor | None
+
     def __init__(self, loss: Loss, class_weights: Tensor | None = None):
         super().__init__()
         self.loss = loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -58,12 +58,13 @@ class SharedBatchNorm(nn.BatchNorm2d):
         x = input.float()
         sums = torch.stack([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3))])
         count = x.numel() // x.shape[1] * distributed.get_world_size()
-        mean, square = (all_reduce(sums) / count).unbind()
+        mean, square = (all_reduce(sums) / count).unbind()  # type: ignore[no-untyped-call]
         variance = (square - mean.square()).clamp(min=0)
         self._follow(mean.detach(), variance.detach(), count)
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
-        return (x * scale[:, None, None] + shift[:, None, None]).to(input.dtype)
+        normed: Tensor = x * scale[:, None, None] + shift[:, None, None]
+        return normed.to(input.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -79,8 +80,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
 def with_shared_norms(model: nn.Module) -> nn.Module:
     """Every BatchNorm2d of `model` replaced by one that counts the images of all processes."""
     if next(model.parameters()).is_cuda:
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return converted
+        convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+        return convert(model)
     for module in model.modules():
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:

@@ -32,7 +32,7 @@ class Data(Section):
     val: str = "val"
     classes: Path | None = None
     cache: bool = False
-    workers: int = Field(2, ge=0)
+    workers: int = Field(default=2, ge=0)
 
 
 class Optimiser(Section):
@@ -40,22 +40,22 @@ class Optimiser(Section):
     norm of the whole gradient; `backbone` multiplies the backbone's learning rate."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    backbone: float = Field(1.0, ge=0)
-    clip: float | None = Field(None, gt=0)
+    learning_rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    backbone: float = Field(default=1.0, ge=0)
+    clip: float | None = Field(default=None, gt=0)
 
 
 class Schedule(Section):
     """Linear warm-up over `warmup` iterations from `warmup_from` times the learning rate, then
     (1 - progress) ** power down to 0 at the end. Give `epochs` or `iterations`."""
 
-    epochs: float | None = Field(None, gt=0)
-    iterations: int | None = Field(None, gt=0)
-    warmup: int = Field(0, ge=0)
-    warmup_from: float = Field(1 / 3, ge=0, le=1)
-    power: float = Field(0.9, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
+    iterations: int | None = Field(default=None, gt=0)
+    warmup: int = Field(default=0, ge=0)
+    warmup_from: float = Field(default=1 / 3, ge=0, le=1)
+    power: float = Field(default=0.9, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> Schedule:
@@ -71,11 +71,11 @@ class Loss(Section):
     (median frequency / frequency) ** x: 0 is even."""
 
     kind: Literal["cross_entropy", "ohem"] = "cross_entropy"
-    threshold: float = Field(0.9, gt=0, le=1)
-    kept: int = Field(110_000, ge=1)
-    dice: float = Field(0.0, ge=0)
-    auxiliary: float = Field(0.4, ge=0)
-    class_balance: float = Field(0.0, ge=0, le=1)
+    threshold: float = Field(default=0.9, gt=0, le=1)
+    kept: int = Field(default=110_000, ge=1)
+    dice: float = Field(default=0.0, ge=0)
+    auxiliary: float = Field(default=0.4, ge=0)
+    class_balance: float = Field(default=0.0, ge=0, le=1)
 
 
 class Recipe(Section):
@@ -90,17 +90,17 @@ class Recipe(Section):
     optimiser: Optimiser = Optimiser()
     schedule: Schedule
     loss: Loss = Loss()
-    batch: int = Field(8, ge=1)
-    accumulate: int = Field(1, ge=1)
+    batch: int = Field(default=8, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     compile: bool = False
     sync_norm: bool = True
     pretrained: Path | None = None
     seed: int = 0
-    log_every: int = Field(20, ge=1)
-    val_every: int = Field(1000, ge=1)
-    save_every: int = Field(500, ge=1)
+    log_every: int = Field(default=20, ge=1)
+    val_every: int = Field(default=1000, ge=1)
+    save_every: int = Field(default=500, ge=1)
     val_size: tuple[int, int] | None = None
     tensorboard: bool = False
 

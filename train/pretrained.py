@@ -1,0 +1,67 @@
+"""A backbone's start from ImageNet weights: torchvision's, mmsegmentation's or official names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..models import VARIANTS, CheckpointError, Network
+from ..models.weights import COUNTERS, read, rename, unwrap
+
+MMSEG_STEM = (  # its deep stem -> the official one
+    (r"^stem\.7\.", "bn1."),
+    (r"^stem\.(\d)\.", r"conv1.\1."),
+)
+PREFIXES = ("", "resnet.", "backbone.", "backbone.stem.")
+
+
+@dataclass(frozen=True)
+class Started:
+    """`loaded` of the backbone's `entries` were filled; `left` names those that were not."""
+
+    loaded: int
+    entries: int
+    left: tuple[str, ...]
+
+
+def start_backbone(network: Network, path: Path) -> Started:
+    """Fill `network`'s backbone from a classification or segmentation checkpoint.
+
+    What does not fit (a classifier, a head, another stem) is left out; norms' counters do not
+    matter. Raises CheckpointError if less than half of the backbone would be filled.
+    """
+    state = _plain_names(unwrap(read(path), str(path)))
+    own = {k: v for k, v in network.state_dict().items() if k.startswith("backbone.")}
+    own = {k: v for k, v in own.items() if not k.endswith(COUNTERS)}
+    fits = max((_fitting(state, own, network, p) for p in PREFIXES), key=len)
+    left = tuple(key for key in own if key not in fits)
+    if 2 * len(fits) < len(own):
+        raise CheckpointError(
+            f"{path} holds {len(fits)} of the {len(own)} entries of {network.info.name}'s backbone "
+            f"(missing {', '.join(left[:3])}, ...): it is of another network"
+        )
+    network.load_state_dict(fits, strict=False)
+    return Started(len(fits), len(own), left)
+
+
+def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes of whole segmentation networks, the stem by its official names."""
+    named = {}
+    for key, value in state.items():
+        key = key.removeprefix("backbone.").removeprefix("resnet.")
+        for pattern, official in MMSEG_STEM:
+            key = re.sub(pattern, official, key)
+        named[key] = value
+    return named
+
+
+def _fitting(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], network: Network, prefix: str
+) -> dict[str, Tensor]:
+    names = rename([prefix + key for key in state], VARIANTS[network.info.name].keys)
+    renamed = {names[prefix + key]: value for key, value in state.items()}
+    return {k: v for k, v in renamed.items() if k in own and v.shape == own[k].shape}

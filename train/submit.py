@@ -1,0 +1,39 @@
+"""Predictions as the Cityscapes test server wants them: label ids, one PNG a frame, in a zip."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..data.datasets import SegmentationData
+from ..data.sheet import png
+from .evaluate import Segment
+
+
+def submit(
+    segment: Segment,
+    data: SegmentationData,
+    archive: Path,
+    seen: Callable[[int], None] = lambda index: None,
+) -> int:
+    """Write the predictions for all frames of `data` to `archive`; returns how many.
+
+    A file is named CITY_SEQUENCE_FRAME_pred_labelIds.png and holds, at the frame's size, the ids
+    that the data set's own files use. Raises ValueError for a class set without such ids.
+    """
+    if data.classes.label_ids is None:
+        raise ValueError(f"{data.classes.name} has no label ids of a test server: use cityscapes")
+    table = np.zeros(256, np.uint8)
+    table[: len(data.classes)] = data.classes.label_ids
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    partial = archive.with_name(f".{archive.name}.partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
+        for index in range(len(data)):
+            labels = segment(data[index].image)
+            target.writestr(f"{data.name(index)}_pred_labelIds.png", png(table[labels]))
+            seen(index)
+    partial.replace(archive)
+    return len(data)
