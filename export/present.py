@@ -4,39 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from .main import Artifact
 
 
-def artifact_table(artifacts: Sequence[Artifact]) -> Table:
-    """A row for every way that each artifact was run."""
-    table = Table(title="Artifacts, against the float32 PyTorch network on the same frames")
-    for name in ("file", "MiB", "run by", "labels agree", "at borders", "mIoU", "logits error"):
-        table.add_column(name, justify="left" if name in ("file", "run by") else "right")
-    table.add_column("verdict")
+def artifact_table(artifacts: Sequence[Artifact]) -> RenderableType:
+    """A row for every way that each artifact was run, and below it what there is to explain."""
+    table = Table(
+        title="Artifacts against the float32 PyTorch network, same frames; agreement and mIoU in %"
+    )
+    table.add_column("file", overflow="fold")
+    table.add_column("run by")
+    for name in ("MiB", "agree", "borders", "mIoU", "logits"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    notes = []
     for artifact in artifacts:
         for number, verdict in enumerate(artifact.verdicts):
-            first = number == 0
             table.add_row(
-                artifact.path.name if first else "",
-                f"{_mebibytes(artifact):.1f}" if first else "",
+                artifact.path.name if number == 0 else "",
                 f"{verdict.backend} {verdict.precision}",
+                f"{_mebibytes(artifact):.1f}" if number == 0 else "",
                 _share(verdict.agreement),
                 _share(verdict.band_agreement),
                 _share(verdict.miou),
-                "-" if verdict.logits_error is None else f"{verdict.logits_error:.1e}",
-                "; ".join(verdict.faults)
-                or verdict.status + (f": {verdict.why}" if verdict.why else ""),
+                "-" if verdict.logits_error is None else f"{verdict.logits_error:.0e}",
+                verdict.status,
             )
-        if artifact.card.engine:
-            engine = artifact.card.engine
-            table.caption = (
-                f"engine: {engine.layers} layers, {engine.flavour} {engine.version}, "
+            reasons = "; ".join(verdict.faults) or verdict.why
+            if reasons:
+                notes.append(f"{artifact.path.name}, {verdict.precision}: {reasons}")
+        if engine := artifact.card.engine:
+            notes.append(
+                f"{artifact.path.name}: {engine.layers} layers, {engine.flavour} {engine.version}, "
                 f"built in {engine.build_seconds:.1f} s for compute capability "
                 f"{', '.join(engine.compute_capabilities)}"
             )
-    return table
+    return Group(table, *(Text(line, style="dim") for line in notes))
 
 
 def _mebibytes(artifact: Artifact) -> float:
@@ -46,4 +53,4 @@ def _mebibytes(artifact: Artifact) -> float:
 
 
 def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3%}"
+    return "-" if value is None else f"{100 * value:.2f}"

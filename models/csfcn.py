@@ -78,19 +78,39 @@ class ContextCalibration(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.reduce(x)
         height, width = x.shape[-2:]
-        pooled = x.flatten(2) @ self.pooling(height, width, like=x)
-        scores = self.query(x).flatten(2).transpose(1, 2) @ self.key(pooled)
+        keys, values = self.keys_values(x.flatten(2) @ self.pooling(height, width, like=x))
+        scores = self.query(x).flatten(2).transpose(1, 2) @ keys
         # Unscaled dot products reach far, and half precision would flatten the largest ones.
         attention = scores.float().softmax(dim=-1).to(x.dtype)
-        context = (self.value(pooled) @ attention.transpose(1, 2)).unflatten(2, (height, width))
+        context = (values @ attention.transpose(1, 2)).unflatten(2, (height, width))
         return x + context * (1 + torch.tanh(self.mask(context)))
 
-    def deployed(self) -> ContextCalibration:
-        """The key's bias adds the same to all scores of a query, which softmax removes."""
-        key = nn.Conv1d(self.key.in_channels, self.key.out_channels, 1, bias=False)
-        key.weight = self.key.weight
-        self.key = key
-        return self
+    def keys_values(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """pooled (N, width, S) -> keys (N, queries, S), values (N, width, S)."""
+        return self.key(pooled), self.value(pooled)
+
+    def deployed(self) -> DeployedContextCalibration:
+        return DeployedContextCalibration(self)
+
+
+class DeployedContextCalibration(ContextCalibration):
+    """CFC with keys and values from one convolution, and without the keys' bias: it adds the same
+    to all scores of a query, which softmax takes out again."""
+
+    def __init__(self, plain: ContextCalibration):
+        nn.Module.__init__(self)
+        self.reduce, self.query, self.mask = plain.reduce, plain.query, plain.mask
+        self.pooling = plain.pooling
+        self.split = [plain.key.out_channels, plain.value.out_channels]
+        self.key_value = nn.Conv1d(plain.key.in_channels, sum(self.split), 1)
+        weights = plain.key.weight, plain.value.weight
+        biases = torch.zeros_like(plain.key.bias), plain.value.bias
+        self.key_value.weight = nn.Parameter(torch.cat(weights).detach())
+        self.key_value.bias = nn.Parameter(torch.cat(biases).detach())
+
+    def keys_values(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.key_value(pooled).split(self.split, dim=1)
+        return keys, values
 
 
 class SpatialCalibration(nn.Module):
@@ -135,16 +155,19 @@ class SpatialCalibration(nn.Module):
         """
         n, channels, height, width = features.shape
         groups = 2 * self.GROUPS
-        moves = offset[:, : 2 * groups].float().reshape(n * groups, 2, height, width)
+        # Splits, since TensorRT takes two dozen layers to work out the bounds of a Python slice.
+        moves, gates = offset.split([2 * groups, 2], dim=1)
+        moves = moves.float().reshape(n * groups, 2, height, width)
         grid = moves * self.step(height, width, like=moves) + self.grid(height, width, like=moves)
         warped = F.grid_sample(
             features.float().reshape(n * groups, channels // groups, height, width),
             grid.permute(0, 2, 3, 1),
             align_corners=True,
         )
-        gates = 1 + torch.tanh(offset[:, 2 * groups :])
-        shallow, deep = warped.to(offset.dtype).view(n, channels, height, width).chunk(2, dim=1)
-        return deep * gates[:, :1] + shallow * gates[:, 1:]
+        deep_gate, shallow_gate = (1 + torch.tanh(gates)).split(1, dim=1)
+        warped = warped.to(offset.dtype).view(n, channels, height, width)
+        shallow, deep = warped.split(channels // 2, dim=1)
+        return deep * deep_gate + shallow * shallow_gate
 
     def deployed(self) -> DeployedSpatialCalibration:
         return DeployedSpatialCalibration(self)

@@ -64,7 +64,8 @@ def open_source(model: str, weights: Path | None = None, classes: ClassSet | Non
 
 def shipped_weights(variant: str) -> Path | None:
     """The weights of `variant` inside the package, if there are any."""
-    return next(iter(sorted(PRETRAINED.glob(f"{variant}_*.safetensors"))), None)
+    found = sorted(PRETRAINED.glob(f"{variant}_*.safetensors"))
+    return next((path for path in found if header(path).get("variant") == variant), None)
 
 
 def header(path: Path) -> dict[str, Any]:
