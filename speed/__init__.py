@@ -1,0 +1,10 @@
+"""Measure: `bench` times artifacts beside plain PyTorch, `examine` says what the machine can do."""
+
+from __future__ import annotations
+
+from .bench import bench
+from .doctor import Findings, examine
+from .machine import Machine, machine
+from .result import Report, Result
+
+__all__ = ["Findings", "Machine", "Report", "Result", "bench", "examine", "machine"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +15,7 @@ from .. import __version__
 from ..data.scenes import scenes
 from ..runtime import ArtifactError, Card, read_card
 from ..runtime.backend import BACKENDS, MissingPackage, choose, installed
+from ..runtime.packages import cache_folder
 from ..runtime.preflight import gpus
 from .contestants import Artifact, Contestant, Eager, Frames
 from .machine import Watch
@@ -210,9 +209,8 @@ class _Wish:
 
     def _by_graph(self) -> dict[str, list[tuple[str, str | None]]]:
         """(backend, hint) by the precision of the graph that they share."""
-        default = "fp16" if self.on_gpu else "fp32"
         grouped: dict[str, list[tuple[str, str | None]]] = {}
-        for backend, graph, hint in self._ways(self._backends(), default):
+        for backend, graph, hint in self._ways(self._backends(), self.usual_graph):
             grouped.setdefault(graph, []).append((backend, hint))
         return grouped
 
@@ -230,9 +228,15 @@ class _Wish:
                     yield backend, precision, None
 
     def _backends(self) -> list[str]:
-        if self.backends:
-            return list(dict.fromkeys(self.backends))
+        return list(dict.fromkeys(self.backends)) or self.usual_backends()
+
+    def usual_backends(self) -> list[str]:
+        """Those installed that make the best of this machine, the fastest first."""
         return [name for name in (ON_GPU if self.on_gpu else ON_CPU) if installed(name)]
+
+    @property
+    def usual_graph(self) -> str:
+        return "fp16" if self.on_gpu else "fp32"
 
 
 def is_artifact(model: str) -> bool:
@@ -262,6 +266,16 @@ def _usual_size(source: Source) -> Size:
     from ..models import VARIANTS
 
     return VARIANTS[source.network.info.name].size
+
+
+def exported_model(model: str, backend: str | None, step: Callable[[str], None]) -> Path:
+    """A variant or checkpoint as the artifact that runs fastest here, or in `backend`."""
+    _check([backend] if backend else [])
+    wish = _Wish([], [backend] if backend else [], [], None, lambda line, share: step(line))
+    chosen = wish.backends[0] if backend else wish.usual_backends()[0]
+    source = _open_source(model)
+    paths = exported(source, _usual_size(source), [chosen], wish.usual_graph, wish.progress)
+    return paths[chosen]
 
 
 def exported(
@@ -297,7 +311,7 @@ def exported(
 
 def _cache_folder(name: str, weights: str) -> Path:
     """This network's folder of artifacts; those that older code made of it are removed."""
-    bench = user_cache() / "rtseg" / "bench"
+    bench = cache_folder() / "bench"
     prefix = f"{name}-{weights[:16]}-"
     folder = bench / f"{prefix}{__version__}-{_code_digest()[:8]}"
     for stale in bench.glob(f"{prefix}*"):
@@ -305,15 +319,6 @@ def _cache_folder(name: str, weights: str) -> Path:
             shutil.rmtree(stale, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def user_cache() -> Path:
-    """The system's folder for what can be made again."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 def _code_digest() -> str:
