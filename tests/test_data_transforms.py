@@ -1,0 +1,130 @@
+"""Augmentation against arrays small enough to work out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from rtseg.data.transforms import (
+    Augment,
+    blurred,
+    brightened,
+    pad,
+    random_crop,
+    resize,
+    saturated,
+    turned_hue,
+)
+
+LABEL = np.array([[0, 1, 2], [3, 4, 255]], np.uint8)
+IMAGE = np.stack([LABEL, LABEL + 100, LABEL // 2], axis=-1)
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+def test_resize_repeats_labels_and_mixes_pixels():
+    label = np.array([[0, 7]], np.uint8)
+    image = np.repeat(np.array([[0, 100]], np.uint8)[..., None], 3, axis=-1)
+    image, label = resize(image, label, 2)
+    assert label.tolist() == [[0, 0, 7, 7], [0, 0, 7, 7]]
+    assert image[0, :, 0].tolist() == [0, 25, 75, 100]  # bilinear, half-pixel centres
+
+
+def test_resize_keeps_at_least_one_pixel():
+    image, label = resize(IMAGE, LABEL, 0.01)
+    assert image.shape == (1, 1, 3)
+    assert label.shape == (1, 1)
+
+
+def test_pad_is_black_and_does_not_count():
+    image, label = pad(IMAGE, LABEL, (3, 4))
+    assert label.tolist() == [[0, 1, 2, 255], [3, 4, 255, 255], [255] * 4]
+    assert image[2].max() == 0
+    assert np.array_equal(image[:2, :3], IMAGE)
+
+
+def test_crop_takes_the_same_window_of_both(random):
+    for _ in range(20):
+        image, label = random_crop(IMAGE, LABEL, (1, 2), 1.0, random)
+        assert label.shape == (1, 2)
+        assert np.array_equal(image[..., 0], label)
+
+
+def test_crop_reaches_every_window(random):
+    windows = {random_crop(IMAGE, LABEL, (1, 2), 1.0, random)[1].tobytes() for _ in range(100)}
+    assert windows == {bytes(w) for w in ([0, 1], [1, 2], [3, 4], [4, 255])}
+
+
+def test_crop_draws_again_above_the_category_cap(random):
+    label = np.array([[0] * 8 + [0, 1]], np.uint8)  # one of nine windows holds two classes
+    image = np.zeros((1, 10, 3), np.uint8)
+    shares = [random_crop(image, label, (1, 2), 0.75, random)[1].max() for _ in range(200)]
+    assert 0.55 < np.mean(shares) < 0.82  # 1 - (8/9) ** 10 = 0.69; without the cap 0.11
+
+
+def test_ignored_pixels_are_not_a_category(random):
+    label = np.array([[255, 255, 255, 0, 1]], np.uint8)
+    image = np.zeros((1, 5, 3), np.uint8)
+    _, crop = random_crop(image, label, (1, 5), 0.5, random)
+    assert np.array_equal(crop, label)
+
+
+def test_flip_mirrors_both(random):
+    image, label = Augment(crop=(2, 3), flip=1)(IMAGE, LABEL, random)
+    assert label.tolist() == [[2, 1, 0], [255, 4, 3]]
+    assert np.array_equal(image, IMAGE[:, ::-1])
+
+
+def test_the_defaults_change_nothing(random):
+    image, label = Augment(crop=(2, 3))(IMAGE, LABEL, random)
+    assert np.array_equal(image, IMAGE)
+    assert np.array_equal(label, LABEL)
+
+
+def test_brightness_and_contrast():
+    image = np.array([[[0] * 3, [200] * 3]], np.uint8)
+    assert brightened(image, 0.5, 1)[0, :, 0].tolist() == [0, 100]
+    assert brightened(image, 1, 0.5)[0, :, 0].tolist() == [50, 150]  # about the mean, 100
+    assert brightened(image, 1, 1.5)[0, :, 0].tolist() == [0, 250]  # -50 is clipped, not folded
+    assert brightened(image, 2, 1)[0, :, 0].tolist() == [0, 255]
+
+
+def test_saturation_none_is_grey():
+    image = np.array([[[10, 200, 90]]], np.uint8)
+    grey = saturated(image, 0)[0, 0]
+    assert grey[0] == grey[1] == grey[2]
+    assert np.array_equal(saturated(image, 1), image)
+
+
+def test_hue_turned_by_half_gives_the_complement():
+    red = np.array([[[0, 0, 255]]], np.uint8)
+    assert np.abs(turned_hue(red, 0.5)[0, 0].astype(int) - [255, 255, 0]).max() <= 6
+    assert np.abs(turned_hue(red, 0.0)[0, 0].astype(int) - [0, 0, 255]).max() <= 6
+
+
+def test_blur_spreads_a_point():
+    image = np.zeros((9, 9, 3), np.uint8)
+    image[4, 4] = 255
+    out = blurred(image, 1.0)
+    assert 0 < out[4, 5, 0] < out[4, 4, 0] < 255
+    assert np.array_equal(blurred(image, 0.0), image)
+
+
+def test_the_generator_decides_everything():
+    augment = Augment(
+        crop=(8, 8), scale=(0.5, 2), flip=0.5, brightness=0.3, contrast=0.3, saturation=0.3,
+        hue=0.1, blur=0.5,
+    )  # fmt: skip
+    noise = np.random.default_rng(1).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    label = noise[..., 0] % 5
+    first, again, other = (augment(noise, label, np.random.default_rng(s)) for s in (7, 7, 8))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("wrong", [{"scale": (2, 1)}, {"scale": (0, 1)}, {"crop": (0, 4)}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"scale is|crop is"):
+        Augment(**({"crop": (2, 2)} | wrong))
