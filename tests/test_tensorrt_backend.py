@@ -1,0 +1,607 @@
+"""The TensorRT backend's own logic, on a pretended GPU: buffers, graphs, proof, errors, freeing.
+
+The pretended CUDA runtime copies real memory and counts what is alive, so that leaks and a wrong
+order of calls show. What TensorRT computes is tested where there is a GPU.
+"""
+
+import ctypes
+import gc
+import hashlib
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rtseg.runtime import cuda as cuda_module
+from rtseg.runtime import first_load, plan, self_test
+from rtseg.runtime import trt as module
+from rtseg.runtime.backend import MissingPackage
+from rtseg.runtime.card import ArtifactError, Card, EngineFacts, sidecar
+from rtseg.runtime.cuda import Cuda, CudaError, stream_handle
+from rtseg.runtime.packages import Package
+from rtseg.runtime.parity import Reference
+from rtseg.runtime.preflight import BINDINGS, Gpu, Machine
+from rtseg.runtime.trt import TensorRT
+
+SIZE, CLASSES = (16, 32), 4
+GPU = Gpu(0, "Pretended GPU", "8.9", "580.65.06", 1 << 30)
+MACHINE = Machine(
+    "linux-x86_64",
+    (GPU,),
+    (Package("tensorrt_rtx", "1.7.1.116", 13),),
+    frozenset({BINDINGS, "onnxruntime"}),
+)
+
+
+class PretendedCuda:
+    """The part of `cuda.bindings.runtime` that is used, on host memory."""
+
+    cudaStreamNonBlocking = 1
+    cudaMemcpyKind = SimpleNamespace(
+        cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
+    )
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+
+    def __init__(self, gpus=1):
+        self.gpus = gpus
+        self.memory, self.streams, self.graphs = {}, set(), {}
+        self.recording = None
+        self.allocations = self.launches = 0
+        self.used_streams = []
+
+    def cudaGetDeviceCount(self):
+        return 0, self.gpus
+
+    def cudaSetDevice(self, index):
+        return (0,)
+
+    def cudaGetDeviceProperties(self, index):
+        return 0, SimpleNamespace(name=b"Pretended GPU\0\0", major=8, minor=9)
+
+    def cudaMalloc(self, size):
+        buffer = (ctypes.c_uint8 * size)()
+        self.allocations += 1
+        self.memory[ctypes.addressof(buffer)] = buffer
+        return 0, ctypes.addressof(buffer)
+
+    def cudaHostAlloc(self, size, flags):
+        return self.cudaMalloc(size)
+
+    def cudaFree(self, address):
+        return (0,) if address == 0 or self.memory.pop(address, None) else (1,)
+
+    cudaFreeHost = cudaFree
+
+    def cudaMemcpyAsync(self, target, source, size, kind, stream):
+        self.used_streams.append(stream)
+        ctypes.memmove(target, source, size)
+        return (0,)
+
+    def cudaStreamCreateWithFlags(self, flags):
+        self.streams.add(len(self.streams) + 100)
+        return 0, max(self.streams)
+
+    def cudaStreamDestroy(self, stream):
+        self.streams.remove(stream)
+        return (0,)
+
+    def cudaStreamSynchronize(self, stream):
+        return (0,) if stream in self.streams or stream == 7 else (400,)
+
+    def cudaStreamBeginCapture(self, stream, mode):
+        self.recording = []
+        return (0,)
+
+    def cudaStreamEndCapture(self, stream):
+        recorded, self.recording = self.recording, None
+        return 0, recorded
+
+    def cudaGraphInstantiate(self, graph, flags):
+        self.graphs[len(self.graphs) + 1] = graph
+        return 0, len(self.graphs)
+
+    def cudaGraphDestroy(self, graph):
+        return (0,)
+
+    def cudaGraphExecDestroy(self, graph):
+        return (0,) if self.graphs.pop(graph, None) is not None else (1,)
+
+    def cudaGraphLaunch(self, graph, stream):
+        self.launches += 1
+        self.used_streams.append(stream)
+        for step in self.graphs[graph]:
+            step()
+        return (0,)
+
+    def cudaGetErrorString(self, code):
+        return 0, b"pretended error"
+
+    @property
+    def alive(self):
+        gc.collect()
+        return len(self.memory) + len(self.streams) + len(self.graphs)
+
+
+class Context:
+    """Labels are the blue channel modulo the number of classes, plus `shift`."""
+
+    def __init__(self, engine):
+        self.engine, self.addresses = engine, {}
+        self.jit = engine.world.jit
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+        return True
+
+    def is_stream_capturable(self, stream):
+        return self.engine.world.capturable
+
+    def execute_async_v3(self, stream):
+        world = self.engine.world
+        world.runs += 1
+        if world.recording is not None and world.capture_fails:
+            return False
+        if world.cuda.recording is not None:
+            world.cuda.recording.append(self.compute)
+        else:
+            self.compute()
+        return True
+
+    def compute(self):
+        tensors = self.engine.tensors
+        frame = self.array("frame", np.uint8)
+        labels = (frame[..., 0] + self.engine.world.shift) % CLASSES
+        if "labels" in tensors:
+            self.array("labels", np.uint8)[:] = labels
+        if "logits" in tensors:
+            one_hot = np.arange(CLASSES)[:, None, None] == labels[0]
+            self.array("logits", np.float32)[0] = one_hot
+
+    def array(self, name, dtype):
+        shape = self.engine.tensors[name]
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = (ctypes.c_uint8 * size).from_address(self.addresses[name])
+        return np.frombuffer(memory, dtype).reshape(shape)
+
+
+class Engine:
+    def __init__(self, world, tensors):
+        self.world, self.tensors = world, tensors
+        self.num_io_tensors = len(tensors)
+
+    def get_tensor_name(self, place):
+        return list(self.tensors)[place]
+
+    def get_tensor_shape(self, name):
+        return self.tensors[name]
+
+    def get_tensor_dtype(self, name):
+        return np.float32 if name == "logits" else np.uint8
+
+    def get_tensor_mode(self, name):
+        return "input" if name == "frame" else "output"
+
+    def create_runtime_config(self):
+        return self.world.jit
+
+    def create_execution_context(self, config=None):
+        return Context(self)
+
+
+class Jit:
+    """TensorRT-RTX's runtime configuration and cache in one."""
+
+    def __init__(self):
+        self.content = None
+
+    def create_runtime_cache(self):
+        return self
+
+    def set_runtime_cache(self, cache):
+        return True
+
+    def deserialize(self, content):
+        accepted = content == b"kernels"
+        self.content = content if accepted else self.content
+        return accepted
+
+    def serialize(self):
+        return np.frombuffer(b"kernels", np.uint8)
+
+
+class World:
+    """The pretended machine, and the switches of what goes wrong on it."""
+
+    def __init__(self):
+        self.cuda = PretendedCuda()
+        self.jit, self.shift, self.runs = None, 0, 0
+        self.capturable, self.capture_fails, self.bits = True, False, 0
+
+    @property
+    def recording(self):
+        return self.cuda.recording
+
+    def trt(self):
+        world = self
+
+        class Log:
+            pass
+
+        class Runtime:
+            def __init__(self, log):
+                self.log = log
+
+            def get_engine_validity(self, content):
+                return ("invalid" if world.bits else "valid"), world.bits
+
+            def deserialize_cuda_engine(self, content):
+                tensors = {k: tuple(v) for k, v in json.loads(content).items()}
+                return Engine(world, tensors) if tensors else None
+
+        invalidity = {"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2}
+        return SimpleNamespace(
+            __name__="tensorrt_rtx",
+            __version__="1.7.1.116",
+            ILogger=Log,
+            Runtime=Runtime,
+            nptype=lambda kind: kind,
+            TensorIOMode=SimpleNamespace(INPUT="input"),
+            EngineValidity=SimpleNamespace(INVALID="invalid"),
+            EngineInvalidityDiagnostics=SimpleNamespace(__members__=invalidity),
+        )
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    world = World()
+    monkeypatch.setattr(cuda_module, "_bindings", lambda: world.cuda)
+    monkeypatch.setattr(module, "import_package", lambda flavour: world.trt())
+    monkeypatch.setattr(module, "this_machine", lambda: MACHINE)
+    monkeypatch.setattr(module, "gpus", lambda: [GPU])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return world
+
+
+def write_engine(folder, outputs=("labels",), tensors=None, reference=True, margins=255):
+    path = folder / "net.engine"
+    shapes = {"frame": (1, *SIZE, 3), "labels": (1, *SIZE), "logits": (1, CLASSES, *SIZE)}
+    kept = {name: shapes[name] for name in ("frame", *outputs)}
+    path.write_text(json.dumps(kept if tensors is None else tensors))
+    files = [path]
+    if reference:
+        frame = picture(0)
+        labels = frame[..., 0] % CLASSES
+        sure = np.full_like(labels, margins)
+        files.append(first_load.reference_path(path))
+        Reference(frame, labels, sure, ("drawn",)).save(files[-1])
+    card = Card(
+        model="net",
+        size=SIZE,
+        precision="fp16",
+        outputs=outputs,
+        classes=tuple("abcd"),
+        palette=((0, 0, 0),) * CLASSES,
+        class_set="letters",
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        weights="w",
+        weights_from="random",
+        trained=True,
+        macs=1,
+        params=1,
+        tools={},
+        engine=EngineFacts(
+            flavour="tensorrt_rtx",
+            version="1.7.1.116",
+            compute_capabilities=("8.9",),
+            platform="linux-x86_64",
+            minimum_driver="580",
+            flags=(),
+            layers=1,
+            onnx="o",
+            build_seconds=1,
+        ),
+        files={p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+    )
+    sidecar(path).write_text(card.to_json())
+    return path
+
+
+@pytest.fixture
+def engine(tmp_path):
+    return write_engine(tmp_path)
+
+
+def picture(seed):
+    return np.random.default_rng(seed).integers(0, 256, (1, *SIZE, 3), np.uint8)
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_labels_come_back_with_and_without_a_graph(world, engine, cuda_graph):
+    backend = TensorRT(engine, cuda_graph=cuda_graph)
+    before = world.cuda.launches
+    for seed in range(3):
+        np.testing.assert_array_equal(backend(picture(seed)), picture(seed)[..., 0] % CLASSES)
+    assert world.cuda.launches - before == (3 if cuda_graph else 0)
+    options = dict(backend.info.options)
+    assert options["cuda_graph"] == ("on" if cuda_graph else "off")
+    assert (backend.info.name, backend.info.device) == ("tensorrt", "Pretended GPU")
+    backend.close()
+
+
+def test_nothing_is_allocated_per_frame(world, engine):
+    backend = TensorRT(engine)
+    before, alive = world.cuda.allocations, world.cuda.alive
+    for seed in range(20):
+        backend(picture(seed))
+    assert (world.cuda.allocations, world.cuda.alive) == (before, alive)
+    backend.close()
+
+
+def test_closing_frees_everything(world, engine):
+    backend = TensorRT(engine)
+    labels = backend(picture(0))
+    assert world.cuda.alive >= 5
+    backend.close()
+    backend.close()
+    np.testing.assert_array_equal(labels, picture(0)[..., 0] % CLASSES)  # the caller's view lives
+    del labels
+    assert world.cuda.alive == 0
+    for call in (lambda: backend(picture(0)), backend.compute, backend.download):
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
+
+
+def test_a_backend_that_is_dropped_frees_everything(world, engine):
+    backend = TensorRT(engine)
+    del backend
+    assert world.cuda.alive == 0
+
+
+def test_the_callers_stream_is_used_and_left_alone(world, engine):
+    stream = SimpleNamespace(__cuda_stream__=lambda: (0, 7))
+    backend = TensorRT(engine, stream=stream)
+    world.cuda.used_streams.clear()
+    backend(picture(0))
+    assert set(world.cuda.used_streams) == {7}
+    backend.close()  # destroying stream 7 would fail: it is not one of the runtime's
+    assert world.cuda.alive == 0
+
+
+def test_streams_of_other_libraries():
+    assert stream_handle(5) == 5
+    assert stream_handle(SimpleNamespace(__cuda_stream__=(0, 6))) == 6
+    assert stream_handle(SimpleNamespace(cuda_stream=8)) == 8
+    assert stream_handle(SimpleNamespace(handle=9)) == 9
+    with pytest.raises(ValueError, match="a stream is a handle"):
+        stream_handle("default")
+
+
+def test_images_of_another_shape_or_type_are_refused(world, engine):
+    backend = TensorRT(engine)
+    with pytest.raises(ValueError, match=r"takes uint8 of shape \(1, 16, 32, 3\)"):
+        backend(picture(0)[:, :8])
+    with pytest.raises(ValueError, match="not float32"):
+        backend(picture(0).astype(np.float32))
+    backend.close()
+
+
+def test_an_image_written_into_the_frame_is_not_copied_first(world, engine):
+    backend = TensorRT(engine)
+    backend.frame[:] = picture(3)
+    np.testing.assert_array_equal(backend(backend.frame), picture(3)[..., 0] % CLASSES)
+    backend.close()
+
+
+def test_frames_and_labels_on_the_gpu(world, engine):
+    backend = TensorRT(engine)
+    image = picture(5)
+    facts = {"shape": image.shape, "typestr": "|u1", "data": (image.ctypes.data, False)}
+    frame = SimpleNamespace(__cuda_array_interface__=facts)
+    np.testing.assert_array_equal(backend.infer_device(frame), image[..., 0] % CLASSES)
+    found = backend.on_device().__cuda_array_interface__
+    assert (found["shape"], found["typestr"]) == ((1, *SIZE), "|u1")
+    for wrong in ({"shape": (1, 2, 3, 3)}, {"typestr": "<f4"}, {"strides": (1, 1, 1, 1)}):
+        with pytest.raises(ValueError, match="contiguous uint8"):
+            backend.upload_device(SimpleNamespace(__cuda_array_interface__=facts | wrong))
+    with pytest.raises(ValueError, match="__cuda_array_interface__"):
+        backend.upload_device(image)
+    backend.close()
+
+
+@pytest.mark.parametrize("switch", [{"capturable": False}, {"capture_fails": True}])
+def test_without_a_graph_it_runs_all_the_same(world, engine, switch):
+    vars(world).update(switch)
+    backend = TensorRT(engine)
+    assert dict(backend.info.options)["cuda_graph"].startswith("off: ")
+    np.testing.assert_array_equal(backend(picture(1)), picture(1)[..., 0] % CLASSES)
+    backend.close()
+    assert world.cuda.alive == 0
+
+
+def test_logits_where_the_artifact_gives_them(world, tmp_path):
+    backend = TensorRT(write_engine(tmp_path, ("labels", "logits")))
+    labels = backend(picture(2)).copy()
+    np.testing.assert_array_equal(backend.logits().argmax(1), labels)
+    backend.close()
+    backend = TensorRT(write_engine(tmp_path, ("logits",)))
+    with pytest.raises(ArtifactError, match="no labels, only logits"):
+        backend(picture(2))
+    backend.close()
+
+
+def test_an_engine_is_proven_at_first_load_and_not_again(world, engine):
+    TensorRT(engine).close()
+    record = json.loads(first_load.record_path(engine).read_text())
+    assert (record["passed"], record["gpu"], record["driver"]) == (True, GPU.name, GPU.driver)
+    assert record["tensorrt"] == "tensorrt_rtx 1.7.1.116"
+    first, world.cuda.launches = world.cuda.launches, 0
+    TensorRT(engine).close()
+    assert (first, world.cuda.launches) == (1, 0)
+
+
+def test_another_driver_asks_for_another_proof(world, engine, monkeypatch):
+    TensorRT(engine).close()
+    world.shift = 1
+    TensorRT(engine).close()  # trusted: nothing changed that the record knows of
+    other = Gpu(0, GPU.name, "8.9", "581.10", None)
+    monkeypatch.setattr(module, "gpus", lambda: [other])
+    with pytest.raises(ArtifactError, match="not right on Pretended GPU"):
+        TensorRT(engine)
+
+
+def test_a_wrong_engine_is_not_served(world, engine):
+    world.shift = 1
+    with pytest.raises(ArtifactError, match=r"labels agree on 0.000% of pixels.*not served"):
+        TensorRT(engine)
+    record = json.loads(first_load.record_path(engine).read_text())
+    assert record["passed"] is False
+    assert record["frames"][0]["agreement"] == 0
+    assert world.cuda.alive == 0
+    with pytest.raises(ArtifactError, match="not served"):  # a record of failure opens no door
+        TensorRT(engine)
+    TensorRT(engine, prove=False).close()
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(world, engine, monkeypatch):
+    def read_only(path, content):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(first_load, "write_atomically", read_only)
+    TensorRT(engine).close()
+    assert not first_load.record_path(engine).exists()
+
+
+def test_without_its_reference_an_engine_is_not_served(world, tmp_path):
+    engine = write_engine(tmp_path, reference=False)
+    with pytest.raises(ArtifactError, match="carries no reference"):
+        TensorRT(engine)
+    engine = write_engine(tmp_path)
+    first_load.reference_path(engine).unlink()
+    with pytest.raises(ArtifactError, match=r"reference\.npz is missing or damaged"):
+        TensorRT(engine)
+    write_engine(tmp_path, margins=254)
+    other = first_load.reference_path(engine).read_bytes()
+    engine = write_engine(tmp_path)
+    first_load.reference_path(engine).write_bytes(other)
+    with pytest.raises(ArtifactError, match="not the one exported with the engine"):
+        TensorRT(engine)
+
+
+def test_without_a_gpu_the_error_says_what_would_run(world, engine, monkeypatch):
+    engine.with_suffix(".onnx").touch()
+    alone = Machine("linux-x86_64", (), MACHINE.tensorrt, MACHINE.modules)
+    monkeypatch.setattr(module, "this_machine", lambda: alone)
+    with pytest.raises(ArtifactError, match=r"needs an NVIDIA GPU.*net\.onnx"):
+        TensorRT(engine)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cpu", "ONNX or OpenVINO"), ("gpu", '"cuda" or "cuda:N"'), ("cuda:3", "no cuda:3")],
+)
+def test_devices_that_will_not_do(world, engine, device, message):
+    with pytest.raises(ArtifactError, match=message):
+        TensorRT(engine, device)
+    assert world.cuda.alive == 0
+
+
+def test_tensorrts_own_reasons_are_told(world, engine):
+    world.bits = 3
+    with pytest.raises(ArtifactError, match="version mismatch, unsupported cc"):
+        TensorRT(engine)
+    assert world.cuda.alive == 0
+
+
+def test_a_reason_that_preflight_knows_comes_with_its_command(world, engine, monkeypatch):
+    world.bits = 1
+    newer = Machine(
+        "linux-x86_64",
+        (GPU,),
+        (Package("tensorrt_rtx", "1.8.0.1", 13),),
+        MACHINE.modules,
+    )
+    monkeypatch.setattr(module, "this_machine", lambda: newer)
+    with pytest.raises(ArtifactError, match=r"pip install tensorrt-rtx-cu13==1\.7\.1\.116"):
+        TensorRT(engine)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"frame": (1, *SIZE, 3)},
+        {"frame": (1, 8, 8, 3), "labels": (1, 8, 8)},
+        {"frame": (-1, *SIZE, 3), "labels": (1, *SIZE)},
+    ],
+)
+def test_an_engine_of_another_card(world, tmp_path, tensors):
+    with pytest.raises(ArtifactError, match=r"not the engine of its card|no fixed shape"):
+        TensorRT(write_engine(tmp_path, tensors=tensors))
+    assert world.cuda.alive == 0
+
+
+def test_kernels_compiled_at_first_start_are_kept(world, engine):
+    world.jit = Jit()
+    backend = TensorRT(engine)
+    assert dict(backend.info.options)["jit_cache"] == "written"
+    (kept,) = engine.parent.glob("net.engine.*.jit")
+    assert kept.name == "net.engine.Pretended-GPU-580.65.06.jit"
+    backend.close()
+    world.jit = Jit()
+    backend = TensorRT(engine)
+    assert dict(backend.info.options)["jit_cache"] == "read"
+    backend.close()
+    kept.write_bytes(b"of another driver")
+    backend = TensorRT(engine)
+    assert dict(backend.info.options)["jit_cache"] == "written"
+    assert kept.read_bytes() == b"kernels"
+    backend.close()
+
+
+def test_kernels_go_to_the_users_cache_where_the_folder_is_read_only(
+    world, engine, monkeypatch, tmp_path
+):
+    write = plan.write_atomically
+
+    def only_elsewhere(path, content):
+        if path.parent == engine.parent:
+            raise PermissionError(path)
+        write(path, content)
+
+    monkeypatch.setattr(plan, "write_atomically", only_elsewhere)
+    for expected in ("written", "read"):
+        world.jit = Jit()
+        backend = TensorRT(engine)
+        assert dict(backend.info.options)["jit_cache"] == expected
+        backend.close()
+    assert len(list((tmp_path / "cache" / "rtseg").glob("*.jit"))) == 1
+
+
+def test_cuda_errors_name_the_call():
+    with pytest.raises(CudaError, match="cudaStreamSynchronize: pretended error"):
+        Cuda(0, PretendedCuda()).synchronise(12345)
+    with pytest.raises(ArtifactError, match="no cuda:0: CUDA finds 0 GPUs"):
+        Cuda(0, PretendedCuda(gpus=0))
+
+
+def test_without_the_bindings_the_error_says_how_to_get_them(monkeypatch):
+    def absent(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(cuda_module.importlib, "import_module", absent)
+    with pytest.raises(MissingPackage, match=r'pip install "rtseg\[tensorrt\]"'):
+        Cuda(0)
+
+
+def test_a_tensorrt_that_is_wrong_is_not_trusted(world, monkeypatch, tmp_path):
+    trt = world.trt()
+    trt.Builder = object
+    place = first_load.Place(GPU.name, "8.9", GPU.driver, "tensorrt 10.3.0")
+    errors = [0.3, float("nan"), 1e-4]
+    monkeypatch.setattr(self_test, "measure", lambda *_: {"grid_sample": errors.pop(0)})
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match=r"tensorrt 10\.3\.0 is wrong on Pretended GPU"):
+            self_test.self_test(trt, None, None, place)
+    for _ in range(2):  # the pass is kept, the failures were not
+        self_test.self_test(trt, None, None, place)
+    assert errors == []
