@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm, and (unless `act=False`) ReLU; padding kernel // 2.
+    """Convolution, batch norm, and (unless `act=False`) ReLU; same padding; no bias by default.
 
     (N, inputs, H, W) -> (N, outputs, ceil(H / stride), ceil(W / stride))
     """
@@ -25,12 +25,11 @@ class ConvNorm(nn.Module):
         dilation: int = 1,
         groups: int = 1,
         act: bool = True,
+        bias: bool = False,
     ):
         super().__init__()
         padding = dilation * (kernel // 2)
-        self.conv = nn.Conv2d(
-            inputs, outputs, kernel, stride, padding, dilation, groups, bias=False
-        )
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias)
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
         self.act: nn.Module = nn.ReLU(inplace=True) if act else nn.Identity()
 

@@ -10,48 +10,139 @@ from torch import Tensor, nn
 from .layers import ConvNorm
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: (N, inputs, H, W) -> (N, width, H/s, W/s)."""
+class Residual(nn.Module):
+    """A chain of convolutions beside a shortcut; `act=False` leaves the sum without its ReLU."""
 
-    def __init__(self, inputs: int, width: int, stride: int):
+    EXPANSION = 1  # output channels per `width`
+
+    def __init__(self, inputs: int, outputs: int, stride: int, act: bool):
         super().__init__()
-        self.conv1 = ConvNorm(inputs, width, stride=stride)
-        self.conv2 = ConvNorm(width, width, act=False)
-        plain = stride == 1 and inputs == width
+        plain = stride == 1 and inputs == outputs
         self.shortcut = (
-            nn.Identity() if plain else ConvNorm(inputs, width, kernel=1, stride=stride, act=False)
+            nn.Identity()
+            if plain
+            else ConvNorm(inputs, outputs, kernel=1, stride=stride, act=False)
         )
+        self.act = nn.ReLU(inplace=True) if act else nn.Identity()
+
+    def branch(self, x: Tensor) -> Tensor:
+        """The convolutions."""
+        raise TypeError(f"{type(self).__name__} defines no `branch`")
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(self.conv1(x)) + self.shortcut(x))
+        return self.act(self.branch(x) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
-    """A stem to stride 4 and four stages of basic blocks at strides 4, 8, 16 and 32.
+class BasicBlock(Residual):
+    """Two 3x3 convolutions: (N, inputs, H, W) -> (N, width, H/s, W/s).
 
-    image (N, 3, H, W) -> the four stage outputs, shallow to deep. The first stage may be of depth 0.
+    The first has the stride, the second the dilation.
     """
 
     def __init__(
-        self, stem: nn.Module, stem_width: int, widths: Sequence[int], depths: Sequence[int]
+        self, inputs: int, width: int, stride: int = 1, dilation: int = 1, act: bool = True
+    ):
+        super().__init__(inputs, width, stride, act)
+        self.conv1 = ConvNorm(inputs, width, stride=stride)
+        self.conv2 = ConvNorm(width, width, dilation=dilation, act=False)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x))
+
+
+class Bottleneck(Residual):
+    """1x1, 3x3 and 1x1 convolution: (N, inputs, H, W) -> (N, EXPANSION * width, H/s, W/s).
+
+    The 3x3 convolution has the stride and the dilation.
+    """
+
+    EXPANSION = 4
+
+    def __init__(
+        self, inputs: int, width: int, stride: int = 1, dilation: int = 1, act: bool = True
+    ):
+        super().__init__(inputs, self.EXPANSION * width, stride, act)
+        self.conv1 = ConvNorm(inputs, width, kernel=1)
+        self.conv2 = ConvNorm(width, width, stride=stride, dilation=dilation)
+        self.conv3 = ConvNorm(width, self.EXPANSION * width, kernel=1, act=False)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.conv3(self.conv2(self.conv1(x)))
+
+
+def blocks(
+    kind: type[BasicBlock] | type[Bottleneck],
+    inputs: int,
+    width: int,
+    depth: int,
+    stride: int = 1,
+    dilations: Sequence[int] = (1, 1),  # of the first block, and of the others
+    last_act: bool = True,
+) -> nn.Sequential:
+    """`depth` blocks in a row, the first with the stride; `last_act`: the last one with its ReLU."""
+    stage = nn.Sequential()
+    for i in range(depth):
+        act = last_act or i < depth - 1
+        stage.append(kind(inputs, width, stride, dilations[min(i, 1)], act))
+        inputs, stride = kind.EXPANSION * width, 1
+    return stage
+
+
+class ResNet(nn.Module):
+    """A stem to stride 4 and four stages, by default at strides 4, 8, 16 and 32.
+
+    image (N, 3, H, W) -> the four stage outputs, shallow to deep, of `outputs` channels. `widths`
+    are those of the blocks; the first stage may be of depth 0. `strides` and `dilations` are per
+    stage; with `contract_dilation` the first block of a dilated stage has half of its dilation.
+
+    skip_act: whether stage outputs have gone through the last block's ReLU; the next stage reads
+    them after it either way.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stem_width: int,
+        widths: Sequence[int],
+        depths: Sequence[int],
+        block: type[BasicBlock] | type[Bottleneck] = BasicBlock,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        contract_dilation: bool = False,
+        skip_act: bool = True,
     ):
         super().__init__()
         self.stem = stem
+        self.outputs = [block.EXPANSION * width for width in widths]
+        self.skip_act = skip_act
         inputs = stem_width
-        for index, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
-            strides = [1 if index == 1 else 2] + [1] * (depth - 1)
-            stage = nn.Sequential()
-            for stride in strides[:depth]:
-                stage.append(BasicBlock(inputs, width, stride))
-                inputs = width
-            setattr(self, f"layer{index}", stage)
+        for index, (width, depth, stride, dilation) in enumerate(
+            zip(widths, depths, strides, dilations, strict=True)
+        ):
+            first = dilation // 2 if contract_dilation and dilation > 1 else dilation
+            pair = (first, dilation)
+            stage = blocks(block, inputs, width, depth, stride, pair, last_act=skip_act)
+            setattr(self, f"layer{index + 1}", stage)
+            inputs = block.EXPANSION * width if depth else inputs
 
     def forward(self, image: Tensor) -> list[Tensor]:
         features, x = [], self.stem(image)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = stage(x)
             features.append(x)
+            if not self.skip_act:
+                x = F.relu(x)
         return features
+
+
+WIDTHS = (64, 128, 256, 512)
+
+
+def plain_stem(width: int = 64) -> nn.Sequential:
+    """One 7x7 convolution, then max pooling: stride 4."""
+    return nn.Sequential(
+        ConvNorm(3, width, kernel=7, stride=2), nn.MaxPool2d(3, stride=2, padding=1)
+    )
 
 
 def deep_stem(width: int = 64, outputs: int = 128) -> nn.Sequential:
@@ -64,18 +155,60 @@ def deep_stem(width: int = 64, outputs: int = 128) -> nn.Sequential:
     )
 
 
-# A row: the reference's name, ours; `{x}` stands for one dotted part or a piece of one.
-DEEP_STEM_KEYS = (
-    ("resnet.conv1.0", "backbone.stem.0.conv"),
-    ("resnet.conv1.1", "backbone.stem.0.norm"),
-    ("resnet.conv1.3", "backbone.stem.1.conv"),
-    ("resnet.conv1.4", "backbone.stem.1.norm"),
-    ("resnet.conv1.6", "backbone.stem.2.conv"),
-    ("resnet.bn1", "backbone.stem.2.norm"),
-)
-BASIC_BLOCK_KEYS = (
-    ("resnet.layer{stage}.{block}.conv{i}", "backbone.layer{stage}.{block}.conv{i}.conv"),
-    ("resnet.layer{stage}.{block}.bn{i}", "backbone.layer{stage}.{block}.conv{i}.norm"),
-    ("resnet.layer{stage}.{block}.downsample.0", "backbone.layer{stage}.{block}.shortcut.conv"),
-    ("resnet.layer{stage}.{block}.downsample.1", "backbone.layer{stage}.{block}.shortcut.norm"),
-)
+def resnet18(deep: bool = False, **options: object) -> ResNet:
+    """ResNet-18: the plain stem of 64 channels, or the deep one of 128."""
+    stem, width = (deep_stem(), 128) if deep else (plain_stem(), 64)
+    return ResNet(stem, width, WIDTHS, (2, 2, 2, 2), **options)  # type: ignore[arg-type]
+
+
+def resnet50(stem_width: int = 32, depth: int = 50, **options: object) -> ResNet:
+    """ResNet-50 or, by `depth`, ResNet-101, with a deep stem of widths w, w and 2w (32: "V1c")."""
+    depths = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}[depth]
+    stem = deep_stem(stem_width, 2 * stem_width)
+    return ResNet(stem, 2 * stem_width, WIDTHS, depths, Bottleneck, **options)  # type: ignore[arg-type]
+
+
+# Keys: a row is the reference's name and ours; `{x}` stands for one dotted part or a piece of one.
+Rows = tuple[tuple[str, str], ...]
+
+
+def block_keys(theirs: str, ours: str) -> Rows:
+    """Of a residual block under the name `theirs`, such as "resnet.layer{stage}.{block}"."""
+    return (
+        (f"{theirs}.conv{{i}}", f"{ours}.conv{{i}}.conv"),
+        (f"{theirs}.bn{{i}}", f"{ours}.conv{{i}}.norm"),
+        (f"{theirs}.downsample.0", f"{ours}.shortcut.conv"),
+        (f"{theirs}.downsample.1", f"{ours}.shortcut.norm"),
+    )
+
+
+def stage_keys(theirs: str, ours: str = "backbone.") -> Rows:
+    """Of the four stages: `layer1.0.conv1` and so on under both prefixes, which end in a dot."""
+    name = "layer{stage}.{block}"
+    return block_keys(theirs + name, ours + name)
+
+
+def plain_stem_keys(theirs: str, ours: str = "backbone.") -> Rows:
+    """`conv1` and `bn1`."""
+    return (
+        (f"{theirs}conv1", f"{ours}stem.0.conv"),
+        (f"{theirs}bn1", f"{ours}stem.0.norm"),
+    )
+
+
+def deep_stem_keys(theirs: str, ours: str = "backbone.") -> Rows:
+    """A sequence of convolutions, norms and ReLUs, `theirs` its name: "backbone.stem."."""
+    return tuple(
+        (f"{theirs}{3 * i + j}", f"{ours}stem.{i}.{part}")
+        for i in range(3)
+        for j, part in enumerate(("conv", "norm"))
+    )
+
+
+def split_stem_keys(theirs: str, ours: str = "backbone.") -> Rows:
+    """The same, but with the last norm outside of the sequence: `conv1.0` ... `conv1.6`, `bn1`."""
+    return (*deep_stem_keys(f"{theirs}conv1.", ours)[:-1], (f"{theirs}bn1", f"{ours}stem.2.norm"))
+
+
+DEEP_STEM_KEYS = split_stem_keys("resnet.")
+BASIC_BLOCK_KEYS = stage_keys("resnet.")
