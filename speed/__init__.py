@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .bench import bench
 from .doctor import Findings, examine
-from .machine import Machine, machine
 from .result import Report, Result
 
-__all__ = ["Findings", "Machine", "Report", "Result", "bench", "examine", "machine"]
+__all__ = ["Findings", "Report", "Result", "bench", "examine"]
