@@ -1,0 +1,104 @@
+"""What `rtseg doctor` finds, on this machine and on ones it is told of."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+from rtseg.runtime.backend import BACKENDS
+from rtseg.runtime.preflight import Gpu
+from rtseg.speed import doctor
+
+GPU = Gpu(0, "NVIDIA Test", "8.6", "580.65", 8 * 2**30)
+
+
+def finding_of(name: str) -> doctor.Finding:
+    return next(f for f in doctor.examine().backends if f.name == name)
+
+
+def test_every_backend_is_examined_and_ready_or_has_a_note():
+    findings = doctor.examine()
+    assert [f.name for f in findings.backends] == [*BACKENDS, "export"]
+    for finding in findings.backends:
+        assert finding.ready or finding.note
+        assert not finding.ready or finding.versions
+    ready = {f.name: f for f in findings.backends}["onnxruntime"]
+    assert ready.ready
+    assert "cpu" in ready.devices
+
+
+def test_the_findings_are_one_json_value():
+    value = json.loads(doctor.examine().to_json())
+    assert set(value) == {"machine", "gpus", "backends"}
+    assert value["machine"]["cores"] >= 1
+    assert {"name", "ready", "versions", "devices", "loads", "note", "fix"} <= set(
+        value["backends"][0]
+    )
+
+
+def test_the_table_fits_a_terminal_and_shows_machine_and_backends():
+    console = Console(width=80, file=io.StringIO())
+    console.print(doctor.examine().table())
+    text = console.file.getvalue()
+    assert "instruction sets" in text
+    assert all(name in text for name in BACKENDS)
+
+
+@pytest.mark.parametrize("name", ["openvino", "torch", "tensorrt"])
+def test_an_absent_backend_comes_with_the_line_that_brings_it(monkeypatch, name):
+    monkeypatch.setattr(doctor, "installed", lambda backend: backend != name)
+    finding = finding_of(name)
+    assert not finding.ready
+    assert "is not installed" in finding.note
+    assert finding.fix == f'pip install "rtseg[{BACKENDS[name].extra}]"'
+
+
+def test_a_broken_backend_is_a_finding_rather_than_an_error(monkeypatch):
+    def broken(gpus):
+        raise OSError("libsomething.so: cannot open\nmore")
+
+    monkeypatch.setattr(doctor, "installed", lambda backend: True)
+    monkeypatch.setitem(doctor.EXAMINERS, "openvino", broken)
+    finding = finding_of("openvino")
+    assert not finding.ready
+    assert finding.note == "installed, but does not load: libsomething.so: cannot open"
+    assert finding.fix == 'pip install --force-reinstall "rtseg[openvino]"'
+
+
+def test_without_a_gpu_tensorrt_says_what_it_can_still_do(monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(doctor, "gpus", list)
+    finding = finding_of("tensorrt")
+    assert not finding.ready
+    assert "tensorrt_rtx" in finding.versions
+    assert finding.note == "builds engines here; running them needs an NVIDIA GPU"
+
+
+def test_a_gpu_that_a_cpu_build_leaves_idle_is_pointed_out(monkeypatch):
+    monkeypatch.setattr(doctor, "gpus", lambda: [GPU])
+    monkeypatch.setattr(doctor, "cuda_available", lambda: False)
+    findings = doctor.examine()
+    finding = {f.name: f for f in findings.backends}["onnxruntime"]
+    assert finding.ready
+    assert finding.note == "this build does not use the GPU"
+    assert "rtseg[gpu]" in finding.fix
+    console = Console(width=100, file=io.StringIO())
+    console.print(findings.table())
+    assert "NVIDIA Test, compute capability 8.6, 8 GiB, driver 580.65" in console.file.getvalue()
+
+
+def test_a_missing_export_package_is_named(monkeypatch):
+    version = doctor.metadata.version
+
+    def without(name: str) -> str:
+        if name == "onnxslim":
+            raise doctor.metadata.PackageNotFoundError
+        return version(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", without)
+    finding = finding_of("export")
+    assert not finding.ready
+    assert "onnxslim" in finding.note
+    assert finding.fix == 'pip install "rtseg[export]"'
