@@ -75,9 +75,11 @@ class Cuda:
         return array
 
     def to_device(self, address: int, source: NDArray[Any], stream: int) -> None:
+        assert source.flags.c_contiguous
         self._copy(address, source.ctypes.data, source.nbytes, "HostToDevice", stream)
 
     def to_host(self, target: NDArray[Any], address: int, stream: int) -> None:
+        assert target.flags.c_contiguous
         self._copy(target.ctypes.data, address, target.nbytes, "DeviceToHost", stream)
 
     def on_device(self, target: int, source: int, size: int, stream: int) -> None:

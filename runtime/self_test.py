@@ -57,7 +57,7 @@ def measure(trt: Any, log: Any, cuda: Cuda) -> dict[str, float]:
         plan.enqueue(stream)
         errors = {}
         for name, expected in answers(image, grid).items():
-            found = np.empty_like(expected)
+            found = np.empty(expected.shape, np.float32)
             cuda.to_host(found, plan.tensors[name].address, stream)
             cuda.synchronise(stream)
             errors[name] = float(np.abs(found - expected).max())
@@ -164,4 +164,4 @@ def _bilinear(image: Map, y: Map, x: Map) -> Map:
     down, right = y - top, x - left
     upper = image[:, top, left] * (1 - right) + image[:, top, left + 1] * right
     lower = image[:, top + 1, left] * (1 - right) + image[:, top + 1, left + 1] * right
-    return np.asarray(upper * (1 - down) + lower * down, np.float32)
+    return np.ascontiguousarray(upper * (1 - down) + lower * down, np.float32)
