@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..data.scenes import scenes
 from ..runtime import ArtifactError, Card, read_card
-from ..runtime.backend import BACKENDS, MissingPackage, choose, installed
+from ..runtime.backend import BACKENDS, MissingPackage, choose, cuda_available, installed
 from ..runtime.packages import cache_folder
 from ..runtime.preflight import gpus
 from .contestants import Artifact, Contestant, Eager, Frames
@@ -232,11 +232,23 @@ class _Wish:
 
     def usual_backends(self) -> list[str]:
         """Those installed that make the best of this machine, the fastest first."""
-        return [name for name in (ON_GPU if self.on_gpu else ON_CPU) if installed(name)]
+        on_gpu = [name for name in ON_GPU if self.on_gpu and installed(name) and _uses_gpu(name)]
+        return on_gpu or [name for name in ON_CPU if installed(name)]
 
     @property
     def usual_graph(self) -> str:
         return "fp16" if self.on_gpu else "fp32"
+
+
+def _uses_gpu(backend: str) -> bool:
+    """Whether the installed package was built for GPUs."""
+    if backend == "onnxruntime":
+        return cuda_available()
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    return True
 
 
 def is_artifact(model: str) -> bool:

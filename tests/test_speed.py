@@ -541,8 +541,7 @@ def test_a_variant_is_exported_and_measured_beside_eager(measured):
     assert ours.against_eager is not None
     assert ours.against_eager.frame_to_labels.value > 0
     for row in (ours, eager):
-        assert sum(row.stages.values()) > 0
-        assert row.stages["compute"] > row.stages["device_to_host"]
+        assert row.stages["compute"] > 0
         assert row.subject.macs > 10**7
 
 
@@ -610,3 +609,14 @@ def test_the_model_of_a_name_is_the_artifact_for_its_backend(measured, monkeypat
     assert path.name == "csfcn_nano_64x128_fp32.safetensors"
     assert plan.is_artifact(str(path))
     assert not plan.is_artifact("csfcn_nano")
+
+
+def test_on_a_gpu_the_backends_built_for_it_are_measured(monkeypatch):
+    gpu = object()
+    monkeypatch.setattr(plan, "gpus", lambda: [gpu])
+    monkeypatch.setattr(plan, "installed", lambda backend: True)
+    monkeypatch.setattr(plan, "_uses_gpu", lambda backend: backend != "onnxruntime")
+    wish = plan._Wish([], [], [], None, lambda *_: None)
+    assert (wish.usual_backends(), wish.usual_graph) == (["tensorrt", "torch"], "fp16")
+    on_cpu = plan._Wish([], [], [], "cpu", lambda *_: None)
+    assert (on_cpu.usual_backends(), on_cpu.usual_graph) == (["openvino", "onnxruntime"], "fp32")
