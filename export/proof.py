@@ -273,11 +273,11 @@ def _probe_onnx(path: Path) -> Scores:
 def _probe_openvino(path: Path, precision: str = "fp32") -> Scores:
     import openvino
 
-    from ..runtime.ov import HINTS
+    from ..runtime.ov import HINTS, with_positions
     from .onnx import SCORES
 
     core = openvino.Core()
-    model = core.read_model(str(path))
+    model = with_positions(core, path)
     outputs = {name for output in model.outputs for name in output.get_names()}
     name = SCORES
     if not any(SCORES in o.get_names() for node in model.get_ops() for o in node.outputs()):

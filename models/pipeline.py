@@ -15,8 +15,8 @@ class FrameToLabels(nn.Module):
     """frame (N, H, W, 3) uint8 BGR -> labels (N, H, W) uint8, and the network's logits.
 
     Normalisation, channel order, enlargement and argmax are inside. `outputs` picks from "labels"
-    and "logits" (N, K, h, w), in the order given. The network is copied; its first convolution takes
-    the scale and the channel order over where that is exact.
+    and "logits" (N, K, h, w), in the order given. The network is copied; where one convolution
+    alone reads the image, it takes scale, channel order and the mean over, exactly.
     """
 
     def __init__(self, network: Network, outputs: tuple[str, ...] = ("labels",)):
@@ -28,9 +28,13 @@ class FrameToLabels(nn.Module):
         first = _first_convolution(self.network)
         self.folded = first is not None
         if first is not None:
-            # Only the mean stays outside: the zeros that the convolution pads with mean "average
-            # colour", so a mean moved into its bias would be wrong along the image's edge.
-            first.weight.data = first.weight.data.flip(1) * scale.view(1, 3, 1, 1)
+            # A pixel less a whole number is exact even in bfloat16's 8 bits, where the rounding of
+            # a pixel less the mean changed more labels than that of all weights.
+            whole = mean.round()
+            self.padding = int(first.padding[0])
+            _fold(first, whole - mean, scale)
+            self.register_buffer("edge", (mean - whole).view(1, 3, 1, 1), persistent=False)
+            mean = whole
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", scale.view(1, 3, 1, 1), persistent=False)
 
@@ -49,7 +53,16 @@ class FrameToLabels(nn.Module):
         """(N, H, W, 3) uint8 BGR -> (N, 3, H, W) as the network takes it."""
         # TensorRT converts uint8 to float only, and moves axes of floats only: cast first.
         image = frame.to(self.mean.dtype).permute(0, 3, 1, 2) - self.mean
-        return image if self.folded else (image * self.scale).flip(1)
+        return self._framed(image) if self.folded else (image * self.scale).flip(1)
+
+    def _framed(self, image: Tensor) -> Tensor:
+        """The convolution's padding, by hand: zeros would no longer stand for the mean colour."""
+        n, _, height, width = image.shape
+        p = self.padding
+        if p == 0:
+            return image
+        side, end = (self.edge.expand(n, 3, *size) for size in ((height, p), (p, width + 2 * p)))
+        return torch.cat([end, torch.cat([side, image, side], dim=3), end], dim=2)
 
     def labels(self, coarse: Tensor, height: int, width: int) -> Tensor:
         """Coarse logits -> (N, height, width) uint8: per pixel, the first of the largest logits."""
@@ -64,6 +77,17 @@ class FrameToLabels(nn.Module):
             corners = self.network.info.align_corners
             logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=corners)
         return _to_float(logits.argmax(1), coarse).to(torch.uint8)
+
+
+def _fold(first: nn.Conv2d, shift: Tensor, scale: Tensor) -> None:
+    """Make `first` take unpadded BGR less `shift + mean` as it took normalised RGB."""
+    weight = first.weight.data.flip(1) * scale.view(1, 3, 1, 1)
+    bias = (weight * shift.view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
+    if first.bias is not None:
+        bias += first.bias.data
+    first.weight.data = weight
+    first.bias = nn.Parameter(bias, requires_grad=False)
+    first.padding = (0, 0)
 
 
 def _to_float(labels: Tensor, like: Tensor) -> Tensor:
@@ -85,7 +109,9 @@ def _first_convolution(network: Network) -> nn.Conv2d | None:
         module.register_forward_pre_hook(note)
     with torch.no_grad():
         shadow.coarse(image)
-    if len(readers) != 1 or not isinstance(readers[0], nn.Conv2d) or readers[0].in_channels != 3:
+    if len(readers) != 1 or not isinstance(readers[0], nn.Conv2d):
+        return None
+    if readers[0].in_channels != 3 or len(set(readers[0].padding)) != 1:
         return None
     (name,) = (name for name, module in shadow.named_modules() if module is readers[0])
     first = network.get_submodule(name)

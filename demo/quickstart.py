@@ -1,0 +1,174 @@
+"""The whole job once, for someone who has just installed the package."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console, RenderableType
+
+from ..data.files import write_atomically
+from ..data.frames import read_folder, sample_frames
+from ..export import Artifact, export
+from ..export.main import TARGETS
+from ..export.present import artifact_table
+from ..models.source import Source, open_source
+from ..runtime import load
+from ..runtime.backend import installed
+from ..runtime.preflight import check
+from ..speed import bench
+from ..speed.doctor import examine
+from .overlay import blend, legend
+
+SIZES = ((512, 1024), (768, 1536), (1024, 2048))
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run showed: tables to print, lines to print after them, and the report's path."""
+
+    tables: list[RenderableType]
+    notes: list[str]
+    report: Path
+
+
+def run(folder: Path, model: str, frames: Path | None, seconds: float, step: Step) -> Result:
+    """Export `model` at three sizes, prove it, build engines, measure, and segment `frames`.
+
+    frames: a folder of images, by default real street frames where this machine has some, else
+    drawn ones. seconds: measuring time per table row. Everything lands in `folder`, with
+    `report.html` over it.
+    """
+    step("looking at this machine")
+    machine = examine()
+    source = open_source(model)
+    pictures = read_folder(frames) if frames else sample_frames(SIZES[0])
+    artifacts = _export(source, pictures, folder / "artifacts", step)
+    step("measuring")
+    runnable = [str(a.path) for a in artifacts if a.target != "onnx" and check(a.path).ok]
+    runnable = runnable or [str(a.path) for a in artifacts if a.target == "onnx"]
+    speed = bench(
+        runnable,
+        seconds=seconds,
+        frames=[image for _, image in pictures],
+        progress=lambda line, share: step(f"measuring: {line}"),
+    )
+    write_atomically(folder / "bench.json", speed.to_json().encode())
+    step("segmenting frames")
+    shown = _segment(pictures, _best(artifacts), folder / "frames")
+    tables = [machine.table(), artifact_table(artifacts), speed.table()]
+    notes = _notes(source, frames, artifacts, folder, shown)
+    report = folder / "report.html"
+    write_atomically(report, _report(tables, notes, shown, source).encode())
+    return Result(tables, notes, report)
+
+
+def _export(
+    source: Source, pictures: list[tuple[str, NDArray[np.uint8]]], out: Path, step: Step
+) -> list[Artifact]:
+    """float32 graphs for CPUs, half precision for TensorRT; targets whose package is absent go."""
+    common: dict[str, Any] = {
+        "out": out,
+        "classes": source.classes,
+        "weights_from": source.weights_from,
+        "trained": source.trained,
+        "frames": pictures[:2],
+        "progress": step,
+    }
+    on_cpu = [t for t in ("onnx", "openvino") if installed(TARGETS[t][1])]
+    artifacts = export(source.network, SIZES, on_cpu, "fp32", **common)
+    if installed("tensorrt"):
+        artifacts += export(source.network, SIZES, ["tensorrt"], "fp16", **common)
+    return artifacts
+
+
+def _best(artifacts: list[Artifact]) -> Artifact:
+    """The artifact to show frames with: the largest one that runs here, a proven one first."""
+    able = [a for a in artifacts if check(a.path).ok]
+    order = ("tensorrt", "openvino", "onnx")
+    return min(able, key=lambda a: (-a.card.size[0], order.index(a.target)))
+
+
+def _segment(
+    pictures: list[tuple[str, NDArray[np.uint8]]], artifact: Artifact, out: Path
+) -> list[Path]:
+    """Overlays beside their frames, with a legend, as files."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    with load(artifact.path) as segmenter:
+        for name, frame in pictures:
+            over = blend(frame, segmenter(frame), segmenter.card.palette, 0.55)
+            small = [cv2.resize(each, (960, 480), interpolation=cv2.INTER_AREA) for each in (frame, over)]
+            strip = legend(segmenter.card.class_table, 480)
+            path = out / f"{name.replace(' ', '_')}.jpg"
+            encoded = cv2.imencode(".jpg", np.hstack([*small, strip]))[1]
+            write_atomically(path, encoded.tobytes())
+            written.append(path)
+    return written
+
+
+def _notes(
+    source: Source, frames: Path | None, artifacts: list[Artifact], folder: Path, shown: list[Path]
+) -> list[str]:
+    notes = [f"{source.network.info.name}, weights: {source.weights_from}"]
+    if not source.trained:
+        notes.append("These weights are random: speed and parity are real, the pictures are not.")
+    drawn = frames is None and shown and shown[0].name.startswith("scene")
+    if drawn:
+        notes.append("The frames are drawn; your own: rtseg quickstart --frames FOLDER")
+    elif source.classes.name == "camvid":
+        notes.append("The weights were trained on CamVid alone, at 360x480; see the model card.")
+    engines = [a for a in artifacts if a.target == "tensorrt"]
+    if engines and engines[0].status != "proven":
+        notes.append(
+            f"{len(engines)} TensorRT engines are built and will be proven on the first GPU "
+            "that loads them."
+        )
+    notes.append(f"Artifacts, frames and bench.json: {folder}")
+    return notes
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>rtseg quickstart</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem;
+  color: #222; background: #fff }}
+pre {{ font: 13px/1.25 ui-monospace, monospace; overflow-x: auto; background: #f6f6f6;
+  padding: 1rem }}
+img {{ max-width: 100%; display: block; margin: 0 0 1rem }}
+</style></head><body>
+<h1>{title}</h1>
+<ul>{notes}</ul>
+<h2>Frames, left, and what the network sees in them</h2>
+{pictures}
+{tables}
+</body></html>
+"""
+
+
+def _report(
+    tables: list[RenderableType], notes: list[str], shown: list[Path], source: Source
+) -> str:
+    return PAGE.format(
+        title=html.escape(f"rtseg quickstart: {source.network.info.name}"),
+        notes="".join(f"<li>{html.escape(note)}</li>" for note in notes),
+        pictures="".join(
+            f'<img src="frames/{html.escape(path.name)}" alt="{html.escape(path.stem)}">'
+            for path in shown
+        ),
+        tables="".join(_as_html(table) for table in tables),
+    )
+
+
+def _as_html(table: RenderableType) -> str:
+    console = Console(record=True, file=io.StringIO(), width=150)
+    console.print(table)
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
