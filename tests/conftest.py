@@ -1,0 +1,124 @@
+"""What the tests share: golden files, street frames, and markers that skip with a reason."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rtseg.data.frames import read_folder
+from rtseg.models.source import Source, open_source
+from rtseg.runtime.preflight import gpus
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    has_gpu = bool(gpus())
+    for item in items:
+        if "gpu" in item.keywords and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and none answers here"))
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: run with --slow"))
+
+
+def load_rule() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("golden_rule", GOLDEN / "rule.py")
+    assert spec is not None
+    assert spec.loader is not None
+    rule = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rule)
+    return rule
+
+
+RULE = load_rule()
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A reference implementation's weights by rule, an input, and its logits sampled by `stride`."""
+
+    meta: dict[str, Any]
+    logits: np.ndarray[Any, Any]
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        state = RULE.state_dict(self.meta["entries"], self.meta["salt"])
+        return {name: torch.from_numpy(value) for name, value in state.items()}
+
+    @property
+    def image(self) -> torch.Tensor:
+        return torch.from_numpy(RULE.image(self.meta["image_shape"], self.meta["salt"]))
+
+    def error(self, logits: torch.Tensor) -> float:
+        """Largest difference, in standard deviations of the reference's logits."""
+        stride = self.meta["stride"]
+        ours = logits.numpy()[:, :, ::stride, ::stride]
+        assert ours.shape == self.logits.shape, f"{ours.shape}, expected {self.logits.shape}"
+        return float(np.abs(ours - self.logits).max() / self.logits.std())
+
+
+def read_golden(name: str) -> Golden:
+    return Golden(*RULE.load(GOLDEN / f"{name}.npz"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real frames and labels."""
+    folder = Path(os.environ.get("RTSEG_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"needs real frames, and {folder} is absent (RTSEG_DATA names another folder)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def street_frames(shared_data: Path) -> list[tuple[str, np.ndarray[Any, Any]]]:
+    return read_folder(shared_data / "cityscapes")
+
+
+@pytest.fixture(scope="session")
+def nano() -> Source:
+    """csfcn_nano with the weights that ship."""
+    return open_source("csfcn_nano")
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def rtseg() -> Run:
+    """The real command, in a process of its own."""
+
+    def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", "rtseg", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=cwd or ROOT.parent,
+            check=False,
+        )
+
+    return run
+
+
+def as_json(done: subprocess.CompletedProcess[str]) -> Any:
+    """The one JSON value on a command's stdout."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

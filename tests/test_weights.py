@@ -1,0 +1,122 @@
+"""Checkpoints as people save them, and as they break."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rtseg.models import CheckpointError, build, digest, load_checkpoint, save_checkpoint
+from rtseg.models.source import identify, open_source
+from rtseg.models.weights import official_names
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return build("csfcn_nano").state_dict()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 7},
+        lambda s: {"model": {f"module.{k}": v for k, v in s.items()}},
+        lambda s: {f"module._orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+    ],
+    ids=["bare", "state_dict", "model and module.", "compiled", "without counters"],
+)
+def test_wrappers_and_prefixes(wrap: Any, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save(wrap(state), path)
+    model = load_checkpoint(build("csfcn_nano"), path)
+    torch.testing.assert_close(model.state_dict()["classifier.weight"], state["classifier.weight"])
+
+
+@pytest.mark.parametrize("naming", ["ours", "official"])
+@pytest.mark.parametrize("name", ["csfcn", "csfcn_nano"])
+def test_saved_weights_come_back(name: str, naming: Any, tmp_path: Path) -> None:
+    model = build(name, 11)
+    path = save_checkpoint(model, tmp_path / "w.safetensors", naming=naming)
+    again = load_checkpoint(build(name, 11), path)
+    assert digest(again) == digest(model)
+    assert identify(path) == name
+
+
+def test_official_names_are_the_reference_s() -> None:
+    names = official_names(build("csfcn"))
+    assert names["backbone.layer1.0.shortcut.norm.weight"] == "resnet.layer1.0.downsample.1.weight"
+    assert names["context.key.bias"] == "cfc.key_conv.bias"
+
+
+def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "whole_model.pth"
+    torch.save(build("csfcn_nano"), path)
+    with pytest.raises(CheckpointError, match="only tensors are read"):
+        load_checkpoint(build("csfcn_nano"), path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_truncated_file_is_refused(
+    suffix: str, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / f"half{suffix}"
+    whole = tmp_path / f"whole{suffix}"
+    if suffix == ".pth":
+        torch.save(state, whole)
+    else:
+        save_checkpoint(build("csfcn_nano"), whole)
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=r"half.*damaged"):
+        load_checkpoint(build("csfcn_nano"), path)
+
+
+def test_another_class_count_says_the_count_found(state: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(
+        CheckpointError, match="it has 19 classes; build the model with num_classes=19"
+    ):
+        load_checkpoint(build("csfcn_nano", 11), state)
+
+
+def test_every_key_that_does_not_fit_is_told(state: dict[str, torch.Tensor]) -> None:
+    broken = {k: v for k, v in state.items() if not k.startswith("head.")} | {
+        "extra": torch.ones(2)
+    }
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(build("csfcn_nano"), broken)
+    assert "head.conv.weight" in caught.value.missing
+    assert caught.value.unexpected == ["extra"]
+
+
+def test_nothing_is_half_loaded(state: dict[str, torch.Tensor]) -> None:
+    model = build("csfcn_nano")
+    before = digest(model)
+    poisoned = dict(state) | {
+        "head.conv.weight": torch.full_like(state["head.conv.weight"], torch.nan)
+    }
+    with pytest.raises(
+        CheckpointError, match=r"NaN or infinite values, first in head\.conv\.weight"
+    ):
+        load_checkpoint(model, poisoned)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(model, {k: v for k, v in state.items() if "classifier" not in k})
+    assert digest(model) == before
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        load_checkpoint(build("csfcn_nano"), tmp_path / "absent.pth")
+
+
+def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = open_source("csfcn_tiny")
+    assert torch.rand(1) == expected
+    assert not first.trained
+    assert first.weights_from == "random, seed 0"
+    assert digest(first.network) == digest(open_source("csfcn_tiny").network)
