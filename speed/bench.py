@@ -69,7 +69,8 @@ def _utc_now() -> str:
 
 def _doubts(rows: Sequence[Result], threads: int) -> list[str]:
     """What makes the figures less sure, a line each."""
-    noise = [warning for row in rows if (warning := row.noise.warning())]
+    loudest = max((row.noise for row in rows), key=lambda noise: noise.others or 0, default=None)
+    noise = loudest.warning() if loudest else None
     unsteady = [
         f"{row.subject.title} did not settle in {row.warm_up.seconds:.0f} s of warm-up"
         for row in rows
@@ -80,7 +81,7 @@ def _doubts(rows: Sequence[Result], threads: int) -> list[str]:
         for row in rows
         if row.subject.backend == "eager" and (row.subject.threads or threads) < threads
     ]
-    return [*dict.fromkeys(noise), *unsteady, *fewer]
+    return [*([noise] if noise else []), *unsteady, *fewer]
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,11 @@ def _check(backends: Sequence[str]) -> None:
         if not installed(backend):
             extra = BACKENDS[backend].extra
             raise MissingPackage(f'{backend} is not installed: pip install "rtseg[{extra}]"')
+        if backend == "tensorrt" and not gpus():
+            raise ArtifactError(
+                "tensorrt runs engines on an NVIDIA GPU, and none answers here: measure with "
+                f"{' or '.join(name for name in ON_CPU if installed(name))}"
+            )
 
 
 class _Wish:

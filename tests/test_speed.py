@@ -397,6 +397,17 @@ def test_peak_memory_is_of_what_ran_meanwhile():
     assert (memory.PeakMemory().host_mib() or 0) < 30
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the resident set's peak")
+def test_memory_that_an_earlier_contestant_freed_is_counted_for_the_next():
+    blocks = [bytes(60_000) for _ in range(1000)]  # too small to be mapped on their own
+    last = blocks[-1]
+    del blocks
+    peak = memory.PeakMemory()
+    blocks = [bytes(60_000) for _ in range(1000)]
+    assert (peak.host_mib() or 0) > 40
+    assert len(last) == len(blocks[0])
+
+
 def onnx_with_card(folder: Path, card: Card = CARD) -> Path:
     from rtseg.runtime.card import append_card
 
@@ -441,6 +452,13 @@ def test_a_wish_that_an_artifact_cannot_fulfil_is_refused(tmp_path, wish, messag
         pytest.importorskip("torch")
     with pytest.raises(ValueError, match=message):
         planned([onnx_with_card(tmp_path)], **wish)
+
+
+def test_an_engine_without_a_gpu_is_refused_before_it_is_built(monkeypatch):
+    monkeypatch.setattr(plan, "installed", lambda backend: True)
+    monkeypatch.setattr(plan, "gpus", list)
+    with pytest.raises(ArtifactError, match="none answers here: measure with openvino"):
+        planned(["csfcn_nano"], backends=["tensorrt"])
 
 
 def test_nothing_to_measure_is_refused():
@@ -601,6 +619,9 @@ def test_a_row_that_was_not_measured_as_asked_says_so():
     assert any("did not settle" in line for line in doubts)
     assert any("faster on 4 thread" in line for line in doubts)
     assert bench_module._doubts([row], threads=4) == []
+    loud = [Result(**{**vars(row), "noise": Noise(share, 0.0, 1.0)}) for share in (0.2, 0.4)]
+    (line,) = bench_module._doubts(loud, threads=4)
+    assert "40%" in line
 
 
 def test_the_model_of_a_name_is_the_artifact_for_its_backend(measured, monkeypatch):
