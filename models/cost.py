@@ -24,7 +24,7 @@ class Cost:
 def count(network: nn.Module, size: tuple[int, int]) -> Cost:
     """The cost of one (height, width) image; nothing is computed, so any size is quick."""
     shadow = copy.deepcopy(network).to("meta").eval()
-    image = torch.empty(1, 3, *size, device="meta")
+    image = torch.empty(1, 3, *size, device="meta", dtype=next(shadow.parameters()).dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(image)
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
