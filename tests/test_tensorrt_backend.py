@@ -531,12 +531,14 @@ def test_a_reason_that_preflight_knows_comes_with_its_command(world, engine, mon
     [
         {"frame": (1, *SIZE, 3)},
         {"frame": (1, 8, 8, 3), "labels": (1, 8, 8)},
+        {"frame": (1, *SIZE, 3), "labels": (1, *SIZE)},
         {"frame": (-1, *SIZE, 3), "labels": (1, *SIZE)},
     ],
 )
 def test_an_engine_of_another_card(world, tmp_path, tensors):
+    outputs = ("labels", "logits")
     with pytest.raises(ArtifactError, match=r"not the engine of its card|no fixed shape"):
-        TensorRT(write_engine(tmp_path, tensors=tensors))
+        TensorRT(write_engine(tmp_path, outputs, tensors=tensors))
     assert world.cuda.alive == 0
 
 
@@ -605,3 +607,13 @@ def test_a_tensorrt_that_is_wrong_is_not_trusted(world, monkeypatch, tmp_path):
     for _ in range(2):  # the pass is kept, the failures were not
         self_test.self_test(trt, None, None, place)
     assert errors == []
+
+
+def test_the_self_test_comes_before_the_engine(world, engine, monkeypatch):
+    def wrong(*_):
+        raise ArtifactError("this TensorRT is wrong")
+
+    monkeypatch.setattr(module, "self_test", wrong)
+    with pytest.raises(ArtifactError, match="this TensorRT is wrong"):
+        TensorRT(engine)
+    assert world.runs == 0
