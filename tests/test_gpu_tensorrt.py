@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rtseg.runtime.preflight import check, gpus
+from rtseg.runtime.preflight import check
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU answers here"),
-]
+pytestmark = pytest.mark.gpu
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
