@@ -196,7 +196,7 @@ class Noise:
             return None
         return (
             f"the machine was busy: other work took {self.others:.0%} of the processor time"
-            + (f" and the hypervisor {self.stolen:.0%}" if self.stolen else "")
+            + (f" and the hypervisor {self.stolen:.0%}" if round(self.stolen or 0, 2) else "")
             + ", so neither times nor ratios are to be trusted: measure again when it is quiet"
         )
 
