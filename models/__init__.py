@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from . import csfcn
+from . import bisenet, csfcn, sfnet, swiftnet
 from .cost import Cost, count
 from .deploy import deploy
 from .network import Info, Network
@@ -13,7 +13,12 @@ from .pipeline import FrameToLabels
 from .variant import Variant
 from .weights import CheckpointError, digest, load_checkpoint, save_checkpoint
 
-VARIANTS: dict[str, Variant] = csfcn.VARIANTS  # a new family: one import, one more term
+VARIANTS: dict[str, Variant] = (  # a new family: one import, one more term
+    csfcn.VARIANTS
+    | sfnet.VARIANTS
+    | swiftnet.VARIANTS
+    | bisenet.VARIANTS
+)
 
 __all__ = [
     "VARIANTS",

@@ -8,53 +8,28 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Constant, ConvNorm, Enlarge, resize
+from .layers import (
+    Constant,
+    ConvNorm,
+    Enlarge,
+    Warp,
+    head_conv,
+    pooling_matrix,
+    relative_bins,
+    resize,
+)
 from .network import Network
 from .resnet import BASIC_BLOCK_KEYS, DEEP_STEM_KEYS, ResNet, deep_stem
 from .variant import Variant
 
-POOLED_ROWS = (6, 3, 2, 1)
 
-
-def pooling_matrix(height: int, width: int) -> Tensor:
-    """The pyramid pooling of a height x width map as one matrix (height * width, S).
-
-    Each level is adaptive average pooling to `rows` rows by round(rows * width / height) columns
-    (half to even, at least one), flattened row by row; S counts the cells of all levels.
-    """
-    levels = []
-    for rows in POOLED_ROWS:
-        columns = max(1, round(rows * width / height))
-        down, across = _averages(rows, height), _averages(columns, width)
-        levels.append(np.kron(down, across))
-    return torch.from_numpy(np.concatenate(levels).T.astype(np.float32))
-
-
-def _averages(bins: int, length: int) -> np.ndarray:
-    """(bins, length): row i averages the positions that adaptive pooling puts in bin i."""
-    matrix = np.zeros((bins, length))
-    for i in range(bins):
-        start, stop = i * length // bins, -(-(i + 1) * length // bins)
-        matrix[i, start:stop] = 1 / (stop - start)
-    return matrix
-
-
-def sampling_grid(height: int, width: int) -> Tensor:
-    """The identity grid (2, height, width) in -1..1, corners aligned; x first, then y."""
-    y, x = torch.meshgrid(
-        torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
-    )
-    return torch.stack([x, y])
-
-
-def offset_step(height: int, width: int) -> Tensor:
-    """What an offset of one is in grid coordinates: (2, 1, 1), x first."""
-    return torch.tensor([1 / width, 1 / height]).view(2, 1, 1)
+def pyramid_pooling(height: int, width: int) -> Tensor:
+    """Average pooling of a height x width map to 6, 3, 2 and 1 rows of about square cells."""
+    return pooling_matrix(relative_bins((6, 3, 2, 1), height, width), height, width)
 
 
 class ContextCalibration(nn.Module):
@@ -73,7 +48,7 @@ class ContextCalibration(nn.Module):
             ConvNorm(width, mask_width, kernel=1),
             nn.Conv2d(mask_width, width, 3, padding=1, bias=False),
         )
-        self.pooling = Constant(pooling_matrix)
+        self.pooling = Constant(pyramid_pooling)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.reduce(x)
@@ -135,8 +110,7 @@ class SpatialCalibration(nn.Module):
         self.offset = nn.Conv2d(
             offset_width, 4 * self.GROUPS + 2, kernel_size=3, padding=1, bias=False
         )
-        self.grid = Constant(sampling_grid)
-        self.step = Constant(offset_step)
+        self.move = Warp(align_corners=True)
 
     def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
         shallow = self.shallow(shallow)
@@ -150,22 +124,18 @@ class SpatialCalibration(nn.Module):
     def warp(self, features: Tensor, offset: Tensor) -> Tensor:
         """features (N, 2C, h, w) shallow then deep, offset (N, 10, h, w) -> (N, C, h, w).
 
-        All groups go through one grid sample, as a larger batch. Positions stay in float32: half
-        precision could not tell neighbouring pixels of a large map apart.
+        All groups go through one grid sample, as a larger batch.
         """
         n, channels, height, width = features.shape
         groups = 2 * self.GROUPS
         # Splits, since TensorRT takes two dozen layers to work out the bounds of a Python slice.
         moves, gates = offset.split([2 * groups, 2], dim=1)
-        moves = moves.float().reshape(n * groups, 2, height, width)
-        grid = moves * self.step(height, width, like=moves) + self.grid(height, width, like=moves)
-        warped = F.grid_sample(
-            features.float().reshape(n * groups, channels // groups, height, width),
-            grid.permute(0, 2, 3, 1),
-            align_corners=True,
+        warped = self.move(
+            features.reshape(n * groups, channels // groups, height, width),
+            moves.reshape(n * groups, 2, height, width),
         )
         deep_gate, shallow_gate = (1 + torch.tanh(gates)).split(1, dim=1)
-        warped = warped.to(offset.dtype).view(n, channels, height, width)
+        warped = warped.view(n, channels, height, width)
         shallow, deep = warped.split(channels // 2, dim=1)
         return deep * deep_gate + shallow * shallow_gate
 
@@ -184,7 +154,7 @@ class DeployedSpatialCalibration(SpatialCalibration):
     def __init__(self, plain: SpatialCalibration):
         nn.Module.__init__(self)
         self.deep, self.shallow = plain.deep, plain.shallow
-        self.offset, self.grid, self.step = plain.offset, plain.grid, plain.step
+        self.offset, self.move = plain.offset, plain.move
         first = plain.offset_hidden.conv
         if first.bias is None:
             raise ValueError("fold the norms first: the merged convolution needs their bias")
@@ -224,8 +194,9 @@ class CSFCN(Network):
     The backbone's deepest map, recalibrated by context, meets its stride-8 map in the spatial
     calibration; one convolution and a classifier follow.
 
-    shuffle: the classifier gives each position its 8x8 pixels' logits (pixel shuffle); otherwise one
-    value a class, enlarged bilinearly.
+    shuffle: the classifier gives each position its 8x8 pixels' logits (pixel shuffle); otherwise
+    one value a class, enlarged bilinearly. head: "plain", or "rep" for a reparameterised
+    convolution.
     """
 
     def __init__(
@@ -240,12 +211,13 @@ class CSFCN(Network):
         offset_width: int = 64,
         squeezed: int | None = None,
         shuffle: bool = False,
+        head: str = "plain",
     ):
         super().__init__()
         self.backbone = backbone
         self.context = ContextCalibration(widths[3], context, queries, mask_width)
         self.spatial = SpatialCalibration(widths[1], context, spatial, offset_width, squeezed)
-        self.head = ConvNorm(spatial, spatial)
+        self.head = head_conv(spatial, spatial, head)
         self.classifier = nn.Conv2d(spatial, num_classes * (64 if shuffle else 1), 1)
         self.enlarge = nn.PixelShuffle(8) if shuffle else Enlarge(8, align_corners=True)
         self._initialise()
@@ -276,7 +248,7 @@ def _csfcn(num_classes: int, **options: object) -> CSFCN:
     return CSFCN(num_classes, backbone, widths, **options)  # type: ignore[arg-type]
 
 
-def _csfcn_nano(num_classes: int) -> CSFCN:
+def _csfcn_nano(num_classes: int, **options: object) -> CSFCN:
     """Two stem convolutions straight to stride 4, no stage there, and about half of all widths."""
     widths = (32, 64, 128, 192)
     stem = nn.Sequential(ConvNorm(3, 16, stride=2), ConvNorm(16, 32, stride=2))
@@ -289,6 +261,7 @@ def _csfcn_nano(num_classes: int) -> CSFCN:
         mask_width=32,
         spatial=64,
         offset_width=32,
+        **options,  # type: ignore[arg-type]
     )
 
 
@@ -314,13 +287,13 @@ KEYS = (
     ("conv_out32.conv.bn", "head.norm"),
     ("conv_out32.conv_out", "classifier"),
 )
-_PAPER = dict(
-    keys=KEYS,
-    size=(1024, 2048),
-    paper="Li, Geng, Han, TIP 2023",
-)
+_variant = partial(Variant, keys=KEYS, size=(1024, 2048), paper="Li, Geng, Han, TIP 2023")
+_nano = partial(Variant, keys=KEYS, size=(512, 1024), paper="ours, after CSFCN")
+_full = partial(_csfcn, squeezed=32, shuffle=True)
 VARIANTS = {
-    "csfcn": Variant(partial(_csfcn, squeezed=32, shuffle=True), **_PAPER),
-    "csfcn_tiny": Variant(partial(_csfcn, mask_width=32), **_PAPER),
-    "csfcn_nano": Variant(_csfcn_nano, keys=KEYS, size=(512, 1024), paper="ours, after CSFCN"),
+    "csfcn": _variant(_full),
+    "csfcn_tiny": _variant(partial(_csfcn, mask_width=32)),
+    "csfcn_nano": _nano(_csfcn_nano),
+    "csfcn_rep": _variant(partial(_full, head="rep")),
+    "csfcn_nano_rep": _nano(partial(_csfcn_nano, head="rep")),
 }

@@ -59,6 +59,11 @@ class Network(nn.Module):
         """(coarse logits, auxiliary logits by name): what training sees beside `coarse`."""
         return self.coarse(image), {}
 
+    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's entries, by our names, as this network holds them: for families whose
+        checkpoints come in more than one form."""
+        return state
+
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
         self.info.check_size(image.shape[-2], image.shape[-1])
         if not self.training:

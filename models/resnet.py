@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import ConvNorm
+from .variant import Row, unit_keys
 
 
 class Residual(nn.Module):
@@ -79,7 +80,7 @@ def blocks(
     dilations: Sequence[int] = (1, 1),  # of the first block, and of the others
     last_act: bool = True,
 ) -> nn.Sequential:
-    """`depth` blocks in a row, the first with the stride; `last_act`: the last one with its ReLU."""
+    """`depth` blocks in a row, the first with the stride; `last_act`: the last with its ReLU."""
     stage = nn.Sequential()
     for i in range(depth):
         act = last_act or i < depth - 1
@@ -169,46 +170,36 @@ def resnet50(stem_width: int = 32, depth: int = 50, **options: object) -> ResNet
 
 
 # Keys: a row is the reference's name and ours; `{x}` stands for one dotted part or a piece of one.
-Rows = tuple[tuple[str, str], ...]
 
 
-def block_keys(theirs: str, ours: str) -> Rows:
+def block_keys(theirs: str, ours: str) -> tuple[Row, ...]:
     """Of a residual block under the name `theirs`, such as "resnet.layer{stage}.{block}"."""
     return (
         (f"{theirs}.conv{{i}}", f"{ours}.conv{{i}}.conv"),
         (f"{theirs}.bn{{i}}", f"{ours}.conv{{i}}.norm"),
-        (f"{theirs}.downsample.0", f"{ours}.shortcut.conv"),
-        (f"{theirs}.downsample.1", f"{ours}.shortcut.norm"),
+        *unit_keys(f"{theirs}.downsample", f"{ours}.shortcut", ("0", "1")),
     )
 
 
-def stage_keys(theirs: str, ours: str = "backbone.") -> Rows:
+def stage_keys(theirs: str, ours: str = "backbone.") -> tuple[Row, ...]:
     """Of the four stages: `layer1.0.conv1` and so on under both prefixes, which end in a dot."""
     name = "layer{stage}.{block}"
     return block_keys(theirs + name, ours + name)
 
 
-def plain_stem_keys(theirs: str, ours: str = "backbone.") -> Rows:
-    """`conv1` and `bn1`."""
-    return (
-        (f"{theirs}conv1", f"{ours}stem.0.conv"),
-        (f"{theirs}bn1", f"{ours}stem.0.norm"),
-    )
-
-
-def deep_stem_keys(theirs: str, ours: str = "backbone.") -> Rows:
-    """A sequence of convolutions, norms and ReLUs, `theirs` its name: "backbone.stem."."""
+def deep_stem_keys(
+    theirs: str, last_norm: str | None = None, ours: str = "backbone."
+) -> tuple[Row, ...]:
+    """Of a sequence of convolutions, norms and ReLUs, `theirs` its name, such as "backbone.stem";
+    `last_norm`: the name of its last norm where that stands outside of the sequence."""
     return tuple(
-        (f"{theirs}{3 * i + j}", f"{ours}stem.{i}.{part}")
-        for i in range(3)
-        for j, part in enumerate(("conv", "norm"))
+        (
+            last_norm if last_norm and place == 7 else f"{theirs}.{place}",
+            f"{ours}stem.{place // 3}.{part}",
+        )
+        for place, part in zip((0, 1, 3, 4, 6, 7), ("conv", "norm") * 3, strict=True)
     )
 
 
-def split_stem_keys(theirs: str, ours: str = "backbone.") -> Rows:
-    """The same, but with the last norm outside of the sequence: `conv1.0` ... `conv1.6`, `bn1`."""
-    return (*deep_stem_keys(f"{theirs}conv1.", ours)[:-1], (f"{theirs}bn1", f"{ours}stem.2.norm"))
-
-
-DEEP_STEM_KEYS = split_stem_keys("resnet.")
+DEEP_STEM_KEYS = deep_stem_keys("resnet.conv1", "resnet.bn1")
 BASIC_BLOCK_KEYS = stage_keys("resnet.")

@@ -115,8 +115,8 @@ def identify(path: Path) -> str:
     best = max(matches, key=lambda name: matches[name])
     if matches[best] < 0.9:  # another class count changes two entries, another network most
         raise CheckpointError(
-            f"{path} fits no variant: nearest is {best}, of whose entries {matches[best]:.0%} match; "
-            f"name the variant and give the file as weights to see the differences"
+            f"{path} fits no variant: nearest is {best}, of whose entries {matches[best]:.0%} "
+            f"match; name the variant and give the file as weights to see the differences"
         )
     return best
 
@@ -142,15 +142,21 @@ def untrained(variant: str, num_classes: int, seed: int = SEED) -> Network:
 def _fit_norms(network: Network, frames: Iterable[np.ndarray[Any, Any]]) -> None:
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     momentum = [norm.momentum for norm in norms]
+    hooks = [norm.register_forward_pre_hook(_fit_if_enough) for norm in norms]
     for norm in norms:
         norm.momentum = None  # average over all frames seen
-        norm.train()
     with torch.no_grad():
         for frame in frames:
             network.coarse(normalised(frame, network))
-    for norm, before in zip(norms, momentum, strict=True):
+    for norm, before, hook in zip(norms, momentum, hooks, strict=True):
         norm.momentum = before
+        hook.remove()
     network.eval()
+
+
+def _fit_if_enough(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """A norm behind a global mean has no spread to measure in a frame; it stays as it was built."""
+    norm.train(inputs[0][:, 0].numel() > 64)
 
 
 def normalised(frame: np.ndarray[Any, Any], network: Network) -> torch.Tensor:

@@ -8,7 +8,13 @@ from typing import Any
 
 from .network import IMAGENET_MEAN, IMAGENET_STD, Network
 
-Keys = Sequence[tuple[str, str]]
+Row = tuple[str, str | None]  # official name, ours; None: we have no such entry
+Keys = Sequence[Row]
+
+
+def unit_keys(theirs: str, ours: str, parts: tuple[str, str] = ("conv", "bn")) -> tuple[Row, Row]:
+    """The rows of a ConvNorm; `parts` are the official names of its convolution and its norm."""
+    return ((f"{theirs}.{parts[0]}", f"{ours}.conv"), (f"{theirs}.{parts[1]}", f"{ours}.norm"))
 
 
 @dataclass(frozen=True)
@@ -16,7 +22,8 @@ class Variant:
     """`make(num_classes, **options)` builds the network; `keys` renames official state dicts.
 
     `size` (height, width) is the one the network is reported at; `multiple` what its sides must be
-    multiples of; `align_corners` is of the last resize to the image. Where `paper` says "ours" there is no official checkpoint.
+    multiples of; `align_corners` is of the last resize to the image. Where `paper` says "ours"
+    there is no official checkpoint.
     """
 
     make: Callable[..., Any]

@@ -20,13 +20,17 @@ from safetensors.torch import save as dump_safetensors
 from torch import Tensor
 
 from ..data.files import write_atomically
+from .layers import RepConv
 from .network import Network
 from .variant import Keys
 
 State = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+LOSSES = ("loss.", "sem_loss.", "bd_loss.", "criterion.")  # buffers that trainers save along
 COUNTERS = "num_batches_tracked"  # of no use in inference; some tools drop them
+INDICES = ("relative_position_index", "attn_mask", "attn.biases")  # a network makes its own
+COMPUTED = (COUNTERS, *INDICES)
 
 
 class CheckpointError(ValueError):
@@ -59,11 +63,11 @@ def load_checkpoint(model: Network, source: str | os.PathLike[str] | Mapping[str
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     state = unwrap(source if isinstance(source, Mapping) else read(Path(source)), where)
-    state = rename_to_ours(state, model)
+    state = with_silent_branches(rename_to_ours(state, model), model)
     _check(state, model, where)
     own = model.state_dict()
-    counters = {k: v for k, v in own.items() if k.endswith(COUNTERS)}
-    model.load_state_dict(counters | state, strict=True)
+    computed = {k: v for k, v in own.items() if k.endswith(COMPUTED)}
+    model.load_state_dict(computed | state, strict=True)
     return model
 
 
@@ -123,6 +127,7 @@ def unwrap(content: Mapping[str, Any], where: str = "the checkpoint") -> State:
             break
         content = inner
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    state = {k: v for k, v in state.items() if not k.startswith(LOSSES)}
     if not state:
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise CheckpointError(f"{where} holds no tensors, but {keys}")
@@ -131,22 +136,26 @@ def unwrap(content: Mapping[str, Any], where: str = "the checkpoint") -> State:
     return state
 
 
-def _patterns(keys: Keys) -> list[tuple[re.Pattern[str], str]]:
+def _patterns(keys: Keys) -> list[tuple[re.Pattern[str], str | None]]:
     """Each row as a pattern for whole keys; `{x}` in the template takes what `{x}` matched."""
     rows = []
     for source, target in keys:
         named = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+?)", re.escape(source))
-        rows.append((re.compile(named + r"(?P<rest_>(?:\.[^.]+)?)$"), target + "{rest_}"))
+        pattern = re.compile(named + r"(?P<rest_>(?:\.[^.]+)?)$")
+        rows.append((pattern, None if target is None else target + "{rest_}"))
     return rows
 
 
 def rename(names: Iterable[str], keys: Keys) -> dict[str, str]:
-    """{name: new name} by the first row of `keys` that matches; other names stay."""
+    """{name: new name} by the first row of `keys` that matches; other names stay, and those that
+    a row gives no new name are left out."""
     patterns = _patterns(keys)
     renamed = {}
     for name in names:
         hits = ((p.match(name), target) for p, target in patterns)
-        renamed[name] = next((t.format(**m.groupdict()) for m, t in hits if m), name)
+        match, target = next(((m, t) for m, t in hits if m), (None, name))
+        if target is not None:
+            renamed[name] = target.format(**match.groupdict()) if match else name
     return renamed
 
 
@@ -157,22 +166,45 @@ def _keys(model: Network) -> Keys:
 
 
 def rename_to_ours(state: State, model: Network) -> State:
-    """`state` by our names, if it is in official ones; counters of other forms are dropped."""
+    """`state` by our names, if it is in official ones; what a network computes is dropped."""
     own = model.state_dict().keys()
-    if len(own & state.keys()) < len(own) / 2:
-        names = rename(state, _keys(model))
-        state = {names[k]: v for k, v in state.items()}
+    names = rename(state, _keys(model))
+    if len(own & set(names.values())) > len(own & state.keys()):
+        state = {names[k]: v for k, v in state.items() if k in names}
+    state = model.adapted({k: v for k, v in state.items() if not k.endswith(INDICES)})
     return {k: v for k, v in state.items() if k in own or not k.endswith(COUNTERS)}
 
 
 def official_names(model: Network) -> dict[str, str]:
     """{our name: official name} for every entry of the model's state dict."""
-    return rename(model.state_dict(), [(ours, official) for official, ours in _keys(model)])
+    return rename(model.state_dict(), [(ours, official) for official, ours in _keys(model) if ours])
+
+
+def with_silent_branches(state: State, model: Network) -> State:
+    """`state` of a plain head, made fit for a reparameterised one of the same function: the
+    branches that it lacks are added, with norms that give zeros."""
+    added: State = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, RepConv):
+            continue
+        norms = dict(module.branch_norms())
+        own = {
+            f"{name}.{key}": value.detach().clone()
+            for key, value in module.state_dict().items()
+            if key.startswith(("point.", "identity."))
+        }
+        if own.keys() & state.keys():
+            continue
+        for norm in norms:
+            own[f"{name}.{norm}.weight"].zero_()
+            own[f"{name}.{norm}.bias"].zero_()
+        added |= own
+    return added | state
 
 
 def _check(state: State, model: Network, where: str) -> None:
     own = model.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith(COUNTERS)]
+    missing = [k for k in own if k not in state and not k.endswith(COMPUTED)]
     unexpected = [k for k in state if k not in own]
     misshaped = [
         f"{k}: found {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
@@ -206,11 +238,12 @@ def _found_classes(state: State, model: Network) -> int | None:
     """The class count of a checkpoint whose classifier alone differs."""
     for name, value in model.state_dict().items():
         other = state.get(name)
-        differs = other is not None and other.shape != value.shape and value.ndim > 0
-        if differs and value.shape[0] % model.info.num_classes == 0:
+        if other is None or other.shape == value.shape or not value.ndim:
+            continue
+        if value.shape[0] % model.info.num_classes == 0:
             per_class = value.shape[0] // model.info.num_classes
             if other.shape[1:] == value.shape[1:] and other.shape[0] % per_class == 0:
-                return other.shape[0] // per_class
+                return int(other.shape[0] // per_class)
     return None
 
 
@@ -245,7 +278,7 @@ def digest(model: Network) -> str:
     """SHA-256 over names, dtypes, shapes and values of the weights, whatever file held them."""
     summary = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        if not name.endswith(COUNTERS):
+        if not name.endswith(COMPUTED):
             array = value.detach().cpu().contiguous().numpy()
             summary.update(f"{name} {array.dtype} {array.shape}\n".encode())
             summary.update(array.tobytes())

@@ -1,0 +1,214 @@
+"""The convolutional zoo against the reference implementations' own numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Golden, read_golden
+from rtseg.models import (
+    CheckpointError,
+    Network,
+    build,
+    count,
+    deploy,
+    load_checkpoint,
+    save_checkpoint,
+)
+from rtseg.models.layers import ConvNorm, RepConv
+from rtseg.models.weights import COUNTERS, official_names
+from torch import nn
+
+TOLERANCE = 2e-4  # largest error, in standard deviations of the logits
+AUXILIARY = {  # golden file: our names of the auxiliary logits, in its order
+    "sfnet_r18": (),
+    "sfnet_r18_dsn": ("stride16", "stride8", "stride4"),
+    "sfnet_r50": (),
+    "sfnet_r101": (),
+    "swiftnet_r18": (),
+    "swiftnet_r18_pyramid": (),
+    "bisenetv1": ("aux16", "aux32"),
+    "bisenetv2": ("aux4", "aux8", "aux16", "aux32"),
+}
+MACS: dict[str, float] = {}  # at 512x1024, where the golden file counts what inference leaves out
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with its golden file's weights."""
+
+    name: str
+    golden: Golden
+    official: dict[str, torch.Tensor]
+    network: Network
+
+
+@pytest.fixture(scope="module", params=AUXILIARY)
+def case(request: pytest.FixtureRequest) -> Case:
+    golden = read_golden(request.param)
+    official = golden.state
+    network = load_checkpoint(build(request.param), official)
+    return Case(request.param, golden, official, network)
+
+
+@torch.inference_mode()
+def test_logits_match_the_reference(case: Case) -> None:
+    logits = case.network(case.golden.image)
+    assert list(logits.shape) == case.golden.meta["logits_shape"]
+    assert case.golden.error(logits) <= TOLERANCE
+
+
+@torch.inference_mode()
+def test_auxiliary_logits_match_the_reference(case: Case) -> None:
+    image, facts = case.golden.image, case.golden.meta.get("aux", [])
+    logits, auxiliary = case.network.auxiliary(image)
+    assert tuple(auxiliary) == AUXILIARY[case.name]
+    assert torch.equal(case.network.enlarge(logits), case.network(image))
+    samples = facts.values() if isinstance(facts, dict) else facts
+    for ours, sample in zip(auxiliary.values(), samples, strict=True):
+        assert list(ours.shape) == sample["shape"]
+        found, expected = sampled(ours, sample)
+        assert np.abs(found - expected).max() <= TOLERANCE * expected.std()
+
+
+def sampled(logits: torch.Tensor, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The values of `logits` at the places of a golden sample, and that sample's own."""
+    if "flat_step" in sample:
+        expected = np.array(sample["samples"])
+        return logits.flatten()[:: sample["flat_step"]][: len(expected)].numpy(), expected
+    if "steps" in sample:
+        channel, row, column = sample["steps"]
+        found = logits[0, ::channel, ::row, ::column]
+    else:
+        assert sample["sample"] == "[0, :3, ::5, ::7]"
+        found = logits[0, :3, ::5, ::7]
+    return found.flatten().numpy(), np.array(sample["values"])
+
+
+@torch.inference_mode()
+def test_the_deployed_form_is_the_same_and_cheaper(case: Case) -> None:
+    cheaper, image = deploy(case.network), case.golden.image
+    expected = case.network(image)
+    assert (cheaper(image) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    before, after = count(case.network, (512, 1024)), count(cheaper, (512, 1024))
+    assert after.macs <= before.macs
+    assert after.layers < before.layers
+    norms = [m.norm for m in cheaper.modules() if isinstance(m, ConvNorm)]
+    assert all(isinstance(norm, nn.Identity) for norm in norms)
+
+
+def test_parameters_and_macs_are_the_references(case: Case) -> None:
+    cost, facts = count(case.network, (512, 1024)), case.golden.meta
+    assert cost.params == facts["params"]
+    assert cost.macs == pytest.approx(MACS.get(case.name, facts["macs_512x1024"]), rel=0.01)
+
+
+def test_official_names_go_both_ways(case: Case) -> None:
+    names, own = official_names(case.network), case.network.state_dict()
+    assert len(set(names.values())) == len(names)
+    listed = {name for name, _ in case.golden.meta["entries"]}
+    # Some golden files list the norms' counters, others do not.
+    assert without_counters(names.values()) == without_counters(listed)
+    for ours, theirs in names.items():
+        if not theirs.endswith(COUNTERS):
+            assert torch.equal(own[ours], case.official[theirs])
+
+
+def without_counters(names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.endswith(COUNTERS)}
+
+
+@pytest.mark.parametrize("name", [name for name, extra in AUXILIARY.items() if extra])
+def test_training_gives_logits_and_auxiliary_logits_by_name(name: str) -> None:
+    network = build(name, num_classes=5).train()
+    outputs = network(torch.randn(2, 3, 128, 128))
+    assert tuple(outputs) == ("logits", *AUXILIARY[name])
+    expected = {key: 1 if key == "boundary" else 5 for key in outputs}
+    assert {key: logits.shape[1] for key, logits in outputs.items()} == expected
+    sum(logits.mean() for logits in outputs.values()).backward()
+    idle = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert not idle
+
+
+def renamed(state: dict[str, torch.Tensor], like: str, names_of: str) -> dict[str, torch.Tensor]:
+    """An official state dict of one variant under another variant's official names."""
+    ours = {theirs: ours for ours, theirs in official_names(build(like)).items()}
+    theirs = official_names(build(names_of))
+    return {theirs[ours[key]]: value for key, value in state.items()}
+
+
+@torch.inference_mode()
+def test_the_authors_sfnet_differs_by_its_warp_alone() -> None:
+    golden = read_golden("sfnet_r18")
+    state, image = golden.state, golden.image
+    theirs = renamed(state, "sfnet_r18", "sfnet_r18_official")
+    expected_names = ("layer0.0.6.weight", "layer0.1.weight", "layer4.1.conv2.weight")
+    assert theirs.keys() >= {*expected_names, "head.fpn_out_align.2.flow_make.weight"}
+    wrapped = {"state_dict": {f"module.{key}": value for key, value in theirs.items()}}
+    network = load_checkpoint(build("sfnet_r18_official"), wrapped)
+    plain = load_checkpoint(build("sfnet_r18"), state)
+    moved = nn.functional.interpolate(
+        plain(image), image.shape[-2:], mode="bilinear", align_corners=True
+    )
+    assert (network(image) - moved).abs().max() > 0.1
+    for align in network.align:
+        align.warp.align_corners = False
+    assert torch.allclose(network(image), moved, atol=1e-5)
+
+
+def test_sfnet_lite_costs_what_its_paper_says() -> None:
+    cost = count(build("sfnet_lite_r18"), (512, 1024))
+    assert cost.params == 12_296_074
+    assert cost.macs == pytest.approx(44.489e9, rel=0.01)
+
+
+def test_a_reparameterised_convolution_folds_exactly() -> None:
+    torch.manual_seed(0)
+    for inputs, outputs in ((8, 8), (8, 12)):
+        conv = RepConv(inputs, outputs).double()
+        for norm in (m for m in conv.modules() if isinstance(m, nn.BatchNorm2d)):
+            for tensor in (norm.weight, norm.bias, norm.running_mean):
+                nn.init.normal_(tensor)
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+        x = torch.randn(1, inputs, 9, 11).double()
+        folded, expected = deploy(conv), conv.eval()(x)
+        assert [type(m) for m in folded.children()] == [nn.Conv2d, nn.Identity, nn.ReLU]
+        assert (folded(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert (conv.identity is None) == (inputs != outputs)
+
+
+@pytest.mark.parametrize("name", ["sfnet_r18", "csfcn", "csfcn_nano"])
+@torch.inference_mode()
+def test_a_plain_checkpoint_starts_a_reparameterised_head_unchanged(
+    name: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    plain, image = build(name), torch.randn(1, 3, 64, 128)
+    save_checkpoint(plain, tmp_path / "plain.safetensors", naming="official")
+    for network in (build(name, head="rep"), build(f"{name}_rep")):
+        assert sum(isinstance(m, RepConv) for m in network.modules()) == 1
+        load_checkpoint(network, tmp_path / "plain.safetensors")
+        assert torch.allclose(network(image), plain(image), atol=1e-6)
+        for module in network.modules():
+            if isinstance(module, RepConv):
+                for _, norm in module.branch_norms():
+                    nn.init.uniform_(norm.weight)
+        assert torch.allclose(deploy(network)(image), network(image), atol=1e-5)
+
+
+def test_half_of_a_reparameterised_head_is_refused() -> None:
+    network = build("csfcn_nano_rep")
+    state = {k: v for k, v in network.state_dict().items() if "head.identity" not in k}
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(network, state)
+    assert "head.identity.weight" in error.value.missing
+
+
+def test_an_unknown_head_is_named() -> None:
+    with pytest.raises(ValueError, match=r"plain or rep, not 'repp'"):
+        build("sfnet_r18", head="repp")
