@@ -66,9 +66,7 @@ def plan_of(facts, size=5_000_000):
     magic = b"ftrt" if facts.flavour == "tensorrt" else b"vtrt"
     version = bytes(int(part) for part in facts.version.split("."))
     header = magic + bytes(12) + size.to_bytes(8, "little") + version
-    return (
-        header + bytes(range(256)) * (size // 256) + bytes(size - len(header) - size // 256 * 256)
-    )
+    return (header + bytes(range(256)) * (size // 256 + 1))[:size]
 
 
 @pytest.fixture
