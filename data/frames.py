@@ -141,7 +141,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def read_folder(folder: Path) -> list[tuple[str, NDArray[np.uint8]]]:
-    """(name, image) of every image in `folder`. Raises ValueError if there is none, or a bad one."""
+    """(name, image) of every image in `folder`; ValueError if there is none, or a bad one."""
     source = open_source(folder)
     return [(path.stem, read_image(path)) for path in source.paths]
 

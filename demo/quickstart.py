@@ -106,7 +106,9 @@ def _segment(
     with load(artifact.path) as segmenter:
         for name, frame in pictures:
             over = blend(frame, segmenter(frame), segmenter.card.palette, 0.55)
-            small = [cv2.resize(each, (960, 480), interpolation=cv2.INTER_AREA) for each in (frame, over)]
+            small = [
+                cv2.resize(each, (960, 480), interpolation=cv2.INTER_AREA) for each in (frame, over)
+            ]
             strip = legend(segmenter.card.class_table, 480)
             path = out / f"{name.replace(' ', '_')}.jpg"
             encoded = cv2.imencode(".jpg", np.hstack([*small, strip]))[1]

@@ -1,4 +1,4 @@
-"""The main path: network -> ONNX graph -> what was asked for -> proof -> files under their names."""
+"""The main path: network -> ONNX graph -> targets -> proof -> files under their names."""
 
 from __future__ import annotations
 

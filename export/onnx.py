@@ -80,11 +80,11 @@ def _name_scores(graph: onnx.GraphProto) -> None:
 
 
 def with_scores(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
-    """(a copy that also gives the argmax's input, that output's name)."""
+    """(a copy that also gives what labels are the argmax of, that output's name)."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    (argmax,) = (node for node in probe.graph.node if node.op_type == "ArgMax")
-    name = argmax.input[0]
+    argmax = next((node for node in probe.graph.node if node.op_type == "ArgMax"), None)
+    name = argmax.input[0] if argmax else "logits"
     if name not in {output.name for output in probe.graph.output}:
         probe.graph.output.append(helper.make_empty_tensor_value_info(name))
     return probe, name

@@ -25,8 +25,8 @@ from ..models import Network
 from ..models.source import normalised
 from ..runtime.backend import installed, open_backend
 from ..runtime.card import Card, Precision, Proof
-from ..runtime.parity import MARGIN_STEPS, Figures, Reference, compare, faults
-from ..runtime.parity import BARS as BARS
+from ..runtime.first_load import labels_of
+from ..runtime.parity import BARS, MARGIN_STEPS, Figures, Reference, compare, faults
 
 Logits = NDArray[np.float32]  # (K, H, W)
 
@@ -36,11 +36,28 @@ class Expected:
     """The reference's answers: what travels with an engine, and the full logits of every frame.
 
     `truth`: label maps (H, W) of the frames where they have any, 255 where unlabelled.
+    `align_corners`: how logits below the frame's size are enlarged to it.
     """
 
     reference: Reference
     logits: list[Logits]
     truth: list[NDArray[np.uint8] | None]
+    align_corners: bool
+
+    def enlarged(self, scores: NDArray[Any]) -> Logits:
+        """Scores as an argmax reads them, (1, K, h, w) or before a pixel shuffle (1, K, p, h, w),
+        as (K, H, W) float32 of the frame's size."""
+        tensor = torch.from_numpy(np.asarray(scores, np.float32))
+        if tensor.ndim == 5:
+            factor = round(tensor.shape[2] ** 0.5)
+            tensor = torch.nn.functional.pixel_shuffle(tensor.flatten(1, 2), factor)
+        size = self.reference.labels.shape[1:]
+        if tensor.shape[2:] != size:
+            tensor = torch.nn.functional.interpolate(
+                tensor, size, mode="bilinear", align_corners=self.align_corners
+            )
+        full: Logits = tensor[0].numpy()
+        return full
 
 
 @dataclass
@@ -129,7 +146,7 @@ def expect(
         )
         for each in (truth or [None] * len(labels))
     ]
-    return Expected(reference, logits, maps)
+    return Expected(reference, logits, maps, network.info.align_corners)
 
 
 def judge(
@@ -156,8 +173,12 @@ def judge(
     reference = expected.reference
     try:
         for i, frame in enumerate(reference.frames):
-            labels = np.array(runner(frame[None])[0])
-            error = _logits_error(scores(frame[None]), expected.logits[i]) if scores else None
+            read = expected.enlarged(scores(frame[None])) if scores else None
+            if read is not None and "labels" not in card.outputs:
+                labels = read.argmax(0).astype(np.uint8)
+            else:
+                labels = labels_of(runner, card, frame[None])
+            error = None if read is None else _logits_error(read, expected.logits[i])
             figures.append(
                 compare(
                     reference.labels[i],
@@ -240,17 +261,9 @@ def _typed(card: Card, census: dict[str, int]) -> list[str]:
     return [f"the file claims {card.precision}, but its values are {found}"]
 
 
-def _logits_error(scores: NDArray[Any], logits: Logits) -> float:
-    """Root mean square difference over that of the logits; scores are as the argmax reads them."""
-    if scores.ndim == 5:  # (1, K, 64, h, w): before a pixel shuffle
-        _, classes, pixels, height, width = scores.shape
-        factor = round(pixels**0.5)
-        scores = scores.reshape(classes, factor, factor, height, width)
-        scores = scores.transpose(0, 3, 1, 4, 2).reshape(classes, height * factor, width * factor)
-    else:
-        scores = scores[0]
-    difference = scores.astype(np.float32) - logits
-    return float(np.linalg.norm(difference) / np.linalg.norm(logits))
+def _logits_error(ours: Logits, reference: Logits) -> float:
+    """Root mean square difference over that of the reference."""
+    return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
 
 
 Scores = Callable[[NDArray[np.uint8]], NDArray[Any]]
@@ -328,18 +341,13 @@ def proof_of(verdicts: Sequence[Verdict], frames: int) -> Proof | None:
 
 
 def judge_engine(path: Path, card: Card, expected: Expected, census: dict[str, int]) -> Verdict:
-    """An engine runs where there is a GPU that can load it; elsewhere it stays unproven.
-
-    census: layer outputs by TensorRT's data type.
-    """
+    """An engine runs where there is a GPU that can load it; elsewhere it stays unproven."""
     from ..runtime.preflight import check
 
-    verdict = check(path)
-    if verdict.ok:
-        return judge(path, card, expected, "tensorrt", census, device="cuda")
-    floats = census.get("FLOAT", 0), census.get("HALF", 0)
-    wrong = floats[0] > floats[1] if card.precision == "fp16" else floats[1] > 0
-    found = [f"the engine claims {card.precision}, but its layers give {census}"] if wrong else []
+    here = check(path)
+    if here.ok:
+        return judge(path, card, expected, "tensorrt", census, device="cuda", prove=False)
+    found = _typed(card, census)
     return Verdict(
         path.name,
         "tensorrt",
@@ -347,5 +355,5 @@ def judge_engine(path: Path, card: Card, expected: Expected, census: dict[str, i
         "failed" if found else "not run",
         census=census,
         faults=found,
-        why=f"{verdict.reason}; it is proven on the first machine that loads it",
+        why=f"{here.reason}; it is proven on the first machine that loads it",
     )

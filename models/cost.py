@@ -23,7 +23,7 @@ class Cost:
 
 def count(network: nn.Module, size: tuple[int, int]) -> Cost:
     """The cost of one (height, width) image; nothing is computed, so any size is quick."""
-    shadow = copy.deepcopy(network).to("meta").eval()
+    shadow = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
     image = torch.empty(1, 3, *size, device="meta", dtype=next(shadow.parameters()).dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(image)

@@ -32,7 +32,8 @@ def _make_constants(model: nn.Module, size: tuple[int, int]) -> None:
     """Run a shadow without data through the network, and keep the constants that it asked for."""
     shadow = copy.deepcopy(model).to("meta")
     with torch.no_grad():
-        shadow(torch.empty(1, 3, *size, device="meta"))
+        dtype = next(shadow.parameters()).dtype
+        shadow(torch.empty(1, 3, *size, device="meta", dtype=dtype))
     for ours, theirs in zip(model.modules(), shadow.modules(), strict=True):
         if isinstance(ours, Constant) and isinstance(theirs, Constant):
             ours.made.update(theirs.made)

@@ -36,7 +36,8 @@ class Info:
         up = [max(step, math.ceil(side / step) * step) for side in (height, width)]
         near = " or ".join(dict.fromkeys(f"{h}x{w}" for h, w in (down, up)))
         raise ValueError(
-            f"{self.name} takes sizes that are multiples of {step}, not {height}x{width}: use {near}"
+            f"{self.name} takes sizes that are multiples of {step}, not {height}x{width}: "
+            f"use {near}"
         )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .network import Network
 
@@ -117,3 +119,18 @@ def _first_convolution(network: Network) -> nn.Conv2d | None:
     first = network.get_submodule(name)
     assert isinstance(first, nn.Conv2d)
     return first
+
+
+class _Uses(TorchDispatchMode):
+    """Counts the operations that take `tensor`, whether a module or a function calls them."""
+
+    def __init__(self, tensor: Tensor):
+        super().__init__()
+        self.tensor = tensor
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += any(argument is self.tensor for argument in args)
+        return func(*args, **(kwargs or {}))

@@ -13,7 +13,7 @@ SIZES = ((512, 1024), (1024, 2048))
 
 
 def rows() -> list[dict[str, Any]]:
-    """A row per variant at 19 classes: parameters and MACs, the weights in the package, the paper."""
+    """A row per variant at 19 classes: parameters, MACs, the weights in the package, the paper."""
     facts = []
     for name, variant in VARIANTS.items():
         with torch.device("meta"):

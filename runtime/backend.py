@@ -45,7 +45,7 @@ class Backend(Protocol):
     info: Info
 
     def __call__(self, image: Image) -> Labels:
-        """image (1, H, W, 3) uint8 BGR of the card's size, C-contiguous -> labels (1, H, W) uint8."""
+        """image (1, H, W, 3) uint8 BGR of the card's size -> labels (1, H, W) uint8."""
         ...
 
     def upload(self, image: Image) -> None: ...

@@ -25,7 +25,7 @@ _FIELD, _ENTRY = b"\x72", b"\x0a" + bytes([len(KEY)]) + KEY + b"\x12"
 
 
 class ArtifactError(ValueError):
-    """A file that is not an artifact, is damaged, or does not run here; the message says what to do."""
+    """A file that is no artifact, is damaged or does not run here; the message says what to do."""
 
 
 class _Facts(BaseModel):

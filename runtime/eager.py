@@ -20,9 +20,9 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class PyTorch(InTurn):
     """Weights with a card (`rtseg export --to torch`), run in their deployed form.
 
-    device: "cpu" or "cuda[:N]"; by default CUDA where torch has it. On CUDA the whole frame-to-labels
-    graph is captured once and replayed, with pinned host buffers. On a CPU half precision falls back
-    to float32, which is faster there.
+    device: "cpu" or "cuda[:N]"; by default CUDA where torch has it. On CUDA the whole graph from
+    frame to labels is captured once and replayed, with pinned host buffers. On a CPU half precision
+    falls back to float32, which is faster there.
     """
 
     def __init__(self, path: Path, device: str | None = None, threads: int | None = None):

@@ -83,7 +83,7 @@ def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:
     """One comparison a frame."""
     bars, figures = BARS[card.precision], []
     for place, frame in enumerate(reference.frames):
-        labels = _labels(backend, card, frame[None])
+        labels = labels_of(backend, card, frame[None])
         figures.append(
             compare(
                 reference.labels[place],
@@ -96,7 +96,7 @@ def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:
     return figures
 
 
-def _labels(backend: Backend, card: Card, image: Image) -> Labels:
+def labels_of(backend: Backend, card: Card, image: Image) -> Labels:
     """Labels (H, W) of an image (1, H, W, 3), from the logits where the engine gives only those."""
     if "labels" in card.outputs:
         return np.array(backend(image)[0])

@@ -95,7 +95,7 @@ def load(
 
 
 def as_bgr(frame: NDArray[Any]) -> NDArray[np.uint8]:
-    """`frame` as contiguous (H, W, 3) uint8 BGR. Raises ValueError where that would lose something."""
+    """`frame` as contiguous (H, W, 3) uint8 BGR; ValueError where that would lose something."""
     frame = np.asarray(frame)
     if frame.size == 0:
         raise ValueError(f"the frame is empty, of shape {frame.shape}: was the image read at all?")
@@ -112,15 +112,20 @@ def as_bgr(frame: NDArray[Any]) -> NDArray[np.uint8]:
 def _as_uint8(frame: NDArray[Any]) -> NDArray[np.uint8]:
     if frame.dtype == np.uint8:
         return frame
-    exact = frame.dtype.kind in "iuf" and np.isfinite(frame).all()
-    if exact and frame.min() >= 0 and frame.max() <= 255 and (frame == np.floor(frame)).all():
-        # A float image in 0..1 that happens to be black and white would pass as nearly black.
-        if frame.dtype.kind != "f" or frame.max() > 1 or frame.max() == 0:
-            return frame.astype(np.uint8)
+    if frame.dtype.kind in "iuf" and _whole_bytes(frame):
+        return frame.astype(np.uint8)
     raise ValueError(
         f"a frame holds uint8 values 0..255, not {frame.dtype} that does not convert exactly: "
         "scale it to 0..255, round it and convert it with .astype(np.uint8)"
     )
+
+
+def _whole_bytes(frame: NDArray[Any]) -> bool:
+    """Whether all values are whole numbers in 0..255, and not a black and white image in 0..1."""
+    if not np.isfinite(frame).all() or frame.min() < 0 or frame.max() > 255:
+        return False
+    of_unit_range = frame.dtype.kind == "f" and 0 < frame.max() <= 1
+    return not of_unit_range and bool((frame == np.floor(frame)).all())
 
 
 def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

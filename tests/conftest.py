@@ -51,7 +51,7 @@ RULE = load_rule()
 
 @dataclass(frozen=True)
 class Golden:
-    """A reference implementation's weights by rule, an input, and its logits sampled by `stride`."""
+    """A reference implementation: weights by rule, an input, its logits sampled by `stride`."""
 
     meta: dict[str, Any]
     logits: np.ndarray[Any, Any]

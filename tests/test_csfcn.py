@@ -1,4 +1,4 @@
-"""CSFCN against the reference implementation's own numbers, and its deployed form against itself."""
+"""CSFCN against the reference's own numbers, and its deployed form against itself."""
 
 from __future__ import annotations
 

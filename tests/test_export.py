@@ -1,0 +1,207 @@
+"""Export and parity on real frames, and what an export leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from rtseg.data.classes import CAMVID
+from rtseg.export import ExportError, ProofError, export, proof
+from rtseg.export.onnx import census
+from rtseg.models import FrameToLabels, build, deploy
+from rtseg.models.source import Source, open_source
+from rtseg.runtime import load, read_card
+
+Frames = list[tuple[str, np.ndarray[Any, Any]]]
+
+
+@pytest.mark.parametrize("size", [(256, 512), (384, 768)], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("name", ["csfcn", "csfcn_tiny", "csfcn_nano"])
+def test_parity_on_street_frames(
+    name: str, size: tuple[int, int], street_frames: Frames, tmp_path: Path
+) -> None:
+    source = open_source(name)
+    artifacts = export(
+        source.network,
+        [size],
+        ["onnx", "openvino"],
+        "fp32",
+        out=tmp_path,
+        classes=source.classes,
+        weights_from=source.weights_from,
+        trained=source.trained,
+        frames=street_frames[:2],
+    )
+    assert [a.status for a in artifacts] == ["proven", "proven"]
+    for verdict in (v for a in artifacts for v in a.verdicts if v.precision == "fp32"):
+        assert verdict.agreement is not None
+        assert verdict.agreement >= 0.9999
+        assert verdict.logits_error is not None
+        assert verdict.logits_error <= 1e-4
+
+
+def test_the_graph_is_typed_and_described(nano: Source, tmp_path: Path) -> None:
+    (artifact,) = export(
+        nano.network, [(64, 128)], ["onnx"], "fp16", out=tmp_path, classes=nano.classes,
+        weights_from=nano.weights_from, outputs="both",
+    )  # fmt: skip
+    model = onnx.load(artifact.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert [entry.version for entry in model.opset_import if entry.domain == ""] == [18]
+    held = census(model)
+    assert held["float16"] > 100 * held["float"]
+    card = json.loads({p.key: p.value for p in model.metadata_props}["rtseg"])
+    assert card["classes"] == list(CAMVID.names)
+    assert card["size"] == [64, 128]
+    assert card["proof"]["passed"] is True
+    session = onnxruntime.InferenceSession(artifact.path)
+    types = {o.name: (o.type, o.shape) for o in session.get_outputs()}
+    assert types["labels"] == ("tensor(uint8)", [1, 64, 128])
+    assert types["logits"] == ("tensor(float16)", [1, 11, 64, 128])
+    assert (session.get_inputs()[0].type, session.get_inputs()[0].shape) == (
+        "tensor(uint8)",
+        [1, 64, 128, 3],
+    )
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report[artifact.path.name]["report"] == card["proof"]["report"]
+
+
+@pytest.mark.parametrize("name", ["csfcn", "csfcn_tiny"])
+def test_frame_to_labels_is_the_papers_arithmetic(name: str) -> None:
+    """Normalise, network, argmax: with the graph's own shortcuts and without."""
+    import torch
+    from rtseg.models.source import normalised
+
+    torch.manual_seed(4)
+    model = build(name, 7)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=max(1, parameter[0].numel()) ** -0.5)
+    frame = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
+    whole = FrameToLabels(deploy(model), ("labels", "logits"))
+    assert whole.folded
+    with torch.inference_mode():
+        labels, logits = whole(torch.from_numpy(frame[None]))
+        expected = model(normalised(frame, model))
+    assert (logits - expected).abs().max() / expected.abs().max() < 1e-5
+    assert (labels == expected.argmax(1)).float().mean() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sizes": [(100, 200)]}, "multiples of 8, not 100x200: use 96x200 or 104x200"),
+        ({"targets": ["tflite"]}, "no target is called 'tflite'"),
+        ({"precision": "fp8"}, "precision is fp32 or fp16"),
+        ({"outputs": "masks"}, "outputs is labels, logits, both"),
+        ({"sizes": []}, "at least one size"),
+        ({"classes": None, "of": 7}, None),
+    ],
+    ids=["size", "target", "precision", "outputs", "nothing", "unnamed classes"],
+)
+def test_bad_wishes_write_nothing(
+    change: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    of = change.pop("of", 11)
+    wish: dict[str, Any] = {"sizes": [(64, 64)], "targets": ["onnx"], "precision": "fp32"}
+    wish |= {"classes": CAMVID} | change
+    out = tmp_path / "out"
+    if message is None:
+        (artifact,) = export(build("csfcn_nano", of), out=out, trained=False, **wish)
+        assert artifact.card.classes[0] == "class 0"
+        return
+    with pytest.raises(ExportError, match=message):
+        export(build("csfcn_nano", of), out=out, **wish)
+    assert not out.exists()
+
+
+def test_a_class_set_of_another_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ExportError, match="'camvid' has 11 classes, but the model was built with 19"
+    ):
+        export(build("csfcn_nano"), [(64, 64)], out=tmp_path, classes=CAMVID)
+
+
+def test_an_artifact_below_the_bar_is_kept_as_failed(
+    nano: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expect = proof.expect
+
+    def off(*arguments: Any) -> proof.Expected:
+        expected = expect(*arguments)
+        expected.reference.labels[:] = (expected.reference.labels + 1) % 11
+        return expected
+
+    monkeypatch.setattr(proof, "expect", off)
+    with pytest.raises(ProofError, match="below the parity bar"):
+        export(nano.network, [(64, 128)], out=tmp_path, classes=nano.classes)
+    assert [p.name for p in tmp_path.glob("*.onnx*")] == ["csfcn_nano_64x128_fp32.onnx.failed"]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["csfcn_nano_64x128_fp32.onnx.failed"]["status"] == "failed"
+
+
+def test_labels_of_the_frames_prove_the_miou(nano: Source, tmp_path: Path) -> None:
+    frames, truth = tmp_path / "frames", tmp_path / "truth"
+    frames.mkdir()
+    truth.mkdir()
+    random = np.random.default_rng(1)
+    picture = cv2.resize(random.integers(0, 256, (9, 12, 3), np.uint8), (128, 96))
+    cv2.imwrite(str(frames / "a.png"), picture)
+    cv2.imwrite(str(truth / "a.png"), random.integers(0, 11, (96, 128), np.uint8))
+    pictures, maps = proof.read_frames(frames, truth)
+    (artifact,) = export(
+        nano.network, [(96, 128)], out=tmp_path, classes=nano.classes, frames=pictures, truth=maps
+    )
+    assert artifact.verdicts[0].miou_change == pytest.approx(0, abs=1e-4)
+    assert set(artifact.verdicts[0].iou_change) <= set(CAMVID.names)
+
+
+def test_an_engine_is_built_without_a_gpu(nano: Source, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    (artifact,) = export(
+        nano.network, [(64, 128)], ["tensorrt"], "fp16", out=tmp_path, classes=nano.classes
+    )
+    engine = artifact.card.engine
+    assert engine is not None
+    assert engine.layers <= 250
+    assert "STRONGLY_TYPED" in engine.flags
+    held = artifact.verdicts[0].census
+    assert held["float16"] > 50 * held["float"]
+    assert artifact.status == "built, not proven"
+    assert read_card(artifact.path) == artifact.card
+    assert set(artifact.card.files) == {
+        artifact.path.name,
+        f"{artifact.path.name}.reference.npz",
+    }
+
+
+def test_csfcn_takes_few_tensorrt_layers(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    from rtseg.export.engine import build_engine
+    from rtseg.export.main import _Job
+    from rtseg.export.onnx import to_onnx
+
+    model = build("csfcn")
+    graph = tmp_path / "graph.onnx"
+    onnx.save(to_onnx(model, (256, 512), "fp16", ("labels",)), graph)
+    job = _Job(model, (256, 512), "fp16", "labels", open_source("csfcn").classes, "", False, print)
+    built = build_engine(graph, tmp_path / "x.engine", job.card)
+    assert built.card.engine is not None
+    assert built.card.engine.layers <= 250
+
+
+def test_the_torch_artifact_agrees_with_the_onnx_one(nano: Source, tmp_path: Path) -> None:
+    artifacts = export(
+        nano.network, [(64, 128)], ["onnx", "torch"], out=tmp_path, classes=nano.classes
+    )
+    frame = np.random.default_rng(2).integers(0, 256, (64, 128, 3), np.uint8)
+    answers = []
+    for artifact in artifacts:
+        with load(artifact.path, device="cpu") as segment:
+            answers.append(segment(frame))
+    assert (answers[0] == answers[1]).mean() > 0.999

@@ -1,0 +1,211 @@
+"""Any frame in, labels out; damaged artifacts are refused with what to do."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rtseg.export import Artifact, export
+from rtseg.models.source import Source
+from rtseg.runtime import ArtifactError, Segmenter, load, read_card
+from rtseg.runtime.backend import MissingPackage, choose
+from rtseg.runtime.segmenter import as_bgr
+
+SIZE = 64, 128
+
+
+@pytest.fixture(scope="module")
+def artifacts(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    out = tmp_path_factory.mktemp("artifacts")
+    made = export(
+        nano.network, [SIZE], ["onnx", "openvino", "torch"], out=out, classes=nano.classes,
+        outputs="both",
+    )  # fmt: skip
+    return {artifact.target: artifact for artifact in made}
+
+
+@pytest.fixture(scope="module")
+def frame() -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+
+
+def test_the_runtime_does_not_import_torch() -> None:
+    code = "import sys, rtseg.runtime, rtseg.demo.predict; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("target", "backend"),
+    [
+        ("onnx", "onnxruntime"),
+        ("onnx", "openvino"),
+        ("openvino", "openvino"),
+        ("torch", "torch"),
+    ],
+)
+def test_every_backend_gives_the_same_labels(
+    target: str, backend: str, artifacts: dict[str, Artifact], frame: np.ndarray[Any, Any]
+) -> None:
+    options = {"precision": "fp32"} if backend == "openvino" else {}
+    with load(artifacts[target].path, backend, "cpu", **options) as segment:
+        labels = segment(frame)
+        assert segment.info.name == backend
+        assert labels.shape == SIZE
+        assert labels.dtype == np.uint8
+        logits = segment.backend.logits()
+        assert logits is not None
+        assert logits.shape == (1, 11, *SIZE)
+        assert (logits[0].argmax(0) == labels).all()
+    with load(artifacts["onnx"].path, "onnxruntime", "cpu") as reference:
+        assert (reference(frame) == labels).mean() > 0.999
+
+
+def test_labels_are_the_callers_own(artifacts: dict[str, Artifact]) -> None:
+    with load(artifacts["openvino"].path) as segment:
+        first = segment(np.zeros((*SIZE, 3), np.uint8))
+        kept = first.copy()
+        segment(np.random.default_rng(1).integers(0, 256, (*SIZE, 3), np.uint8))
+        assert (first == kept).all()
+
+
+@pytest.mark.parametrize("size", [(64, 128), (100, 333), (30, 40), (720, 960)])
+def test_any_size_goes_in_and_comes_back(
+    size: tuple[int, int], artifacts: dict[str, Artifact]
+) -> None:
+    with load(artifacts["onnx"].path) as segment:
+        labels = segment(np.zeros((*size, 3), np.uint8))
+        assert labels.shape == size
+        assert labels.max() < 11
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda f: f[:, :, 0],
+        lambda f: f[:, :, :1],
+        lambda f: np.dstack([f, np.full(SIZE, 7, np.uint8)]),
+        lambda f: f.astype(np.float32),
+        lambda f: f.astype(np.int64),
+        lambda f: f[::-1, ::-1],
+        lambda f: np.asfortranarray(f),
+    ],
+    ids=["grey", "grey 3-d", "BGRA", "whole floats", "int64", "reversed view", "fortran"],
+)
+def test_frames_that_convert_exactly(make: Any, frame: np.ndarray[Any, Any]) -> None:
+    converted = as_bgr(make(frame))
+    assert converted.shape == (*SIZE, 3)
+    assert converted.dtype == np.uint8
+    assert converted.flags.c_contiguous
+    if make(frame).ndim == 3 and make(frame).shape[2] == 3:
+        assert (converted == make(frame)).all()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.empty((0, 4, 3), np.uint8), "the frame is empty"),
+        (np.zeros((2, 3, 64, 128), np.uint8), r"a frame has shape \(H, W, 3\)"),
+        (np.zeros((3, 64, 128), np.uint8), "channels last"),
+        (np.full((4, 4, 3), 0.5), "does not convert exactly"),
+        (np.ones((4, 4, 3), np.float32), "does not convert exactly"),
+        (np.full((4, 4, 3), np.nan), "does not convert exactly"),
+        (np.full((4, 4, 3), 300), "does not convert exactly"),
+        (np.full((4, 4, 3), -1), "does not convert exactly"),
+        (np.array("street.png"), "a frame has shape"),
+    ],
+)
+def test_frames_that_do_not(bad: np.ndarray[Any, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        as_bgr(bad)
+
+
+def test_threads_may_share_a_segmenter(artifacts: dict[str, Artifact]) -> None:
+    random = np.random.default_rng(3)
+    frames = [random.integers(0, 256, (*SIZE, 3), np.uint8) for _ in range(4)]
+    with load(artifacts["onnx"].path) as segment:
+        alone = [segment(frame) for frame in frames]
+        wrong: list[int] = []
+
+        def work(i: int) -> None:
+            wrong.extend(i for _ in range(10) if not (segment(frames[i]) == alone[i]).all())
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+def test_a_closed_segmenter_says_so(artifacts: dict[str, Artifact]) -> None:
+    segment: Segmenter = load(artifacts["onnx"].path)
+    segment.close()
+    segment.close()
+    with pytest.raises(RuntimeError, match="closed: load the artifact again"):
+        segment(np.zeros((*SIZE, 3), np.uint8))
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "torch"])
+def test_a_changed_file_is_refused(
+    target: str, artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    path = artifacts[target].path
+    for file in path.parent.glob(f"{path.stem}.*"):
+        shutil.copy(file, tmp_path)
+    victim = tmp_path / (path.stem + ".bin" if target == "openvino" else path.name)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    victim.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"changed or damaged|other weights"):
+        load(tmp_path / path.name)
+
+
+def test_a_truncated_file_is_refused(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    path = tmp_path / "half.onnx"
+    path.write_bytes(artifacts["onnx"].path.read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match=r"half\.onnx is truncated"):
+        load(path)
+
+
+def test_files_that_are_no_artifacts(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no artifact at"):
+        load(tmp_path / "absent.onnx")
+    plain = tmp_path / "plain.onnx"
+    plain.write_bytes(b"\x08\x08" * 50)
+    with pytest.raises(ArtifactError, match="carries no card"):
+        read_card(plain)
+    lonely = tmp_path / "lonely.engine"
+    lonely.write_bytes(b"ptrt")
+    with pytest.raises(ArtifactError, match=r"lonely\.engine\.json must lie beside it"):
+        load(lonely)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "message"),
+    [
+        ("x.onnx", "tensorflow", "no backend is called 'tensorflow'"),
+        ("x.onnx", "tensorrt", r"tensorrt cannot load x\.onnx: onnxruntime or openvino can"),
+        ("x.tflite", None, "is no artifact"),
+    ],
+)
+def test_backends_that_do_not_fit(name: str, backend: str | None, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        choose(Path(name), backend, None)
+
+
+def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtseg.runtime.backend.installed", lambda backend: False)
+    with pytest.raises(MissingPackage, match=r'needs openvino: pip install "rtseg\[openvino\]"'):
+        choose(Path("x.xml"), None, None)
+
+
+def test_a_bad_device_is_refused(artifacts: dict[str, Artifact]) -> None:
+    with pytest.raises(ArtifactError, match='"cpu", "cuda" or "cuda:N"'):
+        load(artifacts["onnx"].path, "onnxruntime", "tpu")
