@@ -23,6 +23,7 @@ class Evaluation:
     classes: ClassSet
     confusion: Confusion
     frames: list[tuple[float, int, str]] = field(default_factory=list)
+    images: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: fractions; null for classes that never occur."""
@@ -33,7 +34,7 @@ class Evaluation:
             "pixel_accuracy": counts.pixel_accuracy(),
             "mean_accuracy": counts.mean_accuracy(),
             "accuracy": _by_class(self.classes, counts.accuracy()),
-            "images": len(self.frames),
+            "images": self.images,
             "confusion": counts.matrix.tolist(),
         }
 
@@ -67,6 +68,7 @@ def evaluate(
         frame = Confusion(len(data.classes))
         frame.update(sample.label, segment(sample.image))
         result.confusion.matrix += frame.matrix
+        result.images += 1
         result.frames.append((frame.miou(), index, sample.name))
         seen(index)
     return result

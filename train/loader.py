@@ -95,8 +95,10 @@ def make_loader(
 
 
 def _prepare_worker(worker: int) -> None:
-    """One thread; and stopping is the main process's decision, which saves first."""
+    """One thread, and out of reach of signals to the whole group: stopping is the main process's
+    decision, which saves first."""
     cv2.setNumThreads(0)
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

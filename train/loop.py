@@ -26,8 +26,15 @@ from .evaluate import Evaluation, evaluate
 from .loader import Batch, Positions, Stream, make_loader
 from .log import Bar, Log, read_log
 from .loss import Criterion, balance
-from .optimiser import Average, factor, make_optimiser, set_learning_rate
-from .parallel import Place, any_process, distribute, joined, summed
+from .optimiser import (
+    Average,
+    factor,
+    load_state_by_name,
+    make_optimiser,
+    set_learning_rate,
+    state_by_name,
+)
+from .parallel import Place, any_process, averaged, distribute, joined, summed
 from .predict import Predictor, autocast, channels_last, normalise
 from .pretrained import start_backbone
 from .recipe import Recipe
@@ -66,8 +73,17 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True)
             run.restore()
         elif run.path(STATE).exists():
             raise ValueError(f"{folder} holds a run already: --resume it or name another folder")
-        with stop_signals() as stop:
-            return run.go(stop, show and place.first)
+        try:
+            with stop_signals() as stop:
+                return run.go(stop, show and place.first)
+        except RuntimeError as error:
+            # PyTorch raises this from a signal handler, so wherever the loop just was.
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(
+                f"a data worker died at iteration {run.iteration} (out of memory?): go on with "
+                "--resume, perhaps with data.workers=1"
+            ) from error
 
 
 class Stop:
@@ -141,7 +157,7 @@ class Run:
         """Go on from the folder's state, bit for bit."""
         state = read_state(self.path(STATE))
         self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_state_by_name(self.optimiser, self.network, state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.model.load_state_dict(state["average"])
@@ -156,7 +172,7 @@ class Run:
             "iteration": self.iteration,
             "best": self.best,
             "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": state_by_name(self.optimiser, self.network),
             "scaler": self.scaler.state_dict(),
             "average": average.model.state_dict() if average else {},
             "updates": average.updates if average else 0,
@@ -173,7 +189,7 @@ class Run:
         seconds, losses = time.perf_counter(), []
         with Bar(self.total, self.iteration, show) as bar:
             while self.iteration < self.total:
-                losses.append(self.step(batches))
+                losses.append(averaged(self.step(batches), self.place))
                 self.iteration += 1
                 if self.iteration % recipe.log_every == 0 and log:
                     speed = self._images * len(losses) / (time.perf_counter() - seconds)
@@ -249,13 +265,6 @@ class Run:
             return next(batches)
         except DataError as error:  # from a worker, it brings a traceback before its own line
             raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise TrainingError(
-                f"a data worker died at iteration {self.iteration} (out of memory?): go on with "
-                "--resume, perhaps with data.workers=1"
-            ) from error
 
     def _gradients_shared(self, last: bool) -> Any:
         """Processes exchange gradients once an update, with its last batch."""
@@ -288,6 +297,7 @@ class Run:
         result = evaluate(segment, self.val, mine)
         self.network.train()
         result.confusion.matrix = summed(result.confusion.matrix, self.place)
+        result.images = int(summed(np.array([result.images]), self.place)[0])
         miou = result.confusion.miou()
         if miou > self.best:
             self.best = miou

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,22 @@ def make_optimiser(model: nn.Module, options: Optimiser) -> torch.optim.Optimize
     if options.kind == "adamw":
         return torch.optim.AdamW(rows, lr=options.learning_rate)
     return torch.optim.SGD(rows, lr=options.learning_rate, momentum=options.momentum)
+
+
+def state_by_name(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    """{parameter's name: its moments}; unlike PyTorch's numbers, names outlive a new order."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[parameter]: dict(state) for parameter, state in optimiser.state.items()}
+
+
+def load_state_by_name(
+    optimiser: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]
+) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = [names[p] for group in optimiser.param_groups for p in group["params"]]
+    numbered = {number: saved[name] for number, name in enumerate(order) if name in saved}
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": numbered, "param_groups": groups})
 
 
 def factor(schedule: Schedule, iteration: int, total: int) -> float:

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -49,6 +49,22 @@ def joined() -> Iterator[Place]:
         distributed.destroy_process_group()
 
 
+class Summed(torch.autograd.Function):
+    """A tensor added up over all processes; so are its gradients on the way back."""
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        distributed.all_reduce(total)
+        return total
+
+
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the images of all processes, for CPUs; on GPUs PyTorch has its own."""
 
@@ -58,7 +74,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         x = input.float()
         sums = torch.stack([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3))])
         count = x.numel() // x.shape[1] * distributed.get_world_size()
-        mean, square = (all_reduce(sums) / count).unbind()  # type: ignore[no-untyped-call]
+        mean, square = (Summed.apply(sums) / count).unbind()
         variance = (square - mean.square()).clamp(min=0)
         self._follow(mean.detach(), variance.detach(), count)
         scale = self.weight * (variance + self.eps).rsqrt()
@@ -90,8 +106,10 @@ def with_shared_norms(model: nn.Module) -> nn.Module:
 
 
 def _shared(norm: nn.BatchNorm2d) -> SharedBatchNorm:
+    """With the same parameters, which an optimiser may hold already."""
     shared = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
     shared.load_state_dict(norm.state_dict())
+    shared.weight, shared.bias = norm.weight, norm.bias
     return shared.train(norm.training)
 
 
@@ -112,6 +130,15 @@ def summed(counts: np.ndarray, place: Place) -> np.ndarray:
     total = torch.from_numpy(counts).to(place.device)
     distributed.all_reduce(total)
     return np.asarray(total.cpu().numpy())
+
+
+def averaged(value: float, place: Place) -> float:
+    """The mean of a number over all processes."""
+    if place.processes == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=place.device)
+    distributed.all_reduce(total)
+    return float(total) / place.processes
 
 
 def any_process(flag: bool, place: Place) -> bool:
