@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from . import bisenet, csfcn, sfnet, swiftnet
+from . import bisenet, csfcn, ddrnet, pidnet, sfnet, swiftnet
 from .cost import Cost, count
 from .deploy import deploy
 from .network import Info, Network
@@ -18,6 +18,8 @@ VARIANTS: dict[str, Variant] = (  # a new family: one import, one more term
     | sfnet.VARIANTS
     | swiftnet.VARIANTS
     | bisenet.VARIANTS
+    | pidnet.VARIANTS
+    | ddrnet.VARIANTS
 )
 
 __all__ = [

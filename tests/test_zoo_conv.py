@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Golden, read_golden
+from conftest import RULE, Golden, read_golden
 from rtseg.models import (
     CheckpointError,
+    FrameToLabels,
     Network,
     build,
     count,
@@ -34,7 +35,13 @@ AUXILIARY = {  # golden file: our names of the auxiliary logits, in its order
     "swiftnet_r18_pyramid": (),
     "bisenetv1": ("aux16", "aux32"),
     "bisenetv2": ("aux4", "aux8", "aux16", "aux32"),
+    "pidnet_s": ("detail", "boundary"),
+    "pidnet_m": ("detail", "boundary"),
+    "pidnet_l": ("detail", "boundary"),
+    "ddrnet_23_slim": ("detail",),
+    "ddrnet_23": ("detail",),
 }
+LARGER = [name for name in AUXILIARY if name.startswith(("pidnet", "ddrnet"))]
 MACS: dict[str, float] = {}  # at 512x1024, where the golden file counts what inference leaves out
 
 
@@ -90,6 +97,18 @@ def sampled(logits: torch.Tensor, sample: dict[str, Any]) -> tuple[np.ndarray, n
     return found.flatten().numpy(), np.array(sample["values"])
 
 
+@pytest.mark.parametrize("case", LARGER, indirect=True)
+@torch.inference_mode()
+def test_logits_match_on_a_second_larger_image(case: Case) -> None:
+    facts = case.golden.meta["extra_run"]
+    scaled = {key: case.official[key] * facts["scale"] for key in facts["scaled_entries"]}
+    network = load_checkpoint(build(case.name), case.official | scaled)
+    image = torch.from_numpy(RULE.image(facts["image_shape"], case.golden.meta["salt"]))
+    assert facts["sample"] == "[0, :, ::13, ::17]"
+    found, expected = network(image)[0, :, ::13, ::17].flatten(), np.array(facts["values"])
+    assert np.abs(found.numpy() - expected).max() <= TOLERANCE * expected.std()
+
+
 @torch.inference_mode()
 def test_the_deployed_form_is_the_same_and_cheaper(case: Case) -> None:
     cheaper, image = deploy(case.network), case.golden.image
@@ -123,10 +142,12 @@ def without_counters(names: Iterable[str]) -> set[str]:
     return {name for name in names if not name.endswith(COUNTERS)}
 
 
-@pytest.mark.parametrize("name", [name for name, extra in AUXILIARY.items() if extra])
+@pytest.mark.parametrize(
+    "name", [n for n, extra in AUXILIARY.items() if extra and n not in ("pidnet_m", "ddrnet_23")]
+)
 def test_training_gives_logits_and_auxiliary_logits_by_name(name: str) -> None:
     network = build(name, num_classes=5).train()
-    outputs = network(torch.randn(2, 3, 128, 128))
+    outputs = network(torch.randn(2, 3, 64, 64))
     assert tuple(outputs) == ("logits", *AUXILIARY[name])
     expected = {key: 1 if key == "boundary" else 5 for key in outputs}
     assert {key: logits.shape[1] for key, logits in outputs.items()} == expected
@@ -159,6 +180,21 @@ def test_the_authors_sfnet_differs_by_its_warp_alone() -> None:
     for align in network.align:
         align.warp.align_corners = False
     assert torch.allclose(network(image), moved, atol=1e-5)
+
+
+def test_a_trainers_prefix_and_loss_buffers_are_taken_off() -> None:
+    plain = read_golden("ddrnet_23_slim").state
+    wrapped = {f"model.{key}": value for key, value in plain.items()}
+    wrapped["sem_loss.criterion.weight"] = torch.ones(19)
+    network = load_checkpoint(build("ddrnet_23_slim"), {"state_dict": wrapped})
+    weight = network.get_parameter("head.classifier.weight")
+    assert torch.equal(weight, plain["final_layer.conv2.weight"])
+
+
+def test_an_image_with_two_readers_is_normalised_in_front_of_them() -> None:
+    for name, folded in (("pidnet_s", True), ("bisenetv2", False), ("swiftnet_r18_pyramid", False)):
+        network = deploy(build(name))
+        assert FrameToLabels(network).folded == folded
 
 
 def test_sfnet_lite_costs_what_its_paper_says() -> None:
