@@ -507,7 +507,7 @@ def check_data(
     for kind, lines in found.problems.items():
         note(f"{kind}: {len(lines)}, first {lines[0]}")
     if not found.good:
-        raise JobFailed(f"{sum(map(len, found.problems.values()))} problems")
+        raise JobFailed(f"problems: {sum(map(len, found.problems.values()))}")
 
 
 @contextmanager
