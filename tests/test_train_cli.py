@@ -63,9 +63,8 @@ def test_eval_refuses_other_classes(trained, tmp_path):
 
 def test_data_check_fails_where_something_is_wrong(trained, tmp_path):
     root, _, _ = trained
-    result = run(
-        "data", "check", root, "--as", "camvid", "--sheet", tmp_path / "sheet.png", "--json"
-    )
+    sheet = tmp_path / "sheet.png"
+    result = run("data", "check", root, "--as", "camvid", "--sheet", sheet, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["problems"] == {}
     assert cv2.imread(str(sheet)) is not None
