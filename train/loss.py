@@ -85,12 +85,13 @@ def ohem(
 
 def dice(logits: Tensor, label: Tensor, smooth: float = 1.0) -> Tensor:
     """1 - the mean over the classes present of 2 |P and T| / (|P| + |T|), over the whole batch."""
-    valid = (label != IGNORE)[:, None]
-    classes = logits.shape[1]
-    probability = logits.softmax(dim=1) * valid
-    target = F.one_hot(label.masked_fill(label == IGNORE, 0), classes).permute(0, 3, 1, 2) * valid
-    overlap = (probability * target).sum(dim=(0, 2, 3))
-    present = target.sum(dim=(0, 2, 3))
+    valid = label != IGNORE
+    index = label.masked_fill(~valid, 0)
+    probability = logits.softmax(dim=1) * valid[:, None]
+    true = probability.gather(1, index[:, None])
+    none = logits.new_zeros(logits.shape[1])
+    overlap = none.index_add(0, index.flatten(), true.flatten())
+    present = none.index_add(0, index.flatten(), valid.to(none.dtype).flatten())
     score = (2 * overlap + smooth) / (probability.sum(dim=(0, 2, 3)) + present + smooth)
     return 1 - score[present > 0].mean() if (present > 0).any() else probability.sum() * 0
 
