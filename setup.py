@@ -17,11 +17,10 @@ EXPORT = [
 OPENVINO = ["openvino>=2025.0"]
 TENSORRT = [
     'tensorrt-rtx-cu13>=1.2; platform_system == "Linux" or platform_system == "Windows"',
-    "cuda-core>=0.5",
-    "cuda-bindings>=13.0",
+    "cuda-bindings>=12.9",
     "nvidia-ml-py>=12",
 ]
-TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]
+TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it is asked for
 ALL = [*TRAIN, *OPENVINO, *TENSORRT]
 
 setup(
@@ -38,7 +37,11 @@ setup(
         f"rtseg.{name}"
         for name in find_packages(include=[*FOLDERS, *(f"{folder}.*" for folder in FOLDERS)])
     ],
-    package_data={"rtseg": ["py.typed"]},
+    package_data={
+        "rtseg": ["py.typed"],
+        "rtseg.models": ["pretrained/*.safetensors"],
+        "rtseg.train": ["recipes/*.yaml"],
+    },
     install_requires=[
         "numpy>=1.26",
         "opencv-python>=4.9",
@@ -54,7 +57,7 @@ setup(
         "gpu": ["onnxruntime-gpu>=1.20", "nvidia-ml-py>=12"],
         "train": TRAIN,
         "all": ALL,
-        "dev": [*ALL, "pytest>=8", "hypothesis>=6", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"],
+        "dev": [*ALL, "pytest>=8", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["rtseg=rtseg.cli:main"]},
 )

@@ -78,7 +78,7 @@ def predict(
 
 def _as_label_ids(labels: NDArray[np.uint8], segmenter: Segmenter) -> NDArray[np.uint8]:
     table = np.zeros(256, np.uint8)
-    table[: len(segmenter.card.classes)] = segmenter.card.label_ids
+    table[: len(segmenter.card.classes)] = np.array(segmenter.card.label_ids, np.uint8)
     return np.asarray(table[labels])
 
 

@@ -98,20 +98,22 @@ class Reference:
         try:
             with np.load(path, allow_pickle=False) as packed:
                 names = tuple(map(str, packed["names"]))
-                pictures = [
-                    np.stack(
-                        [
-                            cv2.imdecode(packed[f"{kind}_{i}"], cv2.IMREAD_UNCHANGED)
-                            for i in range(len(names))
-                        ]
-                    )
+                frames, labels, margins = (
+                    np.stack([_unpacked(packed[f"{kind}_{i}"]) for i in range(len(names))])
                     for kind in ("frames", "labels", "margins")
-                ]
+                )
         except (OSError, ValueError, KeyError, cv2.error) as error:
             raise ArtifactError(
                 f"{path} is missing or damaged: copy it again with its engine, or export again"
             ) from error
-        return cls(pictures[0], pictures[1], pictures[2], names)
+        return cls(frames, labels, margins, names)
+
+
+def _unpacked(png: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    picture = cv2.imdecode(png, cv2.IMREAD_UNCHANGED)
+    if picture is None:
+        raise ValueError("a picture in it is damaged")
+    return np.asarray(picture, np.uint8)
 
 
 def compare(
@@ -127,10 +129,10 @@ def compare(
     band = borders(reference)
     # Both the first and the second logit may be off, and by more than the mean error.
     sure = margins > min(254, 4 * bars.logits_error * MARGIN_STEPS)
-    iou = {}
+    iou: dict[int, float] = {}
     for i in np.unique(reference).tolist():
         union = np.count_nonzero((reference == i) | (labels == i))
-        iou[i] = np.count_nonzero((reference == i) & (labels == i)) / union
+        iou[i] = float(np.count_nonzero((reference == i) & (labels == i)) / union)
     return Figures(
         frame=name,
         agreement=float(same.mean()),

@@ -41,7 +41,7 @@ class Segmenter:
         height, width = image.shape[:2]
         fitted = image if (height, width) == self.card.size else _resized(image, self.card.size)
         with self._lock:
-            labels = self.backend(fitted[None])[0]
+            labels: NDArray[np.uint8] = self.backend(fitted[None])[0]
             if (height, width) == self.card.size:
                 return labels.copy()
             return np.asarray(
