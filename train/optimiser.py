@@ -35,7 +35,7 @@ def make_optimiser(model: nn.Module, options: Optimiser) -> torch.optim.Optimize
 
 def state_by_name(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
     """{parameter's name: its moments}; unlike PyTorch's numbers, names outlive a new order."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {names[parameter]: dict(state) for parameter, state in optimiser.state.items()}
 
 

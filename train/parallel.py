@@ -74,7 +74,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
         x = input.float()
         sums = torch.stack([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3))])
         count = x.numel() // x.shape[1] * distributed.get_world_size()
-        mean, square = (Summed.apply(sums) / count).unbind()
+        total: Tensor = Summed.apply(sums)  # type: ignore[no-untyped-call]
+        mean, square = (total / count).unbind()
         variance = (square - mean.square()).clamp(min=0)
         self._follow(mean.detach(), variance.detach(), count)
         scale = self.weight * (variance + self.eps).rsqrt()
