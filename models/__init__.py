@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from . import bisenet, crossformer, csfcn, ddrnet, ecfd, pidnet, senformer, sfnet, swiftnet
+from . import bisenet, csfcn, ddrnet, icnet, mgseg, pidnet, sfanet, sfnet, swiftnet
 from .cost import Cost, count
 from .deploy import deploy
 from .network import Info, Network
@@ -20,9 +20,9 @@ VARIANTS: dict[str, Variant] = (  # a new family: one import, one more term
     | bisenet.VARIANTS
     | pidnet.VARIANTS
     | ddrnet.VARIANTS
-    | crossformer.VARIANTS
-    | ecfd.VARIANTS
-    | senformer.VARIANTS
+    | sfanet.VARIANTS
+    | mgseg.VARIANTS
+    | icnet.VARIANTS
 )
 
 __all__ = [

@@ -214,7 +214,7 @@ class Head(nn.Module):
     ):
         super().__init__()
         self.hidden = head_conv(inputs, width, kind, bias)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout: nn.Module = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:

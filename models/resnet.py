@@ -92,9 +92,10 @@ def blocks(
 class ResNet(nn.Module):
     """A stem to stride 4 and four stages, by default at strides 4, 8, 16 and 32.
 
-    image (N, 3, H, W) -> the four stage outputs, shallow to deep, of `outputs` channels. `widths`
-    are those of the blocks; the first stage may be of depth 0. `strides` and `dilations` are per
-    stage; with `contract_dilation` the first block of a dilated stage has half of its dilation.
+    image (N, 3, H, W) -> the outputs of its first `stages` stages, shallow to deep, of `outputs`
+    channels. `widths` are those of the blocks; the first stage may be of depth 0. `strides` and
+    `dilations` are per stage; with `contract_dilation` the first block of a dilated stage has half
+    of its dilation.
 
     skip_act: whether stage outputs have gone through the last block's ReLU; the next stage reads
     them after it either way.
@@ -126,9 +127,9 @@ class ResNet(nn.Module):
             setattr(self, f"layer{index + 1}", stage)
             inputs = block.EXPANSION * width if depth else inputs
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def forward(self, image: Tensor, stages: int = 4) -> list[Tensor]:
         features, x = [], self.stem(image)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[:stages]:
             x = stage(x)
             features.append(x)
             if not self.skip_act:
@@ -146,6 +147,13 @@ def plain_stem(width: int = 64) -> nn.Sequential:
     )
 
 
+def bare_stem(width: int = 64) -> nn.Sequential:
+    """The same without norm and ReLU."""
+    conv = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, nn.MaxPool2d(3, stride=2, padding=1))
+
+
 def deep_stem(width: int = 64, outputs: int = 128) -> nn.Sequential:
     """Three 3x3 convolutions in place of one 7x7, then max pooling: stride 4."""
     return nn.Sequential(
@@ -156,10 +164,12 @@ def deep_stem(width: int = 64, outputs: int = 128) -> nn.Sequential:
     )
 
 
-def resnet18(deep: bool = False, **options: object) -> ResNet:
-    """ResNet-18: the plain stem of 64 channels, or the deep one of 128."""
-    stem, width = (deep_stem(), 128) if deep else (plain_stem(), 64)
-    return ResNet(stem, width, WIDTHS, (2, 2, 2, 2), **options)  # type: ignore[arg-type]
+def resnet18(stem: str = "plain", **options: object) -> ResNet:
+    """ResNet-18: the "plain" or "bare" stem of 64 channels, or the "deep" one of 128."""
+    make, width = {"plain": (plain_stem, 64), "bare": (bare_stem, 64), "deep": (deep_stem, 128)}[
+        stem
+    ]
+    return ResNet(make(), width, WIDTHS, (2, 2, 2, 2), **options)  # type: ignore[arg-type]
 
 
 def resnet50(stem_width: int = 32, depth: int = 50, **options: object) -> ResNet:

@@ -288,7 +288,7 @@ def _sfnet(num_classes: int, depth: int, **options: object) -> SFNet:
 
 
 def _resnet18() -> ResNet:
-    return resnet18(deep=True, **DILATED)
+    return resnet18("deep", **DILATED)
 
 
 def _sfnet_lite(num_classes: int) -> SFNetLite:
