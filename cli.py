@@ -383,7 +383,7 @@ def train(
         "finished": outcome.finished,
         "miou": outcome.miou,
     }
-    if outcome.first:
+    if outcome.first and (outcome.finished or as_json):
         show(json.dumps(facts), f"best mIoU {outcome.miou:.2%}: {folder / BEST}", as_json)
     if not outcome.finished:
         raise JobFailed(f"stopped and saved at iteration {outcome.iteration}: --resume goes on")

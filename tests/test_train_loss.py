@@ -82,6 +82,14 @@ def test_auxiliary_outputs_count_by_weight():
     assert both.item() == pytest.approx(main.item() + 0.4 * other.item(), rel=1e-5)
 
 
+def test_auxiliary_outputs_that_are_no_classes_are_refused():
+    outputs = {"logits": torch.zeros(1, 3, 4, 4), "edge": torch.zeros(1, 1, 4, 4)}
+    target = torch.zeros(1, 4, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="'edge' has 1 channels"):
+        Criterion(Loss())(outputs, target)
+    assert Criterion(Loss(auxiliary=0))(outputs, target).item() == pytest.approx(math.log(3))
+
+
 def test_ohem_and_dice_are_chosen_by_the_recipe():
     logits, target = torch.randn(1, 3, 8, 8), torch.randint(0, 3, (1, 8, 8))
     loss = Criterion(Loss(kind="ohem", threshold=0.3, kept=5, dice=2.0))({"logits": logits}, target)

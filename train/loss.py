@@ -32,6 +32,7 @@ class Criterion(nn.Module):
         total = self._single(outputs["logits"], label)
         for name, logits in outputs.items():
             if name != "logits" and self.loss.auxiliary:
+                _check_classes(name, logits, like=outputs["logits"])
                 total = total + self.loss.auxiliary * self._single(logits, label)
         return total
 
@@ -46,6 +47,14 @@ class Criterion(nn.Module):
         if self.loss.dice:
             value = value + self.loss.dice * dice(logits, label)
         return value
+
+
+def _check_classes(name: str, logits: Tensor, like: Tensor) -> None:
+    if logits.shape[1] != like.shape[1]:
+        raise ValueError(
+            f"auxiliary output {name!r} has {logits.shape[1]} channels, not the {like.shape[1]} "
+            "classes: set loss.auxiliary=0, for there is no loss for it here"
+        )
 
 
 def cross_entropy(logits: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
