@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 
 import cv2
@@ -187,3 +188,16 @@ def test_tensorboard_is_written_by_option(camvid, tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     train(tiny_recipe(camvid, tensorboard=True), tmp_path, show=False)
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_a_compiled_network_takes_the_same_first_step(camvid, tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    for name, option in (("plain", False), ("compiled", True)):
+        recipe = tiny_recipe(camvid, schedule={"iterations": 1}, compile=option)
+        train(recipe, tmp_path / name, show=False)
+    plain, compiled = (rows(tmp_path / name, "loss") for name in ("plain", "compiled"))
+    assert plain == pytest.approx(compiled, rel=1e-4)
+    one, two = (read_state(tmp_path / name / STATE)["network"] for name in ("plain", "compiled"))
+    assert one.keys() == two.keys()
