@@ -1,0 +1,198 @@
+"""The real command: what it prints, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import Run, as_json
+from rtseg.models import build, save_checkpoint
+
+COMMANDS = ("quickstart", "doctor", "models", "export", "inspect", "check", "predict", "bench")
+
+
+@pytest.fixture(scope="module")
+def folder(rtseg: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of csfcn_nano, made by the command itself."""
+    out = tmp_path_factory.mktemp("export")
+    done = rtseg(
+        "export", "csfcn_nano", "--size", "64x128", "--to", "onnx", "--to", "openvino", "-o", out
+    )
+    assert done.returncode == 0, done.stderr
+    assert "csfcn_nano_64x128_fp32.onnx" in done.stdout
+    assert "passed" in done.stdout
+    return out
+
+
+@pytest.fixture(scope="module")
+def onnx(folder: Path) -> Path:
+    return folder / "csfcn_nano_64x128_fp32.onnx"
+
+
+def test_help_lists_every_command_in_a_line(rtseg: Run) -> None:
+    help_text = rtseg("--help").stdout
+    for command in COMMANDS:
+        assert re.search(rf"^\s+{command}\s+\w", help_text, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_s_help_has_an_example(command: str, rtseg: Run) -> None:
+    assert (
+        f"rtseg {command}"
+        in rtseg(command, "--help").stdout.split("Options:")[0].partition("\n\n")[2]
+    )
+
+
+def test_models_as_json(rtseg: Run) -> None:
+    zoo = {row["model"]: row for row in as_json(rtseg("models", "--json"))}
+    assert zoo["csfcn"]["params"] == 13_516_992
+    assert zoo["csfcn_nano"]["macs_512x1024"] <= 3e9
+
+
+def test_inspect_says_what_a_file_is(rtseg: Run, onnx: Path) -> None:
+    facts = as_json(rtseg("inspect", onnx, "--json"))
+    assert facts["model"] == "csfcn_nano"
+    assert facts["size"] == "64x128"
+    assert facts["inputs"] == {"frame": "uint8 (1, 64, 128, 3), BGR"}
+    assert facts["proof"]["passed"] is True
+    assert "weights" in facts["digests"]
+    assert "csfcn_nano" in rtseg("inspect", onnx).stdout
+
+
+def test_check_says_whether_it_runs_here(rtseg: Run, onnx: Path, tmp_path: Path) -> None:
+    assert as_json(rtseg("check", onnx, "--json"))["ok"] is True
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(onnx.read_bytes()[:-9])
+    done = rtseg("check", broken)
+    assert done.returncode == 1
+    assert "truncated" in done.stdout
+
+
+def test_predict_writes_labels_and_overlays(rtseg: Run, onnx: Path, tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for name in ("a", "b"):
+        cv2.imwrite(str(frames / f"{name}.png"), np.full((50, 70, 3), 90, np.uint8))
+    (frames / "c.png").write_bytes(b"not a picture")
+    done = rtseg("predict", frames, "--model", onnx, "-o", tmp_path / "out", "--json")
+    facts = as_json(done)
+    assert facts["frames"] == 2
+    assert len(facts["skipped"]) == 1
+    assert "c.png is damaged or not an image" in done.stderr
+    labels = cv2.imread(str(tmp_path / "out" / "labels" / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert labels is not None
+    assert labels.shape == (50, 70)
+    assert labels.max() < 11
+    assert (tmp_path / "out" / "overlays" / "b.png").is_file()
+
+
+def test_predict_fails_if_nothing_could_be_read(rtseg: Run, onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "only.png").write_bytes(b"")
+    done = rtseg("predict", tmp_path / "only.png", "--model", onnx, "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "no frame could be read" in done.stderr
+
+
+def test_predict_a_video(rtseg: Run, onnx: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
+    for shade in range(5):
+        writer.write(np.full((48, 64, 3), shade * 40, np.uint8))
+    writer.release()
+    facts = as_json(rtseg("predict", clip, "--model", onnx, "-o", tmp_path / "out", "--json"))
+    assert facts["frames"] == 5
+    assert (tmp_path / "out" / "clip.mp4").stat().st_size > 0
+    assert len(list((tmp_path / "out" / "labels").glob("*.png"))) == 5
+
+
+def test_label_ids_need_a_class_set_that_has_them(rtseg: Run, onnx: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    done = rtseg(
+        "predict", tmp_path / "a.png", "--model", onnx, "-o", tmp_path / "out", "--label-ids"
+    )
+    assert done.returncode == 2
+    assert "has no label ids" in done.stderr
+
+
+def test_an_official_checkpoint_is_exported(rtseg: Run, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    path = tmp_path / "mine.safetensors"
+    save_checkpoint(build("csfcn_nano", 11), path, naming="official")
+    done = rtseg(
+        "export", "csfcn_nano", "--weights", path, "--classes", "camvid", "--size", "64x64",
+        "-o", tmp_path / "out", "--json",
+    )  # fmt: skip
+    (entry,) = as_json(done)
+    assert entry["weights_from"] == "mine.safetensors"
+    assert json.loads((tmp_path / "out" / "report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["export", "csfcn_tinny"], 2, "did you mean 'csfcn_tiny'?"),
+        (["export", "csfcn_nano", "--size", "500x1000"], 2, "multiples of 8"),
+        (["export", "csfcn_nano", "--size", "big"], 2, "a size is HEIGHTxWIDTH"),
+        (["export", "csfcn_nano", "--weights", "absent.pth"], 2, "no checkpoint at absent.pth"),
+        (["export", "csfcn_nano", "--classes", "absent.yaml"], 2, "absent.yaml"),
+        (["export", "csfcn_nano", "--frames", "absent"], 2, "no images at absent"),
+        (["export", "csfcn_nano", "--to", "tflite"], 2, "tflite"),
+        (["inspect", "absent.onnx"], 2, "no artifact at absent.onnx"),
+        (["predict", "absent.png", "--model", "x.onnx"], 2, "no images at absent.png"),
+        (["bench", "absent.onnx"], 2, "absent.onnx"),
+        (["bench", "csfcn_nano", "--backend", "mxnet"], 2, "no backend is called 'mxnet'"),
+        (["frobnicate"], 2, "No such command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_user_mistakes_are_one_clear_line(
+    arguments: list[str], code: int, message: str, rtseg: Run, tmp_path: Path
+) -> None:
+    done = rtseg(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 8
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_debug_shows_the_traceback(rtseg: Run, tmp_path: Path) -> None:
+    done = rtseg("--debug", "inspect", "absent.onnx", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_an_absent_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rtseg import cli
+
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(cli.JobFailed, match=r'rtseg export needs PyTorch: pip install "rtseg\[exp'):
+        cli.need("torch", "PyTorch", "export", "export")
+
+
+def test_bench_prints_ours_beside_eager(rtseg: Run, onnx: Path) -> None:
+    report = as_json(rtseg("bench", onnx, "--runs", 5, "--seconds", 0.5, "--json"))
+    backends = [row["backend"] for row in report["rows"]]
+    assert "eager" in backends
+    assert len(backends) >= 2
+    ours = next(row for row in report["rows"] if row["backend"] != "eager")
+    assert ours["against_eager"]["frame_to_labels"]["ratio"] > 0
+    assert ours["frame_to_labels"]["p99_ms"] >= ours["frame_to_labels"]["p50_ms"]
+
+
+def test_quickstart_makes_a_report(rtseg: Run, tmp_path: Path) -> None:
+    done = rtseg("quickstart", "-o", tmp_path / "qs", "--seconds", 0.2)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "qs" / "report.html").read_text()
+    pictures = re.findall(r'<img src="([^"]+)"', page)
+    assert pictures
+    for picture in pictures:
+        assert (tmp_path / "qs" / picture).stat().st_size > 10_000
+    sizes = {p.name.split("_")[2] for p in (tmp_path / "qs" / "artifacts").glob("*.onnx")}
+    assert sizes == {"512x1024", "768x1536", "1024x2048"}
+    assert json.loads((tmp_path / "qs" / "bench.json").read_text())["rows"]

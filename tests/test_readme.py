@@ -1,0 +1,87 @@
+"""The README's promises: its commands exist, its Python runs, its table is the code's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, Run
+from rtseg.export import export
+from rtseg.models.source import Source
+from rtseg.models.zoo import rows
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_quick_start_is_two_commands() -> None:
+    commands = [block.strip() for block in blocks("sh")]
+    assert len(commands) == 2
+    assert all("\n" not in command for command in commands)
+    assert commands[0].endswith("&& rtseg quickstart")
+    assert commands[1].endswith("&& python -m pytest")
+
+
+def test_installed_extras_exist() -> None:
+    setup = (ROOT / "setup.py").read_text()
+    for extra in re.findall(r"\[(\w+)\]\"", "".join(blocks("sh"))):
+        assert f'"{extra}": ' in setup
+
+
+@pytest.mark.parametrize("line", "".join(blocks("console")).splitlines())
+def test_shown_commands_are_understood(line: str, rtseg: Run) -> None:
+    """Their options are parsed; the files that they name are not there."""
+    words = shlex.split(line.removeprefix("$ rtseg "))
+    done = rtseg(words[0], "--help")
+    assert done.returncode == 0
+    for word in words:
+        if word.startswith("-"):
+            assert re.search(rf"(^|\W){re.escape(word)}\b", done.stdout), word
+
+
+def test_the_python_example_runs(
+    nano: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(nano.network, [(512, 1024)], out=tmp_path / "artifacts", classes=nano.classes)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"frame": np.zeros((480, 640, 3), np.uint8)}
+    (example,) = blocks("python")
+    exec(example, names)  # our own text
+    labels = names["labels"]
+    assert isinstance(labels, np.ndarray)
+    assert labels.shape == (480, 640)
+    assert names["names"] == nano.classes.names
+
+
+def test_linked_pages_exist() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_zoo_table_is_the_code_s() -> None:
+    for row in rows():
+        cells = [
+            f"`{row['model']}`",
+            f"{row['params'] / 1e6:.2f} M",
+            f"{row['macs_512x1024'] / 1e9:.2f}",
+            f"{row['macs_1024x2048'] / 1e9:.2f}",
+        ]
+        assert f"| {' | '.join(cells)} |" in README
+
+
+def test_versions_are_pinned() -> None:
+    pinned = {
+        re.split(r"[=;]", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    }
+    wanted = re.findall(r'^\s*[\'"]([\w.-]+)>=', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    missing = {name.lower().replace("_", "-") for name in wanted} - pinned - {"onnxruntime-gpu"}
+    assert missing == set()
+    assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text()
