@@ -40,6 +40,11 @@ class AttentionGuided(nn.Module):
         self.detail = ConvNorm(channels, width, kernel=1, act=False)
         self.context = ConvNorm(channels, width, kernel=1, act=False)
 
+    def soften(self) -> None:
+        """Of random weights the sum over channels is so large that rounding decides the gate; with
+        this it is about their mean."""
+        nn.init.constant_(self.detail.norm.weight, 1 / self.detail.conv.out_channels)
+
     def forward(self, detail: Tensor, context: Tensor) -> Tensor:
         own = self.detail(detail)
         other = resize(self.context(context), like=detail)

@@ -109,9 +109,11 @@ def _first_convolution(network: Network) -> nn.Conv2d | None:
 
     for module in shadow.modules():
         module.register_forward_pre_hook(note)
-    with torch.no_grad():
+    with torch.no_grad(), _Uses(image) as uses:
         shadow.coarse(image)
     if len(readers) != 1 or not isinstance(readers[0], nn.Conv2d):
+        return None
+    if uses.count != 1:  # a function, such as a resize, reads it too
         return None
     if readers[0].in_channels != 3 or len(set(readers[0].padding)) != 1:
         return None

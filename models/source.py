@@ -135,6 +135,8 @@ def untrained(variant: str, num_classes: int, seed: int = SEED) -> Network:
             if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
                 fan_in = module.weight[0].numel()
                 nn.init.normal_(module.weight, std=fan_in**-0.5)
+            if soften := getattr(module, "soften", None):
+                soften()
     _fit_norms(network, scenes(2, (256, 512), seed))
     return network
 
