@@ -638,7 +638,11 @@ class working:
 
     def __enter__(self) -> Any:
         self.progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=err
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=err,
+            transient=True,
         )
         self.progress.start()
         task = self.progress.add_task("starting")

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .main import Artifact
+from .proof import Verdict
 
 
 def artifact_table(artifacts: Sequence[Artifact]) -> RenderableType:
@@ -32,11 +33,12 @@ def artifact_table(artifacts: Sequence[Artifact]) -> RenderableType:
                 _share(verdict.band_agreement),
                 _share(verdict.miou),
                 "-" if verdict.logits_error is None else f"{verdict.logits_error:.0e}",
-                verdict.status,
+                "not used" if _optional(verdict) else verdict.status,
             )
             reasons = "; ".join(verdict.faults) or verdict.why
             if reasons:
-                notes.append(f"{artifact.path.name}, {verdict.precision}: {reasons}")
+                then = ", so the runtime computes in fp32" if _optional(verdict) else ""
+                notes.append(f"{artifact.path.name}, {verdict.precision}: {reasons}{then}")
         if engine := artifact.card.engine:
             notes.append(
                 f"{artifact.path.name}: {engine.layers} layers, {engine.flavour} {engine.version}, "
@@ -44,6 +46,11 @@ def artifact_table(artifacts: Sequence[Artifact]) -> RenderableType:
                 f"{', '.join(engine.compute_capabilities)}"
             )
     return Group(table, *(Text(line, style="dim") for line in notes))
+
+
+def _optional(verdict: Verdict) -> bool:
+    """A way of computing that fell below its bar and is left out, which is no fault of the file."""
+    return verdict.precision == "bf16" and verdict.status == "failed"
 
 
 def _mebibytes(artifact: Artifact) -> float:
