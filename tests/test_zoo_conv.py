@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import RULE, Golden, read_golden
+from rtseg.data.scenes import scenes
 from rtseg.models import (
     CheckpointError,
     Network,
@@ -22,6 +23,7 @@ from rtseg.models import (
 )
 from rtseg.models.layers import ConvNorm, RepConv
 from rtseg.models.pipeline import _first_convolution
+from rtseg.models.source import normalised, untrained
 from rtseg.models.weights import COUNTERS, official_names
 from torch import nn
 
@@ -201,6 +203,26 @@ def test_an_image_with_two_readers_is_normalised_in_front_of_them() -> None:
         with torch.device("meta"):
             network = build(name)
         assert (_first_convolution(network) is not None) == folded, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pidnet_l", "swiftnet_r18_pyramid"])
+@torch.inference_mode()
+def test_untrained_weights_do_not_amplify_half_precisions_rounding(name: str) -> None:
+    network = untrained(name, 19)
+    image = normalised(next(iter(scenes(1, (64, 128), seed=1))), network)
+    rounded = deploy(network)
+    for module in rounded.modules():
+        if not list(module.children()):
+            for parameter in module.parameters():
+                parameter.data = parameter.data.half().float()
+            module.register_forward_hook(_in_half)
+    error = rounded(image) - network(image)
+    assert error.square().mean().sqrt() <= 1e-2 * network(image).square().mean().sqrt()
+
+
+def _in_half(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+    return output.half().float()
 
 
 def test_sfnet_lite_costs_what_its_paper_says() -> None:
