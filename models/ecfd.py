@@ -110,6 +110,10 @@ class PositionEmbedding(nn.Module):
     def forward(self, x: Tensor, size: Size) -> Tensor:
         return x + resized_positions(self.values, self.crop, *size)
 
+    def soften(self) -> None:
+        """Random positions, where training starts from none."""
+        nn.init.normal_(self.values, std=0.2)
+
     def deployed(self) -> FixedPositions:
         return FixedPositions(self.values.detach(), self.crop)
 
@@ -173,6 +177,11 @@ class ContextCorrection(Fusion):
     ) -> Tensor:
         correction = self.attend(queries, values, asked, read)
         return queries + (correction if self.gamma is None else self.gamma * correction)
+
+    def soften(self) -> None:
+        """Not silent, as it is where training starts."""
+        if self.gamma is not None:
+            nn.init.normal_(self.gamma, std=0.2)
 
     def deployed(self) -> ContextCorrection:
         """The scale goes into the attention's last linear map."""

@@ -151,6 +151,12 @@ class Learner(nn.Module):
             x = block(x, block.cross.keys_values(tokens))  # type: ignore[union-attr, operator]
         return x
 
+    def soften(self) -> None:
+        """Random classes that differ: where training starts, all are the same. Tokens and classes
+        are both normed, so that their products would be far larger than trained logits."""
+        nn.init.normal_(self.queries)
+        nn.init.constant_(self.norm_embeddings.weight, WIDTH**-0.5)
+
     def deployed(self) -> DeployedLearner:
         return DeployedLearner(self)
 
