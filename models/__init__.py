@@ -5,7 +5,20 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from . import bisenet, csfcn, ddrnet, icnet, mgseg, pidnet, sfanet, sfnet, swiftnet
+from . import (
+    bisenet,
+    crossformer,
+    csfcn,
+    ddrnet,
+    ecfd,
+    icnet,
+    mgseg,
+    pidnet,
+    senformer,
+    sfanet,
+    sfnet,
+    swiftnet,
+)
 from .cost import Cost, count
 from .deploy import deploy
 from .network import Info, Network
@@ -23,6 +36,9 @@ VARIANTS: dict[str, Variant] = (  # a new family: one import, one more term
     | sfanet.VARIANTS
     | mgseg.VARIANTS
     | icnet.VARIANTS
+    | crossformer.VARIANTS
+    | ecfd.VARIANTS
+    | senformer.VARIANTS
 )
 
 __all__ = [
