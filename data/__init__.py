@@ -1,0 +1,1 @@
+"""Classes, frames, data sets and how they are read."""

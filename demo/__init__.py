@@ -1,0 +1,1 @@
+"""See it: overlays, prediction files, the quick start."""
