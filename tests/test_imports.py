@@ -43,3 +43,9 @@ def test_only_the_front_door_prints(path: Path) -> None:
     calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
     prints = [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
     assert prints == []
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_every_folder_is_installed(folder: str) -> None:
+    """An editable installation finds a folder without `__init__.py`, a wheel leaves it out."""
+    assert (ROOT / folder / "__init__.py").is_file()
