@@ -145,6 +145,7 @@ def small(name: str) -> Network:
 
 LARGER = ("crossformer_upernet_code2023", "senformer")
 SMALL = ("crossformer_fpn", "ecfd", *LARGER)
+FAST_FIRST = ["crossformer_fpn", "ecfd", *(pytest.param(n, marks=pytest.mark.slow) for n in LARGER)]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -156,7 +157,7 @@ def test_training_gives_logits_and_auxiliary_logits_by_name(name: str) -> None:
     assert {logits.shape[1] for logits in outputs.values()} == {5}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", FAST_FIRST)
 def test_every_weight_learns(name: str) -> None:
     network = small(name).train()
     for module in network.modules():
@@ -170,9 +171,7 @@ def test_every_weight_learns(name: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "name", ["crossformer_fpn", "ecfd", *(pytest.param(n, marks=pytest.mark.slow) for n in LARGER)]
-)
+@pytest.mark.parametrize("name", FAST_FIRST)
 def test_the_exported_graph_is_the_network(name: str, precision: str, tmp_path: Path) -> None:
     network = small(name)
     frame = np.random.RandomState(0).randint(0, 255, (1, 64, 128, 3)).astype(np.uint8)
