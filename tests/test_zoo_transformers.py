@@ -159,6 +159,7 @@ def test_training_gives_logits_and_auxiliary_logits_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAST_FIRST)
 def test_every_weight_learns(name: str) -> None:
+    torch.manual_seed(0)
     network = small(name).train()
     for module in network.modules():
         if hasattr(module, "rate"):
@@ -167,7 +168,9 @@ def test_every_weight_learns(name: str) -> None:
     sum((logits * torch.randn_like(logits)).sum() for logits in outputs.values()).backward()
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
     assert not [n for n, p in trained.items() if p.grad is None]
-    assert not [n for n, p in trained.items() if p.grad.abs().max() == 0]
+    # The last bias of a position MLP adds the same to all scores: softmax takes it out again.
+    idle = [n for n, p in trained.items() if p.grad.abs().max() == 0]
+    assert not [n for n in idle if not n.endswith("attention.bias.steps.2.2.bias")]
 
 
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.slow)])
