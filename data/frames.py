@@ -148,11 +148,14 @@ def read_folder(folder: Path) -> list[tuple[str, NDArray[np.uint8]]]:
 
 def sample_frames(size: tuple[int, int], count: int = 3) -> list[tuple[str, NDArray[np.uint8]]]:
     """(name, frame) to show what a network does: real street frames where this machine has some,
-    in the folder that RTSEG_DATA names or in `shared/data` beside the checkout, else drawn scenes
-    of `size` (height, width)."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    root = Path(os.environ.get("RTSEG_DATA") or beside)
-    found = sorted((root / "cityscapes").glob("*.png"))[:count]
+    in `cityscapes/` of the folder that RTSEG_DATA names, or of `shared/data` beside the checkout or
+    the current folder; else drawn scenes of `size` (height, width)."""
+    checkouts = Path.cwd(), Path(__file__).resolve().parents[1]
+    folders = [checkout.parent / "shared" / "data" for checkout in checkouts]
+    if named := os.environ.get("RTSEG_DATA"):
+        folders = [Path(named)]
+    found = next((f for folder in folders if (f := sorted(folder.glob("cityscapes/*.png")))), [])
+    found = found[:count]
     if found:
         return [(path.stem, read_image(path)) for path in found]
     return [(f"scene {i}", scene) for i, scene in enumerate(scenes(count, size))]

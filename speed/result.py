@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -181,13 +182,13 @@ class Report:
             figures = [_figure(times[f"{name}_ms"]) for name in FULL]
             fps = _figure(row.frame_to_labels.fps)
             rows.append([*_names(row), *figures, fps, *_against_eager(row)])
-        return "Frame in to labels out, batch 1, host memory to host memory", header, rows
+        return "Frame in to labels out in ms, batch 1, host memory to host memory", header, rows
 
     def _parts(self) -> tuple[str, list[str], list[list[str]]]:
         """(title, header, rows)."""
-        stages = ("preprocess", "to device", "compute", "to host", "post")
-        header = ["model", "size", "run by", *stages, "network p50 ms"]
-        header += ["p99 ms", "x eager", "GMAC/s", "peak MiB"]
+        stages = ("prepare", "upload", "compute", "download", "post")
+        header = ["model", "size", "run by", *stages, "net p50", "net p99"]
+        header += ["x eager", "GMAC/s", "MiB"]
         rows = []
         for row in self.rows:
             split = [_figure(row.stages[name]) for name in STAGES]
@@ -195,9 +196,7 @@ class Report:
             network.append(_times(row.against_eager.network if row.against_eager else None))
             rates = [f"{row.macs_per_s / 1e9:.0f}", _memory(row)]
             rows.append([*_names(row), *split, *network, *rates])
-        title = (
-            "Where the time goes (medians, ms); network alone, in artifacts with all in its graph"
-        )
+        title = "Where the time goes, medians in ms; net: compute alone; MiB: peak memory"
         return title, header, rows
 
     def _notes(self) -> list[str]:
@@ -249,11 +248,13 @@ def _figure(value: float) -> str:
 
 
 def _rich(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i < 3 else "right", no_wrap=i == 1)
-    for row in rows:
-        table.add_row(*row)
+    """For 80 columns: the three cells of a row's name share one, and units go without saying."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", overflow="fold", min_width=14)
+    for name in header[3:]:
+        table.add_column(name.removesuffix(" ms"), justify="right")
+    for name, size, runner, *figures in rows:
+        table.add_row(f"{name} {size} {runner}", *figures)
     return table
 
 
