@@ -186,14 +186,13 @@ class Report:
 
     def _parts(self) -> tuple[str, list[str], list[list[str]]]:
         """(title, header, rows)."""
-        stages = ("prepare", "upload", "compute", "download", "post")
+        stages = ("prepare", "up", "compute", "down", "post")
         header = ["model", "size", "run by", *stages, "net p50", "net p99"]
-        header += ["x eager", "GMAC/s", "MiB"]
+        header += ["GMAC/s", "MiB"]
         rows = []
         for row in self.rows:
             split = [_figure(row.stages[name]) for name in STAGES]
             network = [_figure(row.network.p50_ms), _figure(row.network.p99_ms)]
-            network.append(_times(row.against_eager.network if row.against_eager else None))
             rates = [f"{row.macs_per_s / 1e9:.0f}", _memory(row)]
             rows.append([*_names(row), *split, *network, *rates])
         title = "Where the time goes, medians in ms; net: compute alone; MiB: peak memory"
