@@ -289,9 +289,9 @@ def _tools() -> dict[str, str]:
 
 
 def _cpu_has_bf16() -> bool:
-    import openvino
+    from ..runtime.ov import the_core
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _publish(artifact: Artifact, out: Path) -> Artifact:

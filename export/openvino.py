@@ -8,6 +8,8 @@ from pathlib import Path
 
 import openvino
 
+from ..runtime.ov import the_core
+
 
 def to_openvino(onnx: Path, target: Path, precision: str) -> None:
     """Convert the ONNX file and write `target` (.xml) and its `.bin`."""
@@ -18,7 +20,7 @@ def to_openvino(onnx: Path, target: Path, precision: str) -> None:
 def census(path: Path) -> dict[str, int]:
     """Values held in the model's constants, by data type."""
     held: Counter[str] = Counter()
-    for node in openvino.Core().read_model(str(path)).get_ops():
+    for node in the_core().read_model(str(path)).get_ops():
         if node.get_type_name() == "Constant":
             kind = node.get_element_type().to_string()
             held[_NAMES.get(kind, kind)] += math.prod(node.get_output_shape(0))

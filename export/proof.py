@@ -284,12 +284,10 @@ def _probe_onnx(path: Path) -> Scores:
 
 
 def _probe_openvino(path: Path, precision: str = "fp32") -> Scores:
-    import openvino
-
-    from ..runtime.ov import HINTS, with_positions
+    from ..runtime.ov import HINTS, the_core, with_positions
     from .onnx import SCORES
 
-    core = openvino.Core()
+    core = the_core()
     model = with_positions(core, path)
     outputs = {name for output in model.outputs for name in output.get_names()}
     name = SCORES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,16 @@ from .ort import usable_cores
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 NAMES = {hint: name for name, hint in HINTS.items()}
+
+
+@cache
+def the_core() -> openvino.Core:
+    """The one OpenVINO core of this process, which is never freed.
+
+    Its CPU plugin gives the thread that loads it a signal stack, and unmaps that when the last core
+    goes, from whatever thread: the next signal would end the process.
+    """
+    return openvino.Core()
 
 
 class OpenVino(InTurn):
@@ -35,7 +46,7 @@ class OpenVino(InTurn):
         if device not in (None, "cpu"):
             raise ArtifactError(f'the OpenVINO backend runs on "cpu", not on {device!r}')
         self.card = read_card(path)
-        core = openvino.Core()
+        core = the_core()
         threads = threads or usable_cores()
         hint = precision or self._default_precision(core)
         if hint not in HINTS:

@@ -209,3 +209,25 @@ def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_bad_device_is_refused(artifacts: dict[str, Artifact]) -> None:
     with pytest.raises(ArtifactError, match='"cpu", "cuda" or "cuda:N"'):
         load(artifacts["onnx"].path, "onnxruntime", "tpu")
+
+
+def test_signals_survive_a_closed_openvino_model(artifacts: dict[str, Artifact]) -> None:
+    """Its plugin would take a signal stack with it if it were unloaded from another thread."""
+    code = """
+import os, signal, sys, threading
+import numpy as np
+from rtseg.runtime import load
+
+signal.signal(signal.SIGTERM, lambda *caught: print("caught"))
+segment = load(sys.argv[1], "openvino")
+segment(np.zeros((64, 128, 3), np.uint8))
+held = [segment]
+del segment
+thread = threading.Thread(target=lambda: held.pop().close())
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    command = [sys.executable, "-c", code, str(artifacts["openvino"].path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "caught")
