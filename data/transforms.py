@@ -1,6 +1,8 @@
 """Augmentation on uint8 arrays with OpenCV; every random choice comes from the given generator.
 
-image (H, W, 3) uint8 BGR, label (H, W) uint8 train ids with 255 for pixels that do not count.
+image (H, W, 3) uint8 BGR, label (H, W) uint8 train ids with 255 for pixels that do not count. A
+label may also be (H, W, M) uint8: maps that move with the train ids, which come first; what is
+padded is 0 in them.
 """
 
 from __future__ import annotations
@@ -18,16 +20,20 @@ CROP_TRIES = 10  # for a crop under the category cap, as the usual recipes have 
 class Augment(BaseModel):
     """What is done to a training pair, in this order; the defaults do nothing but crop.
 
-    `scale`: range of the random factor. `crop`: (height, width) in pixels; what a small image lacks
-    is padded below and to the right. `category_cap`: a crop where one class takes more than this
-    part is drawn again. `flip`, `blur`: probabilities. `brightness`, `contrast`, `saturation`: a
-    factor in 1 - x .. 1 + x; `hue`: a turn of -x .. x of the whole circle.
+    `scale`: range of the random factor, on the image's own size, or on the largest with the same
+    sides' ratio whose short and long side stay within `fit` (in pixels). `crop`: (height, width) in
+    pixels; what a small image lacks is padded below and to the right. `category_cap`: a crop where
+    one class takes more than this part is drawn again. `flip`, `blur`: probabilities.
+    `brightness`, `contrast`, `saturation`: a factor in 1 - x .. 1 + x; `hue`: a turn of -x .. x of
+    the whole circle.
+    `photometric`: the probability of each step of the toolbox's own distortion, see `distorted`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     crop: tuple[int, int]
     scale: tuple[float, float] = (1.0, 1.0)
+    fit: tuple[int, int] | None = None
     category_cap: float = Field(default=1.0, gt=0, le=1)
     flip: float = Field(default=0.0, ge=0, le=1)
     brightness: float = Field(default=0.0, ge=0, lt=1)
@@ -35,6 +41,7 @@ class Augment(BaseModel):
     saturation: float = Field(default=0.0, ge=0, lt=1)
     hue: float = Field(default=0.0, ge=0, le=0.5)
     blur: float = Field(default=0.0, ge=0, le=1)
+    photometric: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _check(self) -> Augment:
@@ -42,11 +49,16 @@ class Augment(BaseModel):
             raise ValueError(f"scale is [smallest, largest], both above 0, not {list(self.scale)}")
         if min(self.crop) < 1:
             raise ValueError(f"crop is [height, width] in pixels, not {list(self.crop)}")
+        if self.fit and not 0 < self.fit[0] <= self.fit[1]:
+            raise ValueError(f"fit is [short, long] in pixels, not {list(self.fit)}")
         return self
 
     def __call__(self, image: np.ndarray, label: np.ndarray, random: np.random.Generator) -> Pair:
         """-> image (crop, 3) uint8 BGR, label (crop) uint8, both contiguous."""
-        image, label = resize(image, label, random.uniform(*self.scale))
+        factor = random.uniform(*self.scale)
+        if self.fit:
+            factor *= fitting_factor(label.shape[:2], self.fit)
+        image, label = resize(image, label, factor)
         image, label = pad(image, label, self.crop)
         image, label = random_crop(image, label, self.crop, self.category_cap, random)
         if random.random() < self.flip:
@@ -67,13 +79,20 @@ class Augment(BaseModel):
             image = saturated(image, random.uniform(1 - self.saturation, 1 + self.saturation))
         if self.hue:
             image = turned_hue(image, random.uniform(-self.hue, self.hue))
+        if self.photometric:
+            image = distorted(image, self.photometric, random)
         return image
+
+
+def fitting_factor(shape: tuple[int, ...], fit: tuple[int, int]) -> float:
+    """The largest factor that keeps (height, width) within `fit`, (short, long)."""
+    return min(fit[0] / min(shape), fit[1] / max(shape))
 
 
 def resize(image: np.ndarray, label: np.ndarray, factor: float) -> Pair:
     """Image bilinear, label nearest; sizes are rounded, at least one pixel."""
-    height, width = (max(1, round(side * factor)) for side in label.shape)
-    if (height, width) == label.shape:
+    height, width = (max(1, round(side * factor)) for side in label.shape[:2])
+    if (height, width) == label.shape[:2]:
         return image, label
     size = (width, height)
     return (
@@ -84,7 +103,7 @@ def resize(image: np.ndarray, label: np.ndarray, factor: float) -> Pair:
 
 def pad(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> Pair:
     """To at least `size`, below and to the right: black, and not counted."""
-    below, right = (max(0, want - have) for want, have in zip(size, label.shape, strict=True))
+    below, right = (max(0, want - have) for want, have in zip(size, label.shape[:2], strict=True))
     if not below and not right:
         return image, label
     border = (0, below, 0, right, cv2.BORDER_CONSTANT)
@@ -114,7 +133,8 @@ def random_crop(
 
 def _largest_part(label: np.ndarray) -> float:
     """Of the pixels that count, the part that the commonest class takes; 1 for a single class."""
-    counts = np.bincount(label.ravel(), minlength=256)[:IGNORE]
+    ids = label if label.ndim == 2 else label[..., 0]
+    counts = np.bincount(ids.ravel(), minlength=256)[:IGNORE]
     return float(counts.max() / max(1, counts.sum()))
 
 
@@ -145,3 +165,24 @@ def turned_hue(image: np.ndarray, turn: float) -> np.ndarray:
 def blurred(image: np.ndarray, radius: float) -> np.ndarray:
     """Gaussian blur with a standard deviation of `radius` pixels."""
     return cv2.GaussianBlur(image, (0, 0), radius) if radius > 0.1 else image
+
+
+def distorted(image: np.ndarray, probability: float, random: np.random.Generator) -> np.ndarray:
+    """The photometric distortion of the segmentation toolbox: brightness moved by -32 .. 32,
+    contrast and saturation multiplied by 0.5 .. 1.5, hue turned by a tenth of the circle at most,
+    each with `probability`."""
+    table = np.arange(256.0)
+    if random.random() < probability:
+        table = (table + random.uniform(-32, 32)).clip(0, 255)
+    if random.random() < probability:
+        table = (table * random.uniform(0.5, 1.5)).clip(0, 255)
+    saturation = random.uniform(0.5, 1.5) if random.random() < probability else 1.0
+    turn = random.uniform(-0.1, 0.1) if random.random() < probability else 0.0
+    image = cv2.LUT(image, np.rint(table).astype(np.uint8))
+    if saturation == 1 and turn == 0:
+        return image
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
+    hues = (np.arange(256) + round(turn * 256)) % 256
+    strengths = np.rint(np.arange(256) * saturation).clip(0, 255)
+    tables = np.stack([hues, strengths, np.arange(256)], axis=-1).astype(np.uint8)
+    return cv2.cvtColor(cv2.LUT(hsv, tables[None]), cv2.COLOR_HSV2BGR_FULL)

@@ -8,6 +8,8 @@ from rtseg.data.transforms import (
     Augment,
     blurred,
     brightened,
+    distorted,
+    fitting_factor,
     pad,
     random_crop,
     resize,
@@ -128,3 +130,65 @@ def test_the_generator_decides_everything():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=r"scale is|crop is"):
         Augment(**({"crop": (2, 2)} | wrong))
+
+
+def test_fit_takes_the_side_that_binds():
+    assert fitting_factor((600, 800), (512, 2048)) == pytest.approx(512 / 600)
+    assert fitting_factor((100, 800), (512, 2048)) == pytest.approx(2048 / 800)
+    augment = Augment(crop=(4, 4), fit=(4, 8))
+    label = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    _, small = augment(np.dstack([label] * 3), label, np.random.default_rng(0))
+    assert small.shape == (4, 4)  # the whole image, at half its size
+    assert len(set(small.ravel() // 16)) == 4
+    with pytest.raises(ValueError, match=r"fit is \[short, long\]"):
+        Augment(crop=(4, 4), fit=(8, 4))
+
+
+def test_maps_move_with_the_label():
+    random = np.random.default_rng(3)
+    label = random.integers(0, 200, (20, 30)).astype(np.uint8)
+    maps = np.dstack([label, label // 2 + 1])
+    augment = Augment(crop=(40, 24), scale=(0.5, 2), flip=0.5, category_cap=0.9)
+    for seed in range(5):
+        image, moved = augment(np.dstack([label] * 3), maps, np.random.default_rng(seed))
+        assert moved.shape == (40, 24, 2)
+        ids, other = moved[..., 0], moved[..., 1]
+        inside = ids != 255
+        assert np.array_equal(other[inside], ids[inside] // 2 + 1)
+        assert (other[~inside] == 0).all()  # padded
+        alone = augment(np.dstack([label] * 3), label, np.random.default_rng(seed))
+        assert np.array_equal(alone[0], image)
+        assert np.array_equal(alone[1], ids)
+
+
+class Drawn:
+    """A generator that gives the prescribed numbers."""
+
+    def __init__(self, *numbers):
+        self.numbers = list(numbers)
+
+    def random(self):
+        return self.numbers.pop(0)
+
+    def uniform(self, low, high):
+        value = self.numbers.pop(0)
+        assert low <= value <= high
+        return value
+
+
+def test_photometric_steps_by_hand():
+    image = np.array([[[10, 100, 240]]], np.uint8)
+    no, yes = 0.9, 0.1
+    same = distorted(image, 0.5, Drawn(no, no, no, no))
+    assert np.array_equal(same, image)
+    brighter = distorted(image, 0.5, Drawn(yes, 20.0, no, no, no))
+    assert brighter.ravel().tolist() == [30, 120, 255]
+    flatter = distorted(image, 0.5, Drawn(no, yes, 0.5, no, no))
+    assert flatter.ravel().tolist() == [5, 50, 120]
+    # Red at full strength, half as saturated: 255 stays, 0 rises to about its half.
+    red = np.array([[[0, 0, 255]]], np.uint8)
+    paler = distorted(red, 0.5, Drawn(no, no, yes, 0.5, no)).ravel()
+    assert np.abs(paler.astype(int) - [127, 127, 255]).max() <= 1
+    # A tenth of the circle from red, towards yellow.
+    turned = distorted(red, 0.5, Drawn(no, no, no, yes, 0.1)).ravel().astype(int)
+    assert np.abs(turned - [0, 0.6 * 255, 255]).max() <= 3
