@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,13 +67,33 @@ class Backend(Protocol):
 
 
 class InTurn:
-    """The call of a backend, made of its steps."""
+    """The call of a backend, made of its steps.
+
+    A backend gives `upload`, `compute`, and `_fetch`, which copies the output of a name from the
+    last `compute`; `names` are the outputs that its artifact has.
+    """
+
+    names: Sequence[str]
 
     def __call__(self, image: Image) -> Labels:
         self.upload(image)  # type: ignore[attr-defined]
         self.compute()  # type: ignore[attr-defined]
-        labels: Labels = self.download()  # type: ignore[attr-defined]
-        return labels
+        return self.download()
+
+    def download(self) -> Labels:
+        return self._output("labels")
+
+    def logits(self) -> NDArray[np.floating[Any]] | None:
+        return self._output("logits") if "logits" in self.names else None
+
+    def _output(self, name: str) -> NDArray[Any]:
+        if name not in self.names:
+            raise ArtifactError(
+                f"this artifact has no {name}, only {', '.join(self.names)}: "
+                "export it with --output both"
+            )
+        value: NDArray[Any] = self._fetch(name)  # type: ignore[attr-defined]
+        return value
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ..models import FrameToLabels, build, deploy, digest, load_checkpoint
-from .backend import Image, Info, InTurn, Labels
+from .backend import Image, Info, InTurn
 from .card import ArtifactError, read_card
 from .ort import usable_cores
 
@@ -27,6 +26,7 @@ class PyTorch(InTurn):
 
     def __init__(self, path: Path, device: str | None = None, threads: int | None = None):
         self.card = card = read_card(path)
+        self.names = card.outputs
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ArtifactError(
@@ -85,20 +85,8 @@ class PyTorch(InTurn):
         else:
             self.graph.replay()
 
-    def download(self) -> Labels:
-        return self._output("labels")
-
-    def logits(self) -> NDArray[np.floating[Any]] | None:
-        return self._output("logits") if "logits" in self.card.outputs else None
-
-    def _output(self, name: str) -> NDArray[Any]:
-        outputs: tuple[str, ...] = self.card.outputs
-        if name not in outputs:
-            raise ArtifactError(
-                f"this artifact has no {name}, only {', '.join(outputs)}: "
-                "export it with --output both"
-            )
-        value: NDArray[Any] = self.results[outputs.index(name)].cpu().numpy()
+    def _fetch(self, name: str) -> NDArray[Any]:
+        value: NDArray[Any] = self.results[self.names.index(name)].cpu().numpy()
         return value
 
     def synchronise(self) -> None:

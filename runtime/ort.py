@@ -6,11 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from .backend import Image, Info, InTurn, Labels
+from .backend import Image, Info, InTurn
 from .card import ArtifactError, read_card
 
 
@@ -73,18 +72,7 @@ class OnnxRuntime(InTurn):
     def compute(self) -> None:
         self.session.run_with_iobinding(self.binding)
 
-    def download(self) -> Labels:
-        return self._output("labels")
-
-    def logits(self) -> NDArray[np.floating[Any]] | None:
-        return self._output("logits") if "logits" in self.names else None
-
-    def _output(self, name: str) -> NDArray[Any]:
-        if name not in self.names:
-            raise ArtifactError(
-                f"this artifact has no {name}, only {', '.join(self.names)}: "
-                "export it with --output both"
-            )
+    def _fetch(self, name: str) -> NDArray[Any]:
         value: NDArray[Any] = self.binding.get_outputs()[self.names.index(name)].numpy()
         return value
 

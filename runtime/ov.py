@@ -6,11 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from .backend import Image, Info, InTurn, Labels
+from .backend import Image, Info, InTurn
 from .card import ArtifactError, read_card
 from .ort import usable_cores
 
@@ -85,18 +84,7 @@ class OpenVino(InTurn):
     def compute(self) -> None:
         self.request.infer()
 
-    def download(self) -> Labels:
-        return self._output("labels")
-
-    def logits(self) -> NDArray[np.floating[Any]] | None:
-        return self._output("logits") if "logits" in self.names else None
-
-    def _output(self, name: str) -> NDArray[Any]:
-        if name not in self.names:
-            raise ArtifactError(
-                f"this artifact has no {name}, only {', '.join(self.names)}: "
-                "export it with --output both"
-            )
+    def _fetch(self, name: str) -> NDArray[Any]:
         data: NDArray[Any] = self.request.get_output_tensor(self.names.index(name)).data
         return data
 

@@ -92,7 +92,8 @@ class TensorRT(InTurn):
         self.load_ms = (time.perf_counter() - began) * 1e3
         self._tensors = _expected_tensors(path, self.card, self._plan)
         self.frame: Image = self._pinned("frame")
-        self._host = {name: self._pinned(name) for name in self.card.outputs}
+        self.names = self.card.outputs
+        self._host: dict[str, NDArray[Any]] = {name: self._pinned(name) for name in self.names}
 
     def _pinned(self, name: str) -> NDArray[Any]:
         tensor = self._tensors[name]
@@ -156,12 +157,6 @@ class TensorRT(InTurn):
         self._use()
         self._plan.run(self._stream)
 
-    def download(self) -> Labels:
-        return self._fetch("labels")
-
-    def logits(self) -> NDArray[np.floating[Any]] | None:
-        return self._fetch("logits") if "logits" in self._host else None
-
     def on_device(self, output: str = "labels") -> DeviceArray:
         """The output of the last `compute` in GPU memory, for other libraries; queued work may
         still be writing it."""
@@ -171,11 +166,6 @@ class TensorRT(InTurn):
 
     def _fetch(self, name: str) -> NDArray[Any]:
         self._use()
-        if name not in self._host:
-            raise ArtifactError(
-                f"this engine has no {name}, only {', '.join(self._host)}: "
-                "export it with --output both"
-            )
         host = self._host[name]
         self._cuda.to_host(host, self._tensors[name].address, self._stream)
         self.synchronise()

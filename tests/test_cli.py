@@ -168,11 +168,12 @@ def test_debug_shows_the_traceback(rtseg: Run, tmp_path: Path) -> None:
 
 
 def test_an_absent_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtseg import cli
+    from rtseg.commands import terminal
 
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(cli.JobFailed, match=r'rtseg export needs PyTorch: pip install "rtseg\[exp'):
-        cli.need("torch", "PyTorch", "export", "export")
+    monkeypatch.setattr(terminal.importlib.util, "find_spec", lambda name: None)
+    expected = r'rtseg export needs PyTorch: pip install "rtseg\[exp'
+    with pytest.raises(terminal.JobFailed, match=expected):
+        terminal.need("torch", "PyTorch", "export", "export")
 
 
 def test_bench_prints_ours_beside_eager(rtseg: Run, onnx: Path) -> None:

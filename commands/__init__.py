@@ -1,0 +1,1 @@
+"""The subcommands, a file each; the command line is put together in `cli.py`."""

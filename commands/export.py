@@ -1,0 +1,90 @@
+"""Artifacts, proven."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from .options import (
+    Classes,
+    Json,
+    Outputs,
+    Precision,
+    Sizes,
+    Target,
+    Weights,
+    class_set,
+    parse_sizes,
+)
+from .terminal import JobFailed, need, note, show, working
+
+
+def export(
+    model: Annotated[str, Argument(help="A name that `rtseg models` lists, or a checkpoint.")],
+    weights: Weights = None,
+    classes: Classes = None,
+    size: Sizes = None,
+    to: Annotated[list[Target] | None, Option(help="What to write; may be repeated.")] = None,
+    precision: Annotated[Precision, Option(help="Precision inside the graph.")] = Precision.fp32,
+    output: Annotated[Outputs, Option(help="What the graph gives.")] = Outputs.labels,
+    frames: Annotated[Path | None, Option(help="Images to prove it on; else drawn scenes.")] = None,
+    labels: Annotated[
+        Path | None, Option(help="Label PNGs of the frames, by the same names: proves the mIoU.")
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None, Option(help="GPU generation for TensorRT, such as 8.6; may be repeated.")
+    ] = None,
+    log: Annotated[str, Option(help="Level of the TensorRT build log.")] = "warning",
+    folder: Annotated[Path, Option("-o", "--out", help="Folder for the artifacts.")] = Path(
+        "artifacts"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Write a model as ONNX, a TensorRT engine or OpenVINO, and prove that it is still right.
+
+    rtseg export csfcn_tiny --size 512x1024 --to onnx --to tensorrt --precision fp16 -o artifacts
+    """
+    need("torch", "PyTorch", "export", "export")
+    from ..export import ProofError
+    from ..export import export as run
+    from ..export.main import entry
+    from ..export.present import artifact_table
+    from ..export.proof import read_frames
+    from ..models import VARIANTS
+    from ..models.source import open_source
+
+    sizes = parse_sizes(size)
+    source = open_source(model, weights, class_set(classes))
+    pictures, truth = read_frames(frames, labels)
+    targets = [target.value for target in to or [Target.onnx]]
+    note(
+        f"{source.network.info.name}, {len(source.classes)} classes ({source.classes.name}), "
+        f"weights: {source.weights_from}"
+    )
+    try:
+        with working() as step:
+            artifacts = run(
+                source.network,
+                sizes or [VARIANTS[source.network.info.name].size],
+                targets,
+                precision.value,
+                out=folder,
+                outputs=output.value,
+                classes=source.classes,
+                weights_from=source.weights_from,
+                trained=source.trained,
+                frames=pictures,
+                truth=truth,
+                engine={"compute_capabilities": tuple(compute_capability or ()), "log_level": log},
+                progress=step,
+            )
+    except ProofError as error:
+        raise JobFailed(str(error)) from error
+    show(
+        json.dumps([entry(a) | {"file": str(a.path)} for a in artifacts], indent=2),
+        artifact_table(artifacts),
+        as_json,
+    )
