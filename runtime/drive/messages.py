@@ -1,0 +1,94 @@
+"""What the loop tells its sinks: a result, or why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Kind(str, Enum):
+    """Why there is no mask. LATE: it is or would be older than `max_age`. STALE: no new frame came
+    when one was due. LOST: a frame, the camera or the inference failed."""
+
+    LATE = "LATE"
+    STALE = "STALE"
+    LOST = "LOST"
+
+
+class State(str, Enum):
+    """starting: no mask yet. running: all is well. degraded: masks come, but something is wrong.
+    stale: no frames come. failed: frames come and no mask can be made of them."""
+
+    starting = "starting"
+    running = "running"
+    degraded = "degraded"
+    stale = "stale"
+    failed = "failed"
+
+
+@dataclass(frozen=True)
+class Result:
+    """The labels of one frame.
+
+    frame_id: the loop's own count of everything captured, from 0, never repeated. index, name: the
+    source's. captured_ns: `time.monotonic_ns()` when the frame was captured; captured_wall_ns: the
+    same moment since 1970. labels (H, W) uint8 class ids and image (H, W, 3) uint8 BGR are of the
+    frame's own size; all sinks share them, so copy before writing. level: the artifact that made
+    the labels. stages_ms: `waiting` (capture to the start of the work), `inference` (the
+    Segmenter's call), `transfer` (to the worker process and back). age_ms: at publication. A mask
+    must not be used after expires_ns (monotonic).
+    """
+
+    frame_id: int
+    index: int
+    name: str
+    captured_ns: int
+    captured_wall_ns: int
+    labels: NDArray[np.uint8]
+    image: NDArray[np.uint8]
+    level: str
+    stages_ms: dict[str, float]
+    age_ms: float
+    published_ns: int
+    expires_ns: int
+
+    def facts(self) -> dict[str, Any]:
+        """All but the pictures, for JSON."""
+        facts = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        del facts["labels"], facts["image"]
+        return facts
+
+
+@dataclass(frozen=True)
+class Status:
+    """In the place of a result. cause: one word, as the counters have it; text: for people.
+    frame_id, captured_ns: of the frame concerned, None where there is none. at_ns: monotonic;
+    at_wall_ns: the same moment since 1970."""
+
+    kind: Kind
+    cause: str
+    text: str
+    at_ns: int
+    at_wall_ns: int
+    frame_id: int | None = None
+    captured_ns: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
+            "kind": self.kind.value
+        }
+
+
+Message = Result | Status
+
+
+@dataclass(frozen=True)
+class Health:
+    """State and its reasons, one sentence each."""
+
+    state: State
+    reasons: tuple[str, ...] = field(default=())
