@@ -13,7 +13,7 @@ import numpy as np
 from ..data.files import digest_of, write_atomically
 from .backend import Backend, Image, Labels
 from .card import ArtifactError, Card
-from .parity import BARS, Figures, Reference, compare, faults
+from .parity import Figures, Reference, bars_of, compare, faults
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _reference(path: Path, card: Card) -> Reference:
 
 def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:
     """One comparison a frame."""
-    bars, figures = BARS[card.precision], []
+    bars, figures = bars_of(card.precision, card.trained), []
     for place, frame in enumerate(reference.frames):
         labels = labels_of(backend, card, frame[None])
         figures.append(
