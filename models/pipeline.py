@@ -10,15 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .layers import Enlarge
 from .network import Network
 
 
 class FrameToLabels(nn.Module):
     """frame (N, H, W, 3) uint8 BGR -> labels (N, H, W) uint8, and the network's logits.
 
-    Normalisation, channel order, enlargement and argmax are inside. `outputs` picks from "labels"
-    and "logits" (N, K, h, w), in the order given. The network is copied; where one convolution
-    alone reads the image, it takes scale, channel order and the mean over, exactly.
+    Normalisation, channel order, enlargement and argmax are inside. `outputs` picks from "labels",
+    "logits" (N, K, h, w) and "coarse" (what the last enlargement reads), in the order given. The
+    network is copied; where one convolution alone reads the image, it takes scale, channel order
+    and the mean over, exactly.
     """
 
     def __init__(self, network: Network, outputs: tuple[str, ...] = ("labels",)):
@@ -42,13 +44,15 @@ class FrameToLabels(nn.Module):
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
         self.network.info.check_size(frame.shape[1], frame.shape[2])
-        coarse = self.network.coarse(self.normalise(frame))
+        height, width = frame.shape[1:3]
+        head = self.network.coarse(self.normalise(frame))
+        coarse, how = last_enlargement(self.network, head, height, width)
         results = []
         for output in self.outputs:
             if output == "labels":
-                results.append(self.labels(coarse, frame.shape[1], frame.shape[2]))
+                results.append(self.labels(coarse, how, height, width))
             else:
-                results.append(self.network.enlarge(coarse))
+                results.append(coarse if output == "coarse" else self.network.enlarge(head))
         return tuple(results)
 
     def normalise(self, frame: Tensor) -> Tensor:
@@ -66,19 +70,57 @@ class FrameToLabels(nn.Module):
         side, end = (self.edge.expand(n, 3, *size) for size in ((height, p), (p, width + 2 * p)))
         return torch.cat([end, torch.cat([side, image, side], dim=3), end], dim=2)
 
-    def labels(self, coarse: Tensor, height: int, width: int) -> Tensor:
-        """Coarse logits -> (N, height, width) uint8: per pixel, the first of the largest logits."""
+    def labels(self, coarse: Tensor, how: str | None, height: int, width: int) -> Tensor:
+        """What `last_enlargement` gave -> (N, height, width) uint8: per pixel, the first of the
+        largest logits."""
         enlarge = self.network.enlarge
         if isinstance(enlarge, nn.PixelShuffle):
             # A shuffle only moves values: the maximum is taken first, on a plane a pixel position.
             per_pixel = coarse.unflatten(1, (-1, enlarge.upscale_factor**2))
             labels = enlarge(_to_float(per_pixel.argmax(1), coarse))[:, 0]
             return labels.to(torch.uint8)
-        logits = enlarge(coarse)
-        if logits.shape[-2:] != (height, width):
-            corners = self.network.info.align_corners
-            logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=corners)
+        logits = coarse
+        if how is not None:
+            corners = how == "bilinear_aligned"
+            logits = F.interpolate(coarse, (height, width), mode="bilinear", align_corners=corners)
         return _to_float(logits.argmax(1), coarse).to(torch.uint8)
+
+
+def last_enlargement(
+    network: Network, head: Tensor, height: int, width: int
+) -> tuple[Tensor, str | None]:
+    """(what the last enlargement before the argmax reads, which one that is), from the head's
+    output to a frame of height x width.
+
+    "shuffle": a pixel shuffle, of (N, K * factor^2, h, w). "bilinear", "bilinear_aligned" (with
+    corners aligned): a resize of (N, K, h, w) to the frame. None: it has the frame's size.
+    """
+    if isinstance(network.enlarge, nn.PixelShuffle):
+        return head, "shuffle"
+    chain = isinstance(network.enlarge, nn.Sequential)
+    *first, last = network.enlarge if chain else [network.enlarge]
+    for step in first:
+        head = step(head)
+    enlarged = tuple(side * getattr(last, "factor", 0) for side in head.shape[-2:])
+    if isinstance(last, Enlarge) and enlarged == (height, width):
+        return head, _resize_name(last.align_corners)
+    head = last(head)
+    if head.shape[-2:] == (height, width):
+        return head, None
+    return head, _resize_name(network.info.align_corners)
+
+
+def enlargement(network: Network, size: tuple[int, int]) -> str | None:
+    """The last enlargement of `network` at a frame's (height, width), as `last_enlargement` names
+    it: found by running a shadow without data."""
+    shadow = copy.deepcopy(network).eval().to("meta")
+    with torch.no_grad():
+        head = shadow.coarse(torch.empty(1, 3, *size, device="meta"))
+        return last_enlargement(shadow, head, *size)[1]
+
+
+def _resize_name(align_corners: bool) -> str:
+    return "bilinear_aligned" if align_corners else "bilinear"
 
 
 def _fold(first: nn.Conv2d, shift: Tensor, scale: Tensor) -> None:

@@ -18,6 +18,9 @@ from ..data.classes import ClassSet
 from ..data.files import digest_of
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+# How coarse logits become the frame's size: a bilinear resize of (1, K, h, w), without or with
+# corners aligned, or a pixel shuffle of (1, K * factor^2, h, w).
+Enlargement = Literal["bilinear", "bilinear_aligned", "shuffle"]
 KEY = b"rtseg"
 # How protobuf writes the metadata property `rtseg` at the end of an ONNX model: field 14 of the
 # model holds an entry whose field 1 is the key and whose field 2 is the value.
@@ -69,22 +72,40 @@ class EngineFacts(_Facts):
     blocks: tuple[str, ...] = ()
 
 
+class Int8Facts(_Facts):
+    """How a graph became int8.
+
+    method: of calibration; frames: that it saw; held_out: that it was judged on instead; layers:
+    how many are in int8, excluded: those left in float because they cost too much; share: of the
+    multiply-adds that int8 does.
+    """
+
+    method: str
+    frames: int
+    held_out: int
+    layers: int
+    excluded: tuple[str, ...] = ()
+    share: float
+
+
 class Card(_Facts):
     """An artifact's description; the runtime needs nothing else.
 
     size: (height, width) in pixels of the frame that goes in: uint8 NHWC in BGR order, batch 1.
-    outputs: "labels" (uint8, H x W), "logits" (the network's own, float). mean, std: of RGB in
-    0..1; they are inside the graph already. weights: digest of the network's state. trained: False
-    for random weights. macs: multiply-adds of one frame. proof: None until the artifact was run
-    against the reference. files: SHA-256 by file name; for ONNX the one entry "" is of the file
-    without its card.
+    outputs: "labels" (uint8, H x W), "logits" (the network's own, float), "coarse" (what the last
+    enlargement reads, float; `enlarge` names that one, and `labels.py` makes labels of it). mean,
+    std: of RGB in 0..1; they are inside the graph already. weights: digest of the network's state.
+    trained: False for random weights. macs: multiply-adds of one frame. proof: None until the
+    artifact was run against the reference. files: SHA-256 by file name; for ONNX the one entry ""
+    is of the file without its card.
     """
 
     format: Literal[1] = 1
     model: str
     size: tuple[int, int]
     precision: Precision
-    outputs: tuple[Literal["labels", "logits"], ...]
+    outputs: tuple[Literal["labels", "logits", "coarse"], ...]
+    enlarge: Enlargement | None = None
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     label_ids: tuple[int, ...] | None = None
@@ -101,6 +122,7 @@ class Card(_Facts):
     tools: dict[str, str]
     proof: Proof | None = None
     engine: EngineFacts | None = None
+    int8: Int8Facts | None = None
     files: dict[str, str] = {}
 
     @property
