@@ -23,12 +23,14 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 @dataclass(frozen=True)
 class Frame:
     """A picture (H, W, 3) uint8 BGR, its place in the source, when it was captured (monotonic
-    nanoseconds), and a name that files made of it can have."""
+    nanoseconds), a name that files made of it can have, and the capture time since 1970 where the
+    source knows it, such as a log."""
 
     image: NDArray[np.uint8]
     index: int
     captured_ns: int
-    name: str
+    name: str = ""
+    wall_ns: int | None = None
 
 
 @dataclass(frozen=True)

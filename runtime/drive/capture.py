@@ -1,0 +1,193 @@
+"""The camera's thread: takes every frame, keeps the newest, and opens the camera again."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...data.frames import Frame, Unreadable
+from ..segmenter import as_bgr
+from .bell import Bell
+from .mailbox import Captured, Mailbox
+from .tally import Tally
+
+BACK_OFF_S = (0.05, 0.1, 0.2, 0.4, 0.5)  # before each further attempt; the last one stays
+FUTURE_NS = 5_000_000  # a capture time this far ahead of now is no capture time
+MOST_BLOCKED = 4  # threads that may hang in a silent source at once
+Source = Iterable["Frame | Unreadable"]
+
+
+@dataclass(frozen=True)
+class Spoiled:
+    """A frame that was counted and skipped."""
+
+    frame_id: int
+    cause: str
+    reason: str
+
+
+class Capture:
+    """Reads a source in a thread of its own, into a mailbox.
+
+    A source that raises is iterated again, with a back-off; one that hangs is left to its thread
+    when `reopen` is called, and iterated again in a new one. A source that is its own iterator
+    (a generator) cannot start again: it is lost when it raises.
+
+    lost: why no frames come, or "" while they do. gone: it is lost for good. ended: the source came
+    to its end. last_ns: when the last good frame came, monotonic. reopened: how often.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        mailbox: Mailbox,
+        tally: Tally,
+        bell: Bell,
+        every_frame: bool = False,
+    ):
+        self.source, self.mailbox, self.tally, self.bell = source, mailbox, tally, bell
+        self.every_frame = every_frame
+        self.lost = ""
+        self.gone = self.ended = False
+        self.last_ns = 0
+        self.reopened = 0
+        self.spoiled: deque[Spoiled] = deque(maxlen=1000)
+        self._rhythm: deque[int] = deque(maxlen=15)
+        self._turn = 0  # the thread that may deliver; older ones only end
+        self._newest_ns = 0
+        self._failures = 0
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        self._turn += 1
+        thread = threading.Thread(target=self._run, args=(self._turn,), name="capture", daemon=True)
+        self._threads = [*(each for each in self._threads if each.is_alive()), thread]
+        thread.start()
+
+    def reopen(self) -> bool:
+        """Leave a silent source to its thread and open it anew; False where that cannot help."""
+        blocked = sum(thread.is_alive() for thread in self._threads)
+        if not restarts(self.source) or blocked >= MOST_BLOCKED or self._stop.is_set():
+            return False
+        self.reopened += 1
+        self.start()
+        return True
+
+    def stop(self) -> None:
+        self._stop.set()
+        self.mailbox.close()
+
+    def join(self, timeout_s: float) -> None:
+        if self._threads:
+            self._threads[-1].join(timeout_s)
+
+    @property
+    def period_ms(self) -> float:
+        """Between frames, as the last fifteen came; 0 until three did."""
+        rhythm = list(self._rhythm)
+        return float(np.median(rhythm)) / 1e6 if len(rhythm) >= 2 else 0.0
+
+    def _run(self, turn: int) -> None:
+        while not self._stop.is_set() and turn == self._turn:
+            try:
+                ended = self._read(turn)
+            except Exception as error:  # a driver's, a decoder's or a caller's own source
+                if not self._lose(turn, error):
+                    return
+                self._stop.wait(BACK_OFF_S[min(self._failures, len(BACK_OFF_S)) - 1])
+                continue
+            if ended:
+                self.ended = True
+                self.bell.ring()
+                return
+
+    def _read(self, turn: int) -> bool:
+        """Whether the source came to its end, and not to that of this thread's turn."""
+        frames = iter(self.source)
+        try:
+            for item in frames:
+                if turn != self._turn or self._stop.is_set():
+                    return False
+                self.accept(item)
+        finally:
+            _close(frames, self.source)
+        return turn == self._turn
+
+    def accept(self, item: Any) -> None:
+        """One item of the source: into the mailbox, or counted and skipped."""
+        frame_id = self.tally.capture()
+        try:
+            frame = self._checked(item)
+        except ValueError as error:
+            cause = "repeated" if isinstance(error, _Repeated) else "corrupt"
+            self._spoil(Spoiled(frame_id, cause, str(error)))
+            return
+        self._mark(frame)
+        wall_ns = frame.wall_ns
+        if wall_ns is None:
+            wall_ns = self.bell.wall_ns() - (self.bell.now_ns() - frame.captured_ns)
+        captured = Captured(frame_id, frame, wall_ns)
+        if self.every_frame:
+            if self.mailbox.put_in_turn(captured) is not None:
+                self.tally.drop("stopped")
+        elif self.mailbox.put(captured) is not None:
+            self.tally.drop("replaced")
+
+    def _checked(self, item: Any) -> Frame:
+        if isinstance(item, Unreadable):
+            raise ValueError(item.reason)
+        if not isinstance(item, Frame):
+            raise ValueError(f"the source gave a {type(item).__name__}, not a Frame")
+        image = as_bgr(item.image)
+        now = self.bell.now_ns()
+        if item.captured_ns > now + FUTURE_NS:
+            raise ValueError("captured in the future: captured_ns is time.monotonic_ns()")
+        if item.captured_ns <= self._newest_ns:
+            raise _Repeated("captured no later than the frame before it")
+        return replace(item, image=image)
+
+    def _mark(self, frame: Frame) -> None:
+        now = self.bell.now_ns()
+        if self.last_ns and not self.lost:
+            self._rhythm.append(now - self.last_ns)
+        self._newest_ns = frame.captured_ns
+        self.last_ns = now
+        self.lost, self._failures = "", 0
+
+    def _spoil(self, spoiled: Spoiled) -> None:
+        self.tally.drop(spoiled.cause)
+        self.spoiled.append(spoiled)
+        self.bell.ring()
+
+    def _lose(self, turn: int, error: Exception) -> bool:
+        """Whether to try again."""
+        if turn != self._turn:
+            return False
+        self._failures += 1
+        self.lost = f"{type(error).__name__}: {error}"
+        self.gone = not restarts(self.source)
+        self.reopened += not self.gone
+        self.bell.ring()
+        return not self.gone
+
+
+class _Repeated(ValueError):
+    """A frame that was given before, or an older one."""
+
+
+def restarts(source: Source) -> bool:
+    """Whether a source can be iterated from its beginning again."""
+    return not isinstance(source, Iterator)
+
+
+def _close(frames: Iterator[Any], source: Source) -> None:
+    """Free the device that an iterator holds, so that the next one can open it."""
+    close = getattr(frames, "close", None)
+    if close is not None and frames is not source:
+        close()

@@ -1,0 +1,223 @@
+"""`Drive`: a source, a segmenter and sinks, put together and kept going."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..card import read_card
+from ..sinks.base import Outlet, Sink
+from .bell import Bell
+from .capture import Capture, Source
+from .crew import Crew
+from .health import HealthFile, HealthServer, History, Systemd, assess
+from .inference import Inline, Segment, Starter
+from .limits import Limits
+from .loop import Loop
+from .mailbox import Mailbox
+from .messages import Health
+from .realtime import Wishes, apply
+from .report import report, snapshot
+from .tally import Tally
+from .worker import Task, Worker
+
+Artifact = str | os.PathLike[str]
+LAST_JOB_S = 0.3  # the frame in inference may still be answered when the loop is told to stop
+STOP_S = 0.9  # from a signal to the end, sinks included
+FLUSH_S = 30.0  # for sinks to take what they accepted when a source ended by itself
+
+
+class Drive:
+    """Runs a segmenter over a source's newest frames and publishes to sinks, whatever breaks.
+
+    source: an iterable of Frames; it may block and it may raise. One that can be iterated again is
+    opened anew when it fails or falls silent. segmenter: an artifact's path, which runs in a worker
+    process; several, largest first, for deadline control; or a callable (frame -> labels), or
+    several, which run in a thread here. fallback: an artifact (on the CPU) or a callable that
+    serves while the first cannot. sinks: callables that take a Result or a Status, each in a
+    thread of its own. limits: deadline, max_age and the like. every_frame: the source waits for
+    inference and no frame is passed over, for logs. health: a file to write the state to, or a
+    port of this machine to serve it on. realtime: what to ask the operating system for.
+
+    `run` returns the report. `stop`, SIGTERM and SIGINT end it within a second.
+
+    Raises ValueError for a bad argument, ArtifactError for a file that is no artifact.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        segmenter: Artifact | Segment | Task | Sequence[Artifact | Segment],
+        sinks: Sequence[Sink] = (),
+        *,
+        fallback: Artifact | Segment | Task | None = None,
+        limits: Limits | None = None,
+        every_frame: bool = False,
+        health: Artifact | int | None = None,
+        backend: str | None = None,
+        device: str | None = None,
+        realtime: Wishes | None = None,
+        bell: Bell | None = None,
+    ):
+        self.bell = bell or Bell()
+        self.realtime, self.health_at = realtime, health
+        tally, mailbox = Tally(), Mailbox(self.bell)
+        options = {"backend": backend, "device": device, "realtime": realtime}
+        on_cpu = options | {"backend": None, "device": "cpu"}
+        crew = Crew(
+            self.bell,
+            _starter(segmenter, self.bell, options),
+            None if fallback is None else _starter(fallback, self.bell, on_cpu),
+        )
+        self.loop = Loop(
+            capture=Capture(source, mailbox, tally, self.bell, every_frame),
+            mailbox=mailbox,
+            crew=crew,
+            outlets=[Outlet(sink, self.bell) for sink in sinks],
+            tally=tally,
+            bell=self.bell,
+            limits=limits or Limits(max_age_ms=None if every_frame else Limits.max_age_ms),
+        )
+        self.granted: dict[str, str] = {}
+        self._history = History()
+        self._stopped_by = self._over = ""
+
+    def run(self, duration_s: float | None = None) -> dict[str, Any]:
+        """Until the source ends, `duration_s` passed or it is told to stop. Gives the report."""
+        loop, systemd = self.loop, Systemd()
+        with self._signals():
+            watchers = self._start()
+            end_ns = None if duration_s is None else loop.began_ns + int(duration_s * 1e9)
+            while not (ended := self._ended(end_ns)):
+                self.bell.wait(loop.wake_s())
+                loop.step()
+                systemd.tell(self.bell.now_ns(), self._note())
+            systemd.stopping()
+            # The state that counts is the last one while it ran.
+            last = {"state": (health := self.health()).state.value, "reasons": [*health.reasons]}
+            self._over = ended
+            for watcher in watchers:
+                watcher.close()
+            self._finish(STOP_S if self._stopped_by else FLUSH_S)
+        return report(loop, self._history, ended, self.granted) | last
+
+    def stop(self, why: str = "stop()") -> None:
+        """End `run` from any thread."""
+        self._stopped_by = why
+        self.bell.ring()
+
+    def snapshot(self) -> dict[str, Any]:
+        """State, counters and times now, and why it ended, if it did; from any thread."""
+        return snapshot(self.loop) | {"ended": self._over}
+
+    def health(self) -> Health:
+        return assess(self.loop)
+
+    def _start(self) -> list[HealthFile | HealthServer]:
+        loop, watchers = self.loop, list[HealthFile | HealthServer]()
+        if isinstance(self.health_at, int):
+            watchers.append(HealthServer(self.health_at, self.snapshot))
+        elif self.health_at is not None:
+            watchers.append(HealthFile(Path(self.health_at), self.snapshot))
+        for outlet in loop.outlets:
+            outlet.start()
+        if self.realtime is not None:
+            # After the sinks' threads: a thread inherits its scheduler from the one that starts it.
+            self.granted = apply(self.realtime)
+        loop.began_ns = loop.stepped_ns = self.bell.now_ns()
+        loop.crew.tick()
+        loop.capture.start()
+        return watchers
+
+    def _note(self) -> Health:
+        health = assess(self.loop)
+        self._history.note((self.bell.now_ns() - self.loop.began_ns) / 1e9, health)
+        return health
+
+    def _ended(self, end_ns: int | None) -> str:
+        """Why the drive is over, or ""."""
+        if self._stopped_by:
+            return self._stopped_by
+        if end_ns is not None and self.bell.now_ns() >= end_ns:
+            return "duration"
+        if not self.loop.over:
+            return ""
+        return "source lost" if self.loop.capture.gone else "source ended"
+
+    def _finish(self, limit_s: float) -> None:
+        """Answer the frame in inference, then let every sink take what it accepted."""
+        loop, began = self.loop, self.bell.now_ns()
+        loop.capture.stop()
+        while loop.job is not None and self.bell.now_ns() - began < LAST_JOB_S * 1e9:
+            self.bell.wait(0.02)
+            loop.finish()
+        loop.crew.kill()
+        loop.capture.join(0.1)
+        loop.abandon("stopped")
+        for outlet in loop.outlets:
+            outlet.close()
+        for outlet in loop.outlets:
+            left_s = limit_s - (self.bell.now_ns() - began) / 1e9
+            # A sink that is blocked anyway is not waited for.
+            outlet.join(min(left_s, 0.5) if outlet.blocked_s() else left_s)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT stop the drive, where this is the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def caught(number: int, frame: object) -> None:
+            # Only a flag: ringing takes a lock, which the interrupted thread may hold.
+            self._stopped_by = signal.Signals(number).name
+
+        before = {each: signal.signal(each, caught) for each in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+
+def _starter(what: Any, bell: Bell, options: dict[str, Any]) -> Starter:
+    """What starts the engine of artifacts, callables or a ready-made task."""
+    if isinstance(what, Task):
+        return _worker(what, bell)
+    items = list(what) if isinstance(what, (list, tuple)) else [what]
+    if not items:
+        raise ValueError("a drive needs a segmenter: an artifact's path or a callable")
+    if all(callable(item) for item in items):
+        return lambda: Inline(items, bell)
+    if any(callable(item) for item in items):
+        raise ValueError("segmenters are artifacts or callables, not some of each")
+    return _worker(artifact_task([Path(item) for item in items], **options), bell)
+
+
+def _worker(task: Task, bell: Bell) -> Callable[[], Worker]:
+    known: dict[str, str] = {}
+    return lambda: Worker(task, bell, known)
+
+
+def artifact_task(
+    paths: Sequence[Path],
+    backend: str | None = None,
+    device: str | None = None,
+    realtime: Wishes | None = None,
+) -> Task:
+    """A worker's task from artifacts, largest first. Raises ArtifactError for one that is none, and
+    ValueError where they do not have the same classes."""
+    cards = [read_card(path) for path in paths]
+    for card, path in zip(cards, paths, strict=True):
+        if card.classes != cards[0].classes:
+            raise ValueError(
+                f"{path} has other classes than {paths[0]}: all levels of a drive answer in the "
+                "same ones"
+            )
+    arguments = {"paths": [str(path) for path in paths], "backend": backend, "device": device}
+    return Task(tuple(path.stem for path in paths), arguments, realtime=realtime)

@@ -1,0 +1,60 @@
+"""A loaded model proves itself before it serves: a known frame must give the labels it always gave.
+
+The digest of those labels is kept in the user's cache folder by artifact, backend and device. It is
+recorded at the first load on a machine, so it tells that a replaced worker, or the next start,
+computes what the first did; that the first was right is what the artifact's own proof is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ...data.files import write_atomically
+from ...data.scenes import scene
+from ..card import ArtifactError
+from ..packages import cache_folder
+from ..segmenter import Segmenter
+
+SEED = 11  # of the drawn street scene
+SAME = 0.999  # share of pixels that two runs of one model must agree on at least
+
+
+def prove(segmenter: Segmenter, name: str) -> str:
+    """The digest of the known frame's labels, or "" where this backend's vary between runs.
+
+    Raises ArtifactError if the labels are not those known, or are no labels at all.
+    """
+    frame = scene(segmenter.card.size, SEED)
+    first, second = segmenter(frame), segmenter(frame)
+    if first.max() >= len(segmenter.card.classes):
+        raise ArtifactError(f"{name} gives class ids that its card does not have")
+    if np.mean(first == second) < SAME:
+        raise ArtifactError(f"{name} gives other labels each time for the same frame")
+    if not np.array_equal(first, second):
+        return ""
+    digest = hashlib.sha256(first.tobytes()).hexdigest()
+    known = _known(segmenter)
+    expected = known.read_text() if known.is_file() else None
+    if expected is None:
+        with contextlib.suppress(OSError):  # a vehicle's home may be read-only
+            write_atomically(known, digest.encode())
+    elif expected != digest:
+        raise ArtifactError(
+            f"{name} gives other labels for the known frame than before on this machine: "
+            f"check it with `rtseg check`; where that is expected, delete {known}"
+        )
+    return digest
+
+
+def _known(segmenter: Segmenter) -> Path:
+    """The file with the digest: its name changes with all that may change a label."""
+    info, card = segmenter.info, segmenter.card
+    facts = [card.weights, sorted(card.files.items()), card.size, info.name, info.version]
+    facts += [info.device, info.threads, info.precision, info.options]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    return cache_folder() / "known-frames" / key

@@ -1,0 +1,292 @@
+"""The loop: newest frame in, labels or a status out, one step at a time.
+
+Everything that waits does so elsewhere: the camera, inference and each sink have threads of their
+own that ring the bell. A step looks at what came, acts on it and returns at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..sinks.base import Outlet
+from .bell import Bell
+from .capture import Capture
+from .crew import Crew, Place
+from .inference import Answer, Engine
+from .ladder import Change, Ladder
+from .limits import OVERDUE, UNKNOWN_PERIOD_MS, Limits
+from .mailbox import Captured, Mailbox
+from .messages import Kind, Message, Result, Status
+from .tally import Spread, Tally
+
+IDLE_S = 0.2  # a step at least that often
+
+
+@dataclass
+class Job:
+    """A frame in inference. told: the sinks were told already that its mask comes too late."""
+
+    number: int
+    captured: Captured
+    place: Place
+    engine: Engine
+    level: int
+    begun_ns: int
+    told: bool = False
+
+
+class Loop:
+    """The state of a drive between two steps.
+
+    job: the frame in inference. ladder: of the first engine, once one was ready. ages, latencies:
+    of published results. trouble: the last time of each kind of trouble, for the state.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        mailbox: Mailbox,
+        crew: Crew,
+        outlets: Sequence[Outlet],
+        tally: Tally,
+        bell: Bell,
+        limits: Limits,
+    ):
+        self.capture, self.mailbox, self.crew = capture, mailbox, crew
+        self.outlets, self.tally, self.bell, self.limits = outlets, tally, bell, limits
+        self.began_ns = bell.now_ns()
+        self.stepped_ns = self.began_ns
+        self.job: Job | None = None
+        self.ladder: Ladder | None = None
+        self.ages, self.latencies = Spread(), Spread()
+        self.misses = 0
+        self.levels: Counter[str] = Counter()
+        self.statuses: Counter[str] = Counter()
+        self.changes: deque[Change] = deque(maxlen=1000)
+        self.trouble: dict[str, tuple[int, str]] = {}
+        self._jobs = 0
+        self._told_camera_ns = 0
+        self._reopened_ns = 0
+
+    @property
+    def period_ms(self) -> float:
+        return self.limits.period_ms or self.capture.period_ms or UNKNOWN_PERIOD_MS
+
+    @property
+    def over(self) -> bool:
+        """Whether the source came to its end and its last frame was answered."""
+        ended = self.capture.ended or self.capture.gone
+        return ended and self.mailbox.empty and self.job is None
+
+    def step(self) -> None:
+        self.stepped_ns = self.bell.now_ns()
+        self.finish()
+        self.crew.tick()
+        self._watch_job()
+        self._tell_spoiled()
+        self._watch_camera()
+        self._begin()
+
+    def wake_s(self) -> float:
+        """Until a step has something to do that no bell will tell, in seconds."""
+        now = self.bell.now_ns()
+        times = [now + int(IDLE_S * 1e9), self._camera_due_ns()]
+        if (due := self.crew.wake_ns()) is not None:
+            times.append(due)
+        if self.job is not None:
+            times.append(self.job.begun_ns + self.limits.stuck_ns(self.period_ms))
+            if not self.job.told:
+                times.append(self.limits.expiry_ns(self.job.captured.frame.captured_ns))
+        # A moment later than the limit, so that the step finds it passed.
+        return max(0.0, (min(times) - now) / 1e9) + 1e-4
+
+    def abandon(self, cause: str) -> None:
+        """Count the frames that are still on their way as dropped, at the end."""
+        if self.job is not None and not self.job.told:
+            self.tally.drop(cause)
+        self.job = None
+        if self.mailbox.take() is not None:
+            self.tally.drop(cause)
+
+    def tell(self, kind: Kind, cause: str, text: str, captured: Captured | None = None) -> None:
+        """A status to all sinks."""
+        frame_id = captured.frame_id if captured else None
+        captured_ns = captured.frame.captured_ns if captured else None
+        now, wall = self.bell.now_ns(), self.bell.wall_ns()
+        self.statuses[kind.value] += 1
+        self._offer(Status(kind, cause, text, now, wall, frame_id, captured_ns))
+
+    def _offer(self, message: Message) -> None:
+        for outlet in self.outlets:
+            outlet.offer(message)
+
+    def _drop(self, kind: Kind, cause: str, text: str, captured: Captured) -> None:
+        self.tally.drop(cause)
+        self.trouble[cause] = self.bell.now_ns(), text
+        self.tell(kind, cause, text, captured)
+
+    def _begin(self) -> None:
+        """The newest frame to whoever serves."""
+        place = self.crew.serving()
+        waits = self.capture.every_frame and place is None
+        if self.job is not None or waits or (captured := self.mailbox.take()) is None:
+            return
+        now = self.bell.now_ns()
+        if place is None or place.engine is None:
+            cause = "unserved" if self.ladder else "starting"
+            self._drop(Kind.LOST, cause, "no inference is ready", captured)
+            return
+        if now > self.limits.expiry_ns(captured.frame.captured_ns):
+            age_ms = (now - captured.frame.captured_ns) / 1e6
+            self._drop(Kind.LATE, "expired", f"it came {age_ms:.0f} ms after its capture", captured)
+            return
+        self._jobs += 1
+        level = self._level(place)
+        self.job = Job(self._jobs, captured, place, place.engine, level, now)
+        place.engine.submit(self._jobs, captured.frame.image, level)
+
+    def _level(self, place: Place) -> int:
+        if place is not self.crew.primary or place.engine is None:
+            return 0
+        if self.ladder is None:
+            engine, limits = place.engine, self.limits
+            self.ladder = Ladder(
+                engine.levels, engine.baselines_ms, limits.deadline_ms, self.period_ms
+            )
+        self.ladder.period_ms = self.period_ms
+        return self.ladder.level
+
+    def finish(self) -> None:
+        """Publish the labels of the frame in inference, if they came."""
+        job = self.job
+        answer = job.engine.take() if job is not None else None
+        if job is None or answer is None or answer.job != job.number:
+            return
+        self.job = None
+        if answer.labels is not None:
+            self._publish(job, answer)
+            return
+        if not job.told:
+            self._drop(Kind.LOST, "backend", answer.error, job.captured)
+        self.crew.lose(job.place, "backend", answer.error)
+
+    def _publish(self, job: Job, answer: Answer) -> None:
+        assert answer.labels is not None
+        frame, now = job.captured.frame, self.bell.now_ns()
+        age_ms, latency_ms = (now - frame.captured_ns) / 1e6, (now - job.begun_ns) / 1e6
+        self._observe(job, latency_ms, age_ms)
+        if job.told or now > self.limits.expiry_ns(frame.captured_ns):
+            self._tell_late(job)
+            return
+        level = job.engine.levels[job.level]
+        stages_ms = {
+            "waiting": (job.begun_ns - frame.captured_ns) / 1e6,
+            "inference": answer.inference_ms,
+            "transfer": max(0.0, latency_ms - answer.inference_ms),
+        }
+        self.tally.publish()
+        self.ages.add(age_ms)
+        self.latencies.add(latency_ms)
+        self.levels[level] += 1
+        self._offer(
+            Result(
+                frame_id=job.captured.frame_id,
+                index=frame.index,
+                name=frame.name,
+                captured_ns=frame.captured_ns,
+                captured_wall_ns=job.captured.wall_ns,
+                labels=answer.labels,
+                image=frame.image,
+                level=level,
+                stages_ms=stages_ms,
+                age_ms=age_ms,
+                published_ns=now,
+                expires_ns=self.limits.expiry_ns(frame.captured_ns),
+            )
+        )
+
+    def _observe(self, job: Job, latency_ms: float, age_ms: float) -> None:
+        deadline_ms = self.limits.deadline_ms
+        if deadline_ms is not None and age_ms > deadline_ms:
+            self.misses += 1
+        if self.ladder is None or job.place is not self.crew.primary:
+            return
+        if job.level != self.ladder.level:
+            return  # begun before the last step of the ladder
+        change = self.ladder.observe(self.bell.now_ns(), latency_ms, age_ms)
+        if change is not None:
+            self.changes.append(change)
+
+    def _tell_late(self, job: Job) -> None:
+        """Once for each frame."""
+        if not job.told:
+            age_ms = (self.bell.now_ns() - job.captured.frame.captured_ns) / 1e6
+            text = f"no mask within {age_ms:.0f} ms of its capture"
+            self._drop(Kind.LATE, "late", text, job.captured)
+        job.told = True
+
+    def _watch_job(self) -> None:
+        """Tell the sinks when a mask is overdue; end inference that is stuck or gone."""
+        job = self.job
+        if job is None:
+            return
+        now = self.bell.now_ns()
+        if job.place.engine is not job.engine:  # the crew ended it
+            reason, cause = self.crew.losses[-1].reason, "worker"
+        elif now >= job.begun_ns + self.limits.stuck_ns(self.period_ms):
+            took_ms = (now - job.begun_ns) / 1e6
+            reason, cause = f"inference has been stuck for {took_ms:.0f} ms", "stuck"
+            self.crew.lose(job.place, cause, reason)
+        else:
+            if now > self.limits.expiry_ns(job.captured.frame.captured_ns):
+                self._tell_late(job)
+            return
+        self.job = None
+        if not job.told:
+            self._drop(Kind.LOST, cause, reason, job.captured)
+
+    def _tell_spoiled(self) -> None:
+        """Frames that the capture thread counted and skipped."""
+        while self.capture.spoiled:
+            spoiled = self.capture.spoiled.popleft()
+            now, wall = self.bell.now_ns(), self.bell.wall_ns()
+            self.trouble[spoiled.cause] = now, spoiled.reason
+            self.statuses[Kind.LOST.value] += 1
+            self._offer(
+                Status(Kind.LOST, spoiled.cause, spoiled.reason, now, wall, spoiled.frame_id)
+            )
+
+    def silent_s(self) -> float:
+        """Since the last good frame, or since the start."""
+        return (self.bell.now_ns() - max(self.capture.last_ns, self.began_ns)) / 1e9
+
+    def _camera_due_ns(self) -> int:
+        """When `_watch_camera` may have something to tell."""
+        if self.capture.every_frame or self.capture.ended:
+            return 1 << 62
+        period_ns = int(self.period_ms * 1e6)
+        overdue = max(self.capture.last_ns, self.began_ns) + int(OVERDUE * period_ns)
+        return max(overdue, self._told_camera_ns + period_ns)
+
+    def _watch_camera(self) -> None:
+        """Tell the sinks when no frame comes, once a period; open a camera that is silent anew."""
+        capture, now = self.capture, self.bell.now_ns()
+        silent = self.silent_s() > self.limits.silence_s
+        if capture.ended or (capture.every_frame and not capture.lost):
+            return
+        if silent and not capture.lost and not capture.gone:
+            self._reopen(now)
+        lost = bool(capture.lost) or silent
+        overdue = now >= self._camera_due_ns() and (capture.last_ns > 0 or silent)
+        if not overdue and not (lost and now - self._told_camera_ns >= self.period_ms * 1e6):
+            return
+        self._told_camera_ns = now
+        text = capture.lost or f"no frame for {self.silent_s() * 1000:.0f} ms"
+        self.tell(Kind.LOST if lost else Kind.STALE, "camera", text)
+
+    def _reopen(self, now: int) -> None:
+        if now - self._reopened_ns >= self.limits.silence_s * 1e9:
+            self._reopened_ns = now
+            self.capture.reopen()

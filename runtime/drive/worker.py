@@ -1,0 +1,188 @@
+"""Inference in a process of its own: what breaks there breaks alone, and can be ended.
+
+An error of CUDA is sticky: the process that met it never computes again. So the loop keeps to its
+process, and the worker's is killed and replaced. Frames and labels travel through one piece of
+shared memory without a name, which the kernel frees when both processes are gone; everything else
+as short messages over a pair of sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from .bell import Bell
+from .inference import Answer, Picture
+from .realtime import Wishes
+
+FIRST_BYTES = 1 << 20
+ARTIFACTS = "rtseg.runtime.drive.serve:load_artifacts"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker serves. loader: "module:function", called in the worker with `arguments` (JSON
+    values), gives the segmenters, largest first. levels: their names."""
+
+    levels: tuple[str, ...]
+    arguments: dict[str, Any]
+    loader: str = ARTIFACTS
+    realtime: Wishes | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+class SharedPicture:
+    """Memory that two processes map: a frame on its way there, its labels on the way back."""
+
+    def __init__(self, handle: int | None = None):
+        self.handle = _anonymous_file() if handle is None else handle
+        if handle is None:
+            os.ftruncate(self.handle, FIRST_BYTES)
+        self._map = mmap.mmap(self.handle, 0)
+
+    def write(self, picture: Picture) -> None:
+        if picture.nbytes > len(self._map):
+            os.ftruncate(self.handle, picture.nbytes)
+        self.view(picture.shape)[...] = picture
+
+    def view(self, shape: Sequence[int]) -> Picture:
+        """The picture in it, not copied: valid until the next write."""
+        size = int(np.prod(shape))
+        if size > len(self._map):
+            self._map = mmap.mmap(self.handle, 0)
+        return np.frombuffer(self._map, np.uint8, size).reshape(shape)
+
+    def close(self) -> None:
+        os.close(self.handle)
+
+
+class Worker:
+    """An Engine in another process, running `rtseg.runtime.drive.serve`.
+
+    known: digests of the known frame's labels by level, which workers of one task share: the first
+    that is ready fills it in, and one that computes anything else later is broken.
+    """
+
+    def __init__(self, task: Task, bell: Bell, known: dict[str, str] | None = None):
+        self.levels, self.bell = task.levels, bell
+        self.known = {} if known is None else known
+        self.ready, self.fault = False, ""
+        self.baselines_ms: Sequence[float] = [0.0] * len(task.levels)
+        self.facts: dict[str, Any] = {}  # what it said of itself when it was ready
+        self._answers: list[Answer] = []
+        self._shape: tuple[int, ...] = ()
+        self._memory = SharedPicture()
+        ours, theirs = socket.socketpair()
+        self._connection = Connection(ours.detach())
+        try:
+            self.process = _spawn(task, theirs.fileno(), self._memory.handle)
+        finally:
+            theirs.close()
+        self._thread = threading.Thread(target=self._listen, name="worker", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: int, image: Picture, level: int) -> None:
+        try:
+            self._memory.write(image)
+            self._shape = image.shape
+            self._connection.send(("run", job, image.shape, level))
+        except OSError as error:
+            self._break(f"the worker process cannot be reached: {error}")
+
+    def take(self) -> Answer | None:
+        return self._answers.pop(0) if self._answers else None
+
+    def kill(self) -> None:
+        """SIGKILL: a process inside a driver's call does not hear anything else. It is not waited
+        for here, since one inside the kernel takes its time; the listening thread does that."""
+        self.ready = False
+        with contextlib.suppress(OSError):
+            self.process.kill()
+
+    def join(self, timeout_s: float) -> None:
+        """Until the process is gone and what it held is free."""
+        self._thread.join(timeout_s)
+
+    def _listen(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._hear(*self._connection.recv())
+        code = self.process.wait()
+        self._break(f"the worker process ended {_ending(code)}")
+        self._connection.close()
+        self._memory.close()
+
+    def _hear(self, kind: str, *rest: Any) -> None:
+        if kind == "ready":
+            (self.facts,) = rest
+            self._begin()
+        elif kind == "refused":
+            self._break(*rest)
+        elif kind == "labels":
+            job, inference_ms = rest
+            # A copy, since the next frame goes into the same memory.
+            labels = self._memory.view(self._shape[:2]).copy()
+            self._answers.append(Answer(job, labels, inference_ms))
+        elif kind == "error":
+            job, text = rest
+            self._answers.append(Answer(job, None, error=text))
+        self.bell.ring()
+
+    def _begin(self) -> None:
+        for level, digest in zip(self.levels, self.facts["digests"], strict=True):
+            if self.known.setdefault(level, digest) != digest:
+                self._break(f"{level} gives other labels for the known frame than at the start")
+                return
+        self.baselines_ms = self.facts["baselines_ms"]
+        self.ready = True
+
+    def _break(self, why: str) -> None:
+        self.fault = self.fault or why
+        self.ready = False
+        self.bell.ring()
+
+
+def _spawn(task: Task, connection: int, memory: int) -> subprocess.Popen[bytes]:
+    facts = asdict(task) | {"parent": os.getpid(), "environment": None}
+    module = f"{__package__}.serve"
+    command = [sys.executable, "-m", module, str(connection), str(memory), json.dumps(facts)]
+    return subprocess.Popen(
+        command,
+        pass_fds=(connection, memory),
+        stdin=subprocess.DEVNULL,
+        env=os.environ | task.environment,
+    )
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("rtseg-frame")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _ending(code: int) -> str:
+    return f"by signal {-code}" if code < 0 else f"with exit code {code}"
+
+
+def wait_ready(worker: Worker, limit_s: float) -> None:
+    """Until it is ready. Raises RuntimeError if it breaks or takes longer."""
+    end = time.monotonic() + limit_s
+    while not worker.ready:
+        if worker.fault or time.monotonic() > end:
+            raise RuntimeError(worker.fault or f"not ready within {limit_s:g} s")
+        worker.bell.wait(0.1)
