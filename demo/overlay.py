@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.classes import ClassSet, Colour
-
-Picture = NDArray[np.uint8]
+from .lettering import BLACK, Picture, width_of, write
 
 
 def colour(labels: NDArray[np.uint8], palette: Sequence[Colour]) -> Picture:
@@ -31,13 +30,36 @@ def legend(classes: ClassSet, height: int) -> Picture:
     """(height, W, 3) BGR: a patch and a name for every class, in columns that fit `height`."""
     row = max(14, min(24, height // 12))
     rows = max(1, height // row)
+    wide = _entry_width(classes, row)
     columns = -(-len(classes) // rows)
-    wide = 8 * max(len(name) for name in classes.names) + 2 * row
     picture = np.full((height, columns * wide, 3), 255, np.uint8)
-    for i, (name, rgb) in enumerate(zip(classes.names, classes.palette, strict=True)):
-        x, y = i // rows * wide, i % rows * row
-        patch = (x + 3, y + 3), (x + row - 3, y + row - 3)
-        cv2.rectangle(picture, *patch, rgb[::-1], -1)
-        where = (x + row + 3, y + row - 5)
-        cv2.putText(picture, name, where, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    for i in range(len(classes)):
+        _draw_entry(picture, classes, i, (i // rows * wide, i % rows * row), row)
     return picture
+
+
+def legend_strip(classes: ClassSet, width: int, row: int = 22) -> Picture:
+    """(H, width, 3) BGR: the same in rows of columns of one width, to lie below a picture."""
+    wide = _entry_width(classes, row)
+    columns = max(1, min(len(classes), width // wide))
+    rows = -(-len(classes) // columns)
+    columns = -(-len(classes) // rows)  # as even as the rows can be
+    picture = np.full((rows * row + 8, width, 3), 255, np.uint8)
+    for i in range(len(classes)):
+        where = i % columns * (width // columns) + 4, i // columns * row + 4
+        _draw_entry(picture, classes, i, where, row)
+    return picture
+
+
+def _entry_width(classes: ClassSet, row: int) -> int:
+    return max(width_of(name, row - 8) for name in classes.names) + 2 * row
+
+
+def _draw_entry(
+    picture: Picture, classes: ClassSet, number: int, where: tuple[int, int], row: int
+) -> None:
+    x, y = where
+    corners = (x + 3, y + 3), (x + row - 4, y + row - 4)
+    cv2.rectangle(picture, *corners, classes.palette[number][::-1], -1)
+    cv2.rectangle(picture, *corners, BLACK, 1)  # white and pale classes on white paper
+    write(picture, classes.names[number], (x + row + 2, y + row - 7), row - 8, BLACK)

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.files import write_atomically
 from ..data.frames import Frame, Source, Unreadable
 from ..runtime import Segmenter
 from .overlay import blend
+from .writers import Video, write_png
 
 
 @dataclass
@@ -51,7 +50,7 @@ def predict(
             "leave --label-ids out"
         )
     summary = Summary()
-    video: _Video | None = None
+    video = Video(out / f"{source.video.stem}.mp4", source.fps) if source.video else None
     try:
         for frame in source:
             progress(frame)
@@ -65,14 +64,13 @@ def predict(
             ids = _as_label_ids(labels, segmenter) if label_ids else labels
             summary.written.append(_write(out / "labels" / f"{frame.name}.png", ids))
             picture = blend(frame.image, labels, segmenter.card.palette, opacity)
-            if source.video is None:
+            if video is not None:
+                video.add(picture)
+            else:
                 summary.written.append(_write(out / "overlays" / f"{frame.name}.png", picture))
-                continue
-            video = video or _Video(out / f"{source.video.stem}.mp4", source.fps, picture)
-            video.add(picture)
     finally:
         if video is not None:
-            summary.written.append(video.finish())
+            summary.written += video.finish()
     return summary
 
 
@@ -83,25 +81,5 @@ def _as_label_ids(labels: NDArray[np.uint8], segmenter: Segmenter) -> NDArray[np
 
 
 def _write(path: Path, picture: NDArray[np.uint8]) -> str:
-    write_atomically(path, cv2.imencode(".png", picture)[1].tobytes())
+    write_png(path, picture)
     return str(path)
-
-
-class _Video:
-    """An MP4 that gets its name when it is finished."""
-
-    def __init__(self, path: Path, fps: float, first: NDArray[np.uint8]):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.partial = path, path.with_name(f".{path.stem}.partial.mp4")
-        size = (first.shape[1], first.shape[0])
-        self.writer = cv2.VideoWriter(str(self.partial), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
-        if not self.writer.isOpened():
-            raise ValueError(f"OpenCV cannot write {path} here: it lacks the MP4 encoder")
-
-    def add(self, picture: NDArray[np.uint8]) -> None:
-        self.writer.write(picture)
-
-    def finish(self) -> str:
-        self.writer.release()
-        self.partial.replace(self.path)
-        return str(self.path)

@@ -1,0 +1,205 @@
+"""Pictures out: a video, a GIF, PNGs, or a window. All but the window appear whole or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+
+from ..data.files import write_atomically
+from .lettering import Picture
+
+CODECS = {".mp4": "mp4v", ".webm": "VP90", ".avi": "MJPG", ".mkv": "mp4v"}
+GIF_COLOURS = 128
+
+
+class Writer(Protocol):
+    """Takes pictures of one size; they count only once `finish` was called."""
+
+    def add(self, picture: Picture, name: str) -> bool:
+        """Whether more are wanted. name: of the frame, for writers that make a file of each."""
+        ...
+
+    def finish(self) -> list[str]:
+        """The files that are now there."""
+        ...
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        ...
+
+
+def open_writer(out: Path | None, fps: float) -> Writer:
+    """By the ending of `out`: .mp4, .webm, .mkv, .avi, .gif, .png (one frame); no ending is a
+    folder of PNGs; None is a window.
+
+    Raises ValueError for another ending, and where there is no display or no Pillow.
+    """
+    if out is None:
+        return Window(fps)
+    ending = out.suffix.lower()
+    if ending in CODECS:
+        return Video(out, fps)
+    if ending == ".gif":
+        return Gif(out, fps)
+    if ending == ".png":
+        return Single(out)
+    if ending == "":
+        return Folder(out)
+    raise ValueError(
+        f"{out} has an ending that the demo does not write: take {', '.join(CODECS)}, .gif, .png, "
+        "or a folder for one PNG a frame"
+    )
+
+
+class Video:
+    """A video that gets its name when it is finished. Its size is that of its first picture."""
+
+    def __init__(self, path: Path, fps: float):
+        self.path, self.fps = path, fps
+        self.partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+        self.writer: cv2.VideoWriter | None = None
+
+    def add(self, picture: Picture, name: str = "") -> bool:
+        if self.writer is None:
+            self.writer = self._open(picture)
+        self.writer.write(picture)
+        return True
+
+    def _open(self, picture: Picture) -> cv2.VideoWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
+        size = (picture.shape[1], picture.shape[0])
+        writer = cv2.VideoWriter(str(self.partial), code, self.fps, size)
+        if not writer.isOpened():
+            raise ValueError(
+                f"OpenCV cannot write {self.path} here: it lacks the encoder, or the folder is "
+                "not writable; try another ending, such as .avi"
+            )
+        return writer
+
+    def finish(self) -> list[str]:
+        if self.writer is None:
+            return []
+        self.writer.release()
+        self.partial.replace(self.path)
+        return [str(self.path)]
+
+    def abandon(self) -> None:
+        if self.writer is not None:
+            self.writer.release()
+        self.partial.unlink(missing_ok=True)
+
+
+class Gif:
+    """An animated GIF of a palette per frame, through Pillow."""
+
+    def __init__(self, path: Path, fps: float):
+        if importlib.util.find_spec("PIL") is None:
+            raise ValueError("a GIF needs Pillow: pip install pillow, or take .mp4 or .webm")
+        self.path, self.fps = path, fps
+        self.pictures: list[Any] = []  # a byte a pixel
+
+    def add(self, picture: Picture, name: str = "") -> bool:
+        from PIL import Image
+
+        rgb = Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+        self.pictures.append(rgb.quantize(GIF_COLOURS, dither=Image.Dither.NONE))
+        return True
+
+    def finish(self) -> list[str]:
+        import io
+
+        if not self.pictures:
+            return []
+        file = io.BytesIO()
+        first, *rest = self.pictures
+        hundredths = max(2, round(100 / self.fps))  # browsers slow down anything faster
+        first.save(
+            file, "GIF", save_all=True, append_images=rest, duration=10 * hundredths, loop=0
+        )
+        write_atomically(self.path, file.getvalue())
+        return [str(self.path)]
+
+    def abandon(self) -> None:
+        self.pictures.clear()
+
+
+class Single:
+    """One picture in one PNG."""
+
+    def __init__(self, path: Path):
+        self.path, self.written = path, False
+
+    def add(self, picture: Picture, name: str = "") -> bool:
+        write_png(self.path, picture)
+        self.written = True
+        return False
+
+    def finish(self) -> list[str]:
+        return [str(self.path)] if self.written else []
+
+    def abandon(self) -> None:
+        pass
+
+
+class Folder:
+    """A PNG a frame, each whole as soon as it is there; so nothing is taken back."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.names: list[str] = []
+
+    def add(self, picture: Picture, name: str) -> bool:
+        path = self.path / f"{name}.png"
+        write_png(path, picture)
+        self.names.append(str(path))
+        return True
+
+    def finish(self) -> list[str]:
+        return self.names
+
+    def abandon(self) -> None:
+        pass
+
+
+class Window:
+    """A window that plays the pictures. Space halts and goes on, q or Escape ends."""
+
+    TITLE = "rtseg demo"
+
+    def __init__(self, fps: float):
+        if not has_display():
+            raise ValueError(
+                "there is no display to open a window on: name a file with -o, such as -o demo.mp4"
+            )
+        self.fps = fps
+
+    def add(self, picture: Picture, name: str = "") -> bool:
+        cv2.imshow(self.TITLE, picture)
+        key = cv2.waitKey(1) & 0xFF
+        if key == ord(" "):
+            key = cv2.waitKey(0) & 0xFF
+        return key not in (ord("q"), 27)
+
+    def finish(self) -> list[str]:
+        cv2.destroyAllWindows()
+        return []
+
+    def abandon(self) -> None:
+        cv2.destroyAllWindows()
+
+
+def has_display() -> bool:
+    """Whether a window can be opened. OpenCV's window library ends the process where it cannot."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def write_png(path: Path, picture: Picture) -> None:
+    write_atomically(path, cv2.imencode(".png", picture)[1].tobytes())
