@@ -23,8 +23,9 @@ from .cost import Cost, count
 from .deploy import deploy
 from .network import Info, Network
 from .pipeline import FrameToLabels
+from .stored import CheckpointError
 from .variant import Variant
-from .weights import CheckpointError, digest, load_checkpoint, save_checkpoint
+from .weights import digest, load_checkpoint, save_checkpoint
 
 VARIANTS: dict[str, Variant] = (  # a new family: one import, one more term
     csfcn.VARIANTS

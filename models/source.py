@@ -16,15 +16,10 @@ from torch import nn
 from ..data.classes import CITYSCAPES, CLASS_SETS, ClassSet
 from ..data.scenes import scenes
 from . import VARIANTS, build
+from .likeness import SURE, likely
 from .network import Network
-from .weights import (
-    CheckpointError,
-    load_checkpoint,
-    read,
-    read_header,
-    rename_to_ours,
-    unwrap,
-)
+from .stored import CheckpointError, read, read_header, unwrap
+from .weights import load_checkpoint
 
 PRETRAINED = Path(__file__).with_name("pretrained")
 SEED = 0
@@ -103,22 +98,14 @@ def identify(path: Path) -> str:
     named = header(path).get("variant")
     if named in VARIANTS:
         return str(named)
-    state = unwrap(read(path), str(path))
-    matches = {}
-    for name in VARIANTS:
-        with torch.device("meta"):
-            network = build(name)
-        own = {k: v.shape for k, v in network.state_dict().items()}
-        renamed = rename_to_ours(state, network)
-        equal = sum(own.get(k) == v.shape for k, v in renamed.items())
-        matches[name] = equal / max(len(own), len(renamed))
-    best = max(matches, key=lambda name: matches[name])
-    if matches[best] < 0.9:  # another class count changes two entries, another network most
+    found = likely(unwrap(read(path), str(path)))
+    if found.share < SURE:
         raise CheckpointError(
-            f"{path} fits no variant: nearest is {best}, of whose entries {matches[best]:.0%} "
-            f"match; name the variant and give the file as weights to see the differences"
+            f"{path} fits no variant: nearest is {found.variant}, of whose entries "
+            f"{found.share:.0%} match; name the variant and give the file as weights to see the "
+            "differences"
         )
-    return best
+    return found.variant
 
 
 def untrained(variant: str, num_classes: int, seed: int = SEED) -> Network:

@@ -1,139 +1,57 @@
-"""Checkpoints: read without running code, renamed, loaded whole or not at all."""
+"""Checkpoints: renamed, loaded whole or not at all, saved."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import pickle
 import re
-import struct
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as dump_safetensors
-from torch import Tensor
 
 from ..data.files import write_atomically
 from .layers import RepConv
 from .network import Network
+from .stored import CheckpointError, State, read, unwrap
 from .variant import Keys
 
-State = dict[str, Tensor]
-WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
-LOSSES = ("loss.", "sem_loss.", "bd_loss.", "criterion.")  # buffers that trainers save along
 COUNTERS = "num_batches_tracked"  # of no use in inference; some tools drop them
 INDICES = ("relative_position_index", "attn_mask", "attn.biases")  # a network makes its own
 COMPUTED = (COUNTERS, *INDICES)
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that does not fit; nothing was loaded.
-
-    `missing`, `unexpected`: keys, `misshaped`: "key: found, expected", all of them, by our names.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        missing: Iterable[str] = (),
-        unexpected: Iterable[str] = (),
-        misshaped: Iterable[str] = (),
-    ):
-        super().__init__(message)
-        self.missing, self.unexpected = list(missing), list(unexpected)
-        self.misshaped = list(misshaped)
-
-
-def load_checkpoint(model: Network, source: str | os.PathLike[str] | Mapping[str, Any]) -> Network:
+def load_checkpoint(
+    model: Network,
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    classifier: Literal["keep", "new"] = "keep",
+) -> Network:
     """Fill `model` from a checkpoint file or a state dict, and return it.
 
     Takes our names and the official ones, state dicts inside `state_dict`, `model` and the like,
     and prefixes such as `module.`. Files: `.safetensors`, or what `torch.save` wrote, read with
-    `weights_only=True` so that no pickled code runs.
+    `weights_only=True` so that no pickled code runs. `classifier="new"` leaves the entries whose
+    shape depends on the class count as they are in `model` (`likeness.class_entries` names them):
+    for training on other classes.
 
     Raises CheckpointError, and leaves `model` as it was, if the file cannot be read, holds code, or
     if any entry is missing, unexpected, of another shape or not finite.
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
-    state = unwrap(source if isinstance(source, Mapping) else read(Path(source)), where)
-    state = with_silent_branches(rename_to_ours(state, model), model)
-    _check(state, model, where)
+    stored = unwrap(source if isinstance(source, Mapping) else read(Path(source)), where)
+    state = with_silent_branches(rename_to_ours(stored, model), model)
     own = model.state_dict()
+    if classifier == "new":
+        from .likeness import class_entries
+
+        state |= {k: own[k].clone() for k in class_entries(model.info.name) if k in own}
+    _check(state, model, where, stored)
     computed = {k: v for k, v in own.items() if k.endswith(COMPUTED)}
     model.load_state_dict(computed | state, strict=True)
     return model
-
-
-def read(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint file; see `load_checkpoint`."""
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_safetensors(path.read_bytes())
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        what = _refused(str(error))
-        raise CheckpointError(
-            f"{path} holds {what}: only tensors are read, for a pickle can run any code; "
-            "save its state_dict() alone, best as .safetensors"
-        ) from error
-    except (
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        OSError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise CheckpointError(
-            f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}; fetch it again"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
-    return content
-
-
-def read_header(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, without its tensors; {} where there is none."""
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
-    except (OSError, ValueError, struct.error) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
-    return header.get("__metadata__") or {}
-
-
-def _refused(message: str) -> str:
-    found = re.search(
-        r"(?:GLOBAL|Unsupported (?:global|class|type)[^\w]*)\s*:?\s*([\w.]+)", message
-    )
-    return f"pickled objects ({found.group(1)})" if found else "pickled objects or damaged data"
-
-
-def unwrap(content: Mapping[str, Any], where: str = "the checkpoint") -> State:
-    """The state dict inside `content`, without the prefixes that wrappers leave behind."""
-    for _ in range(3):
-        inner = next((content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-    state = {k: v for k, v in state.items() if not k.startswith(LOSSES)}
-    if not state:
-        keys = ", ".join(map(str, list(content)[:5])) or "nothing"
-        raise CheckpointError(f"{where} holds no tensors, but {keys}")
-    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
-    return state
 
 
 def _patterns(keys: Keys) -> list[tuple[re.Pattern[str], str | None]]:
@@ -202,7 +120,7 @@ def with_silent_branches(state: State, model: Network) -> State:
     return added | state
 
 
-def _check(state: State, model: Network, where: str) -> None:
+def _check(state: State, model: Network, where: str, stored: State) -> None:
     own = model.state_dict()
     missing = [k for k in own if k not in state and not k.endswith(COMPUTED)]
     unexpected = [k for k in state if k not in own]
@@ -212,11 +130,8 @@ def _check(state: State, model: Network, where: str) -> None:
         if k in state and state[k].shape != own[k].shape
     ]
     if missing or unexpected or misshaped:
-        found = _found_classes(state, model)
         name = f"{model.info.name} with {model.info.num_classes} classes"
-        lines = [f"{where} does not fit {name}"]
-        if found and found != model.info.num_classes:
-            lines[0] += f": it has {found} classes; build the model with num_classes={found}"
+        lines = [f"{where} does not fit {name}{_likely(stored, model)}"]
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -234,17 +149,23 @@ def _check(state: State, model: Network, where: str) -> None:
         )
 
 
-def _found_classes(state: State, model: Network) -> int | None:
-    """The class count of a checkpoint whose classifier alone differs."""
-    for name, value in model.state_dict().items():
-        other = state.get(name)
-        if other is None or other.shape == value.shape or not value.ndim:
-            continue
-        if value.shape[0] % model.info.num_classes == 0:
-            per_class = value.shape[0] // model.info.num_classes
-            if other.shape[1:] == value.shape[1:] and other.shape[0] % per_class == 0:
-                return int(other.shape[0] // per_class)
-    return None
+def _likely(stored: State, model: Network) -> str:
+    """What a checkpoint that does not fit seems to be, for the message."""
+    from .likeness import ALIKE, likely  # builds every variant, which only an error is worth
+
+    found = likely(stored, guess=model.info.name)
+    if found.variant != model.info.name:
+        if found.share < ALIKE:
+            return f": it fits no variant, {found.variant} the most ({found.share:.0%} of entries)"
+        classes = f" with {found.num_classes} classes" if found.num_classes else ""
+        return f": it looks like {found.variant}{classes} ({found.share:.0%} of its entries fit)"
+    if found.num_classes and found.num_classes != model.info.num_classes:
+        return (
+            f": it has {found.num_classes} classes; build the model with "
+            f"num_classes={found.num_classes}, or take all but its classifier with "
+            "classifier='new'"
+        )
+    return ""
 
 
 def save_checkpoint(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rtseg.data.datasets import DataError
 from rtseg.models import CheckpointError, build, load_checkpoint
-from rtseg.models.weights import read_header
+from rtseg.models.stored import read_header
 from rtseg.train import loop
 from rtseg.train.checkpoint import SaveError, read_state
 from rtseg.train.loader import Stream

@@ -10,7 +10,7 @@ import torch
 from rtseg.models import build
 from rtseg.train.loss import Criterion, balance, cross_entropy, dice, ohem
 from rtseg.train.optimiser import Average, factor, make_optimiser, set_learning_rate
-from rtseg.train.recipe import Loss, Optimiser, Schedule
+from rtseg.train.sections import Loss, Optimiser, Schedule
 from torch import nn
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rtseg.models import CheckpointError, build, digest, load_checkpoint, save_checkpoint
+from rtseg.models.likeness import class_entries
 from rtseg.models.source import identify, open_source
 from rtseg.models.weights import official_names
 
@@ -120,3 +121,66 @@ def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone() 
     assert not first.trained
     assert first.weights_from == "random, seed 0"
     assert digest(first.network) == digest(open_source("csfcn_tiny").network)
+
+
+def test_another_family_is_named_with_what_differs(tmp_path: Path) -> None:
+    path = save_checkpoint(build("pidnet_s", 11), tmp_path / "w.safetensors", naming="official")
+    with pytest.raises(CheckpointError, match="looks like pidnet_s with 11 classes") as caught:
+        load_checkpoint(build("csfcn_nano"), path)
+    assert "classifier.weight" in caught.value.missing
+    assert "pag3.detail.conv.weight" in str(caught.value.unexpected) or caught.value.unexpected
+
+
+def test_another_size_of_the_family_is_named() -> None:
+    state = build("csfcn_tiny").state_dict()
+    with pytest.raises(CheckpointError, match="looks like csfcn_tiny with 19 classes") as caught:
+        load_checkpoint(build("csfcn_nano"), state)
+    assert any("found (" in line for line in caught.value.misshaped)
+
+
+def test_a_checkpoint_of_nothing_we_have_says_so() -> None:
+    with pytest.raises(CheckpointError, match="it fits no variant"):
+        load_checkpoint(build("csfcn_nano"), {"features.0.weight": torch.zeros(64, 3, 3, 3)})
+
+
+FIRST = {
+    "csfcn": "backbone.stem.0.conv.weight",
+    "pidnet_s": "stem.0.conv.weight",
+    "bisenetv2": "detail.0.0.conv.weight",
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_new_classifier_keeps_all_else(name: str) -> None:
+    torch.manual_seed(1)
+    trained, fresh = build(name, 19), build(name, 5)
+    before = {k: v.clone() for k, v in fresh.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"it has 19 classes.*classifier='new'"):
+        load_checkpoint(fresh, trained.state_dict())
+    load_checkpoint(fresh, trained.state_dict(), classifier="new")
+    new = class_entries(name)
+    assert new
+    assert not torch.equal(before[FIRST[name]], trained.state_dict()[FIRST[name]])
+    for key, value in fresh.state_dict().items():
+        expected = before if key in new else trained.state_dict()
+        assert torch.equal(value, expected[key]), key
+
+
+def test_a_new_classifier_is_new_even_where_the_old_one_fits() -> None:
+    torch.manual_seed(1)
+    trained, fresh = build("csfcn_nano"), build("csfcn_nano")
+    before = fresh.state_dict()["classifier.weight"].clone()
+    load_checkpoint(fresh, trained.state_dict(), classifier="new")
+    assert torch.equal(fresh.state_dict()["classifier.weight"], before)
+
+
+def test_a_new_classifier_excuses_nothing_else() -> None:
+    state = {k: v for k, v in build("csfcn_nano").state_dict().items() if "head.conv" not in k}
+    with pytest.raises(CheckpointError, match=r"missing: head\.conv"):
+        load_checkpoint(build("csfcn_nano", 5), state, classifier="new")
+
+
+def test_class_entries_are_the_classifiers() -> None:
+    assert class_entries("csfcn_nano") == {"classifier.weight", "classifier.bias"}
+    assert "head.learners.0.queries" in class_entries("senformer_r50")
+    assert {k.split(".")[1] for k in class_entries("pidnet_s")} == {"classifier", "detail"}

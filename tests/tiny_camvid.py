@@ -7,7 +7,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rtseg.train.recipe import Recipe, checked, merged
+from rtseg.train.recipe import checked, merged
+from rtseg.train.sections import Recipe
 
 SIZE = (40, 64)
 RECIPE = {

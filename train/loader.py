@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -20,25 +20,41 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.datasets import Cached, DataError, SegmentationData
 from ..data.transforms import Augment
+from .borders import border_weights, edges
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images (N, H, W, 3) uint8 BGR, labels (N, H, W) uint8, and the samples' indices."""
+    """images (N, H, W, 3) uint8 BGR, labels (N, H, W) uint8, the samples' indices, and further
+    maps (N, H, W) uint8 that the loss asks for, by name."""
 
     images: Tensor
     labels: Tensor
     indices: list[int]
+    maps: dict[str, Tensor] = field(default_factory=dict)
 
     def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices)
+        maps = {name: values.pin_memory() for name, values in self.maps.items()}
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices, maps)
 
 
-class Stream(Dataset[tuple[np.ndarray, np.ndarray, int]]):
-    """Position -> augmented image, label, and index in `data`."""
+Item = tuple[np.ndarray, np.ndarray, int, dict[str, np.ndarray]]  # what a batch is made of
 
-    def __init__(self, data: SegmentationData | Cached, augment: Augment, seed: int):
+
+class Stream(Dataset[Item]):
+    """Position -> augmented image, label, index in `data`, and `maps`: "edges", which are drawn
+    before the augmentation and move with the label, and "bordered", drawn after it."""
+
+    def __init__(
+        self,
+        data: SegmentationData | Cached,
+        augment: Augment,
+        seed: int,
+        maps: Sequence[str] = (),
+        edge_margin: int = 0,
+    ):
         self.data, self.augment, self.seed = data, augment, seed
+        self.maps, self.edge_margin = tuple(maps), edge_margin
         self.order: tuple[int, np.ndarray] | None = None  # of the epoch seen last
 
     def index(self, position: int) -> int:
@@ -48,14 +64,22 @@ class Stream(Dataset[tuple[np.ndarray, np.ndarray, int]]):
             self.order = (epoch, random.permutation(len(self.data)))
         return int(self.order[1][place])
 
-    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, int]:
+    def __getitem__(self, position: int) -> Item:
         index = self.index(position)
         sample = self.data[index]
         if sample.label is None:
             raise DataError(f"{sample.name} has no label: this split is not for training")
+        label, maps = sample.label, {}
+        if "edges" in self.maps:
+            label = np.dstack([label, edges(label, self.edge_margin)])
         random = np.random.default_rng((self.seed, 1, position))
-        image, label = self.augment(sample.image, sample.label, random)
-        return image, label, index
+        image, label = self.augment(sample.image, label, random)
+        if "edges" in self.maps:
+            maps["edges"] = np.ascontiguousarray(label[..., 1])
+            label = np.ascontiguousarray(label[..., 0])
+        if "bordered" in self.maps:
+            maps["bordered"] = border_weights(label)
+        return image, label, index, maps
 
 
 class Positions(Sampler[list[int]]):
@@ -74,14 +98,19 @@ class Positions(Sampler[list[int]]):
             yield list(range(start, start + self.batch))
 
 
-def collate(items: list[tuple[np.ndarray, np.ndarray, int]]) -> Batch:
-    images, labels, indices = zip(*items, strict=True)
-    return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), [*indices])
+def collate(items: list[Item]) -> Batch:
+    images, labels, indices, maps = zip(*items, strict=True)
+    stacked = {name: _stacked([each[name] for each in maps]) for name in maps[0]}
+    return Batch(_stacked(images), _stacked(labels), [*indices], stacked)
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))
 
 
 def make_loader(
     stream: Stream, positions: Positions, workers: int, pin_memory: bool = False
-) -> DataLoader[tuple[np.ndarray, np.ndarray, int]]:
+) -> DataLoader[Item]:
     return DataLoader(
         stream,
         batch_sampler=positions,

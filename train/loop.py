@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.classes import CLASS_SETS, IGNORE, ClassSet, load_class_set
-from ..data.datasets import Cached, DataError, SegmentationData, open_data
+from ..data.datasets import DataError
 from ..models import build, save_checkpoint
 from .checkpoint import SaveError, git_revision, read_state, save_state
 from .curves import draw_curves
@@ -36,8 +34,10 @@ from .optimiser import (
 )
 from .parallel import Place, any_process, averaged, distribute, joined, summed
 from .predict import Predictor, autocast, channels_last, normalise
-from .pretrained import start_backbone
-from .recipe import Recipe
+from .pretrained import start
+from .sections import Recipe
+from .splits import class_counts, described, load
+from .stop import Stop, stop_signals
 
 STATE, BEST, LOG, CURVES = "last.pt", "best.safetensors", "log.jsonl", "curves.png"
 
@@ -86,33 +86,6 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True)
             ) from error
 
 
-class Stop:
-    """Set by a signal, read between iterations."""
-
-    wanted = False
-
-
-@contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """SIGTERM and SIGINT ask for a stop; the handlers of before come back at the end."""
-    stop = Stop()
-
-    def handle(number: int, frame: object) -> None:
-        stop.wanted = True
-
-    kinds = (signal.SIGTERM, signal.SIGINT)
-    try:
-        before = {kind: signal.signal(kind, handle) for kind in kinds}
-    except ValueError:  # only the main thread may set handlers
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-
 class Run:
     """A recipe made real on this process's device, and how far it has come."""
 
@@ -123,31 +96,29 @@ class Run:
         self.val = load(recipe, recipe.data.val)
         self.network = build(recipe.model, len(self.data.classes), **recipe.options).train()
         self.network.info.check_size(*recipe.augment.crop)
-        self.started = (
-            start_backbone(self.network, recipe.pretrained) if recipe.pretrained else None
-        )
+        self.started = start(self.network, recipe)
         channels_last(self.network.to(place.device))
         self.average = Average(self.network, recipe.ema) if recipe.ema else None
         self.optimiser = make_optimiser(self.network, recipe.optimiser)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.precision == "fp16")
-        self.criterion: Callable[..., Tensor] = Criterion(recipe.loss, self._class_weights()).to(
-            place.device
-        )
+        criterion = Criterion(recipe.loss, self._class_weights(), self.network.info.align_corners)
+        self.criterion: Callable[..., Tensor] = criterion.to(place.device)
         self.parallel = distribute(self.network, place, recipe.sync_norm)
         self.step_model: Any = torch.compile(self.parallel) if recipe.compile else self.parallel
         self.iteration, self.best = 0, 0.0
-        self.total = self._iterations()
+        self.length = self._iterations()
+        self.total = max(1, round(self.length * recipe.schedule.stop))
 
     def path(self, name: str) -> Path:
         return self.folder / name
 
     def _iterations(self) -> int:
-        schedule, recipe = self.recipe.schedule, self.recipe
+        """Of the whole schedule, which may end before."""
+        schedule = self.recipe.schedule
         if schedule.iterations is not None:
             return schedule.iterations
         assert schedule.epochs is not None
-        images = recipe.batch * recipe.accumulate * self.place.processes
-        return max(1, round(schedule.epochs * len(self.data) / images))
+        return max(1, round(schedule.epochs * len(self.data) / self._images))
 
     def _class_weights(self) -> Tensor | None:
         power = self.recipe.loss.class_balance
@@ -219,7 +190,7 @@ class Run:
     def _facts(self) -> dict[str, Any]:
         """What the log begins with, after every start."""
         facts = {"recipe": json.loads(self.recipe.model_dump_json()), "revision": git_revision()}
-        return facts | ({"pretrained": asdict(self.started)} if self.started else {})
+        return facts | ({"started": asdict(self.started)} if self.started else {})
 
     @property
     def _images(self) -> int:
@@ -227,14 +198,17 @@ class Run:
 
     @property
     def rate(self) -> float:
-        scale = factor(self.recipe.schedule, min(self.iteration, self.total - 1), self.total)
+        epoch = max(1, round(len(self.data) / self._images))
+        iteration = min(self.iteration, self.length - 1)
+        scale = factor(self.recipe.schedule, iteration, self.length, epoch)
         return self.recipe.optimiser.learning_rate * scale
 
     def _loader(self) -> Any:
         recipe, place = self.recipe, self.place
         steps = (self.iteration * recipe.accumulate, self.total * recipe.accumulate)
         positions = Positions(recipe.batch, *steps, place.process, place.processes)
-        stream = Stream(self.data, recipe.augment, recipe.seed)
+        margin = recipe.data.edge_margin
+        stream = Stream(self.data, recipe.augment, recipe.seed, recipe.loss.maps, margin)
         return make_loader(stream, positions, recipe.data.workers, place.device.type == "cuda")
 
     def step(self, batches: Iterator[Batch]) -> float:
@@ -278,7 +252,8 @@ class Run:
         label = batch.labels.to(device, non_blocking=True).long()
         with autocast(device, self.recipe.precision):
             outputs = self.step_model(image)
-        loss = self.criterion(outputs, label)
+        maps = {name: m.to(device, non_blocking=True) for name, m in batch.maps.items()}
+        loss = self.criterion(outputs, label, maps)
         value = float(loss.detach())
         if not math.isfinite(value):
             names = ", ".join(self.data.name(index) for index in batch.indices)
@@ -292,7 +267,14 @@ class Run:
     def validate(self) -> Evaluation:
         """mIoU on the validation split; better weights than ever are kept."""
         network = self.average.model if self.average else self.network
-        segment = Predictor(network, self.recipe.val_size, precision=self.recipe.precision)
+        recipe = self.recipe
+        segment = Predictor(
+            network,
+            recipe.val_size,
+            window=recipe.val_window,
+            precision=recipe.precision,
+            fit=recipe.val_fit,
+        )
         mine = range(self.place.process, len(self.val), self.place.processes)
         result = evaluate(segment, self.val, mine)
         self.network.train()
@@ -317,27 +299,3 @@ class Run:
             save_checkpoint(network, self.path(BEST), metadata=facts)
         except OSError as error:
             raise SaveError(f"cannot write {self.path(BEST)}: {error.strerror or error}") from error
-
-
-def load(recipe: Recipe, split: str) -> SegmentationData | Cached:
-    options = recipe.data
-    classes = load_class_set(options.classes) if options.classes else None
-    data = open_data(options.name, options.root, split, classes)
-    return Cached(data) if options.cache else data
-
-
-def described(classes: ClassSet) -> str | dict[str, Any]:
-    """For a checkpoint's header: the name of a known set, another one in full."""
-    if CLASS_SETS.get(classes.name) == classes:
-        return classes.name
-    return {"name": classes.name, "names": classes.names, "palette": classes.palette}
-
-
-def class_counts(data: SegmentationData | Cached) -> np.ndarray:
-    """(K,) int64: the pixels of each class in the whole split."""
-    counts = np.zeros(256, np.int64)
-    for index in range(len(data)):
-        label = data[index].label
-        if label is not None:
-            counts += np.bincount(label.ravel(), minlength=256)
-    return counts[: min(IGNORE, len(data.classes))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,27 +11,46 @@ import torch
 from torch import nn
 
 from ..models import Network
-from .recipe import Optimiser, Schedule
+from ..models.weights import official_names
+from .sections import Group, Optimiser, Schedule
+
+UNCHANGED = Group(names=("",))
 
 
-def make_optimiser(model: nn.Module, options: Optimiser) -> torch.optim.Optimizer:
-    """Groups by weight decay (none for parameters of one dimension) and by backbone or not.
-
-    Each group's `multiplier` scales the learning rate.
+def make_optimiser(model: Network, options: Optimiser) -> torch.optim.Optimizer:
+    """Groups of parameters by weight decay and by what their learning rate is multiplied with, in
+    each group's `multiplier`. Raises ValueError for a group of the recipe that fits no parameter.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    official, unseen = official_names(model), set(options.groups)
     for name, parameter in model.named_parameters():
+        group = _group(official.get(name, name), options)
+        unseen.discard(group)
+        decay = options.weight_decay * group.decay
+        if parameter.ndim == 1 and not options.decay_all:
+            decay = 0.0
+        rate = group.rate * (options.backbone if name.startswith("backbone.") else 1.0)
         if parameter.requires_grad:
-            decay = options.weight_decay if parameter.ndim > 1 else 0.0
-            multiplier = options.backbone if name.startswith("backbone.") else 1.0
-            groups.setdefault((decay, multiplier), []).append(parameter)
+            groups.setdefault((decay, rate), []).append(parameter)
+    for group in unseen:
+        raise ValueError(
+            f"optimiser.groups: no parameter of {model.info.name} that an earlier group leaves has "
+            f"{' or '.join(map(repr, group.names))} in its reference's name"
+        )
     rows = [
-        {"params": parameters, "weight_decay": decay, "multiplier": multiplier}
-        for (decay, multiplier), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "multiplier": rate}
+        for (decay, rate), parameters in groups.items()
     ]
-    if options.kind == "adamw":
-        return torch.optim.AdamW(rows, lr=options.learning_rate)
-    return torch.optim.SGD(rows, lr=options.learning_rate, momentum=options.momentum)
+    if options.kind == "sgd":
+        return torch.optim.SGD(rows, lr=options.learning_rate, momentum=options.momentum)
+    kind = torch.optim.AdamW if options.kind == "adamw" else torch.optim.Adam
+    return kind(rows, lr=options.learning_rate, betas=options.betas)
+
+
+def _group(name: str, options: Optimiser) -> Group:
+    """The first of the recipe's groups that fits, or one that changes nothing."""
+    fits = (g for g in options.groups if any(word in name for word in g.names))
+    return next(fits, UNCHANGED)
 
 
 def state_by_name(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
@@ -49,13 +69,25 @@ def load_state_by_name(
     optimiser.load_state_dict({"state": numbered, "param_groups": groups})
 
 
-def factor(schedule: Schedule, iteration: int, total: int) -> float:
-    """What the learning rate is multiplied with in `iteration` of 0 .. total - 1."""
-    if iteration < schedule.warmup:
-        progress = iteration / schedule.warmup
-        return schedule.warmup_from + (1 - schedule.warmup_from) * progress
-    span = max(1, total - schedule.warmup)
-    return float((1 - (iteration - schedule.warmup) / span) ** schedule.power)
+def factor(schedule: Schedule, iteration: int, total: int, epoch: int = 1) -> float:
+    """What the learning rate is multiplied with in `iteration` of 0 .. total - 1; `epoch` is the
+    number of iterations in one."""
+    warmup = schedule.warmup
+    begin = 0 if schedule.warmup_within else warmup
+    at = iteration // epoch * epoch if schedule.per_epoch else iteration
+    progress = max(0, at - begin) / max(1, total - begin)
+    if schedule.shape == "cosine":
+        left = (1 + math.cos(math.pi * progress)) / 2
+    else:
+        left = float((1 - progress) ** schedule.power)
+    rate = schedule.last + (1 - schedule.last) * left
+    return rate * _warmed(schedule, iteration / warmup) if iteration < warmup else rate
+
+
+def _warmed(schedule: Schedule, progress: float) -> float:
+    if schedule.warmup_shape == "exponential":
+        return float(schedule.warmup_from ** (1 - progress))
+    return schedule.warmup_from + (1 - schedule.warmup_from) * progress
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

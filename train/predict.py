@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from ..data.transforms import fitting_factor
 from ..models import Info, Network
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,7 +38,8 @@ class Predictor:
     """frame (H, W, 3) uint8 BGR, any size -> labels (H, W) uint8.
 
     `size`: (height, width) the frame is brought to first; None: its own, rounded up to what the
-    network takes. `scales`: further factors on that size, whose probabilities are averaged.
+    network takes. `fit`: (short, long) side that it is fitted into, keeping its ratio. `scales`:
+    further factors on that size, whose probabilities are averaged.
     `flip`: the mirrored frame counts as well. `window`: (height, width) of a sliding window with
     an overlap of a third; None: the whole frame at once.
     """
@@ -50,11 +52,12 @@ class Predictor:
         flip: bool = False,
         window: tuple[int, int] | None = None,
         precision: str = "fp32",
+        fit: tuple[int, int] | None = None,
     ):
         self.network = channels_last(network.eval())
         self.device = next(network.parameters()).device
         self.size, self.scales, self.flip = size, tuple(scales), flip
-        self.window, self.precision = window, precision
+        self.window, self.precision, self.fit = window, precision, fit
         if window is not None:
             network.info.check_size(*window)
 
@@ -77,7 +80,10 @@ class Predictor:
 
     def _views(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """The image at every size, as it is and mirrored."""
-        base = self.size or image.shape[-2:]
+        base: Sequence[float] = self.size or image.shape[-2:]
+        if self.fit:
+            factor = fitting_factor(image.shape[-2:], self.fit)
+            base = [round(side * factor) for side in base]
         step = self.network.info.multiple
         for scale in self.scales:
             size = tuple(max(1, math.ceil(side * scale / step)) * step for side in base)
@@ -93,7 +99,7 @@ class Predictor:
 
     def _whole(self, view: Tensor) -> Tensor:
         logits: Tensor = self.network(view)
-        return resized(logits, view.shape[-2:])
+        return resized(logits, view.shape[-2:], self.network.info.align_corners)
 
     def _slid(self, view: Tensor) -> Tensor:
         """Windows are averaged where they overlap; a smaller view is padded in the mean colour."""
@@ -123,7 +129,7 @@ def starts(length: int, window: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+def resized(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
-    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=align_corners)

@@ -1,4 +1,4 @@
-"""A backbone's start from ImageNet weights: torchvision's, mmsegmentation's or official names."""
+"""How a network starts: its backbone from ImageNet weights, or all of it from a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..models import VARIANTS, CheckpointError, Network
-from ..models.weights import COUNTERS, read, rename, unwrap
+from ..models import VARIANTS, CheckpointError, Network, load_checkpoint
+from ..models.likeness import class_entries
+from ..models.stored import read, unwrap
+from ..models.weights import COUNTERS, rename
+from .sections import Recipe
 
 MMSEG_STEM = (  # its deep stem -> the official one
     (r"^stem\.7\.", "bn1."),
@@ -21,11 +24,24 @@ PREFIXES = ("", "resnet.", "backbone.", "backbone.stem.")
 
 @dataclass(frozen=True)
 class Started:
-    """`loaded` of the backbone's `entries` were filled; `left` names those that were not."""
+    """From `file`, `loaded` of the `entries` were filled; `left` names those that were not."""
 
+    file: str
     loaded: int
     entries: int
     left: tuple[str, ...]
+
+
+def start(network: Network, recipe: Recipe) -> Started | None:
+    """Fill `network` from the file that `recipe` names; None where it names none."""
+    if recipe.pretrained is not None:
+        return start_backbone(network, recipe.pretrained)
+    if recipe.weights is None:
+        return None
+    load_checkpoint(network, recipe.weights, recipe.classifier)
+    own = network.state_dict().keys()
+    new = class_entries(recipe.model) & own if recipe.classifier == "new" else ()
+    return Started(str(recipe.weights), len(own) - len(new), len(own), tuple(sorted(new)))
 
 
 def start_backbone(network: Network, path: Path) -> Started:
@@ -45,7 +61,7 @@ def start_backbone(network: Network, path: Path) -> Started:
             f"(missing {', '.join(left[:3])}, ...): it is of another network"
         )
     network.load_state_dict(fits, strict=False)
-    return Started(len(fits), len(own), left)
+    return Started(str(path), len(fits), len(own), left)
 
 
 def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

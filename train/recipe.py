@@ -1,108 +1,22 @@
-"""Recipes: every knob of a training run with its unit and default, checked when it is read."""
+"""Recipes read from YAML, laid over each other and checked; `sections` says what they hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
-from ..data.transforms import Augment
+from .sections import Recipe
 
 RECIPES = Path(__file__).with_name("recipes")
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be used; the message names the key and what to write instead."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Data(Section):
-    """`cache` keeps all decoded images in memory; `workers` are processes that load and augment."""
-
-    name: str
-    root: Path = Path()
-    train: str = "train"
-    val: str = "val"
-    classes: Path | None = None
-    cache: bool = False
-    workers: int = Field(default=2, ge=0)
-
-
-class Optimiser(Section):
-    """Weight decay spares all parameters of one dimension (norms and biases). `clip` bounds the
-    norm of the whole gradient; `backbone` multiplies the backbone's learning rate."""
-
-    kind: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = Field(default=0.01, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
-    backbone: float = Field(default=1.0, ge=0)
-    clip: float | None = Field(default=None, gt=0)
-
-
-class Schedule(Section):
-    """Linear warm-up over `warmup` iterations from `warmup_from` times the learning rate, then
-    (1 - progress) ** power down to 0 at the end. Give `epochs` or `iterations`."""
-
-    epochs: float | None = Field(default=None, gt=0)
-    iterations: int | None = Field(default=None, gt=0)
-    warmup: int = Field(default=0, ge=0)
-    warmup_from: float = Field(default=1 / 3, ge=0, le=1)
-    power: float = Field(default=0.9, gt=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> Schedule:
-        if (self.epochs is None) == (self.iterations is None):
-            raise ValueError("give either epochs or iterations (null takes one away)")
-        return self
-
-
-class Loss(Section):
-    """`cross_entropy`, or `ohem`, which keeps pixels whose true class has a probability up to
-    `threshold` and at least the `kept` hardest of a batch. `dice` and `auxiliary` are weights of
-    the Dice loss and of each auxiliary output. `class_balance` x weighs classes by
-    (median frequency / frequency) ** x: 0 is even."""
-
-    kind: Literal["cross_entropy", "ohem"] = "cross_entropy"
-    threshold: float = Field(default=0.9, gt=0, le=1)
-    kept: int = Field(default=110_000, ge=1)
-    dice: float = Field(default=0.0, ge=0)
-    auxiliary: float = Field(default=0.4, ge=0)
-    class_balance: float = Field(default=0.0, ge=0, le=1)
-
-
-class Recipe(Section):
-    """A training run. `batch` counts images per process and step; `accumulate` steps make one
-    update. Intervals (`*_every`) count iterations, that is updates. `ema` is the decay of the
-    averaged weights, which are then the ones validated and kept; null: no averaging."""
-
-    model: str
-    data: Data
-    augment: Augment
-    options: dict[str, Any] = {}
-    optimiser: Optimiser = Optimiser()
-    schedule: Schedule
-    loss: Loss = Loss()
-    batch: int = Field(default=8, ge=1)
-    accumulate: int = Field(default=1, ge=1)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema: float | None = Field(default=None, gt=0, lt=1)
-    compile: bool = False
-    sync_norm: bool = True
-    pretrained: Path | None = None
-    seed: int = 0
-    log_every: int = Field(default=20, ge=1)
-    val_every: int = Field(default=1000, ge=1)
-    save_every: int = Field(default=500, ge=1)
-    val_size: tuple[int, int] | None = None
-    tensorboard: bool = False
 
 
 def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
@@ -191,9 +105,11 @@ def _explained(detail: Mapping[str, Any]) -> str:
 
 
 def _section_at(path: Iterable[Any]) -> type[BaseModel]:
+    """The section that a path of keys leads to; names and numbers of entries lead nowhere."""
     section: type[BaseModel] = Recipe
     for key in path:
-        kinds = (section.model_fields[key].annotation,)
-        kinds += get_args(kinds[0])
-        section = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+        if key in section.model_fields:
+            kinds = (section.model_fields[key].annotation,)
+            kinds += get_args(kinds[0])
+            section = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
     return section
