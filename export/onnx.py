@@ -16,7 +16,8 @@ from onnx import TensorProto, helper
 
 from ..models import FrameToLabels, Network, deploy
 
-OPSET = 18  # TensorRT reads the GridSample of opset 20 as nearest (NVIDIA/TensorRT #4646)
+OPSET = 18
+GELU_OPSET = 20  # knows GELU as one operator, where 18 spells it out in five
 SCORES = "scores"  # the tensor that the labels are the argmax of
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -33,18 +34,28 @@ def to_onnx(
     whole = FrameToLabels(deployed, outputs).eval().to(DTYPES[precision])
     frame = torch.zeros(1, *size, 3, dtype=torch.uint8)
     with quiet():
+        traced = torch.export.export(whole, (frame,), strict=False)
         program = torch.onnx.export(
-            whole,
-            (frame,),
+            traced,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=_opset(traced),
             input_names=["frame"],
             output_names=list(outputs),
             verbose=False,
         )
         assert program is not None
-        model = onnxslim.slim(program.model_proto)
+        # A product and a sum would become a Gemm between two reshapes.
+        model = onnxslim.slim(program.model_proto, skip_fusion_patterns=["FusionGemm"])
     return _finished(model)
+
+
+def _opset(traced: torch.export.ExportedProgram) -> int:
+    """The lowest that says what is needed in the fewest nodes. TensorRT reads the GridSample of
+    opset 20 as nearest (NVIDIA/TensorRT #4646)."""
+    called = {str(node.target) for node in traced.graph.nodes}
+    gelu = any(name.startswith("aten.gelu") for name in called)
+    grid_sample = any(name.startswith("aten.grid_sampler") for name in called)
+    return GELU_OPSET if gelu and not grid_sample else OPSET
 
 
 def _finished(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -120,6 +120,21 @@ class Groups(nn.Module):
         return (scores.unflatten(0, (-1, len(plan.tokens))) + penalty).flatten(0, 1)
 
 
+def heads_of(x: Tensor, heads: int) -> Tensor:
+    """(N, tokens, heads * C) -> (N, heads, tokens, C)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def weigh(scores: Tensor, value: Tensor) -> Tensor:
+    """Values added up by the softmax of scores (N, heads, queries, keys), taken in float32."""
+    return scores.float().softmax(dim=-1).to(value.dtype) @ value
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled queries to keys and values, all (N, heads, tokens, C)."""
+    return weigh(query @ key.transpose(-2, -1), value)
+
+
 class GroupAttention(nn.Module):
     """Multi-head attention inside groups: tokens (N, height * width, C) -> the same.
 
@@ -136,15 +151,12 @@ class GroupAttention(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         x = self.groups.split(x, size)
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.qkv(x).split(x.shape[-1], dim=-1)
-        )
+        query, key, value = heads_of(self.qkv(x), 3 * self.heads).chunk(3, dim=1)
         if self.scale != 1:
             query = query * self.scale
         scores = query @ key.transpose(-2, -1)
         scores = self.groups.separate(scores + self.bias(*self.groups.shape(size)), size)
-        attended = scores.float().softmax(dim=-1).to(value.dtype) @ value
+        attended = weigh(scores, value)
         return self.output(attended.transpose(1, 2).flatten(2), size)
 
     def output(self, x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .attention import Block, Groups, Mlp, RelativeBias, window_plan
+from .attention import Block, Groups, Mlp, RelativeBias, attend, heads_of, window_plan
 from .heads import AUXILIARY_KEYS, EncoderDecoder, Laterals, fcn_head
 from .layers import resize, to_map, to_tokens, unused
 from .resnet import deep_stem_keys, resnet50, stage_keys
+from .stacked import StackedLearners, apart
 from .swin import (
     UNFOLDED,
     UNFOLDED_KEYS,
@@ -62,14 +63,10 @@ class WindowPyramid(nn.Module):
         return maps
 
 
-def by_head(x: Tensor) -> Tensor:
-    """(N, tokens, C) -> (N, heads, tokens, C / heads)."""
-    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
-
-
 class Attention(nn.Module):
-    """Multi-head attention of `queries` to keys and values: (N, Q, C) -> (N, Q, C)."""
+    """Multi-head attention of class embeddings: (N, Q, C) -> (N, Q, C)."""
 
+    heads: int = HEADS
     scale: float = (WIDTH // HEADS) ** -0.5
 
     def __init__(self) -> None:
@@ -78,9 +75,7 @@ class Attention(nn.Module):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """All by head."""
-        scores = query * self.scale @ key.transpose(-2, -1)
-        attended = scores.float().softmax(dim=-1).to(value.dtype) @ value
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        return self.proj(attend(query * self.scale, key, value).transpose(1, 2).flatten(2))
 
 
 class SelfAttention(Attention):
@@ -91,7 +86,7 @@ class SelfAttention(Attention):
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attend(*(by_head(part) for part in self.qkv(x).split(WIDTH, dim=-1)))
+        return self.attend(*heads_of(self.qkv(x), 3 * HEADS).chunk(3, dim=1))
 
 
 class CrossAttention(Attention):
@@ -103,11 +98,11 @@ class CrossAttention(Attention):
         self.key_value = nn.Linear(WIDTH, 2 * WIDTH)
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
-        return self.attend(by_head(self.query(x)), *keys_values)
+        return self.attend(heads_of(self.query(x), HEADS), *keys_values)
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        key, value = self.key_value(tokens).split(WIDTH, dim=-1)
-        return by_head(key), by_head(value)
+        key, value = heads_of(self.key_value(tokens), 2 * HEADS).chunk(2, dim=1)
+        return key, value
 
 
 class DecoderBlock(nn.Module):
@@ -140,41 +135,28 @@ class Learner(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm_tokens(to_tokens(x))
-        embeddings = self.embeddings(self.queries.expand(len(x), -1, -1), tokens)
-        logits = self.norm_embeddings(embeddings) @ tokens.transpose(1, 2)
+        logits = self.classes(tokens) @ tokens.transpose(1, 2)
         return logits.unflatten(2, x.shape[-2:])
 
-    def embeddings(self, x: Tensor, tokens: Tensor) -> Tensor:
+    def contrasts(self, x: Tensor) -> Tensor:
+        """The logits less what all classes share, which is nothing to their softmax."""
+        tokens = self.norm_tokens(to_tokens(x))
+        logits = apart(self.classes(tokens)) @ tokens.transpose(1, 2)
+        return logits.unflatten(2, x.shape[-2:])
+
+    def classes(self, tokens: Tensor) -> Tensor:
         """Class embeddings (N, classes, C) after all blocks; a shared one reads the tokens anew."""
+        x = self.queries.expand(len(tokens), -1, -1)
         for i in range(BLOCKS):
             block = self.blocks[i % len(self.blocks)]
             x = block(x, block.cross.keys_values(tokens))  # type: ignore[union-attr, operator]
-        return x
+        return self.norm_embeddings(x)
 
     def soften(self) -> None:
         """Random classes that differ: where training starts, all are the same. Tokens and classes
         are both normed, so that their products would be far larger than trained logits."""
         nn.init.normal_(self.queries)
         nn.init.constant_(self.norm_embeddings.weight, WIDTH**-0.5)
-
-    def deployed(self) -> DeployedLearner:
-        return DeployedLearner(self)
-
-
-class DeployedLearner(Learner):
-    """A learner in which a shared block makes its keys and values once, not six times."""
-
-    def __init__(self, plain: Learner):
-        nn.Module.__init__(self)
-        self.queries, self.blocks = plain.queries, plain.blocks
-        self.norm_tokens, self.norm_embeddings = plain.norm_tokens, plain.norm_embeddings
-
-    def embeddings(self, x: Tensor, tokens: Tensor) -> Tensor:
-        for block in self.blocks:
-            keys_values = block.cross.keys_values(tokens)  # type: ignore[union-attr, operator]
-            for _ in range(BLOCKS // len(self.blocks)):
-                x = block(x, keys_values)
-        return x
 
 
 class SelfEnsemble(nn.Module):
@@ -189,19 +171,44 @@ class SelfEnsemble(nn.Module):
         self.learners = nn.ModuleList(Learner(num_classes, shared) for _ in inputs)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        return ensemble(self.votes(features))
+        maps = zip(self.learners, self.neck(features), strict=True)
+        return ensemble(at_finest([learner.contrasts(x) for learner, x in maps]))  # type: ignore[operator]
 
     def votes(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Each learner's logits, all at the finest map's size."""
+        maps = zip(self.learners, self.neck(features), strict=True)
+        return at_finest([learner(x) for learner, x in maps])
+
+    def deployed(self) -> DeployedEnsemble:
+        return DeployedEnsemble(self)
+
+
+class DeployedEnsemble(nn.Module):
+    """With the learners side by side."""
+
+    def __init__(self, plain: SelfEnsemble):
+        super().__init__()
+        self.neck = plain.neck
+        learners: list[Learner] = list(plain.learners)  # type: ignore[arg-type]
+        self.learners = StackedLearners(learners, BLOCKS // len(learners[0].blocks))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
         maps = self.neck(features)
-        logits = [learner(x) for learner, x in zip(self.learners, maps, strict=True)]
-        return [logits[0], *(resize(x, like=logits[0]) for x in logits[1:])]
+        logits = self.learners([to_tokens(x) for x in maps])
+        sizes = [x.shape[-2:] for x in maps]
+        each = [y.unflatten(2, size) for y, size in zip(logits, sizes, strict=True)]
+        return ensemble(at_finest(each))
+
+
+def at_finest(maps: Sequence[Tensor]) -> list[Tensor]:
+    """All enlarged to the first one's size."""
+    return [maps[0], *(resize(x, like=maps[0]) for x in maps[1:])]
 
 
 def ensemble(votes: Sequence[Tensor]) -> Tensor:
     """The sum of the class probabilities, from logits."""
-    total = torch.stack([vote.float().softmax(dim=1) for vote in votes]).sum(dim=0)
-    return total.to(votes[0].dtype)
+    first, *others = (vote.float().softmax(dim=1) for vote in votes)
+    return sum(others, first).to(votes[0].dtype)
 
 
 class SenFormer(EncoderDecoder):
