@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .bench import bench
 from .doctor import Findings, examine
-from .result import Report, Result
+from .report import Report
+from .result import Result
 
 __all__ = ["Findings", "Report", "Result", "bench", "examine"]

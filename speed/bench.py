@@ -1,24 +1,27 @@
-"""The benchmark: artifacts and the plain PyTorch network, measured in turns in one run."""
+"""The benchmark: artifacts and their peers, measured in turns in one run."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from ..runtime import ArtifactError
+from ..data.classes import ClassSet
 from ..runtime.preflight import gpus
-from .clock import Lane, Limits, WarmUp, race, ratio, warm_up
-from .contestants import Contestant, Frames
-from .machine import Machine, Watch, machine, usable_cores
-from .memory import PeakMemory
-from .plan import Contest, EagerEntry, Entry, plan
-from .result import STAGES, Report, Result, Speedup, Timing
+from .ceilings import measure_ceilings
+from .clock import Limits
+from .contestants import Frames
+from .host import Host, Progress
+from .machine import machine, usable_cores
+from .plan import Contest, plan
+from .report import Report
+from .result import Result
+from .roofline import Ceilings
+from .sheet import utc_now
 
-Progress = Callable[[str, float], None]  # what is being done, and the share done of it, 0..1
 NO_TORCH = 'no eager row to compare with: PyTorch is not installed; pip install "rtseg[export]"'
+CAMERA_HZ = 10.0
 
 
 def bench(
@@ -32,6 +35,13 @@ def bench(
     threads: int | None = None,
     frames: Frames | None = None,
     eager: bool = True,
+    peers: Sequence[str] = (),
+    camera_hz: float | None = CAMERA_HZ,
+    deadline_ms: float | None = None,
+    stall_ms: float = 0.0,
+    roofline: bool = False,
+    calib: Path | None = None,
+    classes: ClassSet | None = None,
     device: str | None = None,
     progress: Progress = lambda step, share: None,
 ) -> Report:
@@ -42,32 +52,70 @@ def bench(
     `precisions` stand for the model's own, those installed, and each backend's default. threads: on
     the CPU, by default one per physical core. frames: (H, W, 3) uint8 BGR of any size, by default
     drawn scenes of the model's size. device: "cpu" or "cuda[:N]". eager: with the row of the plain
-    PyTorch network.
+    PyTorch network; peers: further names of `peers.PEERS`, "all" for those installed. camera_hz:
+    rate of the camera that every row is shown too, None for none; a frame is late after
+    `deadline_ms`, by default a period. stall_ms: held up that long every 10 s at the camera's
+    pace, as a check. roofline: measure the machine's ceilings as well. calib: folder of frames
+    that int8 is calibrated on. classes: of networks that are exported, by default their own.
 
-    Raises ValueError for models, sizes, backends or precisions that do not fit each other, and
-    ArtifactError for an artifact that does not run here.
+    Raises ValueError for models, sizes, backends, precisions or peers that do not fit each other,
+    and ArtifactError for an artifact or a named peer that does not run here.
     """
-    limits = Limits(runs, seconds)
-    report = Report([], machine(), limits, _utc_now(), [])
-    contests, skipped = plan(models, sizes, backends, precisions, device, progress)
+    limits, started = Limits(runs, seconds), utc_now()
+    contests, skipped = plan(
+        models, sizes, backends, precisions, device, progress, calib=calib, classes=classes
+    )
     warnings = list(skipped)
     has_torch = importlib.util.find_spec("torch") is not None
     if eager and not has_torch:
         warnings.append(NO_TORCH)
+    host = Host(
+        machine=machine(),
+        threads=threads or usable_cores(),
+        device=device,
+        limits=limits,
+        progress=progress,
+        peers=[*(["eager"] if eager else []), *peers] if has_torch else [],
+        camera_hz=camera_hz,
+        deadline_ms=deadline_ms,
+        stall_ms=stall_ms,
+        ceilings=_ceilings(device, threads or usable_cores(), progress) if roofline else {},
+    )
+    rows, failed = _all(host, contests, frames)
+    doubts = doubts_of(rows, host.threads)
+    settings = {"camera_hz": camera_hz, "stall_ms": stall_ms, "device": device}
+    ceilings = next(iter(host.ceilings.values()), None)
+    report = Report(rows, host.machine, limits, started, [], ceilings, settings)
+    return replace(report, warnings=[*warnings, *failed, *doubts])
+
+
+def _all(
+    host: Host, contests: Sequence[Contest], frames: Frames | None
+) -> tuple[list[Result], list[str]]:
     rows: list[Result] = []
-    host = _Host(report.machine, threads or usable_cores(), device, limits, progress)
+    failed: list[str] = []
     for contest in contests:
-        results, failed = host.measure(contest, frames, eager and has_torch)
+        results, absent = host.measure(contest, frames)
         rows += results
-        warnings += failed
-    return replace(report, rows=rows, warnings=[*warnings, *_doubts(rows, host.threads)])
+        failed += absent
+    return rows, failed
 
 
-def _utc_now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def _ceilings(device: str | None, threads: int, progress: Progress) -> dict[str, Ceilings]:
+    """By kind of device: the CPU's always, the GPU's where rows may run on one."""
+    progress("the machine's ceilings", 0.0)
+    found = {}
+    if gpus() and device != "cpu" and importlib.util.find_spec("torch"):
+        import torch
+
+        if torch.cuda.is_available():
+            found["cuda"] = measure_ceilings(threads, device or "cuda")
+    if not found or device == "cpu":
+        found["cpu"] = measure_ceilings(threads)
+    return found
 
 
-def _doubts(rows: Sequence[Result], threads: int) -> list[str]:
+def doubts_of(rows: Sequence[Result], threads: int) -> list[str]:
     """What makes the figures less sure, a line each."""
     loudest = max((row.noise for row in rows), key=lambda noise: noise.others or 0, default=None)
     noise = loudest.warning() if loudest else None
@@ -79,123 +127,7 @@ def _doubts(rows: Sequence[Result], threads: int) -> list[str]:
     fewer = [
         f"{row.subject.title} was faster on {row.subject.threads} thread and so measured on it"
         for row in rows
-        if row.subject.backend == "eager" and (row.subject.threads or threads) < threads
+        if row.subject.peer and (row.subject.threads or threads) < threads
     ]
-    return [*([noise] if noise else []), *unsteady, *fewer]
-
-
-@dataclass(frozen=True)
-class _Opened:
-    contestant: Contestant
-    warm_up: WarmUp
-    host_mib: float | None
-    device_mib: float | None
-
-
-@dataclass(frozen=True)
-class _Host:
-    """The machine and how it is to be used."""
-
-    machine: Machine
-    threads: int
-    device: str | None
-    limits: Limits
-    progress: Progress
-
-    def measure(
-        self, contest: Contest, frames: Frames | None, eager: bool
-    ) -> tuple[list[Result], list[str]]:
-        """(rows, why entries that nobody asked for by name are absent)."""
-        frames = frames or contest.scenes()
-        absent = []
-        with ExitStack() as stack:
-            opened = []
-            for entry in contest.entries:
-                try:
-                    opened.append(self._open(entry, frames, stack))
-                except ArtifactError as error:
-                    if entry.asked_for:
-                        raise
-                    absent.append(f"{entry.backend} left out: {error}")
-            if not opened:
-                raise ArtifactError("; ".join(absent))
-            for device in self._eager_devices(opened) if eager else []:
-                opened.append(self._open(contest.eager(device), frames, stack))
-            return self._race(contest.title, opened), absent
-
-    def _open(self, entry: Entry | EagerEntry, frames: Frames, stack: ExitStack) -> _Opened:
-        """Load and warm up one contestant, watching the memory that this takes."""
-        self.progress(f"{entry.title}: warming up", 0.0)
-        peak = PeakMemory()
-        contestant = entry.open(frames, self.threads, self.device)
-        stack.callback(contestant.close)
-        warmed = warm_up(contestant.frame_to_labels)
-        contestant.network()
-        return _Opened(contestant, warmed, peak.host_mib(), peak.device_mib())
-
-    def _eager_devices(self, opened: Sequence[_Opened]) -> list[str]:
-        """A device of each kind that our rows ran on: an engine is compared on its own GPU."""
-        subjects = [each.contestant.subject for each in opened]
-        kinds = dict.fromkeys("cpu" if subject.threads else "cuda" for subject in subjects)
-        if "cuda" in kinds and not _torch_has_cuda():
-            del kinds["cuda"]
-            kinds["cpu"] = None
-        return list(kinds)
-
-    def _race(self, title: str, opened: Sequence[_Opened]) -> list[Result]:
-        lanes = [
-            Lane(
-                {"frame_to_labels": c.frame_to_labels, "network": c.network},
-                aside=c.staged,
-            )
-            for c in (each.contestant for each in opened)
-        ]
-        watch = Watch()
-        race(lanes, self.limits, progress=lambda share: self.progress(f"{title}: timing", share))
-        noise = watch.noise()
-        results = []
-        for each, lane in zip(opened, lanes, strict=True):
-            subject = each.contestant.subject
-            results.append(
-                Result(
-                    subject=subject,
-                    frame_to_labels=Timing.of(lane.times("frame_to_labels")),
-                    network=Timing.of(lane.times("network")),
-                    stages=_median_stages(each.contestant),
-                    host_mib=each.host_mib,
-                    device_mib=each.device_mib,
-                    warm_up=each.warm_up,
-                    against_eager=_speedup(each, lane, opened, lanes),
-                    noise=noise,
-                    machine=self.machine,
-                )
-            )
-        return results
-
-
-def _torch_has_cuda() -> bool:
-    import torch
-
-    return bool(gpus()) and torch.cuda.is_available()
-
-
-def _median_stages(contestant: Contestant) -> dict[str, float]:
-    laps = contestant.laps
-    return {name: sorted(lap[name] for lap in laps)[len(laps) // 2] for name in STAGES}
-
-
-def _speedup(
-    ours: _Opened, lane: Lane, opened: Sequence[_Opened], lanes: Sequence[Lane]
-) -> Speedup | None:
-    """Against the eager row on the same kind of device; None for an eager row itself."""
-    if ours.contestant.subject.backend == "eager":
-        return None
-    for other, other_lane in zip(opened, lanes, strict=True):
-        subject = other.contestant.subject
-        same_kind = (subject.threads is None) == (ours.contestant.subject.threads is None)
-        if subject.backend == "eager" and same_kind:
-            return Speedup(
-                ratio(lane.rounds["frame_to_labels"], other_lane.rounds["frame_to_labels"]),
-                ratio(lane.rounds["network"], other_lane.rounds["network"]),
-            )
-    return None
+    held = [row.gpu.warning(row.subject.title) for row in rows if row.gpu]
+    return [*([noise] if noise else []), *unsteady, *fewer, *filter(None, held)]

@@ -34,6 +34,53 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Single runs, batch 1. `fps`: frames a second one after another, from the mean."""
+
+    runs: int
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    p99_9_ms: float
+    max_ms: float
+    std_ms: float
+    fps: float
+
+    @classmethod
+    def of(cls, times: NDArray[np.float64]) -> Timing:
+        """times (runs,) in ms, one at least."""
+        p50, p90, p99, p99_9 = np.percentile(times, [50, 90, 99, 99.9])
+        return cls(
+            runs=len(times),
+            mean_ms=round(float(times.mean()), 4),
+            p50_ms=round(float(p50), 4),
+            p90_ms=round(float(p90), 4),
+            p99_ms=round(float(p99), 4),
+            p99_9_ms=round(float(p99_9), 4),
+            max_ms=round(float(times.max()), 4),
+            std_ms=round(float(times.std()), 4),
+            fps=round(1e3 / max(float(times.mean()), 1e-6), 3),
+        )
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """`counts`: of the runs between neighbouring `edges_ms`, which grow by a constant factor."""
+
+    edges_ms: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, times: NDArray[np.float64], bins: int = 40) -> Histogram:
+        """times (runs,) in ms, above 0."""
+        low, high = max(float(times.min()), 1e-3), max(float(times.max()), 2e-3)
+        edges = np.geomspace(low * 0.999, high * 1.001, bins + 1)
+        counts, _ = np.histogram(times, edges)
+        return cls(tuple(float(f"{edge:.5g}") for edge in edges), tuple(counts.tolist()))
+
+
+@dataclass(frozen=True)
 class WarmUp:
     """`steady`: whether the median settled before the patience ended. `last_ms`: its last value."""
 

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import shutil
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import __version__
+from ..data.classes import ClassSet
 from ..data.scenes import scenes
 from ..runtime import ArtifactError, Card, read_card
 from ..runtime.backend import BACKENDS, MissingPackage, choose, cuda_available, installed
-from ..runtime.packages import cache_folder
 from ..runtime.preflight import gpus
-from .contestants import Artifact, Contestant, Eager, Frames
+from .cache import exported as exported
+from .cache import plain_export, text_of
+from .contestants import Artifact, Contestant, Frames
 from .machine import Watch
+from .peers import PEERS, Plain, peer_class
+from .roofline import Work, work_of
 
 if TYPE_CHECKING:
     from ..models.source import Source
 
 Size = tuple[int, int]
 Progress = Callable[[str, float], None]
-TARGETS = {"onnxruntime": "onnx"}  # what `export` makes for a backend, where the names differ
 ON_CPU = ("openvino", "onnxruntime")
 ON_GPU = ("tensorrt", "torch", "onnxruntime")
 # Precision asked for: the graph it needs, and what OpenVINO is told to compute that graph in.
@@ -35,7 +36,6 @@ OPENVINO = {
     "fp16": ("fp16", "fp16"),
     "int8": ("int8", None),
 }
-ROOT = Path(__file__).parents[1]
 SCENES = 4
 
 
@@ -63,16 +63,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class EagerEntry:
-    """The plain network in PyTorch. device: "cpu" or "cuda[:N]"."""
+class PeerEntry:
+    """The network as others run it. peer: a name of PEERS; device: "cpu" or "cuda[:N]"."""
 
+    peer: str
     source: Source
     size: Size
     device: str
 
     @property
     def title(self) -> str:
-        return f"{self.source.network.info.name} in PyTorch eager"
+        return f"{self.source.network.info.name} in {PEERS[self.peer].title}"
 
     def open(self, frames: Frames, threads: int, device: str | None) -> Contestant:
         from ..models import count, digest
@@ -80,13 +81,15 @@ class EagerEntry:
         network = copy.deepcopy(self.source.network)
         macs, weights = count(network, self.size).macs, digest(network)
         on = device if device and device.startswith(self.device) else self.device
-        trained = self.source.trained
+        kind = peer_class(self.peer)
+        if issubclass(kind, Plain):
+            kind = kind.on(plain_export(self.source, self.size))
         watch = Watch()
-        eager = Eager(network, self.size, weights, macs, frames, on, threads, trained)
-        eager.frame_to_labels()
-        if on == "cpu" and not watch.noise().quiet:
-            eager.keep_faster_thread_count()
-        return eager
+        peer = kind(network, self.size, weights, macs, frames, on, threads, self.source.trained)
+        peer.frame_to_labels()
+        if on == "cpu" and self.peer == "eager" and not watch.noise().quiet:
+            peer.keep_faster_thread_count()
+        return peer
 
 
 @dataclass
@@ -104,8 +107,15 @@ class Contest:
     def scenes(self) -> Frames:
         return scenes(SCENES, self.card.size)
 
-    def eager(self, device: str) -> EagerEntry:
-        return EagerEntry(self._source, self.card.size, device)
+    def peer(self, name: str, device: str) -> PeerEntry:
+        return PeerEntry(name, self._source, self.card.size, device)
+
+    def work(self) -> Work:
+        """What the plain network has to do for a frame; without its layers if PyTorch is absent."""
+        pixels = self.card.size[0] * self.card.size[1]
+        if importlib.util.find_spec("torch") is None:
+            return Work(self.card.macs, self.card.params, pixels)
+        return work_of(self._source.network, self.card.size)
 
     @cached_property
     def _source(self) -> Source:
@@ -122,15 +132,21 @@ def plan(
     precisions: Sequence[str],
     device: str | None,
     progress: Progress,
+    *,
+    calib: Path | None = None,
+    classes: ClassSet | None = None,
 ) -> tuple[list[Contest], list[str]]:
     """(contests in the order given, lines on what was asked for and does not exist).
+
+    calib: folder of frames that int8 graphs are calibrated on; classes: of networks that are
+    exported, by default those of their weights.
 
     Raises ValueError for names, sizes, backends and precisions that do not fit each other.
     """
     if not models:
         raise ValueError("nothing to measure: name a variant, a checkpoint or an artifact")
     _check(backends)
-    wish = _Wish(sizes, backends, precisions, device, progress)
+    wish = _Wish(sizes, backends, precisions, device, progress, calib, classes)
     contests: dict[tuple[str, int, Size], Contest] = {}
     for model in models:
         for entry in wish.entries(model):
@@ -167,7 +183,10 @@ class _Wish:
         precisions: Sequence[str],
         device: str | None,
         progress: Progress,
+        calib: Path | None = None,
+        classes: ClassSet | None = None,
     ):
+        self.calib, self.classes = calib, classes
         self.sizes, self.backends, self.precisions = sizes, backends, precisions
         self.device, self.progress = device, progress
         self.on_gpu = (device or "cuda").startswith("cuda") and bool(gpus())
@@ -180,7 +199,7 @@ class _Wish:
         card = read_card(path)
         if self.sizes and card.size not in self.sizes:
             raise ValueError(
-                f"{path.name} takes {_text(card.size)} only, as exported: leave the size out, "
+                f"{path.name} takes {text_of(card.size)} only, as exported: leave the size out, "
                 f"or name {card.model} instead to have it exported at other sizes"
             )
         ways = [
@@ -204,11 +223,11 @@ class _Wish:
         return [choose(path, self.backends[0] if self.backends else None, self.device)]
 
     def _of_network(self, model: str) -> Iterator[Entry]:
-        source = _open_source(model)
+        source = _open_source(model, self.classes)
         for size in dict.fromkeys(self.sizes or [_usual_size(source)]):
             for graph, ways in self._by_graph().items():
                 backends = list(dict.fromkeys(backend for backend, _ in ways))
-                paths = exported(source, size, backends, graph, self.progress)
+                paths = exported(source, size, backends, graph, self.progress, self.calib)
                 for backend, hint in ways:
                     yield Entry(paths[backend], backend, hint, bool(self.backends))
 
@@ -268,7 +287,7 @@ def is_artifact(model: str) -> bool:
     return any(path.suffix in entry.suffixes for entry in BACKENDS.values())
 
 
-def _open_source(model: str) -> Source:
+def _open_source(model: str, classes: ClassSet | None = None) -> Source:
     try:
         from ..models.source import open_source
     except ImportError as error:
@@ -276,7 +295,7 @@ def _open_source(model: str) -> Source:
             f"{model} has to be exported first, which needs PyTorch: pip install "
             '"rtseg[export]", or measure an artifact'
         ) from error
-    return open_source(model)
+    return open_source(model, classes=classes)
 
 
 def _usual_size(source: Source) -> Size:
@@ -293,58 +312,3 @@ def exported_model(model: str, backend: str | None, step: Callable[[str], None])
     source = _open_source(model)
     paths = exported(source, _usual_size(source), [chosen], wish.usual_graph, wish.progress)
     return paths[chosen]
-
-
-def exported(
-    source: Source, size: Size, backends: Sequence[str], graph: str, progress: Progress
-) -> dict[str, Path]:
-    """The artifact of each backend, from the cache, or exported into it.
-
-    The cache is keyed by weights, size, precision and the code that exports.
-    """
-    from ..export import export
-    from ..export.main import TARGETS as ENDINGS
-    from ..models import digest
-
-    name = source.network.info.name
-    folder = _cache_folder(name, digest(source.network))
-    stem = f"{name}_{_text(size)}_{graph}"
-    targets = {backend: TARGETS.get(backend, backend) for backend in backends}
-    paths = {backend: folder / (stem + ENDINGS[target][0]) for backend, target in targets.items()}
-    if missing := [targets[backend] for backend, path in paths.items() if not path.exists()]:
-        export(
-            source.network,
-            [size],
-            missing,
-            graph,
-            out=folder,
-            classes=source.classes,
-            weights_from=source.weights_from,
-            trained=source.trained,
-            progress=lambda step: progress(f"exporting {step}", 0.0),
-        )
-    return paths
-
-
-def _cache_folder(name: str, weights: str) -> Path:
-    """This network's folder of artifacts; those that older code made of it are removed."""
-    bench = cache_folder() / "bench"
-    prefix = f"{name}-{weights[:16]}-"
-    folder = bench / f"{prefix}{__version__}-{_code_digest()[:8]}"
-    for stale in bench.glob(f"{prefix}*"):
-        if stale != folder:
-            shutil.rmtree(stale, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _code_digest() -> str:
-    """Of the code that makes artifacts: in a working copy it changes while the version stays."""
-    summary = hashlib.sha256()
-    for path in sorted([*ROOT.glob("models/*.py"), *ROOT.glob("export/*.py")]):
-        summary.update(path.read_bytes())
-    return summary.hexdigest()
-
-
-def _text(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"

@@ -1,0 +1,183 @@
+"""The whole benchmark, on a fake backend and on a tiny frame."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from rtseg.runtime import ArtifactError, Segmenter
+from rtseg.speed import bench as bench_function
+from rtseg.speed import plan
+from rtseg.speed.clock import Lane, Limits, WarmUp, race
+from rtseg.speed.contestants import Artifact
+from rtseg.speed.machine import Noise
+from rtseg.speed.report import Report
+from rtseg.speed.result import Result
+from speed_parts import CARD, SIZE, Clock, FakeBackend, frames_of, planned, result_of
+
+bench_module = sys.modules["rtseg.speed.bench"]
+eager_module = sys.modules["rtseg.speed.eager"]
+host_module = sys.modules["rtseg.speed.host"]
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+class FakeEntry:
+    title = "fake"
+
+    def __init__(self, backend: FakeBackend | None, asked_for: bool = False):
+        self.fake, self.asked_for, self.backend = backend, asked_for, "fake"
+
+    def open(self, frames, threads, device):
+        if self.fake is None:
+            raise ArtifactError("does not run here")
+        return Artifact(Segmenter(self.fake), frames)
+
+
+def bench_of(monkeypatch, entries: list[FakeEntry], **options) -> Report:
+    contest = plan.Contest(CARD, entries)  # type: ignore[arg-type]
+    monkeypatch.setattr(bench_module, "plan", lambda *_, **__: ([contest], ["as planned"]))
+    short = {"seconds": 0.01, "runs": 5, "eager": False, "camera_hz": None, **options}
+    return bench_function(["any"], frames=frames_of((4, 8)), **short)
+
+
+def test_a_default_backend_that_does_not_load_is_left_out_and_named(monkeypatch, backend):
+    monkeypatch.setattr(host_module, "race", lambda lanes, *_, **__: few_rounds(lanes))
+    report = bench_of(monkeypatch, [FakeEntry(None), FakeEntry(backend)])
+    assert len(report.rows) == 1
+    assert report.warnings[:2] == ["as planned", "fake left out: does not run here"]
+    assert backend.closed
+
+
+def few_rounds(lanes: list[Lane]) -> None:
+    race(lanes, Limits(runs=5, seconds=0.01, rounds=2, block_ms=1))
+
+
+def test_a_backend_asked_for_by_name_has_to_load(monkeypatch, backend):
+    with pytest.raises(ArtifactError, match="does not run here"):
+        bench_of(monkeypatch, [FakeEntry(backend), FakeEntry(None, asked_for=True)])
+    assert backend.closed
+
+
+def test_without_pytorch_the_eager_row_is_missed_aloud(monkeypatch, backend):
+    monkeypatch.setattr(host_module, "race", lambda lanes, *_, **__: few_rounds(lanes))
+    monkeypatch.setattr(bench_module.importlib.util, "find_spec", lambda name: None)
+    report = bench_of(monkeypatch, [FakeEntry(backend)], eager=True)
+    assert report.warnings[1] == bench_module.NO_TORCH
+    assert report.rows[0].against_eager is None
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of our own, so that exports are made here and left to nobody."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def measured(cache) -> Report:
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx")  # imported by every export; none is made of this one
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_module, "race", lambda lanes, *_, **__: few_rounds(lanes))
+        return bench_function(["csfcn_nano"], [SIZE], ["torch"], seconds=0.1, runs=3, threads=1)
+
+
+def test_a_variant_is_exported_and_measured_beside_eager(measured):
+    ours, eager = measured.rows
+    assert ours.subject.backend == "torch"
+    assert eager.subject.backend == "eager"
+    assert ours.subject.weights == eager.subject.weights
+    assert ours.subject.size == eager.subject.size == SIZE
+    assert ours.subject.threads == eager.subject.threads == 1
+    assert eager.against_eager is None
+    assert ours.against_eager is not None
+    assert ours.against_eager.frame_to_labels.value > 0
+    for row in (ours, eager):
+        assert row.stages["compute"] > 0
+        assert row.subject.macs > 10**7
+
+
+def test_a_variant_is_exported_once(measured, cache, monkeypatch):
+    files = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
+    assert len(files) == 1
+    (contest,), _ = planned(["csfcn_nano"], [SIZE], ["torch"])
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")} == files
+    assert contest.entries[0].path in files
+
+
+def test_artifacts_of_older_code_leave_the_cache(measured, cache, monkeypatch):
+    (folder,) = (path.parent for path in cache.rglob("*.safetensors"))
+    stale = folder.with_name(folder.name.rsplit("-", 1)[0] + "-00000000")
+    stale.mkdir()
+    planned(["csfcn_nano"], [SIZE], ["torch"])
+    assert folder.exists()
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize("frame", [SIZE, (90, 150)])
+def test_eager_does_the_same_job_as_the_artifact(measured, frame):
+    """What it is compared with has to give the same labels, for frames of other sizes too."""
+    from rtseg.data.scenes import scenes
+
+    (contest,), _ = planned(["csfcn_nano"], [SIZE], ["torch"])
+    frames = scenes(1, frame)
+    ours = contest.entries[0].open(frames, 1, "cpu")
+    eager = contest.peer("eager", "cpu").open(frames, 1, None)
+    labels, expected = ours.frame_to_labels(), eager.frame_to_labels()
+    assert labels.shape == expected.shape == frame
+    assert (labels == expected).mean() > 0.99
+    ours.close()
+
+
+def test_eager_is_not_made_to_wait_for_a_core_that_another_program_holds(measured, monkeypatch):
+    (contest,), _ = planned(["csfcn_nano"], [SIZE], ["torch"])
+    eager = contest.peer("eager", "cpu").open(frames_of(SIZE), 1, None)
+    clock = Clock()
+    monkeypatch.setattr(eager_module.time, "perf_counter_ns", clock)
+    monkeypatch.setattr(
+        eager, "frame_to_labels", lambda: clock.work(40 if eager.threads == 1 else 900)
+    )
+    eager.threads = 2
+    eager.keep_faster_thread_count()
+    assert eager.subject.threads == 1
+    monkeypatch.setattr(eager, "frame_to_labels", lambda: clock.work(60 / eager.threads))
+    eager.threads = 2
+    eager.keep_faster_thread_count()
+    assert eager.subject.threads == 2
+
+
+def test_a_row_that_was_not_measured_as_asked_says_so():
+    row = result_of("eager", 40, None)
+    unsteady = Result(**{**vars(row), "warm_up": WarmUp(200, 10.0, False, 40.0)})
+    doubts = bench_module.doubts_of([unsteady], threads=8)
+    assert any("did not settle" in line for line in doubts)
+    assert any("faster on 4 thread" in line for line in doubts)
+    assert bench_module.doubts_of([row], threads=4) == []
+    loud = [Result(**{**vars(row), "noise": Noise(share, 0.0, 1.0)}) for share in (0.2, 0.4)]
+    (line,) = bench_module.doubts_of(loud, threads=4)
+    assert "40%" in line
+
+
+def test_the_model_of_a_name_is_the_artifact_for_its_backend(measured, monkeypatch):
+    monkeypatch.setattr(plan, "_usual_size", lambda source: SIZE)
+    path = plan.exported_model("csfcn_nano", "torch", lambda line: None)
+    assert path.name == "csfcn_nano_64x128_fp32.safetensors"
+    assert plan.is_artifact(str(path))
+    assert not plan.is_artifact("csfcn_nano")
+
+
+def test_on_a_gpu_the_backends_built_for_it_are_measured(monkeypatch):
+    gpu = object()
+    monkeypatch.setattr(plan, "gpus", lambda: [gpu])
+    monkeypatch.setattr(plan, "installed", lambda backend: True)
+    monkeypatch.setattr(plan, "_uses_gpu", lambda backend: backend != "onnxruntime")
+    wish = plan._Wish([], [], [], None, lambda *_: None)
+    assert (wish.usual_backends(), wish.usual_graph) == (["tensorrt", "torch"], "fp16")
+    on_cpu = plan._Wish([], [], [], "cpu", lambda *_: None)
+    assert (on_cpu.usual_backends(), on_cpu.usual_graph) == (["openvino", "onnxruntime"], "fp32")
