@@ -15,6 +15,7 @@ class Residual(nn.Module):
     """A chain of convolutions beside a shortcut; `act=False` leaves the sum without its ReLU."""
 
     EXPANSION = 1  # output channels per `width`
+    untrained = 0.5  # strength of the branch while untrained
 
     def __init__(self, inputs: int, outputs: int, stride: int, act: bool):
         super().__init__()
@@ -32,7 +33,7 @@ class Residual(nn.Module):
         last = [m for m in self.modules() if isinstance(m, ConvNorm) and m is not self.shortcut][-1]
         for norm in last.norm.modules():
             if isinstance(norm, nn.BatchNorm2d):
-                nn.init.constant_(norm.weight, 0.5)
+                nn.init.constant_(norm.weight, self.untrained)
 
     def branch(self, x: Tensor) -> Tensor:
         """The convolutions."""
@@ -134,6 +135,9 @@ class ResNet(nn.Module):
             stage = blocks(block, inputs, width, depth, stride, pair, last_act=skip_act)
             setattr(self, f"layer{index + 1}", stage)
             inputs = block.EXPANSION * width if depth else inputs
+        for module in self.modules():
+            if isinstance(module, Residual):  # the more of them, the weaker each
+                module.untrained = sum(depths) ** -0.5
 
     def forward(self, image: Tensor, stages: int = 4) -> list[Tensor]:
         features, x = [], self.stem(image)
