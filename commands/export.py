@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from .options import (
     Classes,
     Json,
+    Method,
     Outputs,
     Precision,
     Sizes,
@@ -20,6 +22,9 @@ from .options import (
     parse_sizes,
 )
 from .terminal import JobFailed, need, note, show, working
+
+if TYPE_CHECKING:
+    from ..export import Artifact
 
 
 def export(
@@ -34,6 +39,13 @@ def export(
     labels: Annotated[
         Path | None, Option(help="Label PNGs of the frames, by the same names: proves the mIoU.")
     ] = None,
+    calib: Annotated[
+        Path | None, Option(help="Folder of real frames that int8 is calibrated on.")
+    ] = None,
+    calibration: Annotated[
+        Method, Option(help="How int8 takes its ranges from them.")
+    ] = Method.percentile,
+    calib_frames: Annotated[int, Option(min=8, help="How many of them it takes.")] = 32,
     compute_capability: Annotated[
         list[str] | None, Option(help="GPU generation for TensorRT, such as 8.6; may be repeated.")
     ] = None,
@@ -46,11 +58,13 @@ def export(
     """Write a model as ONNX, a TensorRT engine or OpenVINO, and prove that it is still right.
 
     rtseg export csfcn_tiny --size 512x1024 --to onnx --to tensorrt --precision fp16 -o artifacts
+    rtseg export csfcn_nano --to openvino --precision int8 --calib drives/frames
     """
     need("torch", "PyTorch", "export", "export")
     from ..export import ProofError
     from ..export import export as run
-    from ..export.main import entry
+    from ..export.artifact import entry
+    from ..export.calibrate import Calibration
     from ..export.present import artifact_table
     from ..export.proof import read_frames
     from ..models import VARIANTS
@@ -60,6 +74,9 @@ def export(
     source = open_source(model, weights, class_set(classes))
     pictures, truth = read_frames(frames, labels)
     targets = [target.value for target in to or [Target.onnx]]
+    for_triton = Target.triton.value in targets
+    if for_triton:  # it serves artifacts, and always has the ONNX one
+        targets = list(dict.fromkeys("onnx" if t == Target.triton.value else t for t in targets))
     note(
         f"{source.network.info.name}, {len(source.classes)} classes ({source.classes.name}), "
         f"weights: {source.weights_from}"
@@ -79,12 +96,30 @@ def export(
                 frames=pictures,
                 truth=truth,
                 engine={"compute_capabilities": tuple(compute_capability or ()), "log_level": log},
+                calibration=Calibration(calib, calibration.value, calib_frames) if calib else None,
                 progress=step,
             )
     except ProofError as error:
         raise JobFailed(str(error)) from error
+    if for_triton:
+        _write_repository(artifacts, folder / "triton")
     show(
         json.dumps([entry(a) | {"file": str(a.path)} for a in artifacts], indent=2),
         artifact_table(artifacts),
         as_json,
     )
+
+
+def _write_repository(artifacts: Sequence[Artifact], repository: Path) -> None:
+    """A model of every ONNX file and engine; an engine that Triton cannot serve is told of."""
+    from ..export.triton import write_model
+    from ..runtime import ArtifactError
+
+    for artifact in artifacts:
+        if artifact.target == "onnx":
+            note(f"Triton model: {write_model(artifact.path, repository)}")
+        elif artifact.target == "tensorrt":
+            try:
+                note(f"Triton model: {write_model(artifact.path, repository)}")
+            except ArtifactError as error:
+                note(f"not for Triton: {error}")

@@ -52,11 +52,19 @@ class Target(str, Enum):
     tensorrt = "tensorrt"
     openvino = "openvino"
     torch = "torch"
+    triton = "triton"
 
 
 class Precision(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
+    int8 = "int8"
+
+
+class Method(str, Enum):
+    percentile = "percentile"
+    entropy = "entropy"
+    minmax = "minmax"
 
 
 class Outputs(str, Enum):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,8 +21,11 @@ from ..data.scenes import scenes
 from ..models import Network, count, digest, save_checkpoint
 from ..runtime.backend import installed
 from ..runtime.card import Card, Precision, append_card, read_card, sidecar
-from . import proof
+from . import calibrate, proof
+from .artifact import Artifact, publish, write_report
+from .calibrate import Calibration, CalibrationError, Picked
 from .onnx import DTYPES, census, to_onnx
+from .sensitivity import Cost
 
 TARGETS = {  # target: file ending, backend that runs it
     "onnx": (".onnx", "onnxruntime"),
@@ -33,6 +34,7 @@ TARGETS = {  # target: file ending, backend that runs it
     "torch": (".safetensors", "torch"),
 }
 OUTPUTS = {"labels": ("labels",), "logits": ("logits",), "both": ("labels", "logits")}
+PRECISIONS = (*DTYPES, "int8")
 ONNX_LIMIT = 2**31  # bytes; protobuf holds no more
 Frames = Sequence[tuple[str, NDArray[np.uint8]]]
 
@@ -43,28 +45,6 @@ class ExportError(ValueError):
 
 class ProofError(RuntimeError):
     """Artifacts that fell below the parity bar; they were kept under a `.failed` name."""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """An exported file, its card, and what the proof found, one verdict per way of running it."""
-
-    path: Path
-    target: str
-    card: Card
-    verdicts: tuple[proof.Verdict, ...]
-
-    @property
-    def status(self) -> str:
-        if all(v.status == "not run" for v in self.verdicts):
-            return "built, not proven"
-        return "proven" if self.passed else "failed"
-
-    @property
-    def passed(self) -> bool:
-        """No run fell below its bar. Computing in bfloat16 is optional: a fall there only means
-        that the runtime will not do it."""
-        return all(v.status != "failed" for v in self.verdicts if v.precision != "bf16")
 
 
 def export(
@@ -81,11 +61,13 @@ def export(
     frames: Frames | None = None,
     truth: Sequence[NDArray[np.uint8] | None] = (),
     engine: dict[str, Any] | None = None,
+    calibration: Calibration | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[Artifact]:
     """Export `model` (plain, not deployed) at each (height, width) to each target, and prove it.
 
-    targets: "onnx", "openvino", "tensorrt", "torch". precision: "fp32" or "fp16", of the graph.
+    targets: "onnx", "openvino", "tensorrt", "torch". precision: "fp32", "fp16" or "int8", of the
+    graph; "int8" needs `calibration`, and is proven on the frames that this holds out by default.
     outputs: "labels", "logits" or "both". frames: (name, (H, W, 3) uint8 BGR) to prove it on, by
     default drawn scenes; truth: their label maps (H, W) of the artifact's size, where there are
     any. engine: options of `build_engine`. progress: called with a line before each step.
@@ -94,20 +76,22 @@ def export(
     the report of every artifact. An engine that cannot run on this machine carries its reference
     and is proven on the first machine that loads it.
 
-    Raises ExportError before anything is written, for a bad size, target, precision or class set;
-    ProofError after the report is written, if an artifact falls below the bar.
+    Raises ExportError before anything is written, for a bad size, target, precision, class set or
+    calibration frames; ProofError after the report is written, if an artifact falls below the bar,
+    and before, if no int8 graph reaches it.
     """
     classes = classes or _default_classes(model)
     _check(model, sizes, targets, precision, outputs, classes)
+    picked = _frames_for_int8(precision, calibration)
     out.mkdir(parents=True, exist_ok=True)
     artifacts: list[Artifact] = []
     for size in dict.fromkeys(sizes):
         job = _Job(model, size, precision, outputs, classes, weights_from, trained, progress)
-        job.expect(frames, truth)
+        job.expect(frames if frames is not None or not picked else picked.held_out, truth)
         with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as scratch:
-            made = job.make(targets, Path(scratch), engine or {})
-            artifacts += [_publish(artifact, out) for artifact in made]
-    _write_report(out, artifacts)
+            made = job.make(targets, Path(scratch), engine or {}, calibration, picked)
+            artifacts += [publish(artifact, out) for artifact in made]
+    write_report(out, artifacts)
     failed = [artifact for artifact in artifacts if not artifact.passed]
     if failed:
         lines = [
@@ -141,8 +125,10 @@ def _check(
 ) -> None:
     if unknown := [t for t in targets if t not in TARGETS]:
         raise ExportError(f"no target is called {unknown[0]!r}: choose from {', '.join(TARGETS)}")
-    if precision not in DTYPES:
-        raise ExportError(f"precision is {' or '.join(DTYPES)}, not {precision!r}")
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision is {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision == "int8" and "torch" in targets:
+        raise ExportError("int8 is a precision of graphs: choose onnx, openvino or tensorrt")
     if outputs not in OUTPUTS:
         raise ExportError(f"outputs is {', '.join(OUTPUTS)}, not {outputs!r}")
     if not sizes or not targets:
@@ -166,6 +152,22 @@ def _check(
         )
 
 
+def _frames_for_int8(precision: str, calibration: Calibration | None) -> Picked | None:
+    if precision != "int8":
+        if calibration is not None:
+            raise ExportError(f"calibration frames are for int8, not for {precision}")
+        return None
+    if calibration is None:
+        raise ExportError(
+            "int8 is calibrated on real frames, a hundred or more from where the camera will "
+            "drive: give their folder (--calib DIR)"
+        )
+    try:
+        return calibrate.pick(calibration)
+    except CalibrationError as error:
+        raise ExportError(str(error)) from error
+
+
 class _Job:
     """One size: the graph, the expected answers, and the artifacts made of them."""
 
@@ -181,6 +183,7 @@ class _Job:
         progress: Callable[[str], None],
     ):
         self.model, self.size, self.precision, self.progress = model, size, precision, progress
+        self.costs: tuple[Cost, ...] = ()
         self.stem = f"{model.info.name}_{size[0]}x{size[1]}_{precision}"
         cost = count(model, size)
         self.card = Card(
@@ -208,11 +211,17 @@ class _Job:
             frames = [(f"scene {i}", scene) for i, scene in enumerate(scenes(3, self.size))]
         self.expected = proof.expect(self.model.eval(), frames, self.size, truth)
 
-    def make(self, targets: Sequence[str], folder: Path, engine: dict[str, Any]) -> list[Artifact]:
+    def make(
+        self,
+        targets: Sequence[str],
+        folder: Path,
+        engine: dict[str, Any],
+        calibration: Calibration | None = None,
+        picked: Picked | None = None,
+    ) -> list[Artifact]:
         graph = None
         if set(targets) - {"torch"}:
-            self.progress(f"{self.stem}: ONNX graph")
-            graph = to_onnx(self.model, self.size, self.precision, self.card.outputs)
+            graph = self._graph(calibration, picked)
             if graph.ByteSize() >= ONNX_LIMIT:
                 raise ExportError(f"{self.stem} is above 2 GB, more than one ONNX file holds")
             (folder / "graph.onnx").write_bytes(graph.SerializeToString())
@@ -226,6 +235,29 @@ class _Job:
             held = self._write(target, graph, folder, path, self.card)
             artifacts.append(self._proven(target, graph, folder, path, held))
         return artifacts
+
+    def _graph(self, calibration: Calibration | None, picked: Picked | None) -> onnx.ModelProto:
+        """The typed graph; an int8 one leaves its facts in the card and its costs in the report."""
+        self.progress(f"{self.stem}: ONNX graph")
+        if calibration is None or picked is None:
+            return to_onnx(self.model, self.size, self.precision, self.card.outputs)
+        from .quantise import QuantiseError, quantise
+
+        plain = to_onnx(self.model, self.size, "fp32", self.card.outputs)
+        try:
+            made = quantise(
+                plain,
+                self.card,
+                picked,
+                calibration.method,
+                self.expected,
+                lambda step: self.progress(f"{self.stem}: {step}"),
+            )
+        except QuantiseError as error:
+            raise ProofError(f"{self.stem}: {error}") from error
+        self.card = self.card.model_copy(update={"int8": made.facts})
+        self.costs = made.costs
+        return made.graph
 
     def _write(
         self, target: str, graph: onnx.ModelProto | None, folder: Path, path: Path, card: Card
@@ -271,14 +303,14 @@ class _Job:
         )
         proven = proof.proof_of(verdicts, len(self.expected.logits))
         self._write(target, graph, folder, path, self.card.model_copy(update={"proof": proven}))
-        return Artifact(path, target, read_card(path), verdicts)
+        return Artifact(path, target, read_card(path), verdicts, self.costs)
 
     def _engine(self, graph: Path, path: Path, options: dict[str, Any]) -> Artifact:
         from .engine import build_engine
 
         built = build_engine(graph, path, self.card, reference=self.expected.reference, **options)
         verdict = proof.judge_engine(path, built.card, self.expected, built.census)
-        return Artifact(path, "tensorrt", read_card(path), (verdict,))
+        return Artifact(path, "tensorrt", read_card(path), (verdict,), self.costs)
 
 
 def _tools() -> dict[str, str]:
@@ -292,51 +324,3 @@ def _cpu_has_bf16() -> bool:
     from ..runtime.ov import the_core
 
     return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def _publish(artifact: Artifact, out: Path) -> Artifact:
-    """Move an artifact's files from the scratch folder to `out`, under `.failed` if it failed."""
-    suffix = "" if artifact.passed else ".failed"
-    stem = artifact.path.stem
-    ending = artifact.path.suffix
-    belonging = [
-        p
-        for p in artifact.path.parent.iterdir()
-        if p.name.startswith(artifact.path.name) or (ending == ".xml" and p.name == f"{stem}.bin")
-    ]
-    # The artifact itself last: whoever sees it finds its card and weights beside it.
-    for path in sorted(belonging, key=lambda p: p == artifact.path):
-        shutil.move(path, out / (path.name + suffix))
-    return Artifact(
-        out / (artifact.path.name + suffix), artifact.target, artifact.card, artifact.verdicts
-    )
-
-
-def _write_report(out: Path, artifacts: Sequence[Artifact]) -> None:
-    """Add to the folder's `report.json`, by artifact; an older entry of the same name goes."""
-    path = out / "report.json"
-    try:
-        report = json.loads(path.read_text())
-    except (OSError, ValueError):
-        report = {}
-    for artifact in artifacts:
-        report[artifact.path.name] = entry(artifact)
-    write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
-
-
-def entry(artifact: Artifact) -> dict[str, Any]:
-    """What the report says of an artifact."""
-    card = artifact.card
-    return {
-        "target": artifact.target,
-        "status": artifact.status,
-        "model": card.model,
-        "size": f"{card.size[0]}x{card.size[1]}",
-        "precision": card.precision,
-        "weights": card.weights,
-        "weights_from": card.weights_from,
-        "report": card.proof.report if card.proof else None,
-        "engine": card.engine.model_dump() if card.engine else None,
-        "tools": card.tools,
-        "runs": [asdict(verdict) for verdict in artifact.verdicts],
-    }

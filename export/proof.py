@@ -14,50 +14,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import onnxruntime
-import torch
+import onnx
 from numpy.typing import NDArray
 
-from ..data.frames import read_folder
-from ..models import Network
-from ..models.source import normalised
 from ..runtime.backend import installed, open_backend
 from ..runtime.card import Card, Precision, Proof
 from ..runtime.first_load import labels_of
-from ..runtime.parity import BARS, MARGIN_STEPS, Figures, Reference, compare, faults
+from ..runtime.parity import Figures, bars_of, compare, faults
+from .expected import Expected, Logits, expect, read_frames
+from .probes import PROBES, session_of
 
-Logits = NDArray[np.float32]  # (K, H, W)
+__all__ = ["Expected", "Verdict", "expect", "judge", "judge_engine", "read_frames", "trial"]
 
-
-@dataclass(frozen=True)
-class Expected:
-    """The reference's answers: what travels with an engine, and the full logits of every frame.
-
-    `truth`: label maps (H, W) of the frames where they have any, 255 where unlabelled.
-    `align_corners`: how logits below the frame's size are enlarged to it.
-    """
-
-    reference: Reference
-    logits: list[Logits]
-    truth: list[NDArray[np.uint8] | None]
-    align_corners: bool
-
-    def enlarged(self, scores: NDArray[Any]) -> Logits:
-        """Scores as an argmax reads them, (1, K, h, w) or before a pixel shuffle (1, K, p, h, w),
-        as (K, H, W) float32 of the frame's size."""
-        tensor = torch.from_numpy(np.asarray(scores, np.float32))
-        if tensor.ndim == 5:
-            factor = round(tensor.shape[2] ** 0.5)
-            tensor = torch.nn.functional.pixel_shuffle(tensor.flatten(1, 2), factor)
-        size = self.reference.labels.shape[1:]
-        if tensor.shape[2:] != size:
-            tensor = torch.nn.functional.interpolate(
-                tensor, size, mode="bilinear", align_corners=self.align_corners
-            )
-        full: Logits = tensor[0].numpy()
-        return full
+INT8_SHARE = 0.5  # of the values of an int8 file, at least; tables and a few layers are float
 
 
 @dataclass
@@ -66,7 +36,7 @@ class Verdict:
 
     file: str
     backend: str
-    precision: str
+    precision: Precision
     status: str
     agreement: float | None = None
     band_agreement: float | None = None
@@ -84,69 +54,6 @@ class Verdict:
     @property
     def passed(self) -> bool:
         return self.status == "passed"
-
-
-def read_frames(
-    frames: Path | None, labels: Path | None
-) -> tuple[list[tuple[str, NDArray[np.uint8]]] | None, list[NDArray[np.uint8] | None]]:
-    """(name, image) of every image of the folder `frames`, and their label maps in `labels`.
-
-    (None, []) without a folder. Raises ValueError if it holds no image, an unreadable one, or no
-    label map fits by name.
-    """
-    if frames is None:
-        if labels is not None:
-            raise ValueError("--labels are of the images in --frames: give that folder too")
-        return None, []
-    pictures = read_folder(frames)
-    if labels is None:
-        return pictures, []
-    truth: list[NDArray[np.uint8] | None] = []
-    for name, _ in pictures:
-        path = labels / f"{name}.png"
-        found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
-        truth.append(None if found is None else np.asarray(found, np.uint8))
-    if not any(map_ is not None for map_ in truth):
-        raise ValueError(f"{labels} has no label PNG of any frame, such as {pictures[0][0]}.png")
-    return pictures, truth
-
-
-def expect(
-    network: Network,
-    frames: Sequence[tuple[str, NDArray[np.uint8]]],
-    size: tuple[int, int],
-    truth: Sequence[NDArray[np.uint8] | None] = (),
-) -> Expected:
-    """Run the plain network in float32 on frames (name, (H, W, 3) uint8 BGR), resized to `size`."""
-    height, width = size
-    fitted, labels, margins, logits = [], [], [], []
-    for _, frame in frames:
-        image = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
-        with torch.inference_mode():
-            full = network(normalised(np.asarray(image), network))
-            if full.shape[-2:] != size:
-                corners = network.info.align_corners
-                full = torch.nn.functional.interpolate(
-                    full, size, mode="bilinear", align_corners=corners
-                )
-            best = full[0].topk(2, dim=0).values
-            lead = (best[0] - best[1]) / full.abs().max() * MARGIN_STEPS
-        fitted.append(image)
-        labels.append(full[0].argmax(0).numpy().astype(np.uint8))
-        margins.append(lead.clamp(0, 255).numpy().astype(np.uint8))
-        logits.append(full[0].numpy())
-    reference = Reference(
-        np.stack(fitted), np.stack(labels), np.stack(margins), tuple(name for name, _ in frames)
-    )
-    maps: list[NDArray[np.uint8] | None] = [
-        None
-        if each is None
-        else np.asarray(
-            cv2.resize(each, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8
-        )
-        for each in (truth or [None] * len(labels))
-    ]
-    return Expected(reference, logits, maps, network.info.align_corners)
 
 
 def judge(
@@ -167,41 +74,78 @@ def judge(
         verdict.status, verdict.why = "not run", f"{backend} is not installed here"
         return verdict
     runner = open_backend(backend, path, device, **options)
-    probe = _PROBES.get(backend)
+    probe = PROBES.get(backend)
     scores = probe(path, **options) if probe else None
-    figures, maps = [], []
-    reference = expected.reference
+
+    def answer(frame: Image, wanted: bool) -> Answer:
+        wanted = wanted or "labels" not in card.outputs
+        read = expected.enlarged(scores(frame)) if scores and wanted else None
+        if read is not None and "labels" not in card.outputs:
+            return read.argmax(0).astype(np.uint8), read
+        return labels_of(runner, card, frame), read
+
     try:
-        for i, frame in enumerate(reference.frames):
-            read = expected.enlarged(scores(frame[None])) if scores else None
-            if read is not None and "labels" not in card.outputs:
-                labels = read.argmax(0).astype(np.uint8)
-            else:
-                labels = labels_of(runner, card, frame[None])
-            error = None if read is None else _logits_error(read, expected.logits[i])
-            figures.append(
-                compare(
-                    reference.labels[i],
-                    reference.margins[i],
-                    labels,
-                    BARS[precision],
-                    reference.names[i],
-                    error,
-                )
-            )
-            maps.append(labels)
+        _hold_to(verdict, card, expected, answer)
     finally:
         runner.close()
+    return verdict
+
+
+def trial(graph: onnx.ModelProto, card: Card, expected: Expected) -> Verdict:
+    """What `judge` would say of an ONNX graph that no file holds yet."""
+    from .onnx import census, with_scores
+
+    verdict = Verdict("trial", "onnxruntime", card.precision, "failed", census=census(graph))
+    probe, name = with_scores(graph)
+    session = session_of(probe)
+    labelled = "labels" in card.outputs
+
+    def answer(frame: Image, wanted: bool) -> Answer:
+        names = [name] if not labelled else [name, "labels"] if wanted else ["labels"]
+        found = dict(zip(names, session.run(names, {"frame": frame}), strict=True))
+        read = expected.enlarged(found[name]) if name in found else None
+        if labelled:
+            return found["labels"][0], read
+        assert read is not None
+        return read.argmax(0).astype(np.uint8), read
+
+    _hold_to(verdict, card, expected, answer)
+    return verdict
+
+
+Image = NDArray[np.uint8]  # (1, H, W, 3)
+Answer = tuple[NDArray[np.uint8], Logits | None]  # labels (H, W), and the logits if they were read
+
+
+def _hold_to(
+    verdict: Verdict,
+    card: Card,
+    expected: Expected,
+    answer: Callable[[Image, bool], Answer],
+) -> None:
+    """Fill the verdict in from answers to the expected frames; `answer` is told whether the logits
+    of a frame are wanted."""
+    # An int8 file stays one, whatever its other layers compute in.
+    precision: Precision = "int8" if card.precision == "int8" else verdict.precision
+    bars, figures, maps = bars_of(precision, card.trained), [], []
+    reference = expected.reference
+    for i, frame in enumerate(reference.frames):
+        known = expected.logits[i]
+        labels, read = answer(frame[None], known is not None)
+        error = None if read is None or known is None else _logits_error(read, known)
+        figures.append(
+            compare(
+                reference.labels[i], reference.margins[i], labels, bars, reference.names[i], error
+            )
+        )
+        maps.append(labels)
     _summarise(verdict, figures, card)
     _against_truth(verdict, expected, maps, card)
-    verdict.faults = [*faults(figures, precision, card.trained), *_typed(card, census)]
+    verdict.faults = [*faults(figures, precision, card.trained), *_typed(card, verdict.census)]
     change = verdict.miou_change
-    if change is not None and card.trained and abs(change) > BARS[precision].miou_change:
-        verdict.faults.append(
-            f"mIoU moves by {change:+.3%}, at most {BARS[precision].miou_change:.2%} may"
-        )
+    if change is not None and card.trained and abs(change) > bars.miou_change:
+        verdict.faults.append(f"mIoU moves by {change:+.3%}, at most {bars.miou_change:.2%} may")
     verdict.status = "failed" if verdict.faults else "passed"
-    return verdict
 
 
 def _summarise(verdict: Verdict, figures: list[Figures], card: Card) -> None:
@@ -251,8 +195,14 @@ def _iou(
 def _typed(card: Card, census: dict[str, int]) -> list[str]:
     """A file whose values are not of the precision that it claims, whatever it computes."""
     floats = {k: v for k, v in census.items() if "float" in k or k in ("half", "double")}
-    wanted = {"fp32": "float", "fp16": "float16"}.get(card.precision)
     total = sum(floats.values())
+    if card.precision == "int8":
+        total += census.get("int8", 0)
+        share = census.get("int8", 0) / total if total else 0.0
+        if share >= INT8_SHARE:
+            return []
+        return [f"the file claims int8, but only {share:.0%} of its values are"]
+    wanted = {"fp32": "float", "fp16": "float16"}.get(card.precision)
     # Positions and other float32 islands of a half-precision graph weigh little.
     allowed = 0.05 if card.precision == "fp16" else 0.0
     if wanted is None or not total or 1 - floats.get(wanted, 0) / total <= allowed:
@@ -264,61 +214,6 @@ def _typed(card: Card, census: dict[str, int]) -> list[str]:
 def _logits_error(ours: Logits, reference: Logits) -> float:
     """Root mean square difference over that of the reference."""
     return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
-
-
-Scores = Callable[[NDArray[np.uint8]], NDArray[Any]]
-
-
-def _probe_onnx(path: Path) -> Scores:
-    import onnx
-
-    from .onnx import with_scores
-
-    model, name = with_scores(onnx.load(path))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda frame: session.run([name], {"frame": frame})[0]
-
-
-def _probe_openvino(path: Path, precision: str = "fp32") -> Scores:
-    from ..runtime.ov import HINTS, the_core, with_positions
-    from .onnx import SCORES
-
-    core = the_core()
-    model = with_positions(core, path)
-    outputs = {name for output in model.outputs for name in output.get_names()}
-    name = SCORES
-    if not any(SCORES in o.get_names() for node in model.get_ops() for o in node.outputs()):
-        name = "logits"  # an output of its own, which the argmax reads
-    if name not in outputs:
-        model.add_outputs(name)
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
-    return lambda frame: compiled({"frame": frame})[name]
-
-
-def _probe_torch(path: Path) -> Scores:
-    from ..models import FrameToLabels, build, load_checkpoint
-    from ..runtime.card import read_card
-
-    card = read_card(path)
-    whole = FrameToLabels(load_checkpoint(build(card.model, len(card.classes)), path), ("logits",))
-
-    def scores(frame: NDArray[np.uint8]) -> NDArray[Any]:
-        with torch.inference_mode():
-            value: NDArray[Any] = whole(torch.from_numpy(frame))[0].numpy()
-            return value
-
-    return scores
-
-
-_PROBES: dict[str, Callable[..., Scores]] = {
-    "onnxruntime": _probe_onnx,
-    "openvino": _probe_openvino,
-    "torch": _probe_torch,
-}
 
 
 def proof_of(verdicts: Sequence[Verdict], frames: int) -> Proof | None:

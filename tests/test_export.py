@@ -97,7 +97,7 @@ def test_frame_to_labels_is_the_papers_arithmetic(name: str) -> None:
     [
         ({"sizes": [(100, 200)]}, "multiples of 8, not 100x200: use 96x200 or 104x200"),
         ({"targets": ["tflite"]}, "no target is called 'tflite'"),
-        ({"precision": "fp8"}, "precision is fp32 or fp16"),
+        ({"precision": "fp8"}, "precision is fp32, fp16, int8, not 'fp8'"),
         ({"outputs": "masks"}, "outputs is labels, logits, both"),
         ({"sizes": []}, "at least one size"),
         ({"classes": None, "of": 7}, None),

@@ -1,0 +1,118 @@
+"""Which layers lose most to int8: all of them ranked in one pass, the worst ones tried alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from ..runtime.card import Card
+from . import proof
+from .candidates import Layer
+from .expected import Expected
+from .probes import session_of
+
+FRAMES = 4  # that layers are judged on
+ALONE = 16  # layers that are tried alone, which takes a run of the network each
+ROUNDED = "/int8"  # suffix of a layer's result with rounded inputs
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What int8 costs in one layer.
+
+    noise: root mean square error of the layer's result over that of the result, from rounding its
+    own input and weights. logits_error, labels_moved: of the network's answers with this layer
+    alone in int8, for the noisiest layers. excluded: left in float.
+    """
+
+    layer: str
+    macs: int
+    noise: float
+    logits_error: float | None = None
+    labels_moved: float | None = None
+    excluded: bool = False
+
+
+def measure(
+    plain: onnx.ModelProto,
+    build: Callable[[Iterable[Layer]], onnx.ModelProto],
+    layers: Sequence[Layer],
+    expected: Expected,
+    card: Card,
+) -> list[Cost]:
+    """The costs of `layers`, worst first; `build` gives the graph with some of them in int8."""
+    few = expected.spread(FRAMES)
+    noises = noise(plain, build(layers), layers, list(few.reference.frames))
+    noisiest = sorted(layers, key=lambda layer: -noises[layer.node])
+    tried = []
+    for layer in noisiest[:ALONE]:
+        verdict = proof.trial(build([layer]), card, few)
+        assert verdict.agreement is not None
+        cost = Cost(layer.name, layer.macs, noises[layer.node])
+        tried.append(
+            replace(cost, logits_error=verdict.logits_error, labels_moved=1 - verdict.agreement)
+        )
+    rest = [Cost(layer.name, layer.macs, noises[layer.node]) for layer in noisiest[ALONE:]]
+    return sorted(tried, key=lambda cost: -(cost.logits_error or 0)) + rest
+
+
+def marked(costs: Iterable[Cost], excluded: Sequence[str]) -> tuple[Cost, ...]:
+    return tuple(replace(cost, excluded=cost.layer in excluded) for cost in costs)
+
+
+def noise(
+    plain: onnx.ModelProto,
+    rounded: onnx.ModelProto,
+    layers: Sequence[Layer],
+    frames: Sequence[NDArray[np.uint8]],
+) -> dict[str, float]:
+    """Relative error of each layer's own rounding by the layer's node, in one run a frame.
+
+    The float graph runs, and each layer a second time beside it on the rounded form of the same
+    input, so that no layer sees the errors of those before it.
+    """
+    nodes = [layer.node for layer in layers]
+    session = session_of(_with_shadows(plain, rounded, nodes))
+    names = [output.name for output in session.get_outputs()]
+    sums = np.zeros(len(names))
+    for frame in frames:
+        sums += np.array([float(v) for v in session.run(names, {"frame": frame[None]})])
+    total = dict(zip(names, sums.tolist(), strict=True))
+    return {
+        node: float(np.sqrt(total[f"{node}/error"] / max(total[f"{node}/energy"], 1e-30)))
+        for node in nodes
+    }
+
+
+def _with_shadows(
+    plain: onnx.ModelProto, rounded: onnx.ModelProto, nodes: Sequence[str]
+) -> onnx.ModelProto:
+    """The float graph, the rounded twin of each node, and the energies of results and errors."""
+    model = onnx.ModelProto()
+    model.CopyFrom(plain)
+    graph = model.graph
+    have = {tensor.name for tensor in graph.initializer}
+    graph.initializer.extend(t for t in rounded.graph.initializer if t.name not in have)
+    del graph.output[:]
+    for node in rounded.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            graph.node.add().CopyFrom(node)
+    for node in rounded.graph.node:
+        if node.name not in nodes:
+            continue
+        result, twin = node.output[0], graph.node.add()
+        twin.CopyFrom(node)
+        twin.name, twin.output[0] = node.name + ROUNDED, result + ROUNDED
+        graph.node.append(
+            helper.make_node("Sub", [result, result + ROUNDED], [f"{node.name}/difference"])
+        )
+        for of, name in ((f"{node.name}/difference", "error"), (result, "energy")):
+            output = f"{node.name}/{name}"
+            graph.node.append(helper.make_node("ReduceSumSquare", [of], [output], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, []))
+    return model
