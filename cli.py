@@ -14,6 +14,7 @@ from .commands.bench import bench
 from .commands.check import check
 from .commands.data import check_data
 from .commands.doctor import doctor
+from .commands.drive import drive
 from .commands.evaluate import evaluate
 from .commands.export import export
 from .commands.inspect import inspect
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data sets.")
 
-for command in (quickstart, doctor, models, export, inspect, check, predict, bench, train):
+for command in (quickstart, doctor, models, export, inspect, check, predict, bench, drive, train):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(submit)

@@ -88,16 +88,24 @@ class Source:
 def open_source(where: str | os.PathLike[str]) -> Source:
     """The frames at `where`: an image, a folder (its images, in numeric order), a glob or a video.
 
+    A folder that has no images itself gives those of the folders in it, as Cityscapes lays out its
+    sequences (`leftImg8bit_sequence/SPLIT/CITY`, `demoVideo/stuttgart_00`).
+
     Raises ValueError if nothing is there, or a video cannot be opened.
     """
     path = Path(where)
     if path.is_dir():
-        return _of_paths([p for p in path.iterdir() if p.suffix.lower() in IMAGES], path)
+        return _of_paths(_images_in(path), path)
     if path.suffix.lower() in VIDEOS and path.is_file():
         return _open_video(path)
     if path.is_file():
         return Source((path,), None, 1)
     return _of_paths([Path(p) for p in glob.glob(str(where), recursive=True)], path)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    own = [path for path in folder.iterdir() if path.suffix.lower() in IMAGES]
+    return own or [path for path in folder.rglob("*") if path.suffix.lower() in IMAGES]
 
 
 def _of_paths(paths: list[Path], where: Path) -> Source:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from .messages import Health
 from .realtime import Wishes, apply
 from .report import report, snapshot
 from .tally import Tally
+from .usage import Usage, usage
 from .worker import Task, Worker
 
 Artifact = str | os.PathLike[str]
 LAST_JOB_S = 0.3  # the frame in inference may still be answered when the loop is told to stop
 STOP_S = 0.9  # from a signal to the end, sinks included
+SETTLED_S = 10.0  # after which memory and handles should not grow
 FLUSH_S = 30.0  # for sinks to take what they accepted when a source ended by itself
 
 
@@ -85,10 +88,19 @@ class Drive:
         )
         self.granted: dict[str, str] = {}
         self._history = History()
+        self._usage: list[Usage] = []
         self._stopped_by = self._over = ""
 
-    def run(self, duration_s: float | None = None) -> dict[str, Any]:
-        """Until the source ends, `duration_s` passed or it is told to stop. Gives the report."""
+    def run(
+        self,
+        duration_s: float | None = None,
+        on_state: Callable[[float, Health], None] = lambda at_s, health: None,
+    ) -> dict[str, Any]:
+        """Until the source ends, `duration_s` passed or it is told to stop. Gives the report.
+
+        on_state: called in the loop's thread at each change of state, with the seconds since the
+        start; it must return at once.
+        """
         loop, systemd = self.loop, Systemd()
         with self._signals():
             watchers = self._start()
@@ -96,15 +108,17 @@ class Drive:
             while not (ended := self._ended(end_ns)):
                 self.bell.wait(loop.wake_s())
                 loop.step()
-                systemd.tell(self.bell.now_ns(), self._note())
+                systemd.tell(self.bell.now_ns(), self._note(on_state))
             systemd.stopping()
             # The state that counts is the last one while it ran.
             last = {"state": (health := self.health()).state.value, "reasons": [*health.reasons]}
             self._over = ended
+            self._usage.append(usage())
             for watcher in watchers:
                 watcher.close()
             self._finish(STOP_S if self._stopped_by else FLUSH_S)
-        return report(loop, self._history, ended, self.granted) | last
+        facts = report(loop, self._history, ended, self.granted)
+        return facts | last | {"usage": [asdict(each) for each in self._usage]}
 
     def stop(self, why: str = "stop()") -> None:
         """End `run` from any thread."""
@@ -134,9 +148,13 @@ class Drive:
         loop.capture.start()
         return watchers
 
-    def _note(self) -> Health:
+    def _note(self, on_state: Callable[[float, Health], None]) -> Health:
         health = assess(self.loop)
-        self._history.note((self.bell.now_ns() - self.loop.began_ns) / 1e9, health)
+        at_s = (self.bell.now_ns() - self.loop.began_ns) / 1e9
+        if self._history.note(at_s, health):
+            on_state(at_s, health)
+        if not self._usage and at_s > SETTLED_S:
+            self._usage.append(usage())
         return health
 
     def _ended(self, end_ns: int | None) -> str:

@@ -93,9 +93,12 @@ class History:
     def __init__(self) -> None:
         self.entries: deque[tuple[float, str, tuple[str, ...]]] = deque(maxlen=1000)
 
-    def note(self, at_s: float, health: Health) -> None:
-        if not self.entries or self.entries[-1][1] != health.state.value:
-            self.entries.append((round(at_s, 3), health.state.value, health.reasons))
+    def note(self, at_s: float, health: Health) -> bool:
+        """Whether the state is another than before."""
+        if self.entries and self.entries[-1][1] == health.state.value:
+            return False
+        self.entries.append((round(at_s, 3), health.state.value, health.reasons))
+        return True
 
 
 class HealthFile:

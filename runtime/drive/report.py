@@ -46,6 +46,7 @@ def report(loop: Loop, history: History, ended: str, realtime: dict[str, str]) -
 
     return {
         **snapshot(loop),
+        "began_ns": loop.began_ns,
         "ended": ended,
         "results_by_level": dict(loop.levels),
         "level_changes": [

@@ -1,0 +1,78 @@
+"""Live cameras: V4L2, network streams, GStreamer pipelines."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from .frames import Frame
+
+STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "srt://")
+OPEN_LIMIT_MS = 3000  # of a network stream; OpenCV's own limits are half a minute
+READ_LIMIT_MS = 1000
+
+
+class Camera:
+    """A camera as an iterable of Frames; each iteration opens it anew.
+
+    where: a V4L2 index ("0") or device ("/dev/video0"), the address of a stream, or a GStreamer
+    pipeline that ends in `appsink`. Iterating raises OSError if it cannot be opened, and as soon as
+    it gives no frame.
+    """
+
+    def __init__(self, where: str):
+        self.where = where
+
+    def __iter__(self) -> Iterator[Frame]:
+        capture = self._open()
+        index = 0
+        try:
+            while True:
+                more, image = capture.read()
+                captured_ns = time.monotonic_ns()
+                if not more:
+                    raise OSError(f"the camera {self.where} gives no frames")
+                yield Frame(np.asarray(image, np.uint8), index, captured_ns, f"{index:08d}")
+                index += 1
+        finally:
+            capture.release()
+
+    def _open(self) -> cv2.VideoCapture:
+        limits = [
+            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+            OPEN_LIMIT_MS,
+            cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+            READ_LIMIT_MS,
+        ]
+        if "!" in self.where:
+            capture = cv2.VideoCapture(self.where, cv2.CAP_GSTREAMER)
+        elif self.where.startswith(STREAMS):
+            capture = cv2.VideoCapture(self.where, cv2.CAP_FFMPEG, limits)
+        else:
+            number = self.where.removeprefix("/dev/video")
+            capture = cv2.VideoCapture(int(number), cv2.CAP_ANY)
+            # Frames that wait in the driver are old ones.
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+        if not capture.isOpened():
+            raise OSError(f"the camera {self.where} cannot be opened{self._hint()}")
+        return capture
+
+    def _hint(self) -> str:
+        if "!" in self.where:
+            return ": is this OpenCV built with GStreamer? The one from PyPI is not"
+        if self.where.startswith(STREAMS):
+            return ": is its address right, and is it on?"
+        device = f"/dev/video{self.where.removeprefix('/dev/video')}"
+        if not os.path.exists(device):
+            return f": there is no {device}"
+        return f": may this user read {device}, and does nothing else hold it?"
+
+
+def is_camera(where: str) -> bool:
+    """Whether `where` names a live camera rather than a file."""
+    device = where.removeprefix("/dev/video")
+    return device.isdigit() or where.startswith(STREAMS) or "!" in where

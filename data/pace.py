@@ -1,0 +1,57 @@
+"""Recorded frames played as a camera would give them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import count
+
+from .frames import Frame, Unreadable
+
+CITYSCAPES_HZ = 17.0
+
+
+class Paced:
+    """Plays recorded frames in real time; `captured_ns` is the moment at which each one is due.
+
+    rate_hz: frames a second; None: by the capture times in the log (`wall_ns`), 0: as fast as they
+    are taken. loops: from the beginning again at the end, for ever; frames are counted on.
+    """
+
+    def __init__(
+        self, frames: Iterable[Frame | Unreadable], rate_hz: float | None, loops: bool = False
+    ):
+        if rate_hz is not None and not 0 <= rate_hz <= 1000:
+            raise ValueError(f"a rate is 0 (as fast as possible) to 1000 Hz, not {rate_hz}")
+        self.frames, self.rate_hz, self.loops = frames, rate_hz, loops
+
+    def __iter__(self) -> Iterator[Frame | Unreadable]:
+        indices = count()
+        while True:
+            yield from self._once(indices)
+            if not self.loops:
+                return
+
+    def _once(self, indices: Iterator[int]) -> Iterator[Frame | Unreadable]:
+        began, first_wall_ns, place = time.monotonic_ns(), None, -1
+        for place, item in enumerate(self.frames):
+            if self.rate_hz:
+                _sleep_until(began + int(place * 1e9 / self.rate_hz))
+            elif self.rate_hz is None and isinstance(item, Frame) and item.wall_ns is not None:
+                first_wall_ns = item.wall_ns if first_wall_ns is None else first_wall_ns
+                _sleep_until(began + item.wall_ns - first_wall_ns)
+            index = next(indices)
+            if isinstance(item, Frame):
+                item = replace(item, index=index, captured_ns=time.monotonic_ns())
+            yield item
+        if place < 0:
+            raise OSError("the recording gives no frame at all")
+        if self.rate_hz and self.loops:
+            _sleep_until(began + int((place + 1) * 1e9 / self.rate_hz))
+
+
+def _sleep_until(moment_ns: int) -> None:
+    left_ns = moment_ns - time.monotonic_ns()
+    if left_ns > 0:
+        time.sleep(left_ns / 1e9)

@@ -1,0 +1,184 @@
+"""Faults on purpose: a drive is trusted after it has been seen to come through these.
+
+A plan is a YAML list, times in seconds from the start:
+
+    - {at: 20, fault: camera_stall, seconds: 3}
+
+What each kind does is in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...data.frames import Frame, Unreadable
+from ..segmenter import Segmenter, load
+from .inference import Picture
+from .messages import Message
+
+KINDS = {
+    "camera_stall": "the camera hangs for `seconds`",
+    "camera_cut": "the camera raises, and cannot be opened for `seconds`",
+    "corrupt_frames": "every frame is damaged for `seconds`",
+    "backend_error": "the backend raises once",
+    "backend_hang": "inference does not return for `seconds`",
+    "worker_death": "the worker process dies",
+    "sink_block": "a sink does not return for `seconds`",
+    "sink_error": "a sink raises at every message for `seconds`",
+}
+IN_WORKER = ("backend_error", "backend_hang", "worker_death")
+FAULTY_LOADER = f"{__name__}:load_faulty"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """at: seconds from the start; fault: of KINDS; seconds: how long it lasts."""
+
+    at: float
+    fault: str
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.fault not in KINDS:
+            raise ValueError(f"no fault is called {self.fault!r}: choose from {', '.join(KINDS)}")
+        if self.at < 0 or self.seconds < 0:
+            raise ValueError(f"{self.fault}: `at` and `seconds` are 0 or more")
+
+
+class Plan:
+    """Faults and the moment that they count from (monotonic nanoseconds)."""
+
+    def __init__(self, faults: Sequence[Fault], start_ns: int):
+        self.faults, self.start_ns = tuple(faults), start_ns
+
+    def now_s(self) -> float:
+        return (time.monotonic_ns() - self.start_ns) / 1e9
+
+    def lasting(self, kind: str) -> float:
+        """Seconds that a fault of that kind will still last; 0 if there is none now."""
+        now = self.now_s()
+        ends = [f.at + f.seconds for f in self.faults if f.fault == kind and f.at <= now]
+        return max((end - now for end in ends), default=0.0)
+
+
+def read_plan(path: Path) -> list[Fault]:
+    """Raises ValueError, naming the entry that is wrong; RuntimeError where PyYAML is missing."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise RuntimeError('--inject needs PyYAML: pip install "rtseg[drive]"') from error
+    try:
+        entries = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} should be a list of `- {{at: 20, fault: camera_stall, ...}}`")
+    try:
+        faults = [Fault(**entry) for entry in entries]
+    except TypeError as error:
+        raise ValueError(f"{path}: an entry has `at`, `fault` and `seconds` ({error})") from error
+    return sorted(faults, key=lambda fault: fault.at)
+
+
+class FaultySource:
+    """A source with the plan's camera faults."""
+
+    def __init__(self, source: Iterable[Frame | Unreadable], plan: Plan):
+        self.source, self.plan = source, plan
+
+    def __iter__(self) -> Iterator[Frame | Unreadable]:
+        for item in self.source:
+            if self.plan.lasting("camera_cut") > 0:
+                raise OSError("the camera was cut off (injected)")
+            while (left_s := self.plan.lasting("camera_stall")) > 0:
+                time.sleep(left_s)
+            if self.plan.lasting("corrupt_frames") > 0:
+                yield Unreadable(getattr(item, "name", ""), "damaged (injected)")
+                continue
+            if isinstance(item, Frame) and item.captured_ns < time.monotonic_ns() - 10**9:
+                continue  # from before a stall
+            yield item
+
+
+class FaultySink:
+    """A sink that does nothing, with the plan's sink faults."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def __call__(self, message: Message) -> None:
+        if (left_s := self.plan.lasting("sink_block")) > 0:
+            time.sleep(left_s)
+        if self.plan.lasting("sink_error") > 0:
+            raise RuntimeError("the sink fails (injected)")
+
+
+class FaultySegmenter(Segmenter):
+    """A Segmenter with those faults of the plan that come while it serves, each once."""
+
+    def __init__(self, inner: Segmenter, plan: Plan):
+        super().__init__(inner.backend)
+        self.plan = plan
+        self.due = [fault for fault in plan.faults if fault.at > plan.now_s()]
+
+    def __call__(self, frame: Any) -> Picture:
+        while self.due and self.due[0].at <= self.plan.now_s():
+            _strike(self.due.pop(0))
+        return super().__call__(frame)
+
+
+def _strike(fault: Fault) -> None:
+    if fault.fault == "backend_error":
+        raise RuntimeError("the backend fails (injected)")
+    if fault.fault == "backend_hang":
+        time.sleep(fault.seconds)
+    if fault.fault == "worker_death":
+        os._exit(70)
+
+
+def load_faulty(
+    paths: list[str],
+    backend: str | None,
+    device: str | None,
+    faults: list[dict[str, Any]],
+    start_ns: int,
+) -> list[Segmenter]:
+    """A worker's loader, see `Task`: artifacts of which the first has the plan's faults."""
+    plan = Plan([Fault(**f) for f in faults if f["fault"] in IN_WORKER], start_ns)
+    segmenters = [load(path, backend, device) for path in paths]
+    return [FaultySegmenter(segmenters[0], plan), *segmenters[1:]]
+
+
+def verdict(plan: Plan, report: dict[str, Any]) -> dict[str, Any]:
+    """What the drive made of the plan: for each fault when the state left `running` and was back,
+    in seconds; passed: it left and came back for each, and every frame is accounted for."""
+    rows = []
+    ahead_s = (plan.start_ns - report["began_ns"]) / 1e9
+    for fault in (replace(each, at=max(0.0, each.at + ahead_s)) for each in plan.faults):
+        states = [(s["at_s"], s["state"], s["reasons"]) for s in report["states"]]
+        left = next((s for s in states if s[0] >= fault.at and s[1] != "running"), None)
+        # A fault may come while another one still counts.
+        before = [s for s in states if s[0] < fault.at]
+        if before and before[-1][1] != "running":
+            left = before[-1]
+        end = fault.at + fault.seconds
+        back = next((s[0] for s in states if left and s[0] >= end and s[1] == "running"), None)
+        rows.append(
+            {
+                "at_s": round(fault.at, 3),
+                "fault": fault.fault,
+                "seconds": fault.seconds,
+                "state": left[1] if left else None,
+                "reason": left[2][0] if left and left[2] else None,
+                "noticed_after_s": round(max(0.0, left[0] - fault.at), 3) if left else None,
+                "running_again_after_s": round(back - end, 3) if back is not None else None,
+            }
+        )
+    open_frames = report["frames"]["open"]
+    passed = open_frames == 0 and all(row["running_again_after_s"] is not None for row in rows)
+    return {"passed": passed, "unaccounted_frames": open_frames, "faults": rows}

@@ -1,0 +1,99 @@
+"""Results as files to look at: label PNGs, an overlay video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data.files import write_atomically
+from ..drive.messages import Message, Result
+
+Picture = NDArray[np.uint8]
+Colours = Sequence[tuple[int, int, int]]
+Paint = Callable[[Picture, Picture, Colours], Picture]  # image, labels, palette -> overlay
+
+
+class LabelPngs:
+    """Writes `FOLDER/FRAME_ID_NAME.png`: (H, W) uint8 class ids. Statuses leave no file."""
+
+    name = "label PNGs"
+    capacity = 64
+    records = True
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, message: Message) -> None:
+        if isinstance(message, Result):
+            file = "_".join(filter(None, (f"{message.frame_id:08d}", message.name))) + ".png"
+            write_atomically(self.folder / file, encoded(".png", message.labels))
+
+
+class OverlayVideo:
+    """Writes an MP4 of the results, painted by `paint`; it gets its name when it is finished.
+
+    fps: None takes that of the first results. A video knows no gaps: frames that were not answered
+    are not in it. Raises OSError if OpenCV cannot write it here.
+    """
+
+    name = "video"
+    capacity = 64
+    records = True
+    LEARNS_FROM = 10  # results, before a rate is settled
+
+    def __init__(self, path: Path, palette: Colours, paint: Paint, fps: float | None = None):
+        self.path, self.palette, self.paint, self.fps = path, palette, paint, fps
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.partial = path.with_name(f".{path.stem}.partial.mp4")
+        self._waiting: list[tuple[int, Picture]] = []
+        self._writer: cv2.VideoWriter | None = None
+
+    def __call__(self, message: Message) -> None:
+        if not isinstance(message, Result):
+            return
+        picture = self.paint(message.image, message.labels, self.palette)
+        if self._writer is not None:
+            self._write(self._writer, picture)
+            return
+        self._waiting.append((message.captured_ns, picture))
+        if self.fps or len(self._waiting) == self.LEARNS_FROM:
+            self._open()
+
+    def _open(self) -> cv2.VideoWriter:
+        times = [captured_ns for captured_ns, _ in self._waiting]
+        step_ns = float(np.median(np.diff(times))) if len(times) > 1 else 1e8
+        height, width = self._waiting[0][1].shape[:2]
+        codec = cv2.VideoWriter.fourcc(*"mp4v")
+        self.size = (width, height)
+        writer = cv2.VideoWriter(str(self.partial), codec, self.fps or 1e9 / step_ns, self.size)
+        if not writer.isOpened():
+            raise OSError(f"OpenCV cannot write {self.path} here: it lacks the MP4 encoder")
+        for _, picture in self._waiting:
+            self._write(writer, picture)
+        self._waiting.clear()
+        self._writer = writer
+        return writer
+
+    def _write(self, writer: cv2.VideoWriter, picture: Picture) -> None:
+        if picture.shape[1::-1] != self.size:  # VideoWriter would silently skip it
+            picture = np.asarray(cv2.resize(picture, self.size), np.uint8)
+        writer.write(picture)
+
+    def close(self) -> None:
+        writer = self._writer or (self._open() if self._waiting else None)
+        if writer is not None:
+            writer.release()
+            self.partial.replace(self.path)
+
+
+def encoded(suffix: str, picture: Picture) -> bytes:
+    """The picture as a file's content. Raises ValueError where OpenCV cannot encode it."""
+    done, content = cv2.imencode(suffix, picture)
+    if not done:
+        raise ValueError(f"a picture of shape {picture.shape} cannot be written as {suffix}")
+    return content.tobytes()
