@@ -22,8 +22,8 @@ class RecipeError(ValueError):
 def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
     """A recipe from a YAML file or the name of a shipped one, with `key.key=value` changes.
 
-    A `base:` key names a recipe (beside the file, or shipped) that this one changes; a base has no
-    base itself. Raises RecipeError.
+    A `base:` key names a recipe (beside the file, or shipped) that this one changes, all but its
+    `also`; a base has no base itself. Raises RecipeError.
     """
     path = find_recipe(source)
     content = _read(path)
@@ -31,7 +31,7 @@ def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
         base = _read(find_recipe(content.pop("base"), beside=path.parent))
         if "base" in base:
             raise RecipeError(f"{path}: its base has a base of its own: one step is the limit")
-        content = merged(base, content)
+        content = merged({key: value for key, value in base.items() if key != "also"}, content)
     for change in changes:
         content = merged(content, _parsed(change))
     return checked(content, str(path))
@@ -45,6 +45,17 @@ def find_recipe(source: str | Path, beside: Path = Path()) -> Path:
     near = get_close_matches(str(source), names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(names)}"
     raise RecipeError(f"no recipe {str(source)!r}, neither as a file nor by name: {hint}")
+
+
+def recipes_by_variant() -> dict[str, list[str]]:
+    """{variant: the shipped recipes that train it}; one that names the variant in `also` needs the
+    change `model=VARIANT`."""
+    recipes: dict[str, list[str]] = {}
+    for path in sorted(RECIPES.glob("*.yaml")):
+        recipe = load_recipe(path)
+        for variant in (recipe.model, *recipe.also):
+            recipes.setdefault(variant, []).append(path.stem)
+    return recipes
 
 
 def _read(path: Path) -> dict[str, Any]:
