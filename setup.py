@@ -14,7 +14,8 @@ EXPORT = [
     "onnxslim>=0.1.48",
     "safetensors>=0.4",
 ]
-OPENVINO = ["openvino>=2025.0"]
+FAST = ["numba>=0.61"]  # labels of coarse logits on CPUs
+OPENVINO = ["openvino>=2025.0", *FAST]
 TENSORRT = [
     'tensorrt-rtx-cu13>=1.2; platform_system == "Linux" or platform_system == "Windows"',
     "cuda-bindings>=12.9",
@@ -53,6 +54,7 @@ setup(
     extras_require={
         "export": EXPORT,
         "openvino": OPENVINO,
+        "fast": FAST,
         "tensorrt": TENSORRT,
         "gpu": ["onnxruntime-gpu>=1.20", "nvidia-ml-py>=12"],
         "train": TRAIN,
