@@ -38,9 +38,7 @@ class Layout:
     opacity: float
 
 
-def plan(
-    frame: tuple[int, int], models: int, camera: bool, opacity: float, width: int
-) -> Layout:
+def plan(frame: tuple[int, int], models: int, camera: bool, opacity: float, width: int) -> Layout:
     """The layout for frames of (height, width), at most `width` pixels wide: up to three panels in
     a row, four in a square."""
     panels = models + camera

@@ -54,7 +54,9 @@ class Contestant:
         self.times_ms.append((perf_counter() - began) * 1000)
         self._recent.append(self.times_ms[-1])
         latency = median(self._recent)
-        return Seen(self.title, f"{latency:.1f} ms   {1000 / latency:.1f} FPS", self.classes, labels)
+        return Seen(
+            self.title, f"{latency:.1f} ms   {1000 / latency:.1f} FPS", self.classes, labels
+        )
 
     def facts(self) -> dict[str, object]:
         times = np.array(self.times_ms or [np.nan])

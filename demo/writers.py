@@ -1,4 +1,4 @@
-"""Pictures out: a video, a GIF, PNGs, or a window. All but the window appear whole or not at all."""
+"""Pictures out: a video, a GIF, PNGs or a window. Files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -119,9 +119,7 @@ class Gif:
         file = io.BytesIO()
         first, *rest = self.pictures
         hundredths = max(2, round(100 / self.fps))  # browsers slow down anything faster
-        first.save(
-            file, "GIF", save_all=True, append_images=rest, duration=10 * hundredths, loop=0
-        )
+        first.save(file, "GIF", save_all=True, append_images=rest, duration=10 * hundredths, loop=0)
         write_atomically(self.path, file.getvalue())
         return [str(self.path)]
 

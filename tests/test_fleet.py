@@ -1,0 +1,197 @@
+"""Logs through Ray Data: all labelled, bad ones told, nothing done twice, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import Run, as_json
+from rtseg.data.frames import open_source
+from rtseg.data.scenes import scenes
+from rtseg.demo import run_lengths
+from rtseg.demo.fleet import Options, fleet, local_opener, single_process
+from rtseg.demo.fleet_logs import find_logs
+from rtseg.demo.fleet_workers import Labeller, read_log
+from rtseg.export import export
+from rtseg.models.source import Source
+from rtseg.runtime import Segmenter, load
+
+pytest.importorskip("ray", reason='needs Ray: pip install "rtseg[fleet]"')
+pytest.importorskip("ray.data", reason='needs Ray Data: pip install "rtseg[fleet]"')
+SIZE = (64, 96)
+FRAMES = 4
+HERE = Options(workers=1, batch=2, backend="onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("artifacts")
+    (made,) = export(nano.network, [SIZE], ["onnx"], out=out, classes=nano.classes)
+    return made.path
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    """Two good logs of unlike sizes, one with a damaged frame, and one that is no video."""
+    for number, size in enumerate([SIZE, (50, 80)]):
+        folder = tmp_path / "logs" / f"log{number}"
+        folder.mkdir(parents=True)
+        for i, scene in enumerate(scenes(FRAMES, size, seed=10 * number)):
+            cv2.imwrite(str(folder / f"{i}.png"), scene)
+    (tmp_path / "logs" / "log1" / "9.png").write_bytes(b"no picture")
+    (tmp_path / "logs" / "broken.mp4").write_bytes(b"no video")
+    return tmp_path / "logs"
+
+
+def expected(folder: Path, artifact: Path) -> dict[str, np.ndarray[Any, Any]]:
+    with load(artifact, "onnxruntime") as segment:
+        frames = [f for f in open_source(folder) if hasattr(f, "image")]
+        return {frame.name: segment(frame.image) for frame in frames}
+
+
+def labels_in(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    return {
+        path.stem: cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        for path in (folder / "labels").glob("*.png")
+    }
+
+
+def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, labels in ours.items():
+        np.testing.assert_array_equal(labels, theirs[name])
+
+
+def test_all_logs_are_labelled_and_a_second_run_does_what_is_left(
+    artifact: Path, logs: Path, tmp_path: Path
+) -> None:
+    out, seen = tmp_path / "out", list[tuple[str, bool]]()
+
+    def finished(log: str, error: str) -> None:
+        seen.append((log, bool(error)))
+
+    first = fleet([str(logs / "*")], artifact, out, HERE, finished=finished)
+    assert sorted(seen) == [("broken", True), ("log0", False), ("log1", False)]
+    assert (first.frames, first.skipped, first.done) == (2 * FRAMES, 1, 0)
+    assert list(first.failed) == [str(logs / "broken.mp4")]
+    for name in ("log0", "log1"):
+        assert_equal(labels_in(out / name), expected(logs / name, artifact))
+    facts = json.loads((out / "log1" / "log.json").read_text())
+    assert facts["frames"] == FRAMES
+    assert sum(facts["classes"].values()) == pytest.approx(1, abs=1e-4)
+    assert not (out / "broken").exists()
+
+    for frame in logs.glob("log1/*.png"):  # would fail if it were read again
+        frame.unlink()
+    (logs / "broken.mp4").unlink()
+    (out / "log0" / "log.json").unlink()
+    again = fleet([str(logs / "log0"), str(logs / "log1")], artifact, out, HERE)
+    assert (again.done, list(again.logs), again.failed) == (1, ["log0"], {})
+
+
+def test_a_killed_worker_loses_nothing(artifact: Path, logs: Path, tmp_path: Path) -> None:
+    marker, out = tmp_path / "killed", tmp_path / "out"
+    frames = FRAMES
+
+    def opener() -> Segmenter:
+        from rtseg.runtime import load
+
+        segmenter: Any = load(artifact, "onnxruntime", threads=1)
+        calls = 0
+
+        def dies_once(frame: np.ndarray[Any, Any]) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == frames - 1 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return segmenter(frame)
+
+        dies_once.card = segmenter.card  # type: ignore[attr-defined]
+        return dies_once  # type: ignore[return-value]
+
+    summary = fleet([str(logs / "log0")], artifact, out, HERE, opener=opener)
+    assert marker.exists()
+    assert (summary.frames, summary.failed) == (FRAMES, {})
+    assert_equal(labels_in(out / "log0"), expected(logs / "log0", artifact))
+
+
+def test_the_command_writes_runs_and_measures(
+    artifact: Path, logs: Path, tmp_path: Path, rtseg: Run
+) -> None:
+    out = tmp_path / "out"
+    options = ["--model", artifact, "-o", out, "--as", "rle", "--workers", 1, "--compare", 4]
+    facts = as_json(rtseg("fleet", logs / "log0", logs / "log1", *options, "--json"))
+    assert (facts["logs"], facts["frames"], facts["failed"]) == (2, 2 * FRAMES, {})
+    assert facts["single_process_frames_per_s"] > 0
+    assert facts["frames_per_s"] > 0
+    for name in ("log0", "log1"):
+        found = dict(run_lengths.read(out / name / "labels.parquet"))
+        assert_equal(found, expected(logs / name, artifact))
+
+
+def rows_of(folder: Path, artifact: Path, out: Path) -> list[dict[str, Any]]:
+    with local_opener(artifact, HERE)() as segmenter:
+        labeller = Labeller(lambda: segmenter, str(out), "png")
+        rows = read_log({"log": "log", "input": str(folder)})
+        return [labeller.answer(row) for row in rows]
+
+
+def test_a_worker_s_rows_tell_frames_from_what_was_skipped(
+    artifact: Path, logs: Path, tmp_path: Path
+) -> None:
+    rows = rows_of(logs / "log1", artifact, tmp_path)
+    assert [bool(row["skipped"]) for row in rows] == [False] * FRAMES + [True, False]
+    assert rows[-1]["end"] == FRAMES
+    assert rows[0]["ms"] > 0
+    assert sum(rows[0]["pixels"]) == 50 * 80
+
+
+def test_an_error_while_labelling_is_the_log_s_own(
+    artifact: Path, logs: Path, tmp_path: Path
+) -> None:
+    class Broken:
+        card = load(artifact, "onnxruntime").card
+
+        def __call__(self, frame: object) -> None:
+            raise RuntimeError("out of memory")
+
+    labeller = Labeller(lambda: Broken(), str(tmp_path), "png")  # type: ignore[arg-type,return-value]
+    (row, *_) = read_log({"log": "log", "input": str(logs / "log0")})
+    assert labeller.answer(row)["error"] == "0: RuntimeError: out of memory"
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (1, 1), (64, 64)])
+def test_runs_give_the_labels_back(shape: tuple[int, int]) -> None:
+    labels = np.random.default_rng(0).integers(0, 3, shape).astype(np.uint8)
+    values, lengths = run_lengths.encode(labels)
+    np.testing.assert_array_equal(run_lengths.decode(values, lengths, shape[0]), labels)
+    with pytest.raises(ValueError, match="damaged"):
+        run_lengths.decode(values, lengths + 1, 1000)
+
+
+def test_logs_of_one_name_get_folders_of_their_own(tmp_path: Path) -> None:
+    for name in ("a/drive.mp4", "b/drive.mp4", "c/other.mp4"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(str(p) for p in sorted(tmp_path.glob("*/*.mp4"))))
+    names = [log.name for log in find_logs([f"@{listed}"])]
+    assert len(set(names)) == 3
+    assert names[2] == "other"
+    assert all(name.startswith("drive-") for name in names[:2])
+
+
+def test_the_plain_loop_counts_frames(artifact: Path, logs: Path) -> None:
+    assert single_process([str(logs / "log0")], artifact, HERE, most=2) > 0
+
+
+def test_an_unknown_form_is_refused(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="png or rle"):
+        fleet([str(tmp_path)], artifact, tmp_path / "out", Options(form="jpeg"))
