@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from ...data.frames import Frame, Unreadable
 from ..segmenter import as_bgr
 from .bell import Bell
@@ -40,6 +38,7 @@ class Capture:
 
     lost: why no frames come, or "" while they do. gone: it is lost for good. ended: the source came
     to its end. last_ns: when the last good frame came, monotonic. reopened: how often.
+    period_ms: the median of the last fifteen gaps between frames; 0 until there are two.
     """
 
     def __init__(
@@ -56,6 +55,7 @@ class Capture:
         self.gone = self.ended = False
         self.last_ns = 0
         self.reopened = 0
+        self.period_ms = 0.0
         self.spoiled: deque[Spoiled] = deque(maxlen=1000)
         self._rhythm: deque[int] = deque(maxlen=15)
         self._turn = 0  # the thread that may deliver; older ones only end
@@ -86,12 +86,6 @@ class Capture:
     def join(self, timeout_s: float) -> None:
         if self._threads:
             self._threads[-1].join(timeout_s)
-
-    @property
-    def period_ms(self) -> float:
-        """Between frames, as the last fifteen came; 0 until three did."""
-        rhythm = list(self._rhythm)
-        return float(np.median(rhythm)) / 1e6 if len(rhythm) >= 2 else 0.0
 
     def _run(self, turn: int) -> None:
         while not self._stop.is_set() and turn == self._turn:
@@ -156,6 +150,8 @@ class Capture:
         now = self.bell.now_ns()
         if self.last_ns and not self.lost:
             self._rhythm.append(now - self.last_ns)
+            if len(self._rhythm) > 1:
+                self.period_ms = sorted(self._rhythm)[len(self._rhythm) // 2] / 1e6
         self._newest_ns = frame.captured_ns
         self.last_ns = now
         self.lost, self._failures = "", 0

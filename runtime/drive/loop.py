@@ -135,7 +135,7 @@ class Loop:
             return
         now = self.bell.now_ns()
         if place is None or place.engine is None:
-            cause = "unserved" if self.ladder else "starting"
+            cause = "unserved" if self.ages.count else "starting"
             self._drop(Kind.LOST, cause, "no inference is ready", captured)
             return
         if now > self.limits.expiry_ns(captured.frame.captured_ns):

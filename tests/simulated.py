@@ -1,0 +1,205 @@
+"""A drive in simulated time: camera and inference are events, and nothing waits or flakes."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+from rtseg.data.frames import Frame
+from rtseg.runtime.drive.bell import Bell
+from rtseg.runtime.drive.capture import Capture
+from rtseg.runtime.drive.crew import Crew
+from rtseg.runtime.drive.health import History, assess
+from rtseg.runtime.drive.inference import Answer
+from rtseg.runtime.drive.limits import Limits
+from rtseg.runtime.drive.loop import Loop
+from rtseg.runtime.drive.mailbox import Mailbox
+from rtseg.runtime.drive.messages import Message, Result, Status
+from rtseg.runtime.drive.tally import Tally
+
+SECOND = 1_000_000_000
+SIZE = 4, 6
+
+
+class SimulatedBell(Bell):
+    """Waiting lets the events of that time happen."""
+
+    def __init__(self) -> None:
+        self.now = 1000 * SECOND
+        self.rung = False
+        self._events: list[tuple[int, int, Callable[[], None]]] = []
+        self._order = count()
+
+    def now_ns(self) -> int:
+        return self.now
+
+    def wall_ns(self) -> int:
+        return 10**18 + self.now
+
+    def ring(self) -> None:
+        self.rung = True
+
+    def after(self, seconds: float, event: Callable[[], None]) -> None:
+        at = self.now + round(seconds * SECOND)
+        heapq.heappush(self._events, (at, next(self._order), event))
+
+    def wait(self, timeout_s: float) -> None:
+        until = self.now + round(timeout_s * SECOND)
+        while not self.rung and self._events and self._events[0][0] <= until:
+            self.now, _, event = heapq.heappop(self._events)
+            event()
+        self.now = self.now if self.rung else until
+        self.rung = False
+
+
+class SimulatedEngine:
+    """Labels are the frame's first channel. latency_s(level) of a job; `plan` names what happens
+    to the next jobs in turn: "" goes well, "error", "hang" or "die"."""
+
+    def __init__(
+        self,
+        bell: SimulatedBell,
+        latency_s: Callable[[int], float] = lambda level: 0.01,
+        levels: Sequence[str] = ("large",),
+        baselines_ms: Sequence[float] | None = None,
+        plan: list[str] | None = None,
+        start_s: float = 0.0,
+    ):
+        self.bell, self.latency_s, self.levels = bell, latency_s, levels
+        self.baselines_ms = baselines_ms or [1000 * latency_s(i) for i in range(len(levels))]
+        self.plan = [] if plan is None else plan
+        self.ready, self.fault, self.killed = start_s == 0, "", False
+        self.answer: Answer | None = None
+        if start_s:
+            bell.after(start_s, self._be_ready)
+
+    def _be_ready(self) -> None:
+        self.ready = True
+        self.bell.ring()
+
+    def submit(self, job: int, image: np.ndarray[Any, Any], level: int) -> None:
+        fate = self.plan.pop(0) if self.plan else ""
+        if fate == "hang":
+            return
+        labels = image[:, :, 0].copy()
+        error = Answer(job, None, error="CUDA error 700")
+        answer = error if fate == "error" else Answer(job, labels, 1000 * self.latency_s(level))
+        self.bell.after(self.latency_s(level), lambda: self._done(fate, answer))
+
+    def _done(self, fate: str, answer: Answer) -> None:
+        if fate == "die":
+            self.fault = "the worker process ended by signal 11"
+        else:
+            self.answer = answer
+        self.bell.ring()
+
+    def take(self) -> Answer | None:
+        answer, self.answer = self.answer, None
+        return answer
+
+    def kill(self) -> None:
+        self.killed, self.ready = True, False
+
+
+class Recorder:
+    """An outlet that keeps what it is offered, with the time."""
+
+    name = "recorder"
+    failed_ns = 0
+    last_error = ""
+
+    def __init__(self, bell: Bell):
+        self.bell = bell
+        self.messages: list[tuple[int, Message]] = []
+
+    def offer(self, message: Message) -> None:
+        self.messages.append((self.bell.now_ns(), message))
+
+    def blocked_s(self) -> float:
+        return 0.0
+
+    def counters(self) -> dict[str, int]:
+        return {"delivered": len(self.messages)}
+
+
+class Simulation:
+    """A loop with a simulated camera and engines. starts: what each further engine is started by;
+    the last one stays. reopen: called when the loop opens the camera anew."""
+
+    def __init__(
+        self,
+        starts: Callable[[SimulatedBell], Sequence[Callable[[], SimulatedEngine]]],
+        standby: Callable[[SimulatedBell], SimulatedEngine] | None = None,
+        **limits: Any,
+    ):
+        self.bell = bell = SimulatedBell()
+        self.started: list[SimulatedEngine] = []
+        self.reopened_at: list[float] = []
+        queue = list(starts(bell))
+        tally, mailbox = Tally(), Mailbox(bell)
+        self.capture = Capture([], mailbox, tally, bell)
+        self.capture.reopen = self._reopen  # type: ignore[method-assign]
+        self.crew = Crew(
+            bell,
+            lambda: self._started(queue.pop(0) if len(queue) > 1 else queue[0]),
+            (lambda: standby(bell)) if standby else None,
+        )
+        self.recorder = Recorder(bell)
+        outlets: Any = [self.recorder]
+        limit = Limits(**limits)
+        self.loop = Loop(self.capture, mailbox, self.crew, outlets, tally, bell, limit)
+        self.began = bell.now
+        self.history = History()
+        self._shown = 0
+
+    def _started(self, start: Callable[[], SimulatedEngine]) -> SimulatedEngine:
+        self.started.append(start())
+        return self.started[-1]
+
+    def _reopen(self) -> bool:
+        self.reopened_at.append(self.seconds)
+        return True
+
+    @property
+    def seconds(self) -> float:
+        return (self.bell.now - self.began) / SECOND
+
+    def show(self) -> None:
+        """The camera gives a frame whose every value is its index."""
+        image = np.full((*SIZE, 3), self._shown % 256, np.uint8)
+        self.capture.accept(Frame(image, self._shown, self.bell.now))
+        self._shown += 1
+
+    def camera(self, period_s: float, from_s: float, to_s: float) -> None:
+        for place in range(round((to_s - from_s) / period_s)):
+            at = from_s + place * period_s - self.seconds
+            self.bell.after(at, self.show)
+
+    def run(self, until_s: float) -> None:
+        while self.seconds < until_s:
+            self.bell.wait(min(self.loop.wake_s(), until_s - self.seconds + 1e-9))
+            self.loop.step()
+            self.history.note(self.seconds, assess(self.loop))
+
+    @property
+    def results(self) -> list[tuple[float, Result]]:
+        """(seconds, result)."""
+        return [(t, m) for t, m in self._messages() if isinstance(m, Result)]
+
+    @property
+    def statuses(self) -> list[tuple[float, Status]]:
+        return [(t, m) for t, m in self._messages() if isinstance(m, Status)]
+
+    def _messages(self) -> list[tuple[float, Message]]:
+        return [((t - self.began) / SECOND, m) for t, m in self.recorder.messages]
+
+    @property
+    def frames(self) -> Any:
+        return self.loop.tally.facts()
+
+    @property
+    def states(self) -> list[str]:
+        return [state for _, state, _ in self.history.entries]

@@ -1,0 +1,246 @@
+"""The vehicle loop in simulated time: ages, statuses, replacements, states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from rtseg.data.frames import Frame, Unreadable
+from rtseg.runtime.drive.limits import Limits
+from rtseg.runtime.drive.messages import Kind
+from rtseg.runtime.drive.usage import usage
+from simulated import SECOND, SIZE, SimulatedBell, SimulatedEngine, Simulation
+
+PERIOD = 0.1
+
+
+def steady(latency_s: float, **options: Any) -> Any:
+    return lambda bell: [lambda: SimulatedEngine(bell, lambda level: latency_s, **options)]
+
+
+def accounted(drive: Simulation) -> bool:
+    """Whether every captured frame was answered or dropped with a cause."""
+    frames = drive.frames
+    ended = frames["published"] + sum(frames["dropped"].values())
+    return bool(frames["open"] == 0 and ended == frames["captured"])
+
+
+def test_a_fast_network_answers_every_frame_with_its_own_labels() -> None:
+    drive = Simulation(steady(0.03))
+    drive.camera(PERIOD, 0, 10)
+    drive.run(11)
+    assert [r.index for _, r in drive.results] == list(range(100))
+    assert all((r.labels == r.index % 256).all() for _, r in drive.results)
+    assert all((r.image == r.index % 256).all() for _, r in drive.results)
+    assert all(r.age_ms == pytest.approx(30) for _, r in drive.results)
+    assert all(r.expires_ns - r.captured_ns == 500_000_000 for _, r in drive.results)
+    first = drive.results[0][1]
+    assert first.captured_wall_ns == 10**18 + first.captured_ns
+    assert first.stages_ms == pytest.approx({"waiting": 0, "inference": 30, "transfer": 0})
+    assert accounted(drive)
+
+
+@pytest.mark.parametrize("latency", [0.2, 0.23, 0.37])
+def test_overload_makes_no_queue(latency: float) -> None:
+    """Twice and more the work that fits: frames are passed over, and none is old."""
+    drive = Simulation(steady(latency))
+    drive.camera(PERIOD, 0, 60)
+    drive.run(61)
+    ages = sorted(r.age_ms for _, r in drive.results)
+    assert ages[int(0.99 * len(ages))] <= 1000 * (PERIOD + latency) + 1
+    assert len(drive.results) >= 0.95 * 60 / (latency + PERIOD)
+    assert drive.frames["dropped"]["replaced"] == 600 - len(drive.results)
+    assert accounted(drive)
+
+
+def test_a_mask_that_grows_too_old_is_withheld_and_told_at_once() -> None:
+    drive = Simulation(steady(0.9), max_age_ms=300.0)
+    drive.camera(PERIOD, 0, 1)
+    drive.run(4)
+    assert drive.results == []
+    told, late = drive.statuses[0]
+    assert (late.kind, late.cause, late.frame_id) == (Kind.LATE, "late", 0)
+    assert told == pytest.approx(0.3, abs=0.001)  # not when the answer comes, at 0.9
+    assert drive.frames["dropped"]["late"] == 2
+    assert accounted(drive)
+
+
+def test_the_sinks_hear_of_a_cut_camera_within_two_periods() -> None:
+    drive = Simulation(steady(0.03))
+    drive.camera(PERIOD, 0, 5)
+    drive.camera(PERIOD, 8, 12)
+    drive.run(13)
+    last_frame = 4.9
+    cut = [(t, s) for t, s in drive.statuses if t < 8]
+    assert last_frame + PERIOD < cut[0][0] <= last_frame + 2 * PERIOD
+    assert cut[0][1].kind is Kind.STALE
+    gaps = np.diff([t for t, _ in cut])
+    assert max(gaps) <= 1.01 * PERIOD  # and goes on hearing
+    assert {s.kind for t, s in cut if t > last_frame + 1.01} == {Kind.LOST}
+    assert drive.reopened_at[0] == pytest.approx(last_frame + 1.05, abs=0.05)
+    back = next(t for t, _ in drive.results if t > 5.5)
+    assert back == pytest.approx(8.03, abs=0.01)
+    assert drive.states[:4] == ["starting", "running", "stale", "running"]
+
+
+@pytest.mark.parametrize(
+    ("item", "cause"),
+    [
+        (Unreadable("7", "7 is damaged"), "corrupt"),
+        (Frame(np.zeros((0, 4, 3), np.uint8), 0, 1), "corrupt"),
+        (Frame(np.zeros((2, 2, 2, 2), np.uint8), 0, 1), "corrupt"),
+        ("no frame", "corrupt"),
+        (Frame(np.zeros((4, 4, 3), np.uint8), 0, 1 << 61), "corrupt"),  # from the future
+        (Frame(np.zeros((4, 4, 3), np.uint8), 0, 5), "repeated"),  # older than the one before
+    ],
+)
+def test_a_frame_that_is_none_is_skipped_and_told(item: Any, cause: str) -> None:
+    drive = Simulation(steady(0.03))
+    drive.camera(PERIOD, 0, 2)
+    drive.bell.after(1.05, lambda: drive.capture.accept(item))
+    drive.run(5)
+    (status,) = (s for _, s in drive.statuses if s.cause == cause)
+    assert (status.kind, status.frame_id) == (Kind.LOST, 11)
+    assert drive.frames["dropped"] == {cause: 1}
+    assert len(drive.results) == 20
+    assert "degraded" in drive.states
+    assert accounted(drive)
+
+
+def test_the_first_error_restarts_and_the_second_leaves_it_to_the_fallback() -> None:
+    plans = [["", "", "error"], [*[""] * 20, "error"], []]
+
+    def starts(bell: SimulatedBell) -> Any:
+        return [lambda p=p: SimulatedEngine(bell, plan=p, start_s=0.5) for p in plans]
+
+    drive = Simulation(starts, lambda bell: SimulatedEngine(bell, levels=("small",), start_s=0.2))
+    drive.camera(PERIOD, 0, 60)
+    drive.run(61)
+    assert len(drive.started) == 3
+    assert [engine.killed for engine in drive.started] == [True, True, False]
+    assert [loss.cause for loss in drive.crew.losses] == ["backend", "backend"]
+    first, second = (loss.at_ns / SECOND - drive.began / SECOND for loss in drive.crew.losses)
+    levels = [(t, r.level) for t, r in drive.results]
+    # Restarted at once after the first error; the fallback bridges the gap.
+    assert {level for t, level in levels if first < t < first + 0.5} == {"small"}
+    assert {level for t, level in levels if first + 0.7 < t < second} == {"large"}
+    # Left alone for half a minute after the second, then tried again.
+    assert {level for t, level in levels if second < t < second + 30} == {"small"}
+    assert {level for t, level in levels if t > second + 30.7} == {"large"}
+    assert drive.frames["dropped"] == {"backend": 2, "starting": 3}
+    assert drive.states[:5] == ["starting", "degraded", "running", "degraded", "running"]
+    assert accounted(drive)
+
+
+def test_stuck_inference_is_killed_and_replaced() -> None:
+    def starts(bell: SimulatedBell) -> Any:
+        return [lambda: SimulatedEngine(bell, plan=["", "hang"]), lambda: SimulatedEngine(bell)]
+
+    drive = Simulation(starts, stuck_periods=10, stuck_ms=1.0, period_ms=100.0)
+    drive.camera(PERIOD, 0, 5)
+    drive.run(6)
+    assert [loss.cause for loss in drive.crew.losses] == ["stuck"]
+    assert drive.started[0].killed
+    assert drive.crew.losses[0].at_ns / SECOND - drive.began / SECOND == pytest.approx(1.1, 0.01)
+    assert drive.frames["dropped"]["late"] == 1  # told at max_age, before it is given up
+    assert drive.states[:4] == ["starting", "running", "degraded", "running"]
+    assert accounted(drive)
+
+
+def test_a_worker_that_dies_loses_one_frame() -> None:
+    def starts(bell: SimulatedBell) -> Any:
+        return [lambda: SimulatedEngine(bell, plan=["", "die"]), lambda: SimulatedEngine(bell)]
+
+    drive = Simulation(starts)
+    drive.camera(PERIOD, 0, 5)
+    drive.run(6)
+    assert drive.frames["dropped"] == {"worker": 1}
+    (lost,) = (s for _, s in drive.statuses if s.cause == "worker")
+    assert (lost.kind, lost.frame_id) == (Kind.LOST, 1)
+    assert "signal 11" in lost.text
+    assert accounted(drive)
+
+
+def test_replacements_are_at_most_five_a_minute_and_go_on() -> None:
+    drive = Simulation(lambda bell: [lambda: SimulatedEngine(bell, plan=["error"] * 99)])
+    drive.camera(PERIOD, 0, 130)
+    drive.run(131)
+    ends = [loss.at_ns / SECOND for loss in drive.crew.losses]
+    assert len(ends) == 1 + 3 * 5  # the first engine, then five in each of three minutes
+    assert all(late - early > 59 for early, late in zip(ends[1:], ends[6:], strict=False))
+    assert drive.history.entries[-1][1] in ("failed", "starting")
+    assert "failed" in drive.states
+    assert accounted(drive)
+
+
+def test_an_engine_that_never_becomes_ready_is_replaced() -> None:
+    drive = Simulation(
+        lambda bell: [lambda: SimulatedEngine(bell, start_s=9999), lambda: SimulatedEngine(bell)]
+    )
+    drive.camera(PERIOD, 0, 190)
+    drive.run(191)
+    assert drive.crew.losses[0].reason == "not ready within 180 s"
+    assert drive.states[:3] == ["starting", "degraded", "running"]
+    assert drive.frames["dropped"]["starting"] > 1700
+
+
+def test_load_makes_it_step_down_and_back() -> None:
+    load = [1.0]
+    levels = ("1024x2048", "768x1536", "512x1024", "nano")
+    costs = (0.06, 0.035, 0.016, 0.005)
+
+    def starts(bell: SimulatedBell) -> Any:
+        milliseconds = [1000 * cost for cost in costs]
+        return [lambda: SimulatedEngine(bell, lambda i: load[0] * costs[i], levels, milliseconds)]
+
+    drive = Simulation(starts, deadline_ms=80.0, period_ms=100.0)
+    drive.camera(PERIOD, 0, 60)
+    drive.bell.after(10, lambda: load.__setitem__(0, 4.0))
+    drive.bell.after(30, lambda: load.__setitem__(0, 1.0))
+    drive.run(61)
+    at = {round(t): r.level for t, r in drive.results}
+    assert at[9] == "1024x2048"  # 60 ms of 80
+    assert at[25] == "512x1024"  # 4 x 16 ms
+    assert at[59] == "1024x2048"
+    steps = [(c.before, c.after) for c in drive.loop.changes]
+    down = [(levels[0], levels[1]), (levels[1], levels[2])]
+    up = [(levels[2], levels[1]), (levels[1], levels[0])]
+    assert steps == down + up
+    assert drive.loop.changes[0].why == "3 of 20 results missed 80 ms"
+    assert "expected of 80 ms" in drive.loop.changes[-1].why
+
+
+def test_memory_and_handles_are_steady() -> None:
+    drive = Simulation(steady(0.03), max_age_ms=50.0)
+    drive.recorder.offer = lambda message: None  # type: ignore[method-assign]
+    for minute in range(5):
+        if minute == 1:
+            before = usage()
+        drive.camera(0.02, 200.0 * minute, 200.0 * (minute + 1))
+        drive.run(200.0 * (minute + 1))
+    after = usage()
+    assert drive.frames["captured"] == 50_000
+    assert after.handles == before.handles
+    if after.resident_mib is not None and before.resident_mib is not None:
+        assert after.resident_mib - before.resident_mib < 8
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_age_ms": 0}, "max_age_ms must be more than 0"),
+        ({"silence_s": -1}, "silence_s must be more than 0"),
+        ({"deadline_ms": 600}, "make it the shorter one"),
+    ],
+)
+def test_limits_that_cannot_be_kept(limits: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Limits(**limits)  # type: ignore[arg-type]
+
+
+def test_the_frame_s_size_is_its_own() -> None:
+    drive = Simulation(steady(0.03))
+    drive.camera(PERIOD, 0, 1)
+    drive.run(2)
+    assert drive.results[0][1].labels.shape == SIZE
