@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from .export_all import export_zoo
 from .options import (
     Classes,
     Json,
@@ -28,12 +29,17 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: Annotated[str, Argument(help="A name that `rtseg models` lists, or a checkpoint.")],
+    model: Annotated[
+        str | None, Argument(help="A name that `rtseg models` lists, or a checkpoint.")
+    ] = None,
     weights: Weights = None,
     classes: Classes = None,
     size: Sizes = None,
     to: Annotated[list[Target] | None, Option(help="What to write; may be repeated.")] = None,
-    precision: Annotated[Precision, Option(help="Precision inside the graph.")] = Precision.fp32,
+    precision: Annotated[
+        Precision | None,
+        Option(help="Precision inside the graph: by default fp32, with --all fp16 and fp32."),
+    ] = None,
     output: Annotated[Outputs, Option(help="What the graph gives.")] = Outputs.labels,
     frames: Annotated[Path | None, Option(help="Images to prove it on; else drawn scenes.")] = None,
     labels: Annotated[
@@ -50,6 +56,14 @@ def export(
         list[str] | None, Option(help="GPU generation for TensorRT, such as 8.6; may be repeated.")
     ] = None,
     log: Annotated[str, Option(help="Level of the TensorRT build log.")] = "warning",
+    whole_zoo: Annotated[
+        bool, Option("--all", help="Every variant instead, and a table: zoo.md, zoo.json.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, Option(help='With --all: variants such as "sfnet_*"; may be repeated.')
+    ] = None,
+    scenes: Annotated[int, Option(min=1, help="With --all: drawn scenes to prove each on.")] = 1,
+    keep: Annotated[bool, Option(help="With --all: keep the files, tens of GB.")] = True,
     folder: Annotated[Path, Option("-o", "--out", help="Folder for the artifacts.")] = Path(
         "artifacts"
     ),
@@ -59,7 +73,20 @@ def export(
 
     rtseg export csfcn_tiny --size 512x1024 --to onnx --to tensorrt --precision fp16 -o artifacts
     rtseg export csfcn_nano --to openvino --precision int8 --calib drives/frames
+    rtseg export --all --size 512x1024 --no-keep -o zoo
     """
+    if (model is None) != whole_zoo:
+        raise ValueError("name a model, or give --all for every variant: one of the two")
+    targets = [target.value for target in to or []]
+    if model is None:
+        if weights or classes or frames or labels or calib:
+            raise ValueError(
+                "--all takes the variants as they come: leave out --weights, --classes, --frames, "
+                "--labels and --calib"
+            )
+        chosen = [precision.value] if precision else []
+        export_zoo(size, only or [], targets, chosen, scenes, keep, folder, as_json)
+        return
     need("torch", "PyTorch", "export", "export")
     from ..export import ProofError
     from ..export import export as run
@@ -73,7 +100,7 @@ def export(
     sizes = parse_sizes(size)
     source = open_source(model, weights, class_set(classes))
     pictures, truth = read_frames(frames, labels)
-    targets = [target.value for target in to or [Target.onnx]]
+    targets = targets or [Target.onnx.value]
     for_triton = Target.triton.value in targets
     if for_triton:  # it serves artifacts, and always has the ONNX one
         targets = list(dict.fromkeys("onnx" if t == Target.triton.value else t for t in targets))
@@ -87,7 +114,7 @@ def export(
                 source.network,
                 sizes or [VARIANTS[source.network.info.name].size],
                 targets,
-                precision.value,
+                (precision or Precision.fp32).value,
                 out=folder,
                 outputs=output.value,
                 classes=source.classes,

@@ -72,6 +72,9 @@ class Row:
     def key(self) -> str:
         return f"{self.model}_{self.size}_{self.precision}"
 
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
     def answers(self, job: Job) -> bool:
         """It passed, and holds all that the job asks for, by this version of the package."""
         whole = set(job.targets) <= set(self.targets) and job.scenes <= self.scenes
@@ -235,5 +238,5 @@ def write_rows(table: Path, rows: Sequence[Row]) -> None:
     """Write the table as JSON, and beside it for people as `zoo.md`."""
     from .all_table import markdown
 
-    write_atomically(table, (json.dumps([asdict(row) for row in rows], indent=1) + "\n").encode())
+    write_atomically(table, (json.dumps([row.as_json() for row in rows], indent=1) + "\n").encode())
     write_atomically(table.with_suffix(".md"), markdown(rows).encode())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.table import Table
+
 from .all import Row
 
 HEADINGS = (
@@ -19,6 +21,7 @@ HEADINGS = (
     "OpenVINO, bf16",
     "verdict",
 )
+FOR_TERMINAL = (0, 1, 2, 3, 4, 5, 7, 8, 10)  # of the columns, what 80 characters hold
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -51,10 +54,11 @@ built without a GPU and proven on the first machine that loads them."""
 
 def _summary(rows: Sequence[Row]) -> str:
     failed = sum(bool(row.faults) for row in rows)
-    partial = sorted({", ".join(row.targets) for row in rows})
+    targets = " or ".join(sorted({", ".join(row.targets) for row in rows}))
+    scenes = min(row.scenes for row in rows)
     return (
-        f"{len(rows)} variants, {failed} failed; exported to {' or '.join(partial)}; proven on "
-        f"{min(row.scenes for row in rows)} drawn scene(s) each."
+        f"{len(rows)} exported to {targets}, {failed} failed; each proven on {scenes} drawn "
+        f"{'scene' if scenes == 1 else 'scenes'}."
     )
 
 
@@ -79,6 +83,19 @@ def _cells(row: Row) -> list[str]:
         _run(row, "openvino", "bf16"),
         "**failed**" if row.faults else "passed",
     ]
+
+
+def as_rich(rows: Sequence[Row]) -> Table:
+    """For a terminal: fewer columns, and the reasons of failed rows below."""
+    faults = [f"{row.key}: {fault}" for row in rows for fault in row.faults]
+    table = Table(caption="\n".join(faults) or None, caption_justify="left")
+    for place in FOR_TERMINAL:
+        table.add_column(HEADINGS[place], justify="left" if place == 0 else "right")
+    table.add_column("precision")
+    for row in rows:
+        cells = [cell.replace("`", "").replace("*", "") for cell in _cells(row)]
+        table.add_row(*(cells[place] for place in FOR_TERMINAL), row.precision)
+    return table
 
 
 def _mebibytes(row: Row, target: str) -> str:
