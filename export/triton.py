@@ -1,0 +1,168 @@
+"""Artifacts as a model repository of the Triton Inference Server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from ..data.files import write_atomically
+from ..runtime.card import ArtifactError, Card, read_card, sidecar, verify
+
+LABELS = "labels.txt"
+VERSION = "1"
+TYPES = {  # ONNX element type: Triton's
+    onnx.TensorProto.UINT8: "TYPE_UINT8",
+    onnx.TensorProto.FLOAT: "TYPE_FP32",
+    onnx.TensorProto.FLOAT16: "TYPE_FP16",
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output, as config.pbtxt names it; dims with the batch of one."""
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
+    labels: bool = False  # its values are class ids, named in labels.txt
+
+    def text(self) -> str:
+        dims = ", ".join(map(str, self.dims))
+        lines = [f'name: "{self.name}"', f"data_type: {self.data_type}", f"dims: [ {dims} ]"]
+        if self.labels:
+            lines.append(f'label_filename: "{LABELS}"')
+        return "  {\n" + "".join(f"    {line}\n" for line in lines) + "  }"
+
+
+def write_model(
+    artifact: Path, repository: Path, tensorrt: bool = False, gpus: int | None = None
+) -> Path:
+    """Add an ONNX artifact or a TensorRT engine to a model repository; gives the model's folder.
+
+    It is named as the file is. tensorrt: the server's ONNX Runtime makes TensorRT engines of the
+    ONNX file where it runs. gpus: instances on that many GPUs each; None leaves it to the server.
+    An older model of the same name is replaced.
+
+    Raises ArtifactError for another kind of file, for one that was not proven, and for an engine of
+    TensorRT-RTX, which Triton cannot load.
+    """
+    card = read_card(artifact)
+    verify(artifact, card)
+    _check(artifact, card)
+    is_engine = artifact.suffix != ".onnx"
+    if is_engine and tensorrt:
+        raise ArtifactError(f"{artifact.name} is an engine already: leave tensorrt out")
+    outputs = _labels(card) if is_engine else _outputs(artifact)
+    repository.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=repository, prefix=".new-"))
+    try:
+        (scratch / VERSION).mkdir(mode=0o755)
+        name = "model.plan" if is_engine else "model.onnx"
+        shutil.copyfile(artifact, scratch / VERSION / name)
+        if is_engine:
+            shutil.copyfile(sidecar(artifact), scratch / VERSION / f"{name}.json")
+        write_atomically(scratch / LABELS, "".join(f"{c}\n" for c in card.classes).encode())
+        config = _config(artifact.stem, card, outputs, is_engine, tensorrt, gpus)
+        write_atomically(scratch / "config.pbtxt", config.encode())
+        scratch.chmod(0o755)  # the server may run as another user
+        folder = repository / artifact.stem
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _check(artifact: Path, card: Card) -> None:
+    if artifact.suffix not in (".onnx", ".engine", ".plan"):
+        raise ArtifactError(
+            f"Triton serves .onnx and .engine artifacts, not {artifact.name}: export one of those"
+        )
+    if card.engine is not None and card.engine.flavour == "tensorrt_rtx":
+        raise ArtifactError(
+            f"{artifact.name} is of TensorRT-RTX, and Triton loads engines of TensorRT alone: "
+            "export where the package tensorrt is installed, or serve the ONNX file, of which "
+            "the server makes an engine by itself"
+        )
+    proven_here = artifact.with_name(artifact.name + ".proof.json").is_file()
+    if not proven_here and (card.proof is None or not card.proof.passed):
+        raise ArtifactError(
+            f"{artifact.name} has not been proven, and Triton cannot do it: load it once with "
+            "rtseg on a machine with the GPU it is for"
+        )
+
+
+def _labels(card: Card) -> list[Tensor]:
+    return [Tensor("labels", "TYPE_UINT8", (1, *card.size), labels=True)]
+
+
+def _outputs(artifact: Path) -> list[Tensor]:
+    """As the graph declares them."""
+    graph = onnx.load(artifact).graph
+    outputs = []
+    for value in graph.output:
+        kind = value.type.tensor_type
+        dims = tuple(dim.dim_value for dim in kind.shape.dim)
+        labels = value.name == "labels"
+        outputs.append(Tensor(value.name, TYPES[kind.elem_type], dims, labels))
+    return outputs
+
+
+def _config(
+    name: str,
+    card: Card,
+    outputs: Sequence[Tensor],
+    is_engine: bool,
+    tensorrt: bool,
+    gpus: int | None,
+) -> str:
+    """config.pbtxt. The batch is in the shapes, so the server's own batching is off (0)."""
+    height, width = card.size
+    frame = Tensor("frame", "TYPE_UINT8", (1, height, width, 3))
+    backend = "tensorrt" if is_engine else "onnxruntime"
+    parts = [f'name: "{name}"', f'backend: "{backend}"', "max_batch_size: 0"]
+    if is_engine:
+        parts.insert(2, 'default_model_filename: "model.plan"')
+    parts.append("input [\n" + frame.text() + "\n]")
+    parts.append("output [\n" + ",\n".join(each.text() for each in outputs) + "\n]")
+    if gpus:
+        parts.append(f"instance_group [\n  {{ count: {gpus}\n    kind: KIND_GPU }}\n]")
+    if tensorrt:
+        parts.append(_accelerated(card.precision))
+    parts.append(_warm_up(frame))
+    parts.append(_parameter("rtseg", card.to_json()))
+    return "\n".join(parts) + "\n"
+
+
+def _accelerated(precision: str) -> str:
+    """TensorRT inside ONNX Runtime. FP16 is let in only where the graph itself is of FP16."""
+    mode = "FP16" if precision == "fp16" else "FP32"
+    return (
+        "optimization {\n  execution_accelerators {\n    gpu_execution_accelerator [\n      {\n"
+        '        name: "tensorrt"\n'
+        f'        parameters {{ key: "precision_mode" value: "{mode}" }}\n'
+        "      }\n    ]\n  }\n}"
+    )
+
+
+def _warm_up(frame: Tensor) -> str:
+    """One frame of noise before the server calls the model ready: the first call is slow."""
+    dims = ", ".join(map(str, frame.dims))
+    return (
+        'model_warmup [\n  {\n    name: "one frame"\n    batch_size: 0\n    inputs {\n'
+        f'      key: "{frame.name}"\n      value {{\n        data_type: {frame.data_type}\n'
+        f"        dims: [ {dims} ]\n        random_data: true\n      }}\n    }}\n  }}\n]"
+    )
+
+
+def _parameter(key: str, value: str) -> str:
+    # A JSON string literal with ASCII escapes is a protobuf text literal, but for \\u.
+    literal = json.dumps(value, ensure_ascii=False)
+    return f'parameters {{\n  key: "{key}"\n  value {{ string_value: {literal} }}\n}}'
