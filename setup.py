@@ -21,8 +21,15 @@ TENSORRT = [
     "cuda-bindings>=12.9",
     "nvidia-ml-py>=12",
 ]
+DRIVE = [  # logs in and out, metrics, faults on purpose
+    "mcap>=1.2",
+    "mcap-ros2-support>=0.5",
+    "mcap-protobuf-support>=0.5",
+    "prometheus-client>=0.20",
+    "PyYAML>=6",
+]
 TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it is asked for
-ALL = [*TRAIN, *OPENVINO, *TENSORRT]
+ALL = [*TRAIN, *OPENVINO, *TENSORRT, *DRIVE]
 
 setup(
     name="rtseg",
@@ -58,6 +65,7 @@ setup(
         "tensorrt": TENSORRT,
         "gpu": ["onnxruntime-gpu>=1.20", "nvidia-ml-py>=12"],
         "train": TRAIN,
+        "drive": DRIVE,
         "all": ALL,
         "dev": [*ALL, "pytest>=8", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"],
     },
