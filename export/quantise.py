@@ -23,8 +23,8 @@ from .candidates import KINDS, Layer, layers, total_macs
 from .expected import Expected
 
 OPTIONS = {
-    # Only what layers read is rounded, not what they give: a residual sum and the ReLU behind it
-    # work on full sums, and TensorRT and OpenVINO fuse them with the layer.
+    # What layers read is rounded, not what they give: the sums behind a layer and their ReLU work
+    # on its full result, and TensorRT and OpenVINO fuse them with it.
     "OpTypesToExcludeOutputQuantization": list(KINDS),
     "ActivationSymmetric": True,  # TensorRT knows no zero point
     "WeightSymmetric": True,
@@ -131,7 +131,20 @@ def _quantised(plain: onnx.ModelProto, nodes: list[str], spans: Any) -> onnx.Mod
         quantiser.quantize_model()
         quantiser.model.topological_sort()
     model: onnx.ModelProto = quantiser.model.model
+    _unround(model, set(nodes))
     return _cleaned(model)
+
+
+def _unround(model: onnx.ModelProto, rounded: set[str]) -> None:
+    """Give layers that stay in float what they read in full: the quantiser rounds a tensor for all
+    its readers if one of them is in int8."""
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type not in KINDS or node.name in rounded:
+            continue
+        maker = makers.get(node.input[0])
+        if maker is not None and maker.op_type == "DequantizeLinear":
+            node.input[0] = makers[maker.input[0]].input[0]
 
 
 def _cleaned(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,332 @@
+"""int8: which frames calibrate, what is rounded, what stays float, and when it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+from rtseg.data.frames import read_image
+from rtseg.data.scenes import scenes
+from rtseg.export import ExportError, ProofError, calibrate, export, proof, quantise, sensitivity
+from rtseg.export.calibrate import Calibration, CalibrationError, Picked, pick
+from rtseg.export.candidates import KINDS, Layer, layers
+from rtseg.export.main import _Job
+from rtseg.export.onnx import census, to_onnx
+from rtseg.models.source import Source, open_source
+from rtseg.runtime import load, read_card
+
+SIZE = 96, 160
+
+
+def write(folder: Path, images: list[np.ndarray[Any, Any]]) -> Path:
+    folder.mkdir()
+    for place, image in enumerate(images):
+        cv2.imwrite(str(folder / f"{place:03}.png"), image)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("calib") / "street", scenes(24, (120, 200), seed=9))
+
+
+def noise(cell: int) -> list[np.ndarray[Any, Any]]:
+    random = np.random.default_rng(cell)
+    cells = [random.integers(0, 256, (240 // cell, 320 // cell, 3), np.uint8) for _ in range(16)]
+    return [cv2.resize(each, (320, 240), interpolation=cv2.INTER_NEAREST) for each in cells]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (noise(1), "16 of 16 frames .* are no camera frames: 000.png is noise"),
+        (noise(8), "is noise"),
+        ([np.full((240, 320, 3), 90, np.uint8)] * 16, "000.png is blank"),
+        ([cv2.blur(scene, (99, 99)) for scene in scenes(16, (240, 320))], "has no detail"),
+        (scenes(11, (240, 320)), "holds 11 images .* takes at least 12"),
+        (scenes(1, (240, 320)) * 30, "only 1 of 30 frames .* differ from each other"),
+    ],
+    ids=["noise", "coarse noise", "blank", "smooth", "too few", "alike"],
+)
+def test_frames_that_teach_nothing_are_refused(
+    images: list[np.ndarray[Any, Any]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        pick(Calibration(write(tmp_path / "frames", images)))
+
+
+def test_a_standing_car_is_no_calibration(tmp_path: Path) -> None:
+    """One view with the camera's noise is one frame, however often it comes."""
+    random = np.random.default_rng(0)
+    view = scenes(1, (240, 320))[0].astype(int)
+    seen = [np.clip(view + random.normal(0, 8, view.shape), 0, 255).astype(np.uint8)] * 20
+    with pytest.raises(CalibrationError, match="differ from each other"):
+        pick(Calibration(write(tmp_path / "frames", seen)))
+
+
+def test_frames_are_spread_seeded_and_held_out(street: Path) -> None:
+    def names(of: Picked) -> tuple[list[str], list[str]]:
+        return [name for name, _ in of.used], [name for name, _ in of.held_out]
+
+    wish = Calibration(street, frames=8)
+    used, held_out = names(pick(wish))
+    assert (len(used), len(held_out)) == (8, 4)
+    assert not set(used) & set(held_out)
+    places = sorted(map(int, used + held_out))
+    assert [place // 2 for place in places] == list(range(12))  # one of each stretch
+    assert names(pick(wish)) == (used, held_out)
+    assert names(pick(Calibration(street, frames=8, seed=1))) != (used, held_out)
+
+
+def test_a_few_bad_frames_are_left_out(street: Path, tmp_path: Path) -> None:
+    images = scenes(24, (120, 200), seed=9)
+    images[5] = np.zeros_like(images[5])
+    picked = pick(Calibration(write(tmp_path / "frames", images)))
+    assert len(picked.used) + len(picked.held_out) == 23
+    assert picked.left_out == ("005.png is blank (its grey levels spread by 0.0)",)
+
+
+@pytest.fixture(scope="module")
+def plain(nano: Source) -> onnx.ModelProto:
+    return quantise.prepared(to_onnx(nano.network, SIZE, "fp32", ("labels",)))
+
+
+@pytest.fixture(scope="module")
+def spans(plain: onnx.ModelProto) -> Any:
+    return calibrate.ranges(plain, KINDS, scenes(6, SIZE, seed=3), "percentile")
+
+
+def test_positions_and_tables_are_no_candidates(plain: onnx.ModelProto) -> None:
+    names = [layer.name for layer in layers(plain)]
+    weighted = sum(node.op_type == "Conv" for node in plain.graph.node)
+    assert "backbone.stem.0.conv" in names
+    assert "spatial.offset" not in names
+    assert not [name for name in names if "pooling" in name]
+    assert len(names) == weighted - 1
+
+
+def test_macs_of_a_layer_are_counted(plain: onnx.ModelProto) -> None:
+    first = layers(plain)[0]
+    assert first.macs == 48 * 80 * 16 * 3 * 3 * 3
+
+
+def test_only_what_layers_read_is_rounded(plain: onnx.ModelProto, spans: Any) -> None:
+    found = layers(plain)
+    graph = quantise._quantised(plain, [layer.node for layer in found], spans).graph
+    makers = {output: node for node in graph.node for output in node.output}
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    inside = [
+        node.name
+        for node in graph.node
+        if node.op_type == "Conv"
+        and all(makers[name].op_type == "DequantizeLinear" for name in node.input[:2])
+    ]
+    assert sorted(inside) == sorted(layer.node for layer in found)
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear":
+            assert not weights[node.input[2]].any()  # TensorRT knows no zero point
+            assert weights[node.input[2]].dtype == np.int8  # and reads no int32
+    scales = [weights[n.input[1]] for n in graph.node if n.input[0].endswith("weight_quantized")]
+    assert len(scales) == len(found)
+    assert all(scale.size > 1 for scale in scales)  # one for each channel
+
+
+def test_a_layer_left_in_float_reads_its_input_in_full(plain: onnx.ModelProto, spans: Any) -> None:
+    """Also where another layer reads the same tensor in int8."""
+    found = {layer.name: layer.node for layer in layers(plain)}
+    left = found["backbone.layer2.0.shortcut.conv"]
+    graph = quantise._quantised(plain, [n for n in found.values() if n != left], spans).graph
+    inputs = {node.name: node.input[0] for node in graph.node}
+    assert inputs[left] == {node.name: node.input[0] for node in plain.graph.node}[left]
+    assert (
+        inputs[found["backbone.layer2.0.conv1.conv"]] == f"{inputs[left]}_DequantizeLinear_Output"
+    )
+
+
+def test_noise_is_the_layers_own_error(plain: onnx.ModelProto, spans: Any) -> None:
+    """Against the layer's result when it alone is rounded, which its inputs then are not."""
+    found = layers(plain)
+    frames = scenes(2, SIZE, seed=30)
+    every = quantise._quantised(plain, [layer.node for layer in found], spans)
+    measured = sensitivity.noise(plain, every, found, frames)
+    layer = found[9]
+    alone = quantise._quantised(plain, [layer.node], spans)
+    (output,) = (n.output[0] for n in plain.graph.node if n.name == layer.node)
+    ours, reference = (_results(graph, output, frames) for graph in (alone, plain))
+    expected = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+    assert measured[layer.node] == pytest.approx(expected, rel=1e-3)
+    assert expected > 0.001
+
+
+def _results(
+    model: onnx.ModelProto, name: str, frames: list[np.ndarray[Any, Any]]
+) -> np.ndarray[Any, Any]:
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    probe.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    session = onnxruntime.InferenceSession(probe.SerializeToString())
+    return np.stack([session.run([name], {"frame": frame[None]})[0] for frame in frames])
+
+
+def test_the_whole_export(nano: Source, street: Path, tmp_path: Path) -> None:
+    steps: list[str] = []
+    artifacts = export(
+        nano.network, [SIZE], ["onnx", "openvino"], "int8", out=tmp_path, classes=nano.classes,
+        calibration=Calibration(street), progress=steps.append,
+    )  # fmt: skip
+    assert [artifact.status for artifact in artifacts] == ["proven", "proven"]
+    for artifact in artifacts:
+        facts = read_card(artifact.path).int8
+        assert facts is not None
+        assert (facts.method, facts.frames, facts.held_out) == ("percentile", 16, 8)
+        assert facts.layers + len(facts.excluded) == len(artifact.costs)
+        assert facts.share > 0.5
+        with load(artifact.path) as segment:
+            assert segment.info.precision == "int8"
+    report = proof.json.loads((tmp_path / "report.json").read_text())
+    costs = report["csfcn_nano_96x160_int8.onnx"]["int8"]["sensitivity"]
+    tried = [cost["logits_error"] for cost in costs if cost["logits_error"] is not None]
+    assert tried == sorted(tried, reverse=True)
+    assert len(tried) == sensitivity.ALONE
+
+
+def test_a_layer_that_int8_ruins_stays_in_float(street: Path, tmp_path: Path) -> None:
+    """One channel 300 times the others, with the layers behind it made to undo that: the same
+    function, but one scale for the whole tensor leaves the other channels nothing."""
+    source = open_source("csfcn_nano")
+    backbone: Any = source.network.backbone
+    norm, block = backbone.stem[1].norm, backbone.layer2[0]
+    for of in (norm.weight, norm.bias):
+        of.data[0] *= 300
+    for reader in (block.conv1.conv, block.shortcut.conv):
+        reader.weight.data[:, 0] /= 300
+    (artifact,) = export(
+        source.network, [SIZE], ["onnx"], "int8", out=tmp_path, classes=source.classes,
+        calibration=Calibration(street, "minmax"),
+    )  # fmt: skip
+    assert artifact.status == "proven"
+    assert artifact.card.int8 is not None
+    assert artifact.card.int8.excluded
+    ruined = {"backbone.layer2.0.conv1.conv", "backbone.layer2.0.shortcut.conv"}
+    assert ruined <= set(artifact.card.int8.excluded)
+    assert {cost.layer for cost in artifact.costs[:2]} == ruined
+    assert {cost.layer for cost in artifact.costs if cost.excluded} == set(
+        artifact.card.int8.excluded
+    )
+
+
+@pytest.mark.parametrize("needed", [0, 1, 3, 5])
+def test_as_few_layers_as_needed_stay_in_float(
+    needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Layer(f"n{i}", f"l{i}", 1) for i in range(12)]
+    monkeypatch.setattr(proof, "trial", _passes_from(needed))
+    graph, kept = quantise._hold_the_bar(list, found, None, None, lambda step: None)  # type: ignore[arg-type]
+    assert kept == found[needed:]
+    assert graph == kept
+
+
+def test_int8_that_cannot_hold_the_bar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Layer(f"n{i}", f"l{i}", 1) for i in range(12)]
+    monkeypatch.setattr(proof, "trial", _passes_from(7))  # more than half of the work
+    with pytest.raises(quantise.QuantiseError, match=r"6 costliest of 12 layers .*too far off"):
+        quantise._hold_the_bar(list, found, None, None, lambda step: None)  # type: ignore[arg-type]
+
+
+def _passes_from(needed: int) -> Any:
+    def trial(kept: list[Layer], *_: Any) -> proof.Verdict:
+        status = "passed" if len(kept) <= 12 - needed else "failed"
+        return proof.Verdict("", "", "int8", status, faults=["too far off"])
+
+    return trial
+
+
+def test_a_failure_leaves_no_artifact(
+    nano: Source, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "trial", lambda *_: _passes_from(99)([None]))
+    monkeypatch.setattr(sensitivity, "measure", lambda plain, build, found, *_: [
+        sensitivity.Cost(layer.name, layer.macs, 0) for layer in found])  # fmt: skip
+    with pytest.raises(ProofError, match="int8 does not hold its bar even with"):
+        export(
+            nano.network, [SIZE], ["onnx"], "int8", out=tmp_path, classes=nano.classes,
+            calibration=Calibration(street),
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_noise_in_place_of_frames_is_caught_by_the_proof(nano: Source, shared_data: Path) -> None:
+    """With this package's own quantiser, which rounds less than the one of the planted faults."""
+    size, val = (360, 480), sorted((shared_data / "camvid/val").glob("*.png"))
+    plain = quantise.prepared(to_onnx(nano.network, size, "fp32", ("labels",)))
+    nodes = [layer.node for layer in layers(plain)]
+    expected = proof.expect(nano.network, [(p.stem, read_image(p)) for p in val[::40]], size)
+    random = np.random.default_rng(0)
+    noisy = [random.integers(0, 256, (*size, 3), np.uint8) for _ in range(2)]
+    real = [image for _, image in pick(Calibration(shared_data / "camvid/train", frames=8)).used]
+    passed = []
+    for frames in (noisy, real):
+        spans = calibrate.ranges(plain, KINDS, frames, "percentile")
+        verdict = proof.trial(quantise._quantised(plain, nodes, spans), _card(nano, size), expected)
+        passed.append(verdict.passed)
+    assert passed == [False, True]
+
+
+def test_float32_sold_as_int8_is_caught(nano: Source, plain: onnx.ModelProto) -> None:
+    expected = proof.expect(nano.network, [("a", scenes(1, SIZE)[0])], SIZE)
+    verdict = proof.trial(plain, _card(nano), expected)
+    assert verdict.faults == ["the file claims int8, but only 0% of its values are"]
+
+
+def _card(nano: Source, size: tuple[int, int] = SIZE) -> Any:
+    job = _Job(nano.network, size, "int8", "labels", nano.classes, "", True, print)
+    return job.card
+
+
+def test_an_int8_engine_builds(
+    plain: onnx.ModelProto, spans: Any, nano: Source, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    from rtseg.export.engine import build_engine
+
+    path = tmp_path / "graph.onnx"
+    graph = quantise._quantised(plain, [layer.node for layer in layers(plain)], spans)
+    onnx.save(graph, path)
+    built = build_engine(path, tmp_path / "x.engine", _card(nano))
+    assert built.census["int8"] == census(graph)["int8"] - _zero_points(graph)
+    assert built.census["int8"] > 10 * built.census["float"]
+
+
+def _zero_points(model: onnx.ModelProto) -> int:
+    weights = {
+        tensor.name: numpy_helper.to_array(tensor).size for tensor in model.graph.initializer
+    }
+    names = {n.input[2] for n in model.graph.node if n.op_type.endswith("quantizeLinear")}
+    names |= {n.input[2] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    return sum(weights[name] for name in names)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"calibration": None}, "int8 is calibrated on real frames"),
+        ({"precision": "fp16"}, "calibration frames are for int8, not for fp16"),
+        ({"targets": ["torch"]}, "int8 is a precision of graphs"),
+        ({"calibration": Calibration(Path("nowhere"))}, "no folder of frames at nowhere"),
+        ({"calibration": Calibration(Path(), "guess")}, "calibration is percentile, entropy"),
+    ],
+    ids=["no frames", "fp16", "torch", "no folder", "method"],
+)
+def test_bad_wishes_write_nothing(
+    change: dict[str, Any], message: str, nano: Source, street: Path, tmp_path: Path
+) -> None:
+    wish = {"targets": ["onnx"], "precision": "int8", "calibration": Calibration(street)} | change
+    with pytest.raises(ExportError, match=message):
+        export(nano.network, [SIZE], out=tmp_path / "out", classes=nano.classes, **wish)
+    assert not (tmp_path / "out").exists()
