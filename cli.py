@@ -13,10 +13,12 @@ from . import __version__
 from .commands.bench import bench
 from .commands.check import check
 from .commands.data import check_data
+from .commands.demo import demo
 from .commands.doctor import doctor
 from .commands.drive import drive
 from .commands.evaluate import evaluate
 from .commands.export import export
+from .commands.fleet import fleet
 from .commands.inspect import inspect
 from .commands.models import models
 from .commands.predict import predict
@@ -35,6 +37,8 @@ app = typer.Typer(
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data sets.")
 
 for command in (quickstart, doctor, models, export, inspect, check, predict, bench, drive, train):
+    app.command()(command)
+for command in (demo, fleet):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(submit)

@@ -29,7 +29,10 @@ DRIVE = [  # logs in and out, metrics, faults on purpose
     "PyYAML>=6",
 ]
 TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it is asked for
-ALL = [*TRAIN, *OPENVINO, *TENSORRT, *DRIVE]
+WEB = ["starlette>=0.40", "uvicorn>=0.30"]
+FLEET = ["ray[data]>=2.40", "pyarrow>=17"]
+TESTS = ["pytest>=8", "playwright>=1.45", "tritonclient>=2.41", "grpcio>=1.60"]
+ALL = [*TRAIN, *OPENVINO, *TENSORRT, *DRIVE, *WEB]  # fleets apart: Ray is large
 
 setup(
     name="rtseg",
@@ -47,6 +50,7 @@ setup(
     ],
     package_data={
         "rtseg": ["py.typed"],
+        "rtseg.demo": ["page/*"],
         "rtseg.models": ["pretrained/*.safetensors"],
         "rtseg.train": ["recipes/*.yaml"],
     },
@@ -65,9 +69,11 @@ setup(
         "tensorrt": TENSORRT,
         "gpu": ["onnxruntime-gpu>=1.20", "nvidia-ml-py>=12"],
         "train": TRAIN,
+        "web": WEB,
+        "fleet": FLEET,
         "drive": DRIVE,
         "all": ALL,
-        "dev": [*ALL, "pytest>=8", "ruff>=0.9", "mypy>=1.14", "types-PyYAML"],
+        "dev": [*ALL, *FLEET, *TESTS, "ruff>=0.9", "mypy>=1.14", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["rtseg=rtseg.cli:main"]},
 )

@@ -7,7 +7,7 @@ Rows travel between them as dicts. A row with `error` tells of a log that cannot
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.files import write_atomically
-from ..data.frames import Frame, open_source
+from ..data.frames import Frame, Unreadable, open_source
+from ..data.mcap_log import McapLog
 from ..runtime import Segmenter
 from .run_lengths import encode
 
@@ -27,9 +28,9 @@ def read_log(job: Row) -> Iterator[Row]:
     """All frames of the log `job`, one row each, and a last row with their number."""
     sent = 0
     try:
-        for item in open_source(job["input"]):
+        for item in _frames(job["input"]):
             if isinstance(item, Frame):
-                yield _row(job, item.name, item.index, item.image)
+                yield _row(job, item.name or f"{sent:06d}", item.index, item.image)
                 sent += 1
             else:
                 yield _row(job, item.name) | {"skipped": item.reason}
@@ -37,6 +38,10 @@ def read_log(job: Row) -> Iterator[Row]:
         yield _row(job) | {"error": f"{type(error).__name__}: {error}"}
         return
     yield _row(job) | {"end": sent}
+
+
+def _frames(where: str) -> Iterable[Frame | Unreadable]:
+    return McapLog(Path(where)) if where.endswith(".mcap") else open_source(where)
 
 
 def _row(job: Row, name: str = "", index: int = -1, image: NDArray[np.uint8] | None = None) -> Row:

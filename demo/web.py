@@ -1,0 +1,195 @@
+"""The live page's server: Starlette in a thread of its own, guarded by address or token."""
+
+from __future__ import annotations
+
+import functools
+import hmac
+import ipaddress
+import secrets
+import socket
+import threading
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .live import LivePage, header
+
+PAGE = Path(__file__).with_name("page")
+WAIT_S = 2.0  # that a request for the next frame may hang; each holds a thread
+MOST_CONNECTIONS = 64
+COOKIE = "rtseg_token"
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def application(page: LivePage, token: str | None, any_host: bool) -> ASGIApp:
+    """token: what viewers must bring, None where only this machine can connect. any_host: whether
+    the page may be asked for by names other than this machine's own."""
+
+    async def frame(request: Request) -> Response:
+        try:
+            after = int(request.query_params.get("after", -1))
+        except ValueError:
+            return PlainTextResponse("after is a frame's number", 400)
+        picture = await run_in_threadpool(page.newer_than, after, WAIT_S)
+        if picture is None:
+            return Response(status_code=204)
+        return Response(
+            picture.body,
+            media_type="application/octet-stream",
+            headers={"X-Frame": header(picture)},
+        )
+
+    def status(request: Request) -> Response:
+        return JSONResponse(page.status())
+
+    def classes(request: Request) -> Response:
+        return JSONResponse(page.about())
+
+    files = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
+    routes = [Route(path, _file(PAGE / name)) for path, name in files.items()]
+    routes += [Route("/frame", frame), Route("/status", status), Route("/classes", classes)]
+    return Guard(Starlette(routes=routes), token, any_host)
+
+
+def _file(path: Path) -> Any:
+    def answer(request: Request) -> Response:
+        return FileResponse(path)
+
+    return answer
+
+
+class Guard:
+    """Lets in who may look, and adds the headers that keep a browser from doing more."""
+
+    def __init__(self, app: ASGIApp, token: str | None, any_host: bool):
+        self.app, self.token, self.any_host = app, token, any_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        answer = self._refusal(scope) or self._welcome(scope)
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await (answer or self.app)(scope, receive, with_headers)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        if not self.any_host and not is_loopback(_hostname(headers.get("host", ""))):
+            # Another site's name that was made to point here (DNS rebinding).
+            return PlainTextResponse("this page is served to this machine alone", 421)
+        if self.token is None or self._known(headers) or self._in_query(scope):
+            return None
+        return PlainTextResponse(
+            "a token is needed: open the address that rtseg printed, with its ?token=...", 401
+        )
+
+    def _known(self, headers: Headers) -> bool:
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._equal(bearer):
+            return True
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            return False
+        return cookie is not None and self._equal(cookie.value)
+
+    def _in_query(self, scope: Scope) -> bool:
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])
+        return self._equal(given[0])
+
+    def _equal(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), (self.token or "").encode())
+
+    def _welcome(self, scope: Scope) -> Response | None:
+        """A token in the address moves into a cookie, and out of sight."""
+        if self.token is None or scope["path"] != "/" or not self._in_query(scope):
+            return None
+        answer = Response(status_code=303, headers={"Location": "./"})
+        answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+        return answer
+
+
+class Server:
+    """Serves a LivePage from a thread until it is closed; a context manager.
+
+    host: beyond this machine's own addresses a token is needed, and made up where none is given.
+    port: 0 takes a free one. url: what to open, token included.
+
+    Raises ValueError for a token that is too short, OSError for an address that cannot be had.
+    """
+
+    def __init__(
+        self, page: LivePage, host: str = "127.0.0.1", port: int = 8017, token: str | None = None
+    ):
+        if token is not None and not (len(token) >= 8 and token.isascii() and token.isprintable()):
+            raise ValueError("a token is 8 or more printable ASCII characters")
+        only_here = is_loopback(host)
+        if token is None and not only_here:
+            token = secrets.token_urlsafe(18)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family)
+        self.port = int(self._socket.getsockname()[1])
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self.port}/" + (f"?token={token}" if token else "")
+        config = uvicorn.Config(
+            application(page, token, any_host=not only_here),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=1,
+            server_header=False,
+        )
+        self._server = uvicorn.Server(config)
+        run = functools.partial(self._server.run, sockets=[self._socket])
+        self._thread = threading.Thread(target=run, name="live page", daemon=True)
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(3)
+        self._socket.close()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _hostname(header: str) -> str:
+    """A Host header's value without its port."""
+    if header.startswith("["):
+        return header.partition("]")[0] + "]"
+    return header.partition(":")[0]

@@ -1,0 +1,197 @@
+"""Overlays, layouts, palettes, and the files that the demo writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import Run, as_json
+from rtseg.data.classes import CAMVID, CITYSCAPES, ClassSet
+from rtseg.data.frames import open_source
+from rtseg.data.scenes import scenes
+from rtseg.demo.layout import Seen, compose, plan
+from rtseg.demo.overlay import blend, colour, legend, legend_strip
+from rtseg.demo.palettes import colour_blind_safe, nearest_pair
+from rtseg.demo.video import Look, demo
+from rtseg.demo.writers import has_display, open_writer
+from rtseg.export import export
+from rtseg.models.source import Source
+
+SIZE = (120, 160)
+FRAMES = 3
+
+
+class Fake:
+    """A segmenter that sees one class everywhere."""
+
+    def __init__(self, number: int = 3, classes: ClassSet = CAMVID):
+        self.number, self.calls = number, 0
+        self.card = SimpleNamespace(model="fake", size=SIZE, class_table=classes)
+        self.info = SimpleNamespace(precision="fp32", name="none")
+
+    def __call__(self, frame: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        self.calls += 1
+        return np.full(frame.shape[:2], self.number, np.uint8)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for number, scene in enumerate(scenes(FRAMES, SIZE)):
+        cv2.imwrite(str(folder / f"{number}.png"), scene)
+    return folder
+
+
+def run(clip: Path, out: Path, *models: Any, **options: Any) -> Any:
+    return demo(open_source(clip), models or [Fake()], out, **options)
+
+
+def frames_of(video: Path) -> list[np.ndarray[Any, Any]]:
+    capture, frames = cv2.VideoCapture(str(video)), []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    return frames
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webm", ".avi"])
+def test_a_video_has_every_frame_at_its_rate(clip: Path, tmp_path: Path, ending: str) -> None:
+    out = tmp_path / f"demo{ending}"
+    summary = run(clip, out, fps=5)
+    assert (summary.frames, summary.written) == (FRAMES, [str(out)])
+    assert len(frames_of(out)) == FRAMES
+    assert cv2.VideoCapture(str(out)).get(cv2.CAP_PROP_FPS) == pytest.approx(5)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_images_play_at_cityscapes_rate(clip: Path, tmp_path: Path) -> None:
+    run(clip, tmp_path / "demo.mp4")
+    rate = cv2.VideoCapture(str(tmp_path / "demo.mp4")).get(cv2.CAP_PROP_FPS)
+    assert rate == pytest.approx(17)
+
+
+def test_a_gif_plays(clip: Path, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="a GIF needs Pillow")
+    run(clip, tmp_path / "demo.gif", fps=10)
+    with image.open(tmp_path / "demo.gif") as gif:
+        assert (gif.n_frames, gif.info["duration"], gif.info["loop"]) == (FRAMES, 100, 0)
+
+
+def test_a_png_is_one_frame_and_a_folder_has_all(clip: Path, tmp_path: Path) -> None:
+    assert run(clip, tmp_path / "one.png").frames == 1
+    summary = run(clip, tmp_path / "all")
+    assert [Path(p).name for p in summary.written] == [f"{i}.png" for i in range(FRAMES)]
+    assert run(clip, tmp_path / "few", limit=2).frames == 2
+
+
+def test_unreadable_frames_are_counted(clip: Path, tmp_path: Path) -> None:
+    (clip / "1.png").write_bytes(b"no picture")
+    summary = run(clip, tmp_path / "demo.mp4")
+    assert (summary.frames, len(summary.skipped)) == (FRAMES - 1, 1)
+
+
+def test_a_model_that_fails_leaves_no_file(clip: Path, tmp_path: Path) -> None:
+    class Failing(Fake):
+        def __call__(self, frame: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            if self.calls == 2:
+                raise RuntimeError("out of memory")
+            return super().__call__(frame)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(clip, tmp_path / "demo.mp4", Failing())
+    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+
+
+def test_panels_show_the_frame_and_every_model(clip: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one.png"
+    run(clip, out, Fake(3), Fake(8), look=Look(opacity=1.0))
+    picture = cv2.imread(str(out))
+    height, width = SIZE
+    middle = height // 2 + 20
+    at = [picture[middle, width // 2 + i * (width + 4)].tolist() for i in range(3)]
+    assert at[0] == cv2.imread(str(clip / "0.png"))[middle, width // 2].tolist()
+    assert at[1:] == [list(CAMVID.palette[number][::-1]) for number in (3, 8)]
+
+
+@pytest.mark.parametrize("models", [1, 2, 3, 5])
+@pytest.mark.parametrize("camera", [True, False])
+@pytest.mark.parametrize("size", [(1024, 2048), (361, 481), (90, 50)])
+def test_every_layout_is_even_and_fits(models: int, camera: bool, size: tuple[int, int]) -> None:
+    layout = plan(size, models, camera, 0.5, 1920)
+    frame = np.zeros((*size, 3), np.uint8)
+    seen = [Seen("title", "1 ms", CITYSCAPES, np.zeros(size, np.uint8))] * models
+    picture = compose(frame, seen, layout)
+    assert picture.shape[0] % 2 == picture.shape[1] % 2 == 0
+    assert picture.shape[1] <= 1920
+    rows = -(-(models + camera) // layout.columns)
+    assert picture.shape[0] > rows * layout.panel[0]  # and the legend below
+
+
+def test_a_frame_of_another_shape_is_not_stretched(tmp_path: Path) -> None:
+    layout = plan((100, 200), 1, False, 0.5, 1920)
+    seen = [Seen("", "", CAMVID, np.zeros((100, 100), np.uint8))]
+    picture = compose(np.full((100, 100, 3), 255, np.uint8), seen, layout)
+    assert picture[60, 20].tolist() == [0, 0, 0]
+    assert picture[60, 100].any()
+
+
+def test_the_first_frame_pays_for_the_warm_up(clip: Path, tmp_path: Path) -> None:
+    fake = Fake()
+    (facts,) = run(clip, tmp_path / "all", fake).models
+    assert fake.calls == FRAMES + 1
+    assert 0 < facts["median_ms"] <= facts["p99_ms"]
+
+
+def test_colours_and_blending_are_the_palette_s() -> None:
+    labels = np.array([[0, 10], [255, 3]], np.uint8)
+    coloured = colour(labels, CAMVID.palette)
+    assert coloured[0, 1].tolist() == list(CAMVID.palette[10][::-1])
+    assert coloured[1, 0].tolist() == [0, 0, 0]
+    frame = np.full((2, 2, 3), 100, np.uint8)
+    np.testing.assert_array_equal(blend(frame, labels, CAMVID.palette, 0.0), frame)
+    np.testing.assert_array_equal(blend(frame, labels, CAMVID.palette, 1.0), coloured)
+
+
+@pytest.mark.parametrize("classes", [CITYSCAPES, CAMVID], ids=lambda c: c.name)
+def test_legends_have_every_colour(classes: ClassSet) -> None:
+    for picture in (legend(classes, 480), legend_strip(classes, 900), legend_strip(classes, 90)):
+        colours = set(map(tuple, picture.reshape(-1, 3).tolist()))
+        assert {rgb[::-1] for rgb in classes.palette} <= colours
+
+
+@pytest.mark.parametrize("classes", [CITYSCAPES, CAMVID], ids=lambda c: c.name)
+def test_safe_colours_stay_apart_in_every_vision(classes: ClassSet) -> None:
+    safe = colour_blind_safe(classes)
+    assert (safe.names, safe.label_ids) == (classes.names, classes.label_ids)
+    assert nearest_pair(classes.palette) < 5  # CIE Lab; about 2 can just be told apart
+    assert nearest_pair(safe.palette) > 15
+
+
+def test_a_wrong_ending_and_a_missing_display_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"\.xyz has an ending .* \.mp4"):
+        open_writer(tmp_path / "demo.xyz", 17)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert not has_display()
+    with pytest.raises(ValueError, match="name a file with -o"):
+        open_writer(None, 17)
+
+
+def test_the_command_lays_models_side_by_side(
+    nano: Source, clip: Path, tmp_path: Path, rtseg: Run
+) -> None:
+    sizes = [(64, 96), (96, 128)]
+    made = export(nano.network, sizes, ["onnx"], out=tmp_path, classes=nano.classes)
+    models = [word for artifact in made for word in ("--model", artifact.path)]
+    out, ort = tmp_path / "demo.mp4", ("--backend", "onnxruntime")
+    facts = as_json(rtseg("demo", clip, *models, "-o", out, "--colour-blind", *ort, "--json"))
+    assert (facts["frames"], facts["written"]) == (FRAMES, [str(out)])
+    assert [model["size"] for model in facts["models"]] == ["64x96", "96x128"]
+    assert frames_of(out)[0].shape[1] == 3 * SIZE[1] + 2 * 4

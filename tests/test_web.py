@@ -1,0 +1,334 @@
+"""The live page: its server, its guard, and the page itself in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+from rtseg.data.classes import CAMVID
+from rtseg.data.scenes import scenes
+from rtseg.demo.live import LivePage, histogram
+from rtseg.export import export
+from rtseg.models.source import Source
+from rtseg.runtime import Kind, Result, Status
+from rtseg.runtime.sinks import Outlet
+
+pytest.importorskip("starlette", reason='needs Starlette: pip install "rtseg[web]"')
+pytest.importorskip("uvicorn", reason='needs uvicorn: pip install "rtseg[web]"')
+from rtseg.demo.web import Server
+
+SIZE = (90, 160)
+DEADLINE_MS = 40.0
+ARTEFACTS = ROOT / "build" / "artefacts"
+
+
+def result(number: int, size: tuple[int, int] = SIZE, age_ms: float = 20.0) -> Result:
+    """A drawn scene and stripes of labels that wander with the frame's number."""
+    now = time.monotonic_ns()
+    columns = (np.arange(size[1]) // 8 + number) % len(CAMVID)
+    return Result(
+        frame_id=number,
+        index=number,
+        name=str(number),
+        captured_ns=now - int(age_ms * 1e6),
+        captured_wall_ns=time.time_ns(),
+        labels=np.broadcast_to(columns, size).astype(np.uint8),
+        image=scenes(1, size, seed=number % 5)[0],
+        level="nano_90x160",
+        stages_ms={"waiting": 1.0, "inference": age_ms - 1, "transfer": 0.0},
+        age_ms=age_ms,
+        published_ns=now,
+        expires_ns=now + 10**9,
+    )
+
+
+def fed() -> LivePage:
+    return LivePage(CAMVID, "csfcn_nano", DEADLINE_MS)
+
+
+def get(url: str, path: str = "", **headers: str) -> tuple[int, bytes, Any]:
+    request = urllib.request.Request(url.split("?")[0] + path, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read(), answer.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(), error.headers
+
+
+def test_a_frame_comes_as_it_was_published() -> None:
+    page = fed()
+    page(result(7))
+    with Server(page, port=0) as server:
+        status, body, headers = get(server.url, "frame?after=-1")
+        facts = json.loads(headers["X-Frame"])
+        again = get(server.url, "frame?after=7")[0]
+    assert (status, again) == (200, 204)
+    assert (facts["frame_id"], facts["age_ms"], facts["level"]) == (7, 20.0, "nano_90x160")
+    parts = body[: facts["jpeg_bytes"]], body[facts["jpeg_bytes"] :]
+    jpeg, png = (
+        cv2.imdecode(np.frombuffer(part, np.uint8), cv2.IMREAD_UNCHANGED) for part in parts
+    )
+    np.testing.assert_array_equal(png, result(7).labels)
+    assert jpeg.shape == (*SIZE, 3)
+    assert np.abs(jpeg.astype(int) - result(7).image).mean() < 10
+
+
+def test_large_frames_are_sent_smaller() -> None:
+    page = fed()
+    page(result(0, (1024, 2048)))
+    picture = page.newer_than(-1, 0)
+    assert picture is not None
+    png = picture.body[picture.facts["jpeg_bytes"] :]
+    labels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert labels.shape == (640, 1280)
+    assert page.newer_than(-1, 0) is picture  # encoded once for all viewers
+
+
+def test_the_numbers_are_those_of_the_results() -> None:
+    page = fed()
+    for number in range(10):
+        page(result(number, age_ms=90.0 if number < 3 else 20.0))
+    page(Status(Kind.LATE, "late", "no mask within 500 ms", 0, 0))
+    facts = page.status()
+    assert (facts["published"], facts["deadline_misses"], facts["level"]) == (10, 3, "nano_90x160")
+    assert facts["last_status"] == "LATE (late): no mask within 500 ms"
+    assert sum(facts["latency"]["counts"]) == 10
+    assert facts["latency"]["counts"][-1] == 3  # beyond twice the deadline
+    assert histogram([], None)["p99_ms"] == 0
+
+
+def test_a_drive_s_own_view_comes_first() -> None:
+    page = fed()
+    page.watch = lambda: {
+        "state": "degraded",
+        "reasons": ["backend: out of memory"],
+        "level": "nano_64x96",
+        "deadline_misses": 5,
+        "frames": {"published": 9, "dropped": {"replaced": 2}},
+    }
+    page(result(0))
+    facts = page.status()
+    assert (facts["state"], facts["reasons"]) == ("degraded", ["backend: out of memory"])
+    assert (facts["level"], facts["deadline_misses"]) == ("nano_64x96", 5)
+    assert (facts["published"], facts["dropped"]) == (9, {"replaced": 2})
+
+
+def test_other_sites_names_for_this_machine_are_refused() -> None:
+    with Server(fed(), port=0) as server:
+        assert "token" not in server.url
+        assert get(server.url, "status")[0] == 200
+        assert get(server.url, "status", Host="evil.example:8017")[0] == 421
+        _, _, headers = get(server.url)
+    assert "default-src 'self'" in headers["Content-Security-Policy"]
+
+
+def test_beyond_this_machine_a_token_is_needed() -> None:
+    with Server(fed(), host="0.0.0.0", port=0) as server:
+        token = server.url.partition("?token=")[2]
+        assert len(token) >= 20
+        url = f"http://127.0.0.1:{server.port}/"
+        for path in ("", "status", "frame", "classes", "page.js", "?token=guess"):
+            assert get(url, path)[0] == 401, path
+        assert get(url, "status", Authorization=f"Bearer {token}")[0] == 200
+        assert get(url, "status", Cookie=f"rtseg_token={token}")[0] == 200
+        assert get(url, "status", Cookie="rtseg_token=guess")[0] == 401
+        assert get(url, f"status?token={token}")[0] == 200
+
+
+def test_a_short_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="8 or more"):
+        Server(fed(), port=0, token="short")
+
+
+def test_clients_that_stop_reading_do_not_slow_the_loop() -> None:
+    """They ask for many frames and read none; results flow on, and another viewer sees them."""
+    page = fed()
+    outlet = Outlet(page)
+    outlet.start()
+    results = [result(number, (360, 640)) for number in range(60)]
+    with Server(page, port=0) as server:
+        page(results[0])
+        deaf = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
+        for each in deaf:
+            each.sendall(b"GET /frame?after=-1 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+        slowest, seen = 0.0, set[int]()
+        for each in results:
+            began = time.perf_counter()
+            outlet.offer(each)
+            slowest = max(slowest, time.perf_counter() - began)
+            time.sleep(0.01)
+            if each.frame_id % 10 == 9:
+                _, _, headers = get(server.url, "frame?after=-1")
+                seen.add(json.loads(headers["X-Frame"])["frame_id"])
+        for each in deaf:
+            each.close()
+    outlet.close()
+    assert outlet.join(2)
+    assert slowest < 0.05
+    assert outlet.delivered + outlet.dropped == len(results)
+    assert outlet.delivered > len(results) * 0.8
+    assert len(seen) >= 4
+
+
+@pytest.fixture
+def live() -> Iterator[tuple[LivePage, Server, threading.Event]]:
+    """A page whose results come at 15 Hz until the event is set."""
+    page, stop = fed(), threading.Event()
+
+    def feed() -> None:
+        number = 0
+        while not stop.wait(1 / 15):
+            page(result(number, (180, 320), age_ms=20.0 + 30 * (number % 4 == 0)))
+            number += 1
+
+    thread = threading.Thread(target=feed, daemon=True)
+    thread.start()
+    with Server(page, port=0) as server:
+        yield page, server, stop
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install it")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with api.sync_playwright() as playwright:
+        program = playwright.chromium.launch(executable_path=path, args=flags)
+        yield program
+        program.close()
+
+
+PIXELS = """() => {
+  const sum = (id) => {
+    const c = document.getElementById(id);
+    const data = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+    let total = 0;
+    for (let i = 0; i < data.length; i += 1) total = (total * 31 + data[i]) % 1000000007;
+    return total;
+  };
+  return [sum("frame"), sum("labels")];
+}"""
+COLUMN = """(x) => {
+  const c = document.getElementById("labels");
+  return Array.from(c.getContext("2d").getImageData(x, 10, 1, 1).data).slice(0, 3);
+}"""
+
+
+def opened(browser: Any, url: str) -> tuple[Any, list[str]]:
+    tab = browser.new_page(viewport={"width": 1360, "height": 860})
+    troubles: list[str] = []
+    tab.on("console", lambda m: troubles.append(m.text) if m.type == "error" else None)
+    tab.on("pageerror", lambda error: troubles.append(str(error)))
+    tab.goto(url)
+    for name in ("frame-id", "published"):
+        number = f"/^[1-9]/.test(document.getElementById('{name}').textContent)"
+        tab.wait_for_function(number, timeout=30_000)
+    return tab, troubles
+
+
+def test_the_page_lives(browser: Any, live: tuple[LivePage, Server, threading.Event]) -> None:
+    _, server, _ = live
+    tab, troubles = opened(browser, server.url)
+    text = tab.inner_text
+    before = tab.evaluate(PIXELS), int(text("#frame-id")), int(text("#published"))
+    tab.wait_for_timeout(1500)
+    after = tab.evaluate(PIXELS), int(text("#frame-id")), int(text("#published"))
+    assert all(old != new for old, new in zip(before[0], after[0], strict=True))
+    assert after[1] > before[1]
+    assert after[2] > before[2]
+    assert text("#state") == "running"
+    assert text("#level") == "nano_90x160"
+    assert int(text("#misses").split()[0]) > 0
+    assert tab.locator("#legend li").all_inner_texts() == list(CAMVID.names)
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    shot = tab.screenshot(path=ARTEFACTS / "live-page.png", full_page=True)
+    assert len(shot) > 20_000
+    assert troubles == []
+
+
+def test_its_controls_work(browser: Any, live: tuple[LivePage, Server, threading.Event]) -> None:
+    page, server, stop = live
+    tab, troubles = opened(browser, server.url)
+    tab.click("#pause")
+    held = tab.evaluate(PIXELS)
+    tab.wait_for_timeout(600)
+    assert tab.evaluate(PIXELS) == held
+    assert tab.get_attribute("#pause", "aria-pressed") == "true"
+    tab.locator("#opacity").fill("20")
+    assert tab.evaluate("document.getElementById('labels').style.opacity") == "0.2"
+    tab.keyboard.press("]")
+    assert tab.evaluate("document.getElementById('labels').style.opacity") == "0.25"
+    colours = {tuple(rgb) for rgb in CAMVID.palette}
+    assert tuple(tab.evaluate(COLUMN, 20)) in colours
+    tab.keyboard.press("c")
+    safe = {tuple(rgb) for rgb in page.about()["safe_palette"]}
+    assert tuple(tab.evaluate(COLUMN, 20)) in safe
+    assert tab.is_checked("#safe")
+    tab.locator("h1").click()
+    tab.keyboard.press(" ")
+    tab.wait_for_function("document.getElementById('pause').textContent === 'Pause'")
+    tab.wait_for_timeout(600)
+    assert tab.evaluate(PIXELS) != held
+    stop.set()
+    tab.wait_for_selector("#picture.old", timeout=10_000)  # a picture that stands still says so
+    assert troubles == []
+
+
+def test_a_token_in_the_address_is_put_away(browser: Any) -> None:
+    page = fed()
+    page(result(3))
+    with Server(page, host="0.0.0.0", port=0) as server:
+        tab, troubles = opened(browser, server.url.replace("0.0.0.0", "127.0.0.1"))
+        assert "token" not in tab.url
+        assert tab.inner_text("#frame-id") == "3"
+    assert [trouble for trouble in troubles if "ERR_CONNECTION" not in trouble] == []
+
+
+def test_the_command_serves_a_drive(nano: Source, tmp_path: Path) -> None:
+    (made,) = export(nano.network, [(64, 96)], ["onnx"], out=tmp_path, classes=nano.classes)
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number, scene in enumerate(scenes(4, (64, 96))):
+        cv2.imwrite(str(frames / f"{number}.png"), scene)
+    command = [sys.executable, "-m", "rtseg", "demo", frames, "--model", made.path, "--web"]
+    process = subprocess.Popen(
+        [*map(str, command), "--port", "0", "--fps", "10", "--backend", "onnxruntime"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"NO_COLOR": "1", "COLUMNS": "200"},
+        cwd=ROOT.parent,
+    )
+    try:
+        assert process.stderr is not None
+        url = next(m[0] for line in process.stderr if (m := re.search(r"http://\S+", line)))
+        until = time.monotonic() + 60
+        while json.loads(get(url, "status")[1])["published"] < 6:  # it plays again at the end
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        assert get(url, "frame")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
