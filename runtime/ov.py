@@ -9,8 +9,10 @@ from typing import Any
 import openvino
 from numpy.typing import NDArray
 
-from .backend import Image, Info, InTurn
+from .backend import Image, Info, InTurn, Labels
 from .card import ArtifactError, read_card
+from .cut import COARSE, cut_labels
+from .labels import LabelMaker, compiled_available
 from .ort import usable_cores
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -32,7 +34,10 @@ class OpenVino(InTurn):
 
     threads: by default one per core that this process may use. precision: what it computes in,
     "fp32", "bf16" or "fp16"; by default bf16 where the CPU has it in hardware and the artifact's
-    proof was passed in it, else fp32.
+    proof was passed in it, else fp32. labels: "graph" makes them in the model as it was exported,
+    "cells" from its coarse logits, by `labels.py`; by default "cells" wherever the model's end is
+    one that this knows and numba is installed, since that was faster for all logits, random ones
+    included (docs/speed-notes.md).
     """
 
     def __init__(
@@ -41,7 +46,10 @@ class OpenVino(InTurn):
         device: str | None = None,
         threads: int | None = None,
         precision: str | None = None,
+        labels: str | None = None,
     ):
+        if labels not in (None, "graph", "cells"):
+            raise ArtifactError(f'labels is "graph" or "cells", not {labels!r}')
         if device not in (None, "cpu"):
             raise ArtifactError(f'the OpenVINO backend runs on "cpu", not on {device!r}')
         self.card = read_card(path)
@@ -55,14 +63,16 @@ class OpenVino(InTurn):
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": HINTS[hint],
         }
+        model = with_positions(core, path)
+        self._maker = None if labels == "graph" else self._cut(model, threads, labels is not None)
         try:
-            self.model = core.compile_model(with_positions(core, path), "CPU", settings)
+            self.model = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:300]
             raise ArtifactError(
                 f"OpenVINO {openvino.__version__} cannot load {path}: {reason}"
             ) from error
-        self.names = [output.get_any_name() for output in self.model.outputs if output.names]
+        self.names = sorted(name for output in self.model.outputs for name in output.names)
         self.request = self.model.create_infer_request()
         chosen = self.model.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.info = Info(
@@ -71,7 +81,24 @@ class OpenVino(InTurn):
             device="cpu",
             threads=threads,
             precision=_reached(self.card.precision, NAMES.get(chosen, chosen)),
+            options=(("labels", "cells" if self._maker else "graph"),),
         )
+
+    def _cut(self, model: openvino.Model, threads: int, asked_for: bool) -> LabelMaker | None:
+        """What makes the labels of the logits that `model` is cut down to, where both can be.
+
+        Raises ArtifactError where that was asked for and cannot be.
+        """
+        if not (compiled_available() or asked_for):
+            return None
+        coarse = cut_labels(model, self.card.size)
+        if coarse is not None:
+            return LabelMaker(coarse.shape, self.card.size, coarse.enlarge, threads)
+        if asked_for:
+            raise ArtifactError(
+                'this model\'s labels are no argmax of enlarged logits: load it with labels="graph"'
+            )
+        return None
 
     def _default_precision(self, core: openvino.Core) -> str:
         has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -83,9 +110,14 @@ class OpenVino(InTurn):
 
     def compute(self) -> None:
         self.request.infer()
+        if self._maker is not None:
+            self._maker(self._fetch(COARSE).reshape(self._maker.shape))
+
+    def download(self) -> Labels:
+        return self._output("labels") if self._maker is None else self._maker.labels
 
     def _fetch(self, name: str) -> NDArray[Any]:
-        data: NDArray[Any] = self.request.get_output_tensor(self.names.index(name)).data
+        data: NDArray[Any] = self.request.get_tensor(name).data
         return data
 
     def synchronise(self) -> None:
@@ -93,6 +125,8 @@ class OpenVino(InTurn):
 
     def close(self) -> None:
         del self.request, self.model
+        if self._maker is not None:
+            self._maker.close()
 
 
 def with_positions(core: openvino.Core, path: Path) -> openvino.Model:
