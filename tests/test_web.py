@@ -236,6 +236,12 @@ COLUMN = """(x) => {
 }"""
 
 
+def wait_for_text(tab: Any, where: str, start: str) -> None:
+    from playwright.sync_api import expect
+
+    expect(tab.locator(where)).to_have_text(re.compile(f"^{start}"), timeout=30_000)
+
+
 def opened(browser: Any, url: str) -> tuple[Any, list[str]]:
     tab = browser.new_page(viewport={"width": 1360, "height": 860})
     troubles: list[str] = []
@@ -243,8 +249,7 @@ def opened(browser: Any, url: str) -> tuple[Any, list[str]]:
     tab.on("pageerror", lambda error: troubles.append(str(error)))
     tab.goto(url)
     for name in ("frame-id", "published"):
-        number = f"/^[1-9]/.test(document.getElementById('{name}').textContent)"
-        tab.wait_for_function(number, timeout=30_000)
+        wait_for_text(tab, f"#{name}", "[1-9]")
     return tab, troubles
 
 
@@ -288,7 +293,7 @@ def test_its_controls_work(browser: Any, live: tuple[LivePage, Server, threading
     assert tab.is_checked("#safe")
     tab.locator("h1").click()
     tab.keyboard.press(" ")
-    tab.wait_for_function("document.getElementById('pause').textContent === 'Pause'")
+    wait_for_text(tab, "#pause", "Pause")
     tab.wait_for_timeout(600)
     assert tab.evaluate(PIXELS) != held
     stop.set()
