@@ -11,6 +11,7 @@ from typer import Option
 
 from . import __version__
 from .commands.bench import bench
+from .commands.bench_labels import bench_labels
 from .commands.check import check
 from .commands.data import check_data
 from .commands.demo import demo
@@ -21,6 +22,7 @@ from .commands.export import export
 from .commands.fleet import fleet
 from .commands.inspect import inspect
 from .commands.models import models
+from .commands.pareto import pareto
 from .commands.predict import predict
 from .commands.quickstart import quickstart
 from .commands.submit import submit
@@ -38,9 +40,10 @@ data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at da
 
 for command in (quickstart, doctor, models, export, inspect, check, predict, bench, drive, train):
     app.command()(command)
-for command in (demo, fleet):
+for command in (bench_labels, demo, fleet):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command()(pareto)
 app.command()(submit)
 app.add_typer(data, name="data")
 data.command("check")(check_data)
