@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ..data.classes import ClassSet
-from ..runtime.preflight import gpus
-from .ceilings import measure_ceilings
-from .clock import Limits
 from .contestants import Frames
-from .host import Host, Progress
-from .machine import machine, usable_cores
-from .plan import Contest, plan
+from .host import Progress
 from .report import Report
 from .result import Result
-from .roofline import Ceilings
-from .sheet import utc_now
+from .setup import Setup, set_up
 
-NO_TORCH = 'no eager row to compare with: PyTorch is not installed; pip install "rtseg[export]"'
 CAMERA_HZ = 10.0
 
 
@@ -61,58 +52,47 @@ def bench(
     Raises ValueError for models, sizes, backends, precisions or peers that do not fit each other,
     and ArtifactError for an artifact or a named peer that does not run here.
     """
-    limits, started = Limits(runs, seconds), utc_now()
-    contests, skipped = plan(
-        models, sizes, backends, precisions, device, progress, calib=calib, classes=classes
-    )
-    warnings = list(skipped)
-    has_torch = importlib.util.find_spec("torch") is not None
-    if eager and not has_torch:
-        warnings.append(NO_TORCH)
-    host = Host(
-        machine=machine(),
-        threads=threads or usable_cores(),
-        device=device,
-        limits=limits,
-        progress=progress,
-        peers=[*(["eager"] if eager else []), *peers] if has_torch else [],
+    setup = set_up(
+        models,
+        sizes,
+        backends,
+        precisions,
+        seconds=seconds,
+        runs=runs,
+        threads=threads,
+        frames=frames,
+        eager=eager,
+        peers=peers,
         camera_hz=camera_hz,
         deadline_ms=deadline_ms,
         stall_ms=stall_ms,
-        ceilings=_ceilings(device, threads or usable_cores(), progress) if roofline else {},
+        roofline=roofline,
+        calib=calib,
+        classes=classes,
+        device=device,
+        progress=progress,
     )
-    rows, failed = _all(host, contests, frames)
-    doubts = doubts_of(rows, host.threads)
-    settings = {"camera_hz": camera_hz, "stall_ms": stall_ms, "device": device}
-    ceilings = next(iter(host.ceilings.values()), None)
-    report = Report(rows, host.machine, limits, started, [], ceilings, settings)
-    return replace(report, warnings=[*warnings, *failed, *doubts])
+    return race_all(setup)
 
 
-def _all(
-    host: Host, contests: Sequence[Contest], frames: Frames | None
-) -> tuple[list[Result], list[str]]:
+def race_all(setup: Setup) -> Report:
+    """The latency protocol: every contest raced in turns, then shown a camera."""
+    host = setup.host
     rows: list[Result] = []
-    failed: list[str] = []
-    for contest in contests:
-        results, absent = host.measure(contest, frames)
+    for contest in setup.contests:
+        results, absent = host.measure(contest, setup.frames)
         rows += results
-        failed += absent
-    return rows, failed
-
-
-def _ceilings(device: str | None, threads: int, progress: Progress) -> dict[str, Ceilings]:
-    """By kind of device: the CPU's always, the GPU's where rows may run on one."""
-    progress("the machine's ceilings", 0.0)
-    found = {}
-    if gpus() and device != "cpu" and importlib.util.find_spec("torch"):
-        import torch
-
-        if torch.cuda.is_available():
-            found["cuda"] = measure_ceilings(threads, device or "cuda")
-    if not found or device == "cpu":
-        found["cpu"] = measure_ceilings(threads)
-    return found
+        setup.warnings.extend(absent)
+    settings = {"camera_hz": host.camera_hz, "stall_ms": host.stall_ms, "device": host.device}
+    return Report(
+        rows=rows,
+        machine=host.machine,
+        limits=host.limits,
+        started=setup.started,
+        warnings=[*setup.warnings, *doubts_of(rows, host.threads)],
+        ceilings=next(iter(host.ceilings.values()), None),
+        settings=settings,
+    )
 
 
 def doubts_of(rows: Sequence[Result], threads: int) -> list[str]:

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,7 @@ def _cache_folder(name: str, weights: str) -> Path:
     return folder
 
 
+@cache
 def _code_digest() -> str:
     """Of the code that makes artifacts: in a working copy it changes while the version stays."""
     summary = hashlib.sha256()

@@ -20,11 +20,12 @@ NAMES = ("model", "size", "run by")  # the first cells of every row
 
 @dataclass(frozen=True)
 class Figures:
-    """A table: each row has the three cells of NAMES, then one for each of `header`."""
+    """A table: each row has the three cells of `names`, then one for each of `header`."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    names: Sequence[str] = NAMES
 
     def rich(self) -> Table:
         """For 80 columns: the cells of a row's name share one, and units go without saying."""
@@ -37,8 +38,8 @@ class Figures:
         return table
 
     def markdown(self) -> str:
-        header = [*NAMES, *self.header]
-        rule = ["---" if i < len(NAMES) else "---:" for i in range(len(header))]
+        header = [*self.names, *self.header]
+        rule = ["---" if i < len(self.names) else "---:" for i in range(len(header))]
         lines = [f"| {' | '.join(cells)} |" for cells in (header, rule, *self.rows)]
         return "\n".join([f"**{self.title}**", "", *lines])
 

@@ -1,0 +1,267 @@
+"""Which precision pays on this machine: time against mIoU, and what the worst class loses."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..data.datasets import SegmentationData
+from ..export import ProofError, export
+from ..export.calibrate import Calibration
+from ..models.source import Source
+from ..runtime import Segmenter, load
+from ..runtime.backend import installed
+from ..train.evaluate import evaluate
+
+# A gain below this is noise: runs of one file on a quiet machine differ by about as much.
+LEAST_GAIN = 0.03
+RUNS = 200  # of each way; the 99th percentile is then the third largest time
+WARM_UP = 5
+BACKENDS = ("openvino", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A file and how it is run. precision: of the file, computes: of what is not int8 in it."""
+
+    path: Path
+    backend: str
+    precision: str
+    computes: str
+
+    @property
+    def name(self) -> str:
+        both = dict.fromkeys((self.precision, self.computes))
+        kind = " + ".join(both) if self.precision == "int8" else self.computes
+        return f"{self.backend} {kind}"
+
+    def open(self, threads: int | None) -> Segmenter:
+        options: dict[str, Any] = {"threads": threads}
+        if self.backend == "openvino":
+            options["precision"] = self.computes
+        return load(self.path, backend=self.backend, device="cpu", **options)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a way takes and gives. Times are of a call, frame in to labels out, in milliseconds;
+    miou and worst_loss (of IoU, against the first way in float32) are fractions; front: whether no
+    other way is as exact and at least LEAST_GAIN faster or as fast, else `why` names it."""
+
+    way: str
+    precision: str
+    median_ms: float
+    p99_ms: float
+    miou: float
+    worst_class: str
+    worst_loss: float
+    front: bool = True
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Front:
+    """The points, fastest first, and what there is to say of int8: `int8` is whether it pays."""
+
+    model: str
+    size: tuple[int, int]
+    images: int
+    threads: int
+    runs: int
+    points: tuple[Point, ...]
+    int8: bool
+    advice: str
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "size": f"{self.size[0]}x{self.size[1]}"}, indent=2)
+
+    def table(self) -> RenderableType:
+        title = (
+            f"{self.model} {self.size[0]}x{self.size[1]} on {self.threads} threads, "
+            f"{self.runs} runs each in turn; mIoU on {self.images} frames"
+        )
+        table = Table(title=title)
+        for name in ("run by", "median ms", "p99 ms", "mIoU %", "worst class", "front"):
+            table.add_column(name, justify="left" if name in ("run by", "worst class") else "right")
+        for point in self.points:
+            table.add_row(
+                point.way,
+                f"{point.median_ms:.1f}",
+                f"{point.p99_ms:.1f}",
+                f"{100 * point.miou:.2f}",
+                f"{point.worst_class} {-100 * point.worst_loss:+.2f}",
+                "yes" if point.front else "no",
+            )
+        whys = (f"{p.way}: {p.why}" for p in self.points if p.why)
+        return Group(table, *(Text(line, style="dim") for line in whys), Text(self.advice))
+
+
+def pareto(
+    source: Source,
+    size: tuple[int, int],
+    data: SegmentationData,
+    calibration: Calibration,
+    *,
+    threads: int | None = None,
+    runs: int = RUNS,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Front:
+    """Export `source` in float32 and int8, run each file in every way that this machine's CPU has,
+    in turn, and hold each way's mIoU on `data` against its time.
+
+    Raises ExportError as `export` does, and ValueError where no CPU backend is installed.
+    """
+    if not any(installed(backend) for backend in BACKENDS):
+        raise ValueError('no CPU backend is installed: pip install "rtseg[openvino]"')
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as open_ones:
+        files, failed = _files(source, size, calibration, Path(folder), progress)
+        ways = _ways(files)
+        running = [open_ones.enter_context(way.open(threads)) for way in ways]
+        progress("time, all ways in turn")
+        times = _times(running, [data[i].image for i in range(min(len(data), 32))], runs)
+        counts = []
+        for way, segment in zip(ways, running, strict=True):
+            progress(f"mIoU of {way.name}")
+            counts.append(evaluate(segment, data).confusion)
+        used = running[0].info.threads or 1
+    points = _judged(
+        [
+            _point(way, spent, count, counts[0], data.classes.names)
+            for way, spent, count in zip(ways, times, counts, strict=True)
+        ]
+    )
+    pays, advice = _advice(points, failed)
+    name = source.network.info.name
+    return Front(name, size, len(data), used, runs, tuple(points), pays, advice)
+
+
+def _files(
+    source: Source,
+    size: tuple[int, int],
+    calibration: Calibration,
+    folder: Path,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, Path], str]:
+    """One ONNX file a precision, which every CPU backend reads; and why int8 is not among them."""
+    files, failed = {}, ""
+    for precision in ("fp32", "int8"):
+        try:
+            (artifact,) = export(
+                source.network,
+                [size],
+                ["onnx"],
+                precision,
+                out=folder,
+                classes=source.classes,
+                weights_from=source.weights_from,
+                trained=source.trained,
+                calibration=calibration if precision == "int8" else None,
+                progress=progress,
+            )
+        except ProofError as error:
+            if precision == "fp32":
+                raise
+            failed = str(error)
+        else:
+            files[precision] = artifact.path
+    return files, failed
+
+
+def _ways(files: dict[str, Path]) -> list[Way]:
+    found = []
+    for precision, path in files.items():
+        for backend in filter(installed, BACKENDS):
+            found.append(Way(path, backend, precision, "fp32"))
+            if backend == "openvino" and _has_bf16():
+                found.append(Way(path, backend, precision, "bf16"))
+    return found
+
+
+def _has_bf16() -> bool:
+    from ..runtime.ov import the_core
+
+    return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _times(
+    running: Sequence[Segmenter], frames: Sequence[np.ndarray[Any, Any]], runs: int
+) -> list[list[float]]:
+    """Milliseconds of each call, by way. The ways take turns, so that a busy moment meets all."""
+    times: list[list[float]] = [[] for _ in running]
+    for turn in range(-WARM_UP, runs):
+        frame = frames[turn % len(frames)]
+        for segment, spent in zip(running, times, strict=True):
+            began = time.perf_counter()
+            segment(frame)
+            if turn >= 0:
+                spent.append(1000 * (time.perf_counter() - began))
+    return times
+
+
+def _point(way: Way, spent: list[float], count: Any, reference: Any, names: Sequence[str]) -> Point:
+    loss = np.nan_to_num(reference.iou() - count.iou())
+    worst = int(loss.argmax())
+    return Point(
+        way=way.name,
+        precision=way.precision,
+        median_ms=float(np.median(spent)),
+        p99_ms=float(np.percentile(spent, 99)),
+        miou=count.miou(),
+        worst_class=names[worst],
+        worst_loss=float(loss[worst]),
+    )
+
+
+def _judged(points: Sequence[Point]) -> list[Point]:
+    """The points fastest first; those off the front say which one beats them.
+
+    int8 has to be clearly faster than what is as exact: a gain below LEAST_GAIN is none.
+    """
+    judged = []
+    for point in sorted(points, key=lambda point: point.p99_ms):
+        slack = 1 + LEAST_GAIN if point.precision == "int8" else 1.0
+        better = [
+            other
+            for other in points
+            if other is not point
+            and other.miou >= point.miou
+            and other.p99_ms <= point.p99_ms * slack
+            and (other.miou, other.p99_ms) != (point.miou, point.p99_ms)
+            and (other.precision != "int8" or other.p99_ms < point.p99_ms)
+        ]
+        if not better:
+            judged.append(point)
+            continue
+        best = max(better, key=lambda other: other.miou)
+        why = (
+            f"{best.way} has a p99 of {best.p99_ms:.1f} ms against {point.p99_ms:.1f} ms, and "
+            f"{best.miou:.2%} mIoU against {point.miou:.2%}"
+        )
+        judged.append(Point(**{**asdict(point), "front": False, "why": why}))
+    return judged
+
+
+def _advice(points: Sequence[Point], failed: str) -> tuple[bool, str]:
+    if failed:
+        return False, f"int8 is refused: {failed}"
+    of_int8 = [point for point in points if point.precision == "int8"]
+    kept = [point for point in of_int8 if point.front]
+    if kept:
+        fastest = kept[0]
+        return True, (
+            f"int8 pays on this machine, run by {fastest.way}: {fastest.p99_ms:.1f} ms, "
+            f"{fastest.miou:.2%} mIoU; {fastest.worst_class} moves most, by "
+            f"{-100 * fastest.worst_loss:+.2f} points"
+        )
+    return False, f"int8 is refused on this machine: {of_int8[0].way} is beaten, {of_int8[0].why}"

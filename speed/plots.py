@@ -1,0 +1,116 @@
+"""The speed table as pictures: speed against accuracy, and latency histograms."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..runtime.backend import MissingPackage
+from .published import CITYSCAPES_VAL
+
+Machines = Sequence[Mapping[str, Any]]
+# Told apart by colour-blind readers too (Okabe and Ito).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLUMNS = 2
+SHOWN = 8  # histograms, the networks that come first in the table
+
+
+def _grid(lines: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """(figure, axes by line and column)."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingPackage('plots need matplotlib: pip install "rtseg[train]"') from error
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(lines, columns, squeeze=False)
+
+
+def accuracy_plot(machines: Machines) -> bytes | None:
+    """A PNG: frames a second at 1024x2048, end to end, against mIoU on Cityscapes val as published;
+    a colour a machine, hollow for PyTorch eager. None where no row has a published mIoU."""
+    series = [(value["title"], _points(value["rows"])) for value in machines]
+    if not any(points for _, points in series):
+        return None
+    figure, grid = _grid(1, 1, (8, 5))
+    axes = grid[0][0]
+    for (title, points), colour in zip(series, _colours(len(series)), strict=True):
+        for place, (model, fps, eager_fps) in enumerate(points):
+            miou = CITYSCAPES_VAL[model]
+            axes.scatter(fps, miou, color=colour, label=title if place == 0 else None, zorder=3)
+            axes.annotate(model, (fps, miou), (4, 4), textcoords="offset points", fontsize=8)
+            if eager_fps:
+                axes.plot([eager_fps, fps], [miou, miou], color=colour, lw=0.8, alpha=0.5)
+                axes.scatter(eager_fps, miou, facecolors="none", edgecolors=colour, zorder=3)
+    axes.set_xscale("log")
+    axes.set_xlabel("frames a second, end to end, batch 1, 1024x2048 (hollow: PyTorch eager)")
+    axes.set_ylabel("mIoU on Cityscapes val as published, %")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def _points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float | None]]:
+    """(model, FPS of the fastest of ours, FPS of eager) at 1024x2048, of models with an mIoU."""
+    points = []
+    for model in dict.fromkeys(row["model"] for row in rows if row["model"] in CITYSCAPES_VAL):
+        here = [r for r in rows if r["model"] == model and list(r["size"]) == [1024, 2048]]
+        ours = [row["frame_to_labels"]["fps"] for row in here if not row["peer"]]
+        eager = [row["frame_to_labels"]["fps"] for row in here if row["backend"] == "eager"]
+        if ours:
+            points.append((model, max(ours), eager[0] if eager else None))
+    return points
+
+
+def latency_plot(machines: Machines) -> bytes | None:
+    """A PNG: histograms of frame to labels, in a burst and from a camera, of the fastest row of the
+    first networks at each machine's smallest size. None where no row has a histogram."""
+    picked = [(value["title"], row) for value in machines for row in _fastest(value["rows"])]
+    if not picked:
+        return None
+    lines = -(-len(picked) // COLUMNS)
+    figure, grid = _grid(lines, COLUMNS, (9, 2.1 * lines))
+    for axes in grid.flat[len(picked) :]:
+        axes.set_visible(False)
+    for axes, (title, row) in zip(grid.flat, picked, strict=False):
+        _histogram(axes, title, row)
+    return _png(figure)
+
+
+def _histogram(axes: Any, title: str, row: Mapping[str, Any]) -> None:
+    for name, colour in (("burst", COLOURS[0]), ("camera", COLOURS[1])):
+        found = row["histograms"].get(name)
+        if found:
+            counts = np.asarray(found["counts"]) / max(1, sum(found["counts"]))
+            axes.stairs(counts, found["edges_ms"], color=colour, fill=True, alpha=0.5, label=name)
+    axes.set_xscale("log")
+    height, width = row["size"]
+    axes.set_title(
+        f"{row['model']} {height}x{width} {row['backend']} {row['precision']}\n{title}", fontsize=8
+    )
+    axes.set_xlabel("ms, from frame in or from when it was due, to labels out", fontsize=7)
+    axes.tick_params(labelsize=7)
+    axes.legend(fontsize=7)
+
+
+def _fastest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    from .pages import fastest_of_ours
+
+    sizes = sorted({tuple(row["size"]) for row in rows})
+    models = list(dict.fromkeys(row["model"] for row in rows))[:SHOWN]
+    found = [fastest_of_ours(rows, model, sizes[0]) for model in models] if sizes else []
+    return [row for row in found if row is not None and row.get("histograms")]
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+
+
+def _png(figure: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130)
+    return content.getvalue()

@@ -1,0 +1,194 @@
+"""mIoU under latency: the mask at hand at a moment, against the label of that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.datasets import Cached, SegmentationData
+from ..train.metric import Confusion
+from .contestants import Contestant
+from .pace import Pace, Shot, play
+from .result import Subject
+from .setup import Setup
+from .sheet import Figures, Sheet, figure, percent
+
+Labels = NDArray[np.uint8]
+
+
+def mask_at(shots: Sequence[Shot]) -> list[int | None]:
+    """For each frame the index of the frame whose labels were the newest to lie ready when it was
+    due, or None if there were none yet.
+
+    A frame's own labels are never ready when it is due, so that at best it meets those of the frame
+    before.
+    """
+    newest: list[int | None] = []
+    ready = [
+        (shot.ended_ns, index) for index, shot in enumerate(shots) if shot.ended_ns is not None
+    ]
+    last, following = None, 0
+    for shot in shots:
+        while following < len(ready) and ready[following][0] <= shot.due_ns:
+            last = ready[following][1]
+            following += 1
+        newest.append(last)
+    return newest
+
+
+def score(
+    labels: Sequence[Labels | None],
+    masks: Mapping[int, Labels],
+    shown: Sequence[int | None],
+    start: int,
+    classes: int,
+) -> float:
+    """mIoU of the mask `shown` at each frame against that frame's label, from frame `start` on.
+
+    labels: (H, W) uint8 train ids, 255 where nothing counts, None for a frame without; masks: by
+    frame. Frames at which no mask is shown do not count.
+    """
+    confusion = Confusion(classes)
+    for label, index in list(zip(labels, shown, strict=True))[start:]:
+        if label is not None and index is not None:
+            confusion.update(label, masks[index])
+    return confusion.miou()
+
+
+@dataclass(frozen=True)
+class Point:
+    """An operating point. offline_miou: every frame's own mask against its label; latency_miou: in
+    real time, 0 if no mask came in time; lag: mean frames by which the mask is behind; both mIoUs
+    are over the same frames."""
+
+    offline_miou: float
+    latency_miou: float
+    lag: float
+    pace: Pace
+
+
+@dataclass(frozen=True)
+class _Played:
+    """One contestant's real time run, and its mask of every frame."""
+
+    subject: Subject
+    shots: Sequence[Shot]
+    masks: Mapping[int, Labels]
+
+    @property
+    def shown(self) -> list[int | None]:
+        return mask_at(self.shots)
+
+
+def sequence(
+    setup: Setup,
+    data: SegmentationData | Cached,
+    name: str,
+    rate_hz: float,
+) -> Sheet:
+    """Plays the labelled sequence `data` to every row in real time, and names the best row.
+
+    The first frames, for which some row has no mask yet, count for none: all are scored on the same
+    frames. A row that has none in all the sequence has an mIoU of 0 under latency.
+
+    Raises ValueError where a model answers in other classes than the labels are in.
+    """
+    samples = data if isinstance(data, Cached) else Cached(data)
+    played: list[_Played] = []
+    for contest in setup.contests:
+        _check_classes(contest.card.classes, samples)
+        with setup.opened(contest) as opened:
+            played += [_play(setup, each.contestant, samples, rate_hz) for each in opened]
+    start = _first_scored(played)
+    facts: list[dict[str, Any]] = []
+    rows: list[list[str]] = []
+    for each in played:
+        point = _point(each, samples, start, rate_hz)
+        facts.append({**each.subject.facts(), **_flat(point), "scored_from": start})
+        rows.append([*each.subject.names(), *_cells(point)])
+    header = ["offline mIoU", "mIoU", "lost", "frames behind", "call p50 ms", "dropped"]
+    title = f"mIoU under latency on {name} at {rate_hz:g} Hz: the mask at hand when a label is due"
+    settings = {"sequence": name, "rate_hz": rate_hz, "frames": len(samples)}
+    tables = [Figures(title, header, rows)]
+    return setup.sheet("sequence", tables, facts, settings, answer=best_line(facts, rate_hz))
+
+
+def _play(setup: Setup, contestant: Contestant, samples: Cached, rate_hz: float) -> _Played:
+    setup.host.progress(f"{contestant.subject.title}: offline", 0.0)
+    images = [samples[index].image for index in range(len(samples))]
+    masks = {index: contestant.label(image) for index, image in enumerate(images)}
+    setup.host.progress(f"{contestant.subject.title}: in real time", 0.0)
+    return _Played(contestant.subject, _live(setup, contestant, images, rate_hz), masks)
+
+
+def _live(
+    setup: Setup, contestant: Contestant, images: Sequence[Labels], rate_hz: float
+) -> list[Shot]:
+    contestant.label(images[0])
+    return play(lambda index: contestant.label(images[index]), len(images), rate_hz)
+
+
+def _first_scored(played: Sequence[_Played]) -> int:
+    """The first frame at which every row has a mask, those apart that never have one."""
+    firsts = []
+    for each in played:
+        first = next((i for i, index in enumerate(each.shown) if index is not None), None)
+        if first is not None:
+            firsts.append(first)
+    return max(firsts, default=0)
+
+
+def _point(played: _Played, samples: Cached, start: int, rate_hz: float) -> Point:
+    labels = [samples[index].label for index in range(len(samples))]
+    shown = played.shown
+    own: list[int | None] = list(range(len(samples)))
+    classes = len(samples.classes)
+    lags = [i - index for i, index in enumerate(shown) if index is not None and i >= start]
+    return Point(
+        offline_miou=score(labels, played.masks, own, start, classes),
+        latency_miou=score(labels, played.masks, shown, start, classes),
+        lag=float(np.mean(lags)) if lags else float("nan"),
+        pace=Pace.of(played.shots, rate_hz),
+    )
+
+
+def _flat(point: Point) -> dict[str, Any]:
+    value = asdict(point)
+    lag = value.pop("lag")
+    value["frames_behind"] = None if np.isnan(lag) else round(lag, 3)
+    for name in ("offline_miou", "latency_miou"):
+        value[name] = round(value[name], 6)
+    return value
+
+
+def _cells(point: Point) -> list[str]:
+    lost = point.offline_miou - point.latency_miou
+    shares = [percent(share) for share in (point.offline_miou, point.latency_miou, lost)]
+    behind = "never" if np.isnan(point.lag) else f"{point.lag:.2f}"
+    dropped = percent(point.pace.dropped / point.pace.frames)
+    return [*shares, behind, figure(point.pace.service.p50_ms), dropped]
+
+
+def best_line(facts: Sequence[Mapping[str, Any]], rate_hz: float) -> str:
+    """The operating point for this machine: the most accurate under latency, the faster of two."""
+    ours = [fact for fact in facts if not fact["peer"]] or facts
+    best = max(ours, key=lambda f: (f["latency_miou"], -f["pace"]["service"]["p50_ms"]))
+    height, width = best["size"]
+    return (
+        f"best at {rate_hz:g} Hz on this machine: {best['model']} {height}x{width} "
+        f"{best['precision']} in {best['backend']}, mIoU {best['latency_miou']:.1%} under latency "
+        f"({best['offline_miou']:.1%} offline)"
+    )
+
+
+def _check_classes(names: Sequence[str], samples: Cached) -> None:
+    if tuple(names) != samples.classes.names:
+        raise ValueError(
+            f"the model knows {len(names)} classes ({', '.join(names[:3])}, ...), the sequence "
+            f"{len(samples.classes)} ({', '.join(samples.classes.names[:3])}, ...): they must be "
+            "the same"
+        )
