@@ -1,0 +1,74 @@
+"""Which precision pays: the front, and int8 refused with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from conftest import Run, as_json
+from rtseg.data.scenes import scenes
+from rtseg.speed.pareto import Point, _advice, _judged
+
+
+def point(way: str, p99: float, miou: float) -> Point:
+    return Point(way, way.split()[-1], p99, p99, miou, "pole", 0.01)
+
+
+def test_a_way_that_another_beats_is_off_the_front() -> None:
+    points = _judged(
+        [point("a fp32", 40, 0.64), point("b fp32", 50, 0.64), point("a bf16", 20, 0.63)]
+    )
+    assert [(p.way, p.front) for p in points] == [
+        ("a bf16", True), ("a fp32", True), ("b fp32", False),
+    ]  # fmt: skip
+    assert points[2].why.startswith("a fp32 has a p99 of 40.0 ms against 50.0 ms")
+
+
+def test_int8_that_pays_is_kept() -> None:
+    points = _judged([point("a fp32", 40, 0.64), point("a int8", 20, 0.63)])
+    pays, advice = _advice(points, "")
+    assert pays
+    assert "run by a int8: 20.0 ms" in advice
+
+
+def test_int8_that_is_hardly_faster_is_refused_with_the_reason() -> None:
+    """19.8 ms against 20: less than runs of one file differ."""
+    points = _judged([point("a bf16", 20, 0.64), point("a int8", 19.8, 0.63)])
+    assert [p.front for p in points if p.precision == "int8"] == [False]
+    pays, advice = _advice(points, "")
+    assert not pays
+    assert "refused" in advice
+    assert "a bf16 has a p99 of 20.0 ms against 19.8 ms, and 64.00% mIoU" in advice
+
+
+def test_int8_that_holds_no_bar_is_refused() -> None:
+    pays, advice = _advice(_judged([point("a fp32", 40, 0.64)]), "labels agree on 90 %")
+    assert not pays
+    assert advice == "int8 is refused: labels agree on 90 %"
+
+
+def test_the_command(rtseg: Run, tmp_path: Path) -> None:
+    root, calib = tmp_path / "camvid", tmp_path / "calib"
+    for folder in (root / "val", root / "valannot", calib):
+        folder.mkdir(parents=True)
+    for place, scene in enumerate(scenes(16, (96, 128), seed=5)):
+        cv2.imwrite(str(calib / f"{place}.png"), scene)
+        if place < 2:
+            cv2.imwrite(str(root / "val" / f"{place}.png"), scene)
+            labels = np.random.default_rng(place).integers(0, 12, (96, 128), np.uint8)
+            cv2.imwrite(str(root / "valannot" / f"{place}.png"), labels)
+    done = rtseg(
+        "pareto", "csfcn_nano", "camvid", "--root", root, "--calib", calib, "--runs", 20,
+        "--threads", 1, "--json",
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr
+    done.returncode = 0
+    front = as_json(done)
+    assert front["size"] == "96x128"
+    assert front["images"] == 2
+    ways = {point["way"] for point in front["points"]}
+    assert "openvino fp32" in ways
+    assert front["int8"] == any(p["front"] for p in front["points"] if p["precision"] == "int8")
+    assert all(point["why"] for point in front["points"] if not point["front"])
+    assert [p["p99_ms"] for p in front["points"]] == sorted(p["p99_ms"] for p in front["points"])
