@@ -36,8 +36,8 @@ class OpenVino(InTurn):
     "fp32", "bf16" or "fp16"; by default bf16 where the CPU has it in hardware and the artifact's
     proof was passed in it, else fp32. labels: "graph" makes them in the model as it was exported,
     "cells" from its coarse logits, by `labels.py`; by default "cells" wherever the model's end is
-    one that this knows and numba is installed, since that was faster for all logits, random ones
-    included (docs/speed-notes.md).
+    one that this knows and numba is installed, since that was the faster on trained networks
+    (docs/speed-notes.md; with random weights in bf16 it may not be).
     """
 
     def __init__(
