@@ -64,6 +64,7 @@ setup(
     ],
     extras_require={
         "export": EXPORT,
+        "mlperf": ["mlcommons-loadgen>=6.0"],
         "openvino": OPENVINO,
         "fast": FAST,
         "tensorrt": TENSORRT,
