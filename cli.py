@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -38,12 +39,14 @@ app = typer.Typer(
 )
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data sets.")
 
-for command in (quickstart, doctor, models, export, inspect, check, predict, bench, drive, train):
-    app.command()(command)
-for command in (bench_labels, demo, fleet):
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(quickstart, doctor, models, export, inspect, check),
+    *(predict, demo, drive, fleet),
+    *(bench, bench_labels, pareto, train),
+)
+for command in COMMANDS:
     app.command()(command)
 app.command("eval")(evaluate)
-app.command()(pareto)
 app.command()(submit)
 app.add_typer(data, name="data")
 data.command("check")(check_data)

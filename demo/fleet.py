@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -100,16 +101,18 @@ def started(options: Options) -> Iterator[int]:
     import ray
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        address=options.address or "local",
-        include_dashboard=None if options.address else False,
-        log_to_driver=False,
-        logging_level="ERROR",
+    here: dict[str, Any] = {}
+    if not options.address:
         # One core more than there may be, so that readers run beside a worker on every core.
-        **({} if options.address else {"num_cpus": (options.workers or os.cpu_count() or 1) + 1}),
+        here = {
+            "num_cpus": (options.workers or os.cpu_count() or 1) + 1,
+            "include_dashboard": False,
+        }
+    ray.init(
+        address=options.address or "local", log_to_driver=False, logging_level=logging.ERROR, **here
     )
     try:
-        resources = ray.cluster_resources()
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         per_worker = resources.get("GPU", 0) / options.gpus if options.gpus else 0
         cores = int(resources.get("CPU", 2)) - 1
         yield options.workers or max(1, int(per_worker) if options.gpus else cores)

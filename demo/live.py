@@ -100,7 +100,7 @@ class LivePage:
         with self._news:
             ages = list(self._ages_ms)
             times = [t for t in self._published_ns if t > self._published_ns[-1] - RATE_NS]
-            own = {
+            own: dict[str, Any] = {
                 "state": "running" if self._taken else "starting",
                 "reasons": [],
                 "level": self._newest.level if self._newest else None,

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from .main import (
-    Artifact,
-    ExportError,
-    ProofError,
-    export,
-)
+from .artifact import Artifact
+from .main import ExportError, ProofError, export
 
 __all__ = ["Artifact", "ExportError", "ProofError", "export"]

@@ -33,7 +33,7 @@ def layers(graph: onnx.ModelProto) -> list[Layer]:
     """
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
     kept = positions(graph)
-    found = []
+    found: list[Layer] = []
     for node, macs in _costs(graph):
         weight = node.input[1]
         if node.name in kept or weight not in weights or TABLE in weight:

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .main import Artifact
+from .artifact import Artifact
 from .proof import Verdict
 
 

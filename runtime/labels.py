@@ -120,9 +120,9 @@ class LabelMaker:
             if self.factor is not None:
                 labels_cpu.shuffled(logits, self.factor, first, last, self.labels[0])
                 continue
-            mixed += labels_cpu.bilinear(
-                logits, *self.rows.arrays, *self.columns.arrays, first, last, self.labels[0]
-            )
+            axes: tuple[Any, ...] = (*self.rows.arrays, *self.columns.arrays)
+            bilinear: Any = labels_cpu.bilinear
+            mixed += bilinear(logits, *axes, first, last, self.labels[0])
         return mixed
 
     def close(self) -> None:

@@ -22,13 +22,14 @@ LOWEST = np.float32(-np.inf)
 def compiled(function: Function) -> Function:
     """Without the interpreter's lock, so that threads share a frame; rounding as written."""
     try:
-        made: Function = njit(nogil=True, cache=True, error_model="numpy")(function)
+        made: Any = njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # no folder for the cache can be written, as on a locked-down vehicle
         made = njit(nogil=True, error_model="numpy")(function)
-    return made
+    kept: Function = made
+    return kept
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def fused(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once."""
 
@@ -41,7 +42,7 @@ def fused(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 @compiled
 def mix(a: Any, near: Any, b: Any, far: Any) -> Any:
     """a * near + b * far, rounded as PyTorch's compiled kernel does."""
-    return fused(a, near, b * far)
+    return fused(a, near, b * far)  # type: ignore[call-arg]
 
 
 @compiled

@@ -83,10 +83,18 @@ def label_cost(
     finally:
         torch.set_num_threads(before)
         maker.close()
-    medians = [float(np.median(lane.times("run"))) for lane in (plain, cells)]
+    plain_ms, cells_ms = (float(np.median(lane.times("run"))) for lane in (plain, cells))
     gain = ratio(cells.rounds["run"], plain.rounds["run"])
     return LabelCost(
-        network.info.name, size, threads, len(inputs), uniform, different, *medians, gain
+        network.info.name,
+        size,
+        threads,
+        len(inputs),
+        uniform,
+        different,
+        plain_ms,
+        cells_ms,
+        gain,
     )
 
 

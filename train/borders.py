@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.classes import IGNORE
@@ -33,7 +34,7 @@ def edges(label: np.ndarray, margin: int = 0) -> np.ndarray:
 def border_weights(label: np.ndarray) -> np.ndarray:
     """How much a pixel counts by its distance to the next pixel of another class: 8 next to it, 1
     far away; 0 for pixels that do not count."""
-    weights = (label != IGNORE).astype(np.uint8)
+    weights: NDArray[np.uint8] = (label != IGNORE).astype(np.uint8)
     for train_id in np.unique(label[label != IGNORE]):
         own = label == train_id
         distance = cv2.distanceTransform(own.astype(np.uint8), cv2.DIST_L2, 5)
