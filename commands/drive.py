@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,6 @@ from .terminal import JobFailed, note, show
 if TYPE_CHECKING:
     from ..runtime.drive.faults import Plan
     from ..runtime.drive.messages import Health
-    from ..runtime.drive.worker import Task
 
 
 def drive(
@@ -72,7 +70,7 @@ def drive(
     from ..data.sources import open_drive_source
     from ..runtime import Drive, Limits
     from ..runtime.drive.drive import artifact_task
-    from ..runtime.drive.faults import FaultySink, FaultySource, verdict
+    from ..runtime.drive.faults import FaultySink, FaultySource, verdict, with_faults
     from ..runtime.drive.realtime import Wishes
     from .drive_sinks import open_sinks
 
@@ -88,7 +86,7 @@ def drive(
     sinks = open_sinks(to or [], Path(task.arguments["paths"][0]), rate)
     plan = _plan(inject)
     if plan is not None:
-        frames, task = FaultySource(frames, plan), _with_faults(task, plan)
+        frames, task = FaultySource(frames, plan), with_faults(task, plan)
         sinks = [*sinks, FaultySink(plan)]
     job = Drive(
         frames,
@@ -137,14 +135,6 @@ def _plan(path: Path | None) -> Plan | None:
     from ..runtime.drive.faults import Plan, read_plan
 
     return Plan(read_plan(path), time.monotonic_ns())
-
-
-def _with_faults(task: Task, plan: Plan) -> Task:
-    from ..runtime.drive.faults import FAULTY_LOADER
-
-    faults = [asdict(fault) for fault in plan.faults]
-    arguments = task.arguments | {"faults": faults, "start_ns": plan.start_ns}
-    return replace(task, arguments=arguments, loader=FAULTY_LOADER)
 
 
 def _say(at_s: float, health: Health) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ SCHEMAS = (
     "foxglove.CompressedImage",
     "foxglove_msgs/msg/CompressedImage",
 )
+MAGIC = b"\x89MCAP0\r\n"
 INSTALL = 'MCAP logs need the mcap packages: pip install "rtseg[drive]"'
 
 
@@ -45,6 +47,7 @@ class McapLog:
         make_reader, errors = _mcap()
         try:
             with self.path.open("rb") as file:
+                _check_magic(file)
                 summary = make_reader(file).get_summary()
         except errors as error:
             raise ValueError(
@@ -68,6 +71,19 @@ class McapLog:
                     decoders[channel.id] = _decoder(channel.message_encoding, schema)
                 name = f"{self.path.stem}_{index:06d}"
                 yield _frame(decoders[channel.id](message.data), index, name, message.log_time)
+
+
+def _check_magic(file: BinaryIO) -> None:
+    """Raises EOFError unless the file begins and ends as MCAP logs do; the reader takes the end's
+    offsets on trust."""
+    head = file.read(len(MAGIC))
+    file.seek(0, os.SEEK_END)
+    whole = file.tell() >= 2 * len(MAGIC)
+    file.seek(-len(MAGIC) if whole else 0, os.SEEK_END)
+    tail = file.read()
+    file.seek(0)
+    if head != MAGIC or tail != MAGIC:
+        raise EOFError("it does not begin and end as one")
 
 
 def _frame(data: bytes, index: int, name: str, wall_ns: int) -> Frame | Unreadable:

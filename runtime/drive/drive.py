@@ -111,13 +111,18 @@ class Drive:
                 systemd.tell(self.bell.now_ns(), self._note(on_state))
             systemd.stopping()
             # The state that counts is the last one while it ran.
-            last = {"state": (health := self.health()).state.value, "reasons": [*health.reasons]}
+            last: dict[str, Any] = {
+                "state": (health := self.health()).state.value,
+                "reasons": [*health.reasons],
+            }
             self._over = ended
             self._usage.append(usage())
             for watcher in watchers:
                 watcher.close()
+            ending_ns = self.bell.now_ns()
             self._finish(STOP_S if self._stopped_by else FLUSH_S)
         facts = report(loop, self._history, ended, self.granted)
+        last["end_s"] = round((self.bell.now_ns() - ending_ns) / 1e9, 3)
         return facts | last | {"usage": [asdict(each) for each in self._usage]}
 
     def stop(self, why: str = "stop()") -> None:
@@ -238,4 +243,4 @@ def artifact_task(
                 "same ones"
             )
     arguments = {"paths": [str(path) for path in paths], "backend": backend, "device": device}
-    return Task(tuple(path.stem for path in paths), arguments, realtime=realtime)
+    return Task(tuple(path.name for path in paths), arguments, realtime=realtime)

@@ -10,9 +10,10 @@ What each kind does is in `KINDS`.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ...data.frames import Frame, Unreadable
 from ..segmenter import Segmenter, load
 from .inference import Picture
 from .messages import Message
+from .worker import Task
 
 KINDS = {
     "camera_stall": "the camera hangs for `seconds`",
@@ -119,16 +121,19 @@ class FaultySink:
 
 
 class FaultySegmenter(Segmenter):
-    """A Segmenter with those faults of the plan that come while it serves, each once."""
+    """A Segmenter with the plan's faults. Each strikes once, whatever became of the worker that it
+    struck: `marks` is a folder where those that did are noted."""
 
-    def __init__(self, inner: Segmenter, plan: Plan):
+    def __init__(self, inner: Segmenter, plan: Plan, marks: Path):
         super().__init__(inner.backend)
-        self.plan = plan
-        self.due = [fault for fault in plan.faults if fault.at > plan.now_s()]
+        self.plan, self.marks = plan, marks
 
     def __call__(self, frame: Any) -> Picture:
-        while self.due and self.due[0].at <= self.plan.now_s():
-            _strike(self.due.pop(0))
+        for number, fault in enumerate(self.plan.faults):
+            mark = self.marks / str(number)
+            if fault.at <= self.plan.now_s() and not mark.exists():
+                mark.touch()
+                _strike(fault)
         return super().__call__(frame)
 
 
@@ -147,11 +152,22 @@ def load_faulty(
     device: str | None,
     faults: list[dict[str, Any]],
     start_ns: int,
+    marks: str,
 ) -> list[Segmenter]:
     """A worker's loader, see `Task`: artifacts of which the first has the plan's faults."""
     plan = Plan([Fault(**f) for f in faults if f["fault"] in IN_WORKER], start_ns)
     segmenters = [load(path, backend, device) for path in paths]
-    return [FaultySegmenter(segmenters[0], plan), *segmenters[1:]]
+    return [FaultySegmenter(segmenters[0], plan, Path(marks)), *segmenters[1:]]
+
+
+def with_faults(task: Task, plan: Plan) -> Task:
+    """A worker's task whose artifacts have the plan's faults."""
+    arguments = task.arguments | {
+        "faults": [asdict(fault) for fault in plan.faults],
+        "start_ns": plan.start_ns,
+        "marks": tempfile.mkdtemp(prefix="rtseg-faults-"),
+    }
+    return replace(task, arguments=arguments, loader=FAULTY_LOADER)
 
 
 def verdict(plan: Plan, report: dict[str, Any]) -> dict[str, Any]:

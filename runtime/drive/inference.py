@@ -36,10 +36,14 @@ class Engine(Protocol):
     "". baselines_ms: p95 latency of each level, once ready.
     """
 
-    levels: Sequence[str]
+    @property
+    def levels(self) -> Sequence[str]: ...
+
+    @property
+    def baselines_ms(self) -> Sequence[float]: ...
+
     ready: bool
     fault: str
-    baselines_ms: Sequence[float]
 
     def submit(self, job: int, image: Picture, level: int) -> None: ...
 

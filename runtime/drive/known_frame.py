@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def prove(segmenter: Segmenter, name: str) -> str:
 def _known(segmenter: Segmenter) -> Path:
     """The file with the digest: its name changes with all that may change a label."""
     info, card = segmenter.info, segmenter.card
-    facts = [card.weights, sorted(card.files.items()), card.size, info.name, info.version]
-    facts += [info.device, info.threads, info.precision, info.options]
+    files = sorted(card.files.items())
+    facts = (card.weights, files, card.size, *asdict(info).values())
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
     return cache_folder() / "known-frames" / key

@@ -52,22 +52,31 @@ class SharedPicture:
         self.handle = _anonymous_file() if handle is None else handle
         if handle is None:
             os.ftruncate(self.handle, FIRST_BYTES)
-        self._map = mmap.mmap(self.handle, 0)
+        self._map: mmap.mmap | None = mmap.mmap(self.handle, 0)
 
     def write(self, picture: Picture) -> None:
-        if picture.nbytes > len(self._map):
+        """Raises OSError after `close`, as `view` does."""
+        if picture.nbytes > len(self._mapped()):
             os.ftruncate(self.handle, picture.nbytes)
         self.view(picture.shape)[...] = picture
 
     def view(self, shape: Sequence[int]) -> Picture:
         """The picture in it, not copied: valid until the next write."""
         size = int(np.prod(shape))
-        if size > len(self._map):
-            self._map = mmap.mmap(self.handle, 0)
-        return np.frombuffer(self._map, np.uint8, size).reshape(shape)
+        memory = self._mapped()
+        if size > len(memory):
+            memory = self._map = mmap.mmap(self.handle, 0)
+        return np.frombuffer(memory, np.uint8, size).reshape(shape)
+
+    def _mapped(self) -> mmap.mmap:
+        if self._map is None:
+            raise OSError("the memory is closed")
+        return self._map
 
     def close(self) -> None:
-        os.close(self.handle)
+        """The mapping has a handle of its own, which goes with it."""
+        handle, self.handle, self._map = self.handle, -1, None
+        os.close(handle)
 
 
 class Worker:

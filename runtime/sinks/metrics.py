@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 INSTALL = 'Prometheus metrics need prometheus-client: pip install "rtseg[drive]"'
@@ -42,7 +42,7 @@ class Collector:
             yield _by_label(Gauges, f"rtseg_{unit}", "quantile", quantiles)
 
 
-def _by_label(family: Any, name: str, label: str, values: dict[str, float]) -> Any:
+def _by_label(family: Any, name: str, label: str, values: Mapping[str, float]) -> Any:
     metric = family(name, f"By {label}", labels=[label])
     for value, number in values.items():
         metric.add_metric([value], number)

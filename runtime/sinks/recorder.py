@@ -12,12 +12,12 @@ from ..drive.messages import Message, Result
 from .pictures import Colours, Paint, encoded
 
 INSTALL = 'MCAP logs need the mcap package: pip install "rtseg[drive]"'
-TIME = {
+TIME: dict[str, Any] = {
     "type": "object",
     "title": "time",
     "properties": {"sec": {"type": "integer"}, "nsec": {"type": "integer"}},
 }
-IMAGE = {  # Foxglove's own, in JSON
+IMAGE: dict[str, Any] = {  # Foxglove's own, in JSON
     "title": "foxglove.CompressedImage",
     "type": "object",
     "properties": {
@@ -27,7 +27,7 @@ IMAGE = {  # Foxglove's own, in JSON
         "format": {"type": "string"},
     },
 }
-FACTS = {"title": "rtseg.Facts", "type": "object"}
+FACTS: dict[str, Any] = {"title": "rtseg.Facts", "type": "object"}
 
 
 class McapRecorder:
@@ -99,6 +99,6 @@ class McapRecorder:
         self._writer.add_message(self._channels[topic], at_ns, data, at_ns)
 
     def close(self) -> None:
-        self._writer.finish()
+        self._writer.finish()  # type: ignore[no-untyped-call]
         self._file.close()
         self.partial.replace(self.path)

@@ -64,8 +64,7 @@ class Ring:
         self._count = 0
 
     def __call__(self, message: Message) -> None:
-        is_result = isinstance(message, Result)
-        labels = message.labels if is_result else np.empty((0, 0), np.uint8)
+        labels = message.labels if isinstance(message, Result) else np.empty((0, 0), np.uint8)
         if self._map is None or labels.size > self._room:
             self._make(labels.size)
         assert self._map is not None
@@ -74,7 +73,7 @@ class Ring:
         number = self._count + 1
         struct.pack_into("<Q", self._map, start, 2 * number - 1)
         self._map[start + 16 : start + 16 + len(body)] = body
-        kind = 0 if is_result else KINDS.index(message.kind)  # type: ignore[union-attr]
+        kind = 0 if isinstance(message, Result) else KINDS.index(message.kind)
         struct.pack_into("<II", self._map, start + 8, kind, zlib.crc32(body))
         struct.pack_into("<Q", self._map, start, 2 * number)
         self._count = number

@@ -1,0 +1,247 @@
+"""What a drive runs on: layouts, rates, cameras, logs."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import pytest
+from rtseg.data import pace
+from rtseg.data.camera import Camera, is_camera
+from rtseg.data.frames import Frame, Unreadable, open_source
+from rtseg.data.mcap_log import McapLog
+from rtseg.data.pace import Paced
+from rtseg.data.sources import open_drive_source
+
+IMAGE = np.zeros((4, 6, 3), np.uint8)
+
+
+class Hours:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 5 * 10**9
+        self.slept: list[float] = []
+
+    def monotonic_ns(self) -> int:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += round(seconds * 1e9)
+
+
+@pytest.fixture
+def hours(monkeypatch: pytest.MonkeyPatch) -> Hours:
+    clock = Hours()
+    monkeypatch.setattr(pace, "time", clock)
+    return clock
+
+
+def write(path: Path, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((4, 6, 3), value, np.uint8))
+
+
+def test_cityscapes_sequences_come_in_order(tmp_path: Path) -> None:
+    root = tmp_path / "leftImg8bit_sequence"
+    for city, sequence, number in [
+        ("ulm", 0, 10), ("ulm", 0, 9), ("aachen", 2, 1), ("aachen", 10, 0), ("aachen", 2, 11),
+    ]:  # fmt: skip
+        write(root / "train" / city / f"{city}_{sequence}_{number}_leftImg8bit.png")
+    assert [path.stem.removesuffix("_leftImg8bit") for path in open_source(root).paths] == [
+        "aachen_2_1", "aachen_2_11", "aachen_10_0", "ulm_0_9", "ulm_0_10",
+    ]  # fmt: skip
+
+
+def test_the_demo_video_s_folders_come_one_after_the_other(tmp_path: Path) -> None:
+    root = tmp_path / "leftImg8bit" / "demoVideo"
+    for folder, number in [("stuttgart_01", 1), ("stuttgart_00", 2), ("stuttgart_00", 1)]:
+        write(root / folder / f"{folder}_000000_{number:06d}_leftImg8bit.png")
+    names = [path.stem[:12] + path.stem[-17:-12] for path in open_source(root).paths]
+    assert [path.parent.name for path in open_source(root).paths] == [
+        "stuttgart_00", "stuttgart_00", "stuttgart_01",
+    ]  # fmt: skip
+    assert names == sorted(names)
+
+
+def test_a_folder_s_own_images_come_before_those_inside(tmp_path: Path) -> None:
+    write(tmp_path / "a.png")
+    write(tmp_path / "inside" / "b.png")
+    assert [path.name for path in open_source(tmp_path).paths] == ["a.png"]
+
+
+def test_images_play_at_17_hz(tmp_path: Path, hours: Hours) -> None:
+    for number in range(4):
+        write(tmp_path / f"{number}.png", number)
+    frames: Any = list(open_drive_source(str(tmp_path)))
+    steps = np.diff([frame.captured_ns for frame in frames])
+    assert steps == pytest.approx(1e9 / 17, abs=2)
+    assert [frame.image[0, 0, 0] for frame in frames] == [0, 1, 2, 3]
+
+
+def test_a_recording_may_go_round_and_round(hours: Hours) -> None:
+    two = [Frame(IMAGE, 0, 0, "a"), Unreadable("b", "damaged"), Frame(IMAGE, 2, 0, "c")]
+    source = Paced(two, 10, loops=True)
+    seven = list(itertools.islice(source, 7))
+    indices = [item.index if isinstance(item, Frame) else None for item in seven]
+    assert indices == [0, None, 2, 3, None, 5, 6]
+    times = [item.captured_ns for item in seven if isinstance(item, Frame)]
+    assert np.diff(times).tolist() == pytest.approx([2e8, 1e8, 2e8, 1e8])
+
+
+def test_a_late_reader_does_not_shift_the_rest(hours: Hours) -> None:
+    times = []
+    for frame in Paced([Frame(IMAGE, i, 0) for i in range(5)], 10):
+        assert isinstance(frame, Frame)
+        times.append(frame.captured_ns)
+        hours.now += 130_000_000 if frame.index == 1 else 0
+    assert (np.array(times) - times[0]).tolist() == pytest.approx([0, 1e8, 2.3e8, 3e8, 4e8])
+
+
+def test_a_log_plays_by_its_own_times(hours: Hours) -> None:
+    frames = [Frame(IMAGE, i, 0, "", 10**18 + wall) for i, wall in enumerate([0, 50, 250])]
+    times = [f.captured_ns for f in Paced(frames, None) if isinstance(f, Frame)]
+    assert np.diff(times).tolist() == [50, 200]
+
+
+def test_as_fast_as_possible_does_not_sleep(hours: Hours) -> None:
+    assert len(list(Paced([Frame(IMAGE, i, 0) for i in range(9)], 0))) == 9
+    assert hours.slept == []
+
+
+def test_a_recording_without_frames_does_not_spin() -> None:
+    with pytest.raises(OSError, match="no frame at all"):
+        next(iter(Paced([], 10, loops=True)))
+
+
+@pytest.mark.parametrize("where", ["0", "/dev/video2", "rtsp://cam/1", "v4l2src ! appsink"])
+def test_cameras(where: str) -> None:
+    assert is_camera(where)
+    assert isinstance(open_drive_source(where), Camera)
+
+
+@pytest.mark.parametrize("where", ["drive.mp4", "frames", "a/b/0.png", "log.mcap"])
+def test_no_cameras(where: str) -> None:
+    assert not is_camera(where)
+
+
+class FakeCapture:
+    """cv2.VideoCapture with two frames in it."""
+
+    opened: ClassVar[list[Any]] = []
+
+    def __init__(self, *arguments: Any):
+        self.opened.append(arguments)
+        self.left = 2
+        self.released = False
+
+    def isOpened(self) -> bool:
+        return True
+
+    def set(self, what: int, value: float) -> bool:
+        return True
+
+    def read(self) -> tuple[bool, Any]:
+        self.left -= 1
+        return self.left >= 0, IMAGE
+
+    def release(self) -> None:
+        self.released = True
+
+
+@pytest.mark.parametrize(
+    ("where", "first", "api"),
+    [
+        ("3", 3, cv2.CAP_ANY),
+        ("/dev/video1", 1, cv2.CAP_ANY),
+        ("rtsp://cam/1", "rtsp://cam/1", cv2.CAP_FFMPEG),
+        ("v4l2src ! appsink", "v4l2src ! appsink", cv2.CAP_GSTREAMER),
+    ],
+)
+def test_a_camera_raises_when_it_ends(
+    where: str, first: Any, api: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    frames = []
+    with pytest.raises(OSError, match="gives no frames"):
+        frames.extend(iter(Camera(where)))
+    again = iter(Camera(where))
+    assert next(again).index == 0
+    assert FakeCapture.opened[-1][:2] == (first, api)
+
+
+def test_an_absent_camera_says_what_is_missing() -> None:
+    with pytest.raises(OSError, match="there is no /dev/video97"):
+        next(iter(Camera("97")))
+
+
+def ros2_log(path: Path, topics: tuple[str, ...] = ("/camera/compressed",)) -> None:
+    from mcap_ros2.writer import Writer
+
+    schema = """std_msgs/Header header
+string format
+uint8[] data
+================================================================================
+MSG: std_msgs/Header
+builtin_interfaces/Time stamp
+string frame_id
+================================================================================
+MSG: builtin_interfaces/Time
+int32 sec
+uint32 nanosec
+"""
+    with path.open("wb") as file:
+        writer = Writer(file)
+        known = writer.register_msgdef("sensor_msgs/msg/CompressedImage", schema)
+        for topic in topics:
+            for number in range(3):
+                picture = np.full((4, 6, 3), 40 * number, np.uint8)
+                content = cv2.imencode(".png", picture)[1].tobytes()
+                header = {"stamp": {"sec": number, "nanosec": 5}, "frame_id": "front"}
+                message = {"header": header, "format": "png", "data": content}
+                at = 10**18 + number * 10**8
+                writer.write_message(topic, known, message, log_time=at, publish_time=at)
+        writer.finish()
+
+
+def test_a_ros2_log(tmp_path: Path) -> None:
+    pytest.importorskip("mcap_ros2")
+    path = tmp_path / "drive.mcap"
+    ros2_log(path)
+    frames: Any = list(McapLog(path))
+    assert [frame.image[0, 0, 0] for frame in frames] == [0, 40, 80]
+    assert [frame.wall_ns - 10**18 for frame in frames] == [0, 10**8, 2 * 10**8]
+    assert frames[1].name == "drive_000001"
+
+
+def test_a_log_with_two_cameras_wants_a_topic(tmp_path: Path) -> None:
+    pytest.importorskip("mcap_ros2")
+    path = tmp_path / "drive.mcap"
+    ros2_log(path, ("/left", "/right"))
+    with pytest.raises(ValueError, match="images on /left, /right: name one with --topic"):
+        McapLog(path)
+    with pytest.raises(ValueError, match="no images on /front: they are on /left, /right"):
+        McapLog(path, "/front")
+    assert len(list(McapLog(path, "/right"))) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"no log", bytes(100)])
+def test_what_is_no_log(content: bytes, tmp_path: Path) -> None:
+    pytest.importorskip("mcap")
+    path = tmp_path / "drive.mcap"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged or no MCAP log"):
+        McapLog(path)
+
+
+def test_a_log_that_was_cut_off_says_how_to_mend_it(tmp_path: Path) -> None:
+    pytest.importorskip("mcap_ros2")
+    path = tmp_path / "drive.mcap"
+    ros2_log(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="`mcap recover`"):
+        McapLog(path)

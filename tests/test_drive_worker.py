@@ -1,0 +1,206 @@
+"""Inference in its own process: what goes through, what breaks, what is proven."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rtseg.export import Artifact, export
+from rtseg.models.source import Source
+from rtseg.runtime import ArtifactError, load
+from rtseg.runtime.drive import known_frame
+from rtseg.runtime.drive.bell import Bell
+from rtseg.runtime.drive.drive import artifact_task
+from rtseg.runtime.drive.inference import Answer
+from rtseg.runtime.drive.realtime import Wishes, apply
+from rtseg.runtime.drive.usage import usage
+from rtseg.runtime.drive.worker import Task, Worker, wait_ready
+
+LIMIT_S = 60.0
+PRETENDER = """
+import os, time
+import numpy as np
+
+def first(image):
+    if image[0, 0, 0] == 251:
+        raise RuntimeError("CUDA error 700")
+    if image[0, 0, 0] == 252:
+        time.sleep(1000)
+    if image[0, 0, 0] == 253:
+        os._exit(70)
+    if image[0, 0, 0] == 254:
+        return image[:2, :, 0]
+    return image[:, :, 0].copy()
+
+def second(image):
+    return image[:, :, 1].copy()
+
+def both():
+    return [first, second]
+
+def none():
+    raise OSError("no GPU answers")
+"""
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Callable[..., Task]:
+    (tmp_path / "pretender.py").write_text(PRETENDER)
+
+    def make(loader: str = "both", **options: Any) -> Task:
+        environment = {"PYTHONPATH": str(tmp_path)}
+        name = f"pretender:{loader}"
+        return Task(("first", "second"), {}, name, environment=environment, **options)
+
+    return make
+
+
+def ask(worker: Worker, image: np.ndarray[Any, Any], level: int = 0, job: int = 1) -> Answer:
+    worker.submit(job, image, level)
+    end = time.monotonic() + LIMIT_S
+    while time.monotonic() < end:
+        if (answer := worker.take()) is not None:
+            return answer
+        assert not worker.fault, worker.fault
+        worker.bell.wait(0.05)
+    raise AssertionError("no answer")
+
+
+def until_broken(worker: Worker) -> str:
+    end = time.monotonic() + LIMIT_S
+    while not worker.fault:
+        assert time.monotonic() < end
+        worker.bell.wait(0.05)
+    return worker.fault
+
+
+def test_frames_of_any_size_come_back_as_labels(task: Callable[..., Task]) -> None:
+    worker = Worker(task(), Bell())
+    try:
+        wait_ready(worker, LIMIT_S)
+        assert len(worker.baselines_ms) == 2
+        random = np.random.default_rng(0)
+        answers = []
+        for job, size in enumerate([(3, 5), (1200, 1920), (48, 64), (1200, 1920)]):
+            image = random.integers(0, 200, (*size, 3), np.uint8)
+            for level in (0, 1):
+                answer = ask(worker, image, level, job)
+                assert answer.job == job
+                answers.append((answer.labels, image[:, :, level]))
+        for labels, expected in answers:  # only now: a later frame must not change them
+            assert labels is not None
+            assert (labels == expected).all()
+    finally:
+        worker.kill()
+        worker.join(LIMIT_S)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(251, "RuntimeError: CUDA error 700"), (254, r"ValueError: labels of shape \(2, 8\)")],
+)
+def test_an_error_there_is_an_answer_here(
+    task: Callable[..., Task], value: int, message: str
+) -> None:
+    worker = Worker(task(), Bell())
+    try:
+        wait_ready(worker, LIMIT_S)
+        answer = ask(worker, np.full((6, 8, 3), value, np.uint8))
+        assert answer.labels is None
+        with pytest.raises(ValueError, match=message):
+            raise ValueError(answer.error)
+    finally:
+        worker.kill()
+        worker.join(LIMIT_S)
+
+
+def test_a_death_there_is_told_with_its_cause(task: Callable[..., Task]) -> None:
+    worker = Worker(task(), Bell())
+    wait_ready(worker, LIMIT_S)
+    worker.submit(1, np.full((6, 8, 3), 253, np.uint8), 0)
+    assert until_broken(worker) == "the worker process ended with exit code 70"
+    assert not worker.ready
+    worker.kill()
+    worker.join(LIMIT_S)
+
+
+def test_a_worker_that_hangs_is_killed_and_leaves_nothing(task: Callable[..., Task]) -> None:
+    before = usage().handles
+    worker = Worker(task(), Bell())
+    wait_ready(worker, LIMIT_S)
+    worker.submit(1, np.full((6, 8, 3), 252, np.uint8), 0)
+    worker.kill()
+    worker.join(LIMIT_S)
+    assert worker.process.returncode == -9
+    assert usage().handles == before
+
+
+def test_a_loader_that_fails_says_why(task: Callable[..., Task]) -> None:
+    worker = Worker(task("none"), Bell())
+    assert until_broken(worker) == "OSError: no GPU answers"
+    with pytest.raises(RuntimeError, match="no GPU answers"):
+        wait_ready(worker, LIMIT_S)
+    worker.kill()
+    worker.join(LIMIT_S)
+
+
+SIZE = 64, 128
+
+
+@pytest.fixture(scope="module")
+def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    out = tmp_path_factory.mktemp("artifacts")
+    (made,) = export(nano.network, [SIZE], out=out, classes=nano.classes)
+    return made
+
+
+def test_an_artifact_is_served_as_without_a_worker(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    frame = np.random.default_rng(0).integers(0, 256, (90, 150, 3), np.uint8)
+    task = artifact_task([artifact.path], "onnxruntime", "cpu", Wishes(priority=0))
+    known: dict[str, str] = {}
+    worker = Worker(task, Bell(), known)
+    try:
+        wait_ready(worker, LIMIT_S)
+        answer = ask(worker, frame)
+        assert worker.facts["realtime"]["garbage collector"].endswith("objects frozen")
+        with load(artifact.path, "onnxruntime", "cpu") as segment:
+            assert (answer.labels == segment(frame)).all()
+            assert known_frame.prove(segment, "it") == known[artifact.path.name]
+    finally:
+        worker.kill()
+        worker.join(LIMIT_S)
+    # One that computes anything else than the first did must not serve.
+    other = Worker(task, Bell(), {artifact.path.name: "other"})
+    assert "gives other labels for the known frame than at the start" in until_broken(other)
+    assert not other.ready
+    other.kill()
+    other.join(LIMIT_S)
+
+
+def test_the_known_digest_is_kept_and_held_to(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with load(artifact.path, "onnxruntime", "cpu") as segment:
+        digest = known_frame.prove(segment, "nano")
+        assert known_frame.prove(segment, "nano") == digest
+        (kept,) = (tmp_path / "rtseg" / "known-frames").iterdir()
+        assert kept.read_text() == digest
+        kept.write_text("0" * 64)
+        with pytest.raises(ArtifactError, match=r"nano gives other labels .*delete"):
+            known_frame.prove(segment, "nano")
+
+
+def test_what_is_not_granted_is_said() -> None:
+    granted = apply(Wishes(cores=(4096,), priority=0, lock_memory=False, freeze_garbage=False))
+    assert granted["cores"].startswith("not ")
+    assert apply(Wishes(priority=0, lock_memory=False, freeze_garbage=False)) == {}
+    refused = apply(Wishes(priority=1000, lock_memory=False, freeze_garbage=False))
+    assert refused["SCHED_FIFO"].startswith("not ")

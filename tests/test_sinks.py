@@ -1,0 +1,350 @@
+"""Sinks: the queue before them, and each of those that ship."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from rtseg.data.classes import CAMVID
+from rtseg.data.frames import Frame, Unreadable
+from rtseg.data.mcap_log import McapLog
+from rtseg.demo.overlay import blend
+from rtseg.runtime.drive.messages import Kind, Message, Result, Status
+from rtseg.runtime.sinks import Outlet
+from rtseg.runtime.sinks.metrics import serve
+from rtseg.runtime.sinks.pictures import LabelPngs, OverlayVideo
+from rtseg.runtime.sinks.recorder import McapRecorder
+from rtseg.runtime.sinks.ring import Ring, RingReader
+from simulated import SECOND, SimulatedBell
+
+LIMIT_S = 20.0
+SIZE = 48, 64
+
+
+def result(frame_id: int = 0, captured_ns: int = 0, size: tuple[int, int] = SIZE) -> Result:
+    labels = np.full(size, frame_id % 11, np.uint8)
+    labels[0, 0] = (frame_id + 1) % 11
+    return Result(
+        frame_id=frame_id,
+        index=frame_id,
+        name=f"street_{frame_id}",
+        captured_ns=captured_ns,
+        captured_wall_ns=10**18 + frame_id * SECOND // 10,
+        labels=labels,
+        image=np.full((*size, 3), 10 * frame_id, np.uint8),
+        level="nano 48x64",
+        stages_ms={"waiting": 1.0, "inference": 5.0, "transfer": 0.5},
+        age_ms=6.5,
+        published_ns=captured_ns + 6_500_000,
+        expires_ns=captured_ns + SECOND // 2,
+    )
+
+
+def status(kind: Kind = Kind.STALE, frame_id: int | None = None) -> Status:
+    return Status(kind, "camera", "no frame for 120 ms", 7, 10**18, frame_id)
+
+
+def until(holds: Callable[[], Any]) -> None:
+    end = time.monotonic() + LIMIT_S
+    while not holds():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.002)
+
+
+class Blocked:
+    """Holds on to its first message until it is let go."""
+
+    def __init__(self) -> None:
+        self.holds, self.goes_on = threading.Event(), threading.Event()
+        self.taken: list[Message] = []
+        self.closed = False
+
+    def __call__(self, message: Message) -> None:
+        self.holds.set()
+        self.goes_on.wait(LIMIT_S)
+        self.taken.append(message)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def outlet_of(sink: Any, bell: SimulatedBell | None = None) -> Outlet:
+    outlet = Outlet(sink, bell or SimulatedBell())
+    outlet.start()
+    return outlet
+
+
+def test_a_blocked_sink_loses_the_oldest_and_nobody_waits() -> None:
+    bell, sink = SimulatedBell(), Blocked()
+    outlet = outlet_of(sink, bell)
+    outlet.offer(result(0, bell.now))
+    assert sink.holds.wait(LIMIT_S)
+    for frame_id in range(1, 11):
+        outlet.offer(result(frame_id, bell.now))
+    assert outlet.blocked_s() == 0
+    bell.now += SECOND // 4
+    assert outlet.counters()["dropped"] == 6
+    bell.now += SECOND  # less than max_age would be
+    assert outlet.blocked_s() == 1.25
+    bell.now -= SECOND
+    sink.goes_on.set()
+    outlet.close()
+    assert outlet.join(LIMIT_S)
+    assert [m.frame_id for m in sink.taken] == [0, 7, 8, 9, 10]
+    assert sink.closed
+    assert outlet.blocked_s() == 0
+
+
+def test_a_sink_that_never_ends_is_left_and_counted() -> None:
+    sink = Blocked()
+    outlet = outlet_of(sink)
+    for frame_id in range(3):
+        outlet.offer(status(frame_id=frame_id))
+    assert sink.holds.wait(LIMIT_S)
+    outlet.close()
+    assert outlet.join(0.01) is False
+    assert outlet.unflushed == 3
+    sink.goes_on.set()
+
+
+def test_a_sink_that_raises_is_counted_and_asked_again() -> None:
+    taken: list[Message] = []
+
+    def unlucky(message: Message) -> None:
+        if message.frame_id == 1:
+            raise KeyError("no such topic")
+        taken.append(message)
+
+    outlet = outlet_of(unlucky)
+    for frame_id in range(3):
+        outlet.offer(status(frame_id=frame_id))
+    outlet.close()
+    assert outlet.join(LIMIT_S)
+    assert [m.frame_id for m in taken] == [0, 2]
+    assert (outlet.failed, outlet.delivered) == (1, 2)
+    assert outlet.last_error == "KeyError: 'no such topic'"
+    assert outlet.name == "unlucky"
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_a_mask_that_waited_too_long_becomes_a_status(records: bool) -> None:
+    """But not for a sink that keeps things for later."""
+    bell, sink = SimulatedBell(), Blocked()
+    sink.records = records  # type: ignore[attr-defined]
+    outlet = outlet_of(sink, bell)
+    outlet.offer(status())
+    assert sink.holds.wait(LIMIT_S)
+    outlet.offer(result(3, bell.now))
+    bell.now += SECOND // 2 + 1
+    sink.goes_on.set()
+    outlet.close()
+    assert outlet.join(LIMIT_S)
+    last = sink.taken[-1]
+    assert last.frame_id == 3
+    assert isinstance(last, Result if records else Status)
+    assert outlet.withheld == (not records)
+    assert records or last.kind is Kind.LATE  # type: ignore[union-attr]
+
+
+def test_label_pngs(tmp_path: Path) -> None:
+    sink = LabelPngs(tmp_path / "labels")
+    sink(result(4))
+    sink(status())
+    (file,) = (tmp_path / "labels").iterdir()
+    assert file.name == "00000004_street_4.png"
+    assert (cv2.imread(str(file), cv2.IMREAD_UNCHANGED) == result(4).labels).all()
+
+
+@pytest.mark.parametrize("count", [3, 25])
+def test_an_overlay_video(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "drive.mp4"
+    sink = OverlayVideo(path, CAMVID.palette, blend)
+    for frame_id in range(count):
+        sink(result(frame_id, frame_id * SECOND // 20))
+    assert not path.exists()
+    sink.close()
+    video = cv2.VideoCapture(str(path))
+    assert int(video.get(cv2.CAP_PROP_FRAME_COUNT)) == count
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(20)
+    more, picture = video.read()
+    assert more
+    expected = blend(result(0).image, result(0).labels, CAMVID.palette)
+    assert np.abs(picture.astype(int) - expected).mean() < 12
+
+
+def test_a_recording_reads_back_as_foxglove_images(tmp_path: Path) -> None:
+    pytest.importorskip("mcap")
+    path = tmp_path / "drive.mcap"
+    sink = McapRecorder(path, CAMVID.names, CAMVID.palette, blend)
+    for frame_id in range(3):
+        sink(result(frame_id, 5))
+    sink(status(Kind.LOST))
+    assert not path.exists()
+    sink.close()
+    with pytest.raises(ValueError, match="images on /rtseg/labels, /rtseg/overlay: name one"):
+        McapLog(path)
+    frames = list(McapLog(path, "/rtseg/overlay"))
+    assert len(frames) == 3
+    first = frames[1]
+    assert isinstance(first, Frame)
+    expected = blend(result(1).image, result(1).labels, CAMVID.palette)
+    assert np.abs(first.image.astype(int) - expected).mean() < 5
+    assert first.wall_ns == result(1).captured_wall_ns
+    labels = list(McapLog(path, "/rtseg/labels"))[2]
+    assert isinstance(labels, Frame)
+    assert (labels.image[:, :, 0] == result(2).labels).all()
+    from mcap.reader import make_reader
+
+    with path.open("rb") as file:
+        reader = make_reader(file)
+        schemas = {schema.name for schema in reader.get_summary().schemas.values()}  # type: ignore[union-attr]
+        assert "foxglove.CompressedImage" in schemas
+        (entry,) = (m.data for _, _, m in reader.iter_messages(topics=["/rtseg/status"]))
+        assert json.loads(entry)["kind"] == "LOST"
+        facts = [json.loads(m.data) for _, _, m in reader.iter_messages(topics=["/rtseg/result"])]
+        assert facts[2]["stages_ms"]["inference"] == 5.0
+        (metadata,) = reader.iter_metadata()
+        assert json.loads(metadata.metadata["classes_and_palette"])[0] == list(CAMVID.names)
+
+
+def test_a_damaged_picture_in_a_log_is_unreadable(tmp_path: Path) -> None:
+    pytest.importorskip("mcap")
+    path = tmp_path / "drive.mcap"
+    sink = McapRecorder(path, CAMVID.names, CAMVID.palette, blend)
+    sink._add_image("/rtseg/overlay", "jpeg", b"no picture", 1)
+    sink.close()
+    (item,) = McapLog(path, "/rtseg/overlay")
+    assert isinstance(item, Unreadable)
+
+
+def test_absent_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("mcap", "mcap.writer", "mcap.reader", "mcap.exceptions", "prometheus_client"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for call in (
+        lambda: McapRecorder(tmp_path / "x.mcap", CAMVID.names, CAMVID.palette, blend),
+        lambda: McapLog(tmp_path / "x.mcap"),
+        lambda: serve(dict, 0),
+    ):
+        with pytest.raises(RuntimeError, match=r'pip install "rtseg\[drive\]"'):
+            call()
+
+
+def test_the_ring_gives_the_newest_to_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "labels.ring"
+    ring = Ring(path)
+    for frame_id in range(6):
+        ring(result(frame_id, 1000 + frame_id))
+    code = """
+import sys
+from pathlib import Path
+from rtseg.runtime.sinks.ring import RingReader
+entry = RingReader(Path(sys.argv[1])).latest()
+print(entry.number, entry.frame_id, entry.captured_ns, entry.text, entry.labels.shape,
+      entry.labels[0, 0], entry.labels[5, 5])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n")[0] == "6 5 1005 nano 48x64 (48, 64) 6 5"
+
+
+def test_the_ring_as_documented(tmp_path: Path) -> None:
+    """Offsets by hand, as a reader in another language would take them."""
+    path = tmp_path / "labels.ring"
+    ring = Ring(path, slots=3)
+    reader = None
+    for frame_id in range(5):
+        ring(result(frame_id, 1000 + frame_id))
+        reader = reader or RingReader(path)
+        entry = reader.latest()
+        assert entry is not None
+        assert (entry.labels == result(frame_id).labels).all()
+    assert reader is not None
+    assert reader.latest(after=5) is None
+    content = path.read_bytes()
+    magic, version, slots, slot, count = struct.unpack_from("<8sIIQQ", content)
+    assert (magic, version, slots, slot, count) == (b"RTSEGRNG", 1, 3, 128 + 48 * 64, 5)
+    start = 64 + (5 - 1) % 3 * slot
+    assert struct.unpack_from("<QI", content, start) == (10, 0)
+    wanted = 4, 1004, result(4).captured_wall_ns, 1004 + 6_500_000, 1004 + SECOND // 2, 48, 64
+    assert struct.unpack_from("<QQQQQII", content, start + 16) == wanted
+    assert content[start + 64 : start + 74] == b"nano 48x64"
+    assert content[start + 128] == 5
+
+
+def test_the_ring_tells_statuses_and_grows(tmp_path: Path) -> None:
+    path = tmp_path / "labels.ring"
+    ring = Ring(path)
+    ring(status(Kind.LOST))
+    reader = RingReader(path)
+    entry = reader.latest()
+    assert entry is not None
+    assert (entry.kind, entry.frame_id, entry.text) == (Kind.LOST, None, "camera")
+    ring(result(1))
+    ring(result(2, size=(96, 128)))
+    entry = reader.latest(after=entry.number)
+    assert entry is not None
+    assert (entry.number, entry.labels.shape, entry.kind) == (3, (96, 128), None)
+    ring.close()
+    assert not path.exists()
+
+
+def test_a_slot_that_changes_while_it_is_read_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "labels.ring"
+    ring = Ring(path)
+    ring(result(1))
+    reader = RingReader(path)
+    assert reader._read(64, 1) is not None
+    assert ring._map is not None
+    ring._map[64 + 128 + 7] = 99  # a torn write: the checksum tells
+    assert reader._read(64, 1) is None
+    (tmp_path / "other").write_bytes(bytes(64))
+    with pytest.raises(ValueError, match="is no ring"):
+        RingReader(tmp_path / "other")
+
+
+def test_metrics_for_prometheus() -> None:
+    pytest.importorskip("prometheus_client")
+    spread = {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}
+    facts = {
+        "state": "degraded",
+        "level": "nano",
+        "levels": ["large", "nano"],
+        "frames": {"captured": 10, "published": 7, "dropped": {"replaced": 3}},
+        "statuses": {"LOST": 2},
+        "deadline_misses": 1,
+        "replaced_workers": 4,
+        "sinks": [{"name": "page", "delivered": 5, "dropped": 1, "failed": 0, "withheld": 2}],
+        "age_ms": spread,
+        "latency_ms": spread,
+    }
+    server, thread = serve(lambda: facts, 0)
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/metrics"
+        lines = urllib.request.urlopen(url, timeout=LIMIT_S).read().decode().splitlines()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(LIMIT_S)
+    for line in (
+        "rtseg_frames_captured_total 10.0",
+        'rtseg_frames_dropped_total{cause="replaced"} 3.0',
+        'rtseg_statuses_total{kind="LOST"} 2.0',
+        'rtseg_sink_withheld_total{sink="page"} 2.0',
+        'rtseg_state{state="degraded"} 1.0',
+        'rtseg_state{state="running"} 0.0',
+        'rtseg_level{level="nano"} 1.0',
+        'rtseg_age_seconds{quantile="p99"} 0.04',
+    ):
+        assert line in lines, line
