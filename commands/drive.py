@@ -154,6 +154,9 @@ def _table(facts: dict[str, Any]) -> Table:
         table.add_row(f"at {change['at_s']:.1f} s", f"to {change['to']}: {change['why']}")
     for loss in facts["losses"]:
         table.add_row(f"at {loss['at_s']:.1f} s", f"{loss['engine']} replaced: {loss['reason']}")
+    for sink in facts["sinks"]:
+        counts = {name: sink[name] for name in ("delivered", "dropped", "failed", "unflushed")}
+        table.add_row(sink["name"], f"{_counts(counts)}  {sink['last_error']}".rstrip())
     for wish, answer in facts["realtime"].items():
         table.add_row(wish, answer)
     for row in facts.get("injected", {}).get("faults", ()):

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from ..runtime.sinks import Sink
 
 
+AS_FAST_AS_DONE_HZ = 25.0  # of the video of a log that is not played in real time
+
+
 def open_sinks(paths: Sequence[Path], artifact: Path, rate_hz: float | None) -> list[Sink]:
     """By the names' endings: `.mp4`, `.mcap`, `.ring`; a folder gets label PNGs."""
     from ..demo.overlay import blend
@@ -22,7 +25,11 @@ def open_sinks(paths: Sequence[Path], artifact: Path, rate_hz: float | None) -> 
     sinks: list[Sink] = []
     for path in paths:
         if path.suffix == ".mp4":
-            sinks.append(OverlayVideo(path, card.palette, blend, rate_hz or None))
+            sinks.append(
+                OverlayVideo(
+                    path, card.palette, blend, AS_FAST_AS_DONE_HZ if rate_hz == 0 else rate_hz
+                )
+            )
         elif path.suffix == ".mcap":
             sinks.append(McapRecorder(path, card.classes, card.palette, blend))
         elif path.suffix == ".ring":

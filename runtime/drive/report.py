@@ -31,7 +31,10 @@ def snapshot(loop: Loop) -> dict[str, Any]:
         "statuses": dict(loop.statuses),
         "age_ms": loop.ages.facts(),
         "latency_ms": loop.latencies.facts(),
-        "sinks": [{"name": outlet.name, **outlet.counters()} for outlet in loop.outlets],
+        "sinks": [
+            {"name": outlet.name, **outlet.counters(), "last_error": outlet.last_error}
+            for outlet in loop.outlets
+        ],
         "replaced_workers": loop.crew.lost,
         "reopened_source": loop.capture.reopened,
     }

@@ -14,6 +14,7 @@ from ..drive.messages import Message, Result
 
 Picture = NDArray[np.uint8]
 Colours = Sequence[tuple[int, int, int]]
+FASTEST_HZ = 240.0
 Paint = Callable[[Picture, Picture, Colours], Picture]  # image, labels, palette -> overlay
 
 
@@ -67,15 +68,18 @@ class OverlayVideo:
     def _open(self) -> cv2.VideoWriter:
         times = [captured_ns for captured_ns, _ in self._waiting]
         step_ns = float(np.median(np.diff(times))) if len(times) > 1 else 1e8
-        height, width = self._waiting[0][1].shape[:2]
+        pictures = [picture for _, picture in self._waiting]
+        self._waiting.clear()
+        height, width = pictures[0].shape[:2]
         codec = cv2.VideoWriter.fourcc(*"mp4v")
         self.size = (width, height)
-        writer = cv2.VideoWriter(str(self.partial), codec, self.fps or 1e9 / step_ns, self.size)
+        # Two decimals: MPEG-4 takes no finer ones.
+        fps = round(min(max(self.fps or 1e9 / step_ns, 1.0), FASTEST_HZ), 2)
+        writer = cv2.VideoWriter(str(self.partial), codec, fps, self.size)
         if not writer.isOpened():
             raise OSError(f"OpenCV cannot write {self.path} here: it lacks the MP4 encoder")
-        for _, picture in self._waiting:
+        for picture in pictures:
             self._write(writer, picture)
-        self._waiting.clear()
         self._writer = writer
         return writer
 

@@ -1,0 +1,378 @@
+"""The drive as a user has it: the class, the command, signals, health."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import Run, as_json
+from rtseg.data.frames import Frame, read_image
+from rtseg.data.scenes import scene
+from rtseg.export import Artifact, export
+from rtseg.models.source import Source
+from rtseg.runtime import Drive, Limits, Result, State, Status, read_card
+from rtseg.runtime.drive.drive import artifact_task
+from rtseg.runtime.drive.faults import Fault, Plan, read_plan, verdict, with_faults
+from rtseg.runtime.drive.health import HealthServer, Systemd
+from rtseg.runtime.drive.messages import Health
+
+IMAGE = np.zeros((4, 6, 3), np.uint8)
+LIMIT_S = 60.0
+
+
+def frames(count: int) -> Iterator[Frame]:
+    for index in range(count):
+        yield Frame(np.full_like(IMAGE, index % 250), index, time.monotonic_ns(), f"f{index}")
+
+
+def first_channel(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return image[:, :, 0].copy()
+
+
+def test_every_frame_of_a_log_is_answered() -> None:
+    got: list[Any] = []
+
+    def keep(message: Result | Status) -> None:
+        got.append(message)
+
+    keep.capacity = 1000  # type: ignore[attr-defined]
+    states: list[State] = []
+    drive = Drive(frames(300), first_channel, [keep], every_frame=True)
+    report = drive.run(on_state=lambda at_s, health: states.append(health.state))
+    assert [r.index for r in got] == list(range(300))
+    assert all((r.labels == r.index % 250).all() for r in got)
+    assert report["frames"] == {"captured": 300, "published": 300, "dropped": {}, "open": 0}
+    assert report["ended"] == "source ended"
+    assert (report["state"], states[-1]) == ("running", State.running)
+    assert report["sinks"][0]["delivered"] == 300
+    assert report["results_by_level"] == {"first_channel": 300}
+    json.dumps(report)
+    assert drive.snapshot()["ended"] == "source ended"
+
+
+def test_a_blocked_sink_delays_neither_inference_nor_the_end() -> None:
+    never, others = threading.Event(), []
+
+    def blocked(message: Result | Status) -> None:
+        never.wait(LIMIT_S)
+
+    def other(message: Result | Status) -> None:
+        others.append(message)
+
+    other.capacity = 1000  # type: ignore[attr-defined]
+    drive = Drive(endless(), first_channel, [blocked, other])
+
+    def stop() -> None:
+        while len(others) < 200:
+            time.sleep(0.005)
+        drive.stop()
+
+    threading.Thread(target=stop, daemon=True).start()
+    report = drive.run(LIMIT_S)
+    never.set()
+    assert report["ended"] == "stop()"
+    facts = {sink["name"]: sink for sink in report["sinks"]}
+    assert facts["blocked"]["delivered"] == 0
+    assert facts["blocked"]["dropped"] >= 190
+    assert facts["blocked"]["unflushed"] == 5  # one in its hands, four in its queue
+    published = report["frames"]["published"] + sum(report["statuses"].values())
+    assert facts["other"]["delivered"] == published
+    assert report["frames"]["open"] == 0
+
+
+def endless() -> Iterator[Frame]:
+    for frame in frames(10**9):
+        yield frame
+        time.sleep(0.002)
+
+
+def test_a_source_that_is_lost_ends_the_drive() -> None:
+    def source() -> Iterator[Frame]:
+        yield from frames(3)
+        raise OSError("unplugged")
+
+    report = Drive(source(), first_channel, every_frame=True).run(LIMIT_S)
+    assert report["ended"] == "source lost"
+    assert report["state"] == "failed"
+    assert "unplugged" in report["reasons"][0]
+    assert report["frames"]["published"] == 3
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "message"),
+    [([], "needs a segmenter"), ([first_channel, "x.onnx"], "not some of each")],
+)
+def test_segmenters_that_do_not_go_together(segmenter: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Drive([], segmenter)
+
+
+def test_health_on_a_port() -> None:
+    facts: dict[str, Any] = {"state": "running", "reasons": []}
+    server = HealthServer(0, lambda: facts)
+    url = f"http://127.0.0.1:{server.port}"
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=LIMIT_S) as answer:
+            assert answer.status == 200
+            assert json.load(answer) == facts
+        facts["state"] = "stale"
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"{url}/health", timeout=LIMIT_S)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{url}/", timeout=LIMIT_S)
+    finally:
+        server.close()
+
+
+def test_health_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "health.json"
+    Drive(frames(20), first_channel, every_frame=True, health=path).run()
+    facts = json.loads(path.read_text())
+    assert (facts["state"], facts["ended"]) == ("running", "source ended")
+    assert facts["frames"]["captured"] == 20
+
+
+def test_systemd_hears_when_it_is_ready_and_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(LIMIT_S)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(address))
+        monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+        systemd = Systemd()
+        second = 10**9
+        systemd.tell(10 * second, Health(State.starting, ("no frame",)))
+        assert manager.recv(999).decode() == "STATUS=starting; no frame\nWATCHDOG=1"
+        systemd.tell(10 * second + 1, Health(State.running))
+        assert manager.recv(999).decode() == "READY=1\nSTATUS=running"
+        systemd.tell(10 * second + second // 2, Health(State.running))  # nothing new, none due
+        systemd.tell(11 * second, Health(State.running))
+        assert manager.recv(999).decode() == "WATCHDOG=1"
+        systemd.stopping()
+        assert manager.recv(999).decode() == "STOPPING=1"
+
+
+def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    Systemd().tell(1, Health(State.running))
+
+
+SIZE = 64, 128
+
+
+@pytest.fixture(scope="module")
+def artifacts(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+    out = tmp_path_factory.mktemp("artifacts")
+    return export(nano.network, [SIZE, (32, 64)], out=out, classes=nano.classes)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve frames as Cityscapes lays out a sequence."""
+    folder = tmp_path_factory.mktemp("clip") / "leftImg8bit_sequence" / "val" / "ulm"
+    folder.mkdir(parents=True)
+    for index in range(12):
+        file = folder / f"ulm_000000_{index:06d}_leftImg8bit.png"
+        cv2.imwrite(str(file), scene((90, 160), index))
+    return folder.parents[1]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_the_command_labels_a_clip(
+    artifacts: list[Artifact], clip: Path, tmp_path: Path, rtseg: Run
+) -> None:
+    done = rtseg(
+        "drive", clip, "--model", artifacts[0].path, "--rate", 0, "--backend", "onnxruntime",
+        "--out", tmp_path / "labels", "--out", tmp_path / "drive.mp4", "--report",
+        tmp_path / "report.json", "--json",
+    )  # fmt: skip
+    facts = as_json(done)
+    assert facts["frames"] == {"captured": 12, "published": 12, "dropped": {}, "open": 0}
+    assert facts["age_ms"]["count"] == 12
+    assert facts == json.loads((tmp_path / "report.json").read_text())
+    files = sorted((tmp_path / "labels").iterdir())
+    assert len(files) == 12
+    assert files[3].name == "00000003_ulm_000000_000003_leftImg8bit.png"
+    assert (tmp_path / "drive.mp4").stat().st_size > 1000
+    from rtseg.runtime import load
+
+    with load(artifacts[0].path, "onnxruntime", "cpu") as segment:
+        expected = segment(scene((90, 160), 3))
+    assert (read_image(files[3])[:, :, 0] == expected).all()
+
+
+def test_a_worker_that_dies_is_replaced_while_the_fallback_serves(
+    artifacts: list[Artifact],
+) -> None:
+    plan = Plan([Fault(0, "worker_death")], time.monotonic_ns())
+    task = with_faults(artifact_task([artifacts[0].path], "onnxruntime", "cpu"), plan)
+    drive = Drive(
+        endless(), task, fallback=artifacts[1].path, limits=Limits(max_age_ms=1000 * LIMIT_S)
+    )
+
+    def recovered(at_s: float, health: Health) -> None:
+        if health.state is State.running and drive.loop.levels[artifacts[0].path.name]:
+            drive.stop()
+
+    report = drive.run(2 * LIMIT_S, recovered)
+    assert report["ended"] == "stop()"
+    assert [loss["reason"] for loss in report["losses"]] == [
+        "the worker process ended with exit code 70"
+    ]
+    assert report["frames"]["open"] == 0
+
+
+def test_the_command_judges_the_faults_that_it_brings_about(
+    artifacts: list[Artifact], clip: Path, tmp_path: Path, rtseg: Run
+) -> None:
+    plan = tmp_path / "faults.yaml"
+    plan.write_text("- {at: 3600, fault: camera_cut, seconds: 1}")  # the clip is over long before
+    done = rtseg(
+        "drive", clip, "--model", artifacts[0].path, "--rate", 0, "--inject", plan, "--json"
+    )
+    assert done.returncode == 1
+    assert "a fault lasted" in done.stderr
+    (row,) = json.loads(done.stdout)["injected"]["faults"]
+    assert (row["fault"], row["state"]) == ("camera_cut", None)
+
+
+def test_sigterm_ends_it_within_a_second(
+    artifacts: list[Artifact], clip: Path, tmp_path: Path
+) -> None:
+    health, out = tmp_path / "health.json", tmp_path / "labels"
+    command = [
+        sys.executable, "-m", "rtseg", "drive", clip, "--model", artifacts[0].path, "--loop",
+        "--rate", "20", "--max-age", "5000", "--health", health, "--out", out, "--json",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        _until_running(health, process)
+        os.kill(process.pid, signal.SIGTERM)
+        stdout, _ = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()
+    facts = json.loads(stdout)
+    assert facts["ended"] == "SIGTERM"
+    assert facts["frames"]["open"] == 0
+    assert len(list(out.iterdir())) == facts["frames"]["published"]  # all of them flushed
+    assert facts["end_s"] < 1
+    assert process.returncode == 0
+
+
+def _until_running(health: Path, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + LIMIT_S
+    while time.monotonic() < end:
+        assert process.poll() is None
+        if health.exists() and json.loads(health.read_text())["state"] == "running":
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never ran")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["absent", "--model", "ARTIFACT"], "no images at absent"),
+        (["CLIP", "--model", "absent.onnx"], "no artifact at absent.onnx"),
+        (["CLIP", "--model", "ARTIFACT", "--model", "ARTIFACT"], "give --deadline MS"),
+        (["0", "--model", "ARTIFACT", "--loop"], "a camera has a rate of its own"),
+        (["CLIP", "--model", "ARTIFACT", "--out", "x.gif"], "not x.gif"),
+        (["CLIP", "--model", "ARTIFACT", "--rate", "-1"], "a rate is 0"),
+        (["CLIP", "--model", "ARTIFACT", "--topic", "/camera"], "MCAP logs only"),
+        (["absent.mcap", "--model", "ARTIFACT"], "no log at absent.mcap"),
+        (["CLIP", "--model", "ARTIFACT", "--max-age", "-3"], "max_age_ms must be more than 0"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    options: list[str], message: str, artifacts: list[Artifact], clip: Path, rtseg: Run
+) -> None:
+    names = {"CLIP": clip, "ARTIFACT": artifacts[0].path}
+    done = rtseg("drive", *(names.get(option, option) for option in options))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_levels_answer_in_the_same_classes(
+    artifacts: list[Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [artifact.path for artifact in artifacts]
+    cards = [read_card(path) for path in paths]
+    other = cards[1].model_copy(update={"classes": ("road", "sky")})
+    given = dict(zip(paths, [cards[0], other], strict=True))
+    monkeypatch.setattr("rtseg.runtime.drive.drive.read_card", given.get)
+    with pytest.raises(ValueError, match="has other classes than"):
+        artifact_task(paths)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- {at: 3, fault: flood}", "no fault is called 'flood'"),
+        ("- {at: 3}", "an entry has `at`, `fault` and `seconds`"),
+        ("at: 3", "should be a list"),
+        ("- {at: -1, fault: camera_cut}", "0 or more"),
+        ("- [", "is no YAML"),
+    ],
+)
+def test_plans_of_faults_that_are_none(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_plan(path)
+
+
+def test_a_fault_that_lasts_fails_the_plan() -> None:
+    plan = Plan([Fault(10, "camera_stall", 2), Fault(20, "backend_error")], start_ns=0)
+
+    def report(*states: tuple[float, str]) -> dict[str, Any]:
+        rows = [{"at_s": at, "state": state, "reasons": ["why"]} for at, state in states]
+        return {"began_ns": 0, "frames": {"open": 0}, "states": rows}
+
+    good = report(
+        (1, "running"), (11, "stale"), (12.5, "running"), (20.5, "degraded"), (23, "running")
+    )
+    facts = verdict(plan, good)
+    assert facts["passed"]
+    assert [row["running_again_after_s"] for row in facts["faults"]] == [0.5, 3]
+    assert [row["noticed_after_s"] for row in facts["faults"]] == [1, 0.5]
+    bad = report((1, "running"), (11, "stale"), (12.5, "running"), (20.5, "degraded"))
+    assert not verdict(plan, bad)["passed"]
+    assert not verdict(plan, good | {"frames": {"open": 1}})["passed"]
+    unnoticed = report((1, "running"), (11, "stale"), (12.5, "running"))
+    assert not verdict(plan, unnoticed)["passed"]
+
+
+@pytest.mark.slow
+def test_a_worker_is_steady_over_50_000_frames(artifacts: list[Artifact]) -> None:
+    drive = Drive(
+        frames(50_000), artifacts[1].path, every_frame=True, limits=Limits(max_age_ms=None)
+    )
+    report = drive.run()
+    assert report["frames"]["published"] == 50_000
+    early, late = report["usage"]
+    assert late["handles"] <= early["handles"]
+    assert late["resident_mib"] - early["resident_mib"] < 16
