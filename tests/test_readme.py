@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT, Run
+from rtseg.data.frames import Frame
 from rtseg.export import export
 from rtseg.models.source import Source
 from rtseg.models.zoo import rows
@@ -51,12 +54,24 @@ def test_the_python_example_runs(
     export(nano.network, [(512, 1024)], out=tmp_path / "artifacts", classes=nano.classes)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"frame": np.zeros((480, 640, 3), np.uint8)}
-    (example,) = blocks("python")
+    example, drive = blocks("python")
     exec(example, names)  # our own text
     labels = names["labels"]
     assert isinstance(labels, np.ndarray)
     assert labels.shape == (480, 640)
     assert names["names"] == nano.classes.names
+    monkeypatch.setattr("rtseg.data.camera.Camera", lambda where: frames_until(said))
+    said: list[str] = []
+    exec(drive, {"print": lambda *words: said.append(" ".join(map(str, words)))})
+    assert any("(480, 640)" in line or line.startswith("LATE") for line in said)
+
+
+def frames_until(said: list[str]) -> Iterator[Frame]:
+    """A camera that goes on until something was said of inference."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not any("(" in s or s.startswith("LATE") for s in said):
+        yield Frame(np.zeros((480, 640, 3), np.uint8), 0, time.monotonic_ns())
+        time.sleep(0.05)
 
 
 def test_linked_pages_exist() -> None:
