@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime.backend import MissingPackage
-from .published import CITYSCAPES_VAL
+from .published import reported_miou
 
 Machines = Sequence[Mapping[str, Any]]
 # Told apart by colour-blind readers too (Okabe and Ito).
@@ -39,8 +39,7 @@ def accuracy_plot(machines: Machines) -> bytes | None:
     figure, grid = _grid(1, 1, (8, 5))
     axes = grid[0][0]
     for (title, points), colour in zip(series, _colours(len(series)), strict=True):
-        for place, (model, fps, eager_fps) in enumerate(points):
-            miou = CITYSCAPES_VAL[model]
+        for place, (model, miou, fps, eager_fps) in enumerate(points):
             axes.scatter(fps, miou, color=colour, label=title if place == 0 else None, zorder=3)
             axes.annotate(model, (fps, miou), (4, 4), textcoords="offset points", fontsize=8)
             if eager_fps:
@@ -54,15 +53,16 @@ def accuracy_plot(machines: Machines) -> bytes | None:
     return _png(figure)
 
 
-def _points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float | None]]:
-    """(model, FPS of the fastest of ours, FPS of eager) at 1024x2048, of models with an mIoU."""
+def _points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, float | None]]:
+    """(model, mIoU, FPS of the fastest of ours, FPS of eager) at 1024x2048, where mIoU is known."""
     points = []
-    for model in dict.fromkeys(row["model"] for row in rows if row["model"] in CITYSCAPES_VAL):
+    for model in dict.fromkeys(row["model"] for row in rows):
+        miou = reported_miou(model)
         here = [r for r in rows if r["model"] == model and list(r["size"]) == [1024, 2048]]
         ours = [row["frame_to_labels"]["fps"] for row in here if not row["peer"]]
         eager = [row["frame_to_labels"]["fps"] for row in here if row["backend"] == "eager"]
-        if ours:
-            points.append((model, max(ours), eager[0] if eager else None))
+        if ours and miou is not None:
+            points.append((model, miou, max(ours), eager[0] if eager else None))
     return points
 
 

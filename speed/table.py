@@ -59,30 +59,40 @@ def measure(wanted: Wanted, folder: Path, progress: Progress = lambda step, shar
     What cannot be exported or run is listed in the file under `absent`, with the reason.
     """
     here = machine()
-    cells = cache_folder() / "table" / slug(str(here))
-    key = wanted.key(here)
+    cells, key = cache_folder() / "table" / slug(str(here)), wanted.key(here)
+    path = folder / f"{slug(_short(here))}.json"
     pairs = [(model, size) for size in wanted.sizes for model in wanted.models]
     rows: list[dict[str, Any]] = []
     absent: dict[str, str] = {}
     for done, (model, size) in enumerate(pairs):
-        title = f"{model} {size[0]}x{size[1]}"
+        title = f"{Path(model).stem} {size[0]}x{size[1]}"
         progress(f"{title}, {done + 1} of {len(pairs)}", done / len(pairs))
         try:
             rows += _cell(cells / f"{title.replace(' ', '_')}.json", key, model, size, wanted)
         except (ArtifactError, ValueError, RuntimeError) as error:
             absent[title] = str(error).splitlines()[0][:300]
-    path = folder / f"{slug(_short(here))}.json"
+        _save(path, here, key, rows, absent)
+    return path
+
+
+def _save(
+    path: Path,
+    here: Machine,
+    key: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    absent: Mapping[str, str],
+) -> None:
+    """The machine's file, with what is measured so far."""
     value = {
         "format": FORMAT,
         "machine": asdict(here),
         "title": _short(here),
         "measured": utc_now(),
-        "settings": key,
-        "absent": absent,
-        "rows": rows,
+        "settings": dict(key),
+        "absent": dict(absent),
+        "rows": list(rows),
     }
     write_atomically(path, (json.dumps(_merged(path, value), indent=1) + "\n").encode())
-    return path
 
 
 def _merged(path: Path, value: dict[str, Any]) -> dict[str, Any]:
@@ -146,4 +156,5 @@ def _short(here: Machine) -> str:
     best = [name for name in ("amx_int8", "avx512", "avx2", "i8mm", "neon")
             if name in here.instruction_sets]  # fmt: skip
     name = re.sub(r"\((R|TM)\)", "", here.cpu)
-    return " ".join(f"{name}, {here.cores} cores {best[0] if best else ''}".split())
+    cores = f"{here.cores} core{'s' if here.cores > 1 else ''}"
+    return " ".join(f"{name}, {cores} {best[0] if best else ''}".split())
