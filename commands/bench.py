@@ -12,7 +12,7 @@ from .options import Classes, Device, Json, Sizes, class_set, parse_sizes
 from .terminal import show, working
 
 if TYPE_CHECKING:
-    from ..speed.setup import Setup
+    from ..speed.preparation import Setup
 
 
 class Protocol(str, Enum):
@@ -88,7 +88,7 @@ def bench(
     """
     from ..data.files import write_atomically
     from ..data.frames import read_folder
-    from ..speed.setup import set_up
+    from ..speed.preparation import set_up
 
     asked = [*(["all"] if peers else []), *(peer or [])]
     sizes = parse_sizes(size)

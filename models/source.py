@@ -129,18 +129,23 @@ def untrained(variant: str, num_classes: int, seed: int = SEED) -> Network:
 
 
 def _fit_norms(network: Network, frames: Iterable[np.ndarray[Any, Any]]) -> None:
+    """In float64: float32's sums depend on threads and memory, and the weights would with them."""
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        network.eval()
+        return
+    network.double()
     momentum = [norm.momentum for norm in norms]
     hooks = [norm.register_forward_pre_hook(_fit_if_enough) for norm in norms]
     for norm in norms:
         norm.momentum = None  # average over all frames seen
     with torch.no_grad():
         for frame in frames:
-            network.coarse(normalised(frame, network))
+            network.coarse(normalised(frame, network).double())
     for norm, before, hook in zip(norms, momentum, hooks, strict=True):
         norm.momentum = before
         hook.remove()
-    network.eval()
+    network.float().eval()
 
 
 def _fit_if_enough(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

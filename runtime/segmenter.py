@@ -95,7 +95,8 @@ def load(
 
 
 def as_bgr(frame: NDArray[Any]) -> NDArray[np.uint8]:
-    """`frame` as contiguous (H, W, 3) uint8 BGR; ValueError where that would lose something."""
+    """`frame` as contiguous, writable (H, W, 3) uint8 BGR, since OpenVINO takes nothing that it
+    could not write to; ValueError where that would lose something."""
     frame = np.asarray(frame)
     if frame.size == 0:
         raise ValueError(f"the frame is empty, of shape {frame.shape}: was the image read at all?")
@@ -106,7 +107,7 @@ def as_bgr(frame: NDArray[Any]) -> NDArray[np.uint8]:
     frame = _as_uint8(frame)
     if frame.ndim == 2 or frame.shape[2] == 1:
         frame = np.repeat(frame.reshape(*frame.shape[:2], 1), 3, axis=2)
-    return np.ascontiguousarray(frame[:, :, :3])
+    return np.require(frame[:, :, :3], requirements="CW")
 
 
 def _as_uint8(frame: NDArray[Any]) -> NDArray[np.uint8]:

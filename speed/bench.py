@@ -8,9 +8,9 @@ from pathlib import Path
 from ..data.classes import ClassSet
 from .contestants import Frames
 from .host import Progress
+from .preparation import Setup, set_up
 from .report import Report
 from .result import Result
-from .setup import Setup, set_up
 
 CAMERA_HZ = 10.0
 

@@ -15,7 +15,7 @@ import numpy as np
 from ..runtime import ArtifactError, read_card
 from .contestants import random_frame
 from .plan import Entry
-from .setup import Setup
+from .preparation import Setup
 from .sheet import Figures, Sheet, figure, percent
 
 COSTLIEST = 10

@@ -20,7 +20,7 @@ from .loadgen import single_stream
 from .machine import Watch
 from .pace import RATES_HZ, Pace, Shot, play
 from .plan import Contest, Entry
-from .setup import Setup
+from .preparation import Setup
 from .sheet import Figures, Sheet, figure, percent
 
 NAMES = ("latency", "fixed-rate", "throughput", "mlperf")

@@ -13,8 +13,8 @@ from ..data.datasets import Cached, SegmentationData
 from ..train.metric import Confusion
 from .contestants import Contestant
 from .pace import Pace, Shot, play
+from .preparation import Setup
 from .result import Subject
-from .setup import Setup
 from .sheet import Figures, Sheet, figure, percent
 
 Labels = NDArray[np.uint8]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rtseg.data.frames import Frame, Unreadable
+from rtseg.runtime.drive.inference import Answer
 from rtseg.runtime.drive.limits import Limits
 from rtseg.runtime.drive.messages import Kind
 from rtseg.runtime.drive.usage import usage
@@ -244,3 +245,28 @@ def test_the_frame_s_size_is_its_own() -> None:
     drive.camera(PERIOD, 0, 1)
     drive.run(2)
     assert drive.results[0][1].labels.shape == SIZE
+
+
+def test_a_loop_that_was_held_up_publishes_no_old_mask() -> None:
+    """The labels came in time, but the loop itself only turns again when they are too old."""
+    drive = Simulation(steady(0.3))
+    drive.camera(PERIOD, 0, 0.1)
+    drive.run(0.2)
+    drive.bell.wait(0.15)
+    drive.bell.now += SECOND
+    drive.run(2)
+    assert drive.results == []
+    assert [s.kind for _, s in drive.statuses if s.frame_id == 0] == [Kind.LATE]
+    assert drive.frames["dropped"] == {"late": 1}
+
+
+def test_labels_of_another_frame_are_not_published() -> None:
+    drive = Simulation(steady(0.03))
+    drive.camera(PERIOD, 0, 0.1)
+    drive.run(0.01)
+    engine, job = drive.started[0], drive.loop.job
+    assert job is not None
+    engine.answer = Answer(job.number - 1, np.full(SIZE, 9, np.uint8))
+    drive.bell.ring()
+    drive.run(2)
+    assert [(r.labels == 0).all() for _, r in drive.results] == [True]

@@ -17,7 +17,7 @@ from rtseg.speed.clock import Limits, WarmUp
 from rtseg.speed.contestants import Artifact
 from rtseg.speed.host import Host, Opened
 from rtseg.speed.pace import Pace, Shot, Stalled, answered_ms, play
-from rtseg.speed.setup import Setup
+from rtseg.speed.preparation import Setup
 from speed_parts import MACHINE, Clock, FakeBackend, frames_of
 
 

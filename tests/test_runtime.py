@@ -67,6 +67,19 @@ def test_every_backend_gives_the_same_labels(
         assert (reference(frame) == labels).mean() > 0.999
 
 
+@pytest.mark.parametrize(
+    ("target", "backend"), [("onnx", "onnxruntime"), ("onnx", "openvino"), ("torch", "torch")]
+)
+def test_a_read_only_frame_is_taken(
+    target: str, backend: str, artifacts: dict[str, Artifact], frame: np.ndarray[Any, Any]
+) -> None:
+    """As numpy.frombuffer, Ray and memory-mapped files give them."""
+    with load(artifacts[target].path, backend, "cpu") as segment:
+        expected = segment(frame)
+        frozen = np.frombuffer(frame.tobytes(), np.uint8).reshape(frame.shape)
+        assert (segment(frozen) == expected).all()
+
+
 def test_labels_are_the_callers_own(artifacts: dict[str, Artifact]) -> None:
     with load(artifacts["openvino"].path) as segment:
         first = segment(np.zeros((*SIZE, 3), np.uint8))

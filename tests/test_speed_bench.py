@@ -17,7 +17,7 @@ from speed_parts import CARD, SIZE, Clock, FakeBackend, frames_of, planned, resu
 
 bench_module = sys.modules["rtseg.speed.bench"]
 eager_module = sys.modules["rtseg.speed.eager"]
-setup_module = sys.modules["rtseg.speed.setup"]
+preparation = sys.modules["rtseg.speed.preparation"]
 host_module = sys.modules["rtseg.speed.host"]
 
 
@@ -40,7 +40,7 @@ class FakeEntry:
 
 def bench_of(monkeypatch, entries: list[FakeEntry], **options) -> Report:
     contest = plan.Contest(CARD, entries)  # type: ignore[arg-type]
-    monkeypatch.setattr(setup_module, "plan", lambda *_, **__: ([contest], ["as planned"]))
+    monkeypatch.setattr(preparation, "plan", lambda *_, **__: ([contest], ["as planned"]))
     short = {"seconds": 0.01, "runs": 5, "eager": False, "camera_hz": None, **options}
     return bench_function(["any"], frames=frames_of((4, 8)), **short)
 
@@ -65,9 +65,9 @@ def test_a_backend_asked_for_by_name_has_to_load(monkeypatch, backend):
 
 def test_without_pytorch_the_eager_row_is_missed_aloud(monkeypatch, backend):
     monkeypatch.setattr(host_module, "race", lambda lanes, *_, **__: few_rounds(lanes))
-    monkeypatch.setattr(setup_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(preparation.importlib.util, "find_spec", lambda name: None)
     report = bench_of(monkeypatch, [FakeEntry(backend)], eager=True)
-    assert report.warnings[1] == setup_module.NO_TORCH
+    assert report.warnings[1] == preparation.NO_TORCH
     assert report.rows[0].against_eager is None
 
 

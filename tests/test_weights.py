@@ -116,11 +116,11 @@ def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone() 
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first = open_source("csfcn_tiny")
+    first = open_source("csfcn")
     assert torch.rand(1) == expected
     assert not first.trained
     assert first.weights_from == "random, seed 0"
-    assert digest(first.network) == digest(open_source("csfcn_tiny").network)
+    assert digest(first.network) == digest(open_source("csfcn").network)
 
 
 def test_another_family_is_named_with_what_differs(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""The roofline's arithmetic, ceilings that are measured, and layers that are counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from rtseg.export import export
+from rtseg.models import build, count
+from rtseg.models.source import Source
+from rtseg.runtime import ArtifactError
+from rtseg.speed.ceilings import fastest, measure_ceilings
+from rtseg.speed.layers import _kernels, costliest
+from rtseg.speed.roofline import Ceilings, Work, _layer_counter, share, work_of
+from speed_parts import Clock
+
+CEILINGS = Ceilings("cpu", 2, {"fp32": 1e11, "int8": 1e12}, {}, 1e10)
+
+
+def test_the_limit_is_the_slower_of_arithmetic_and_memory():
+    computing = Work(macs=10**9, weights=10**6, pixels=10**6)
+    found = share(computing, "fp32", 20.0, CEILINGS)
+    assert found.minimal_bytes == 8 * 10**6
+    assert (found.limit_ms, found.reached) == (10, 0.5)
+    moving = Work(macs=10**6, weights=10**8, pixels=0)
+    assert share(moving, "fp32", 80.0, CEILINGS).limit_ms == 40
+    assert share(moving, "int8", 80.0, CEILINGS).limit_ms == 10
+    assert share(moving, "bf16", 80.0, CEILINGS) is None
+
+
+def test_layers_are_bound_one_by_one():
+    layers = ((10**9, 10**6, 0), (10**6, 10**7, 10**6))  # 10 ms of arithmetic, 4.4 of memory
+    found = share(Work(1, 1, 1, layers), "fp32", 28.8, CEILINGS)
+    assert found.layers_ms == pytest.approx(14.4)
+    assert found.layers_reached == 0.5
+
+
+def test_layers_are_counted_as_arithmetic_has_them():
+    layers: list[tuple[int, int, int]] = []
+    image = torch.empty(1, 8, 10, 20, device="meta")
+    with torch.no_grad(), _layer_counter(layers):
+        torch.nn.Conv2d(8, 16, 3, padding=1, groups=2, device="meta")(image)
+        torch.nn.ConvTranspose2d(8, 4, 2, stride=2, device="meta")(image)
+        torch.nn.Linear(8, 5, device="meta")(torch.empty(7, 8, device="meta"))
+        torch.bmm(torch.empty(2, 3, 4, device="meta"), torch.empty(2, 4, 6, device="meta"))
+    assert layers == [
+        (10 * 20 * 16 * 4 * 9, 24 * 200, 16 * 4 * 9),
+        (10 * 20 * 8 * 4 * 4, 8 * 200 + 4 * 800, 8 * 4 * 4),
+        (7 * 8 * 5, 7 * 8 + 7 * 5, 8 * 5),
+        (2 * 3 * 4 * 6, 24 + 48 + 36, 0),
+    ]
+
+
+@pytest.mark.parametrize("variant", ["csfcn_nano", "sfnet_r18", "bisenetv2"])
+def test_the_layers_work_is_the_network_s(variant):
+    network, size = build(variant), (128, 256)
+    work = work_of(network, size)
+    assert work.macs == count(network, size).macs == sum(macs for macs, _, _ in work.layers)
+    assert work.pixels == 128 * 256
+
+
+def test_ceilings_are_measured_in_every_precision_that_is_there():
+    found = measure_ceilings(1, seconds=0.001, sides=(32,), copy_bytes=1 << 16)
+    assert {"fp32", "bf16"} <= set(found.macs_per_s)
+    assert min(found.macs_per_s.values()) > 0
+    assert found.bytes_per_s > 0
+    assert found.by.keys() == found.macs_per_s.keys()
+    assert "GMAC/s" in str(found)
+
+
+def test_a_ceiling_is_the_best_run():
+    clock, times = Clock(), iter([50, 9, 7, 8, 9])
+    assert fastest(lambda: clock.work(next(times)), 0.02, clock) == pytest.approx(0.007)
+
+
+def test_the_costliest_layers_come_first(nano: Source, tmp_path: Path):
+    pytest.importorskip("openvino")
+    out = tmp_path / "out"
+    made = export(nano.network, [(64, 128)], ["onnx", "openvino"], out=out, classes=nano.classes)
+    for artifact, backend in zip(made, ("onnxruntime", "openvino"), strict=True):
+        layers = costliest(artifact.path, backend, 1, count=5)
+        assert len(layers) == 5
+        assert [layer.ms for layer in layers] == sorted((x.ms for x in layers), reverse=True)
+        assert 0 < sum(layer.share for layer in layers) <= 1
+    kinds = {layer.kind for layer in costliest(made[0].path, "onnxruntime", 1, count=10)}
+    assert "Conv" in kinds
+    with pytest.raises(ArtifactError, match="has no profile"):
+        costliest(made[0].path, "tensorrt", 1)
+
+
+def test_onnx_runtime_s_first_run_does_not_count():
+    def event(ms: float) -> dict:
+        facts = {"op_name": "Conv", "provider": "CPU"}
+        return {"cat": "Node", "name": "a_kernel_time", "dur": 1e3 * ms, "args": facts}
+
+    events = [event(90), event(5), event(6), {"cat": "Session", "name": "run", "dur": 1}]
+    assert _kernels(events) == {("a", "Conv", "CPU"): [5, 6]}
