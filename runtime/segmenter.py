@@ -107,7 +107,7 @@ def as_bgr(frame: NDArray[Any]) -> NDArray[np.uint8]:
     frame = _as_uint8(frame)
     if frame.ndim == 2 or frame.shape[2] == 1:
         frame = np.repeat(frame.reshape(*frame.shape[:2], 1), 3, axis=2)
-    return np.require(frame[:, :, :3], requirements="CW")
+    return np.require(frame[:, :, :3], requirements=["C", "W"])
 
 
 def _as_uint8(frame: NDArray[Any]) -> NDArray[np.uint8]:
