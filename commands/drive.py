@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
 from typer import Argument, Option
 
+from .drive_compare import compare_with_bench, tell_age
+from .drive_report import judge, table_of, what_ran, write_report
+from .live import Host, Port, Token, new_page, serving
 from .options import Backend, Device, Json
-from .terminal import JobFailed, note, show
+from .terminal import note, show
 
 if TYPE_CHECKING:
     from ..runtime.drive.faults import Plan
@@ -54,10 +58,19 @@ def drive(
         Option("-o", "--out", help="FOLDER of PNGs, .mp4, .mcap or .ring; may be repeated."),
     ] = None,
     metrics: Annotated[int | None, Option(help="Port for Prometheus.")] = None,
+    web: Annotated[bool, Option("--web", help="Serve a live page too.")] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8017,
+    token: Token = None,
     inject: Annotated[
         Path | None, Option(help="YAML of faults to bring about; exit code 1 if one lasts.")
     ] = None,
-    report: Annotated[Path | None, Option(help="Write the JSON report there too.")] = None,
+    report: Annotated[
+        Path | None, Option(help="Write the JSON report there too, and a .md page beside it.")
+    ] = None,
+    compare_bench: Annotated[
+        int, Option(min=0, help="Drives of --duration, in turns with the bench: age beside it.")
+    ] = 0,
     backend: Backend = None,
     device: Device = None,
     as_json: Json = False,
@@ -66,55 +79,72 @@ def drive(
 
     rtseg drive 0 --model artifacts/csfcn_512x1024_fp16.engine --deadline 40 --health 8080
     """
-    from ..data.files import write_atomically
     from ..data.sources import open_drive_source
     from ..runtime import Drive, Limits
     from ..runtime.drive.drive import artifact_task
-    from ..runtime.drive.faults import FaultySink, FaultySource, verdict, with_faults
+    from ..runtime.drive.faults import FaultySink, FaultySource, with_faults
     from ..runtime.drive.realtime import Wishes
+    from ..runtime.drive.verdict import verdict
     from .drive_sinks import open_sinks
 
     if len(model) > 1 and deadline is None:
         raise ValueError("a ladder of several models works for a deadline: give --deadline MS")
     every_frame = rate == 0
-    limits = Limits(
-        max_age_ms=max_age or (None if every_frame else Limits.max_age_ms), deadline_ms=deadline
-    )
+    if max_age is None and not every_frame:
+        max_age = Limits.max_age_ms
+    limits = Limits(max_age_ms=max_age, deadline_ms=deadline)
     frames = open_drive_source(source, rate, loop, topic)
     wishes = Wishes(cores=tuple(core or ())) if realtime else None
-    task = artifact_task([_artifact(each, backend) for each in model], backend, device, wishes)
-    sinks = open_sinks(to or [], Path(task.arguments["paths"][0]), rate)
-    plan = _plan(inject)
-    if plan is not None:
-        frames, task = FaultySource(frames, plan), with_faults(task, plan)
-        sinks = [*sinks, FaultySink(plan)]
-    job = Drive(
-        frames,
-        task,
-        sinks,
+    artifacts = [_artifact(each, backend) for each in model]
+    task = artifact_task(artifacts, backend, device, wishes)
+
+    open_drive = partial(
+        Drive,
         fallback=fallback,
         limits=limits,
         every_frame=every_frame,
         health=int(health) if health and health.isdigit() else health,
         realtime=wishes,
     )
-    if metrics is not None:
-        from ..runtime.sinks.metrics import serve
+    ran = what_ran(source, task.arguments["paths"])
+    if compare_bench:
+        if duration is None or inject or to or web or len(model) > 1:
+            raise ValueError(
+                "--compare-bench takes one --model and a --duration, and no -o, --web or --inject"
+            )
+        found = compare_with_bench(
+            lambda ages: open_drive(frames, task, [ages]),
+            frames,
+            artifacts[0],
+            (backend, device),
+            compare_bench,
+            duration,
+        )
+        tell_age(ran | found, report, as_json)
+        return
+    sinks = open_sinks(to or [], artifacts[0], rate)
+    plan = _plan(inject)
+    if plan is not None:
+        frames, task = FaultySource(frames, plan), with_faults(task, plan)
+        sinks = [*sinks, FaultySink(plan)]
+    page = new_page(artifacts[0], deadline, "drive") if web else None
+    job = open_drive(frames, task, [*sinks, page] if page else sinks)
+    with ExitStack() as served:
+        if metrics is not None:
+            from ..runtime.sinks.metrics import serve
 
-        serve(job.snapshot, metrics)
-    facts = job.run(duration, _say)
-    facts = {
-        "source": source,
-        "artifacts": [Path(p).name for p in task.arguments["paths"]],
-        **facts,
-    }
+            serve(job.snapshot, metrics)
+        if page is not None:
+            page.watch = job.snapshot
+            served.enter_context(serving(page, host, port, token))
+        facts = ran | job.run(duration, _say)
     if plan is not None:
         facts["injected"] = verdict(plan, facts)
     text = json.dumps(facts, indent=2)
     if report:
-        write_atomically(report, (text + "\n").encode())
-    show(text, _table(facts), as_json)
-    _judge(facts)
+        write_report(report, text, facts)
+    show(text, table_of(facts), as_json)
+    judge(facts)
 
 
 def _artifact(model: str, backend: str | None) -> Path:
@@ -139,41 +169,3 @@ def _plan(path: Path | None) -> Plan | None:
 
 def _say(at_s: float, health: Health) -> None:
     note(f"{at_s:8.2f} s  {': '.join((health.state.value, '; '.join(health.reasons)))}")
-
-
-def _table(facts: dict[str, Any]) -> Table:
-    frames, age = facts["frames"], facts["age_ms"]
-    times = f"p50 {age['p50']:.1f} ms, p95 {age['p95']:.1f}, p99 {age['p99']:.1f}"
-    table = Table(show_header=False)
-    table.add_row("ended", f"{facts['ended']} after {facts['seconds']:.1f} s, {facts['state']}")
-    table.add_row("frames", f"{frames['captured']} captured, {frames['published']} answered")
-    table.add_row("dropped", _counts(frames["dropped"]))
-    table.add_row("age", times)
-    table.add_row("results", _counts(facts["results_by_level"]))
-    for change in facts["level_changes"]:
-        table.add_row(f"at {change['at_s']:.1f} s", f"to {change['to']}: {change['why']}")
-    for loss in facts["losses"]:
-        table.add_row(f"at {loss['at_s']:.1f} s", f"{loss['engine']} replaced: {loss['reason']}")
-    for sink in facts["sinks"]:
-        counts = {name: sink[name] for name in ("delivered", "dropped", "failed", "unflushed")}
-        table.add_row(sink["name"], f"{_counts(counts)}  {sink['last_error']}".rstrip())
-    for wish, answer in facts["realtime"].items():
-        table.add_row(wish, answer)
-    for row in facts.get("injected", {}).get("faults", ()):
-        again = row["running_again_after_s"]
-        seen = "NOT RECOVERED" if again is None else f"running again {again} s after its end"
-        table.add_row(f"{row['fault']} at {row['at_s']:g} s", seen)
-    return table
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in counts.items()) or "none"
-
-
-def _judge(facts: dict[str, Any]) -> None:
-    if facts["ended"] == "source lost":
-        raise JobFailed(f"the source is lost: {'; '.join(facts['reasons'])}")
-    if not facts["frames"]["published"]:
-        raise JobFailed(f"no frame was answered: {'; '.join(facts['reasons'])}")
-    if not facts.get("injected", {"passed": True})["passed"]:
-        raise JobFailed("a fault lasted, or a frame is not accounted for")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import count, groupby
 from typing import Any
 
 import numpy as np
@@ -202,4 +202,5 @@ class Simulation:
 
     @property
     def states(self) -> list[str]:
-        return [state for _, state, _ in self.history.entries]
+        """One after another, each once until it changes."""
+        return [state for state, _ in groupby(state for _, state, _ in self.history.entries)]

@@ -26,7 +26,7 @@ from rtseg.export import Artifact, export
 from rtseg.models.source import Source
 from rtseg.runtime import Drive, Limits, Result, State, Status, read_card
 from rtseg.runtime.drive.drive import artifact_task
-from rtseg.runtime.drive.faults import Fault, Plan, read_plan, verdict, with_faults
+from rtseg.runtime.drive.faults import Fault, Plan, with_faults
 from rtseg.runtime.drive.health import HealthServer, Systemd
 from rtseg.runtime.drive.messages import Health
 
@@ -251,7 +251,7 @@ def test_the_command_judges_the_faults_that_it_brings_about(
         "drive", clip, "--model", artifacts[0].path, "--rate", 0, "--inject", plan, "--json"
     )
     assert done.returncode == 1
-    assert "a fault lasted" in done.stderr
+    assert "a fault went unnoticed" in done.stderr
     (row,) = json.loads(done.stdout)["injected"]["faults"]
     assert (row["fault"], row["state"]) == ("camera_cut", None)
 
@@ -328,44 +328,6 @@ def test_levels_answer_in_the_same_classes(
         artifact_task(paths)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("- {at: 3, fault: flood}", "no fault is called 'flood'"),
-        ("- {at: 3}", "an entry has `at`, `fault` and `seconds`"),
-        ("at: 3", "should be a list"),
-        ("- {at: -1, fault: camera_cut}", "0 or more"),
-        ("- [", "is no YAML"),
-    ],
-)
-def test_plans_of_faults_that_are_none(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "plan.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_plan(path)
-
-
-def test_a_fault_that_lasts_fails_the_plan() -> None:
-    plan = Plan([Fault(10, "camera_stall", 2), Fault(20, "backend_error")], start_ns=0)
-
-    def report(*states: tuple[float, str]) -> dict[str, Any]:
-        rows = [{"at_s": at, "state": state, "reasons": ["why"]} for at, state in states]
-        return {"began_ns": 0, "frames": {"open": 0}, "states": rows}
-
-    good = report(
-        (1, "running"), (11, "stale"), (12.5, "running"), (20.5, "degraded"), (23, "running")
-    )
-    facts = verdict(plan, good)
-    assert facts["passed"]
-    assert [row["running_again_after_s"] for row in facts["faults"]] == [0.5, 3]
-    assert [row["noticed_after_s"] for row in facts["faults"]] == [1, 0.5]
-    bad = report((1, "running"), (11, "stale"), (12.5, "running"), (20.5, "degraded"))
-    assert not verdict(plan, bad)["passed"]
-    assert not verdict(plan, good | {"frames": {"open": 1}})["passed"]
-    unnoticed = report((1, "running"), (11, "stale"), (12.5, "running"))
-    assert not verdict(plan, unnoticed)["passed"]
-
-
 @pytest.mark.slow
 def test_a_worker_is_steady_over_50_000_frames(artifacts: list[Artifact]) -> None:
     drive = Drive(
@@ -373,6 +335,7 @@ def test_a_worker_is_steady_over_50_000_frames(artifacts: list[Artifact]) -> Non
     )
     report = drive.run()
     assert report["frames"]["published"] == 50_000
-    early, late = report["usage"]
+    early, late = report["usage"][1], report["usage"][-1]  # the first is from before the worker
     assert late["handles"] <= early["handles"]
+    assert late["workers_mib"] - early["workers_mib"] < 16
     assert late["resident_mib"] - early["resident_mib"] < 16

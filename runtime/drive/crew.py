@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 from .bell import Bell
 from .inference import Engine, Starter
@@ -35,6 +36,7 @@ class Place:
         self.due_ns: int | None = 0  # when to start the next engine; None: one is there
         self.lost_ns: deque[int] = deque(maxlen=100)
         self.retry_s = RETRY_S
+        self.facts: dict[str, Any] = {}
 
 
 class Crew:
@@ -65,6 +67,16 @@ class Crew:
                 return place
         return None
 
+    def processes(self) -> list[int]:
+        """Ids of the engines' processes; those in this one have none."""
+        ids = (getattr(place.engine, "process_id", None) for place in self.places)
+        return [each for each in ids if each is not None]
+
+    def facts(self) -> dict[str, Any]:
+        """What the engines said of themselves when they became ready, by place; of the last one
+        that did."""
+        return {place.role: place.facts for place in self.places if place.facts}
+
     def exhausted(self) -> bool:
         """Whether nobody serves, and nobody may be started yet."""
         now = self.bell.now_ns()
@@ -81,7 +93,9 @@ class Crew:
                     self._start(place, now)
             elif engine.fault:
                 self.lose(place, "worker", engine.fault)
-            elif not engine.ready and now - place.started_ns > START_LIMIT_S * 1e9:
+            elif engine.ready:
+                place.facts = getattr(engine, "facts", {})
+            elif now - place.started_ns > START_LIMIT_S * 1e9:
                 self.lose(place, "worker", f"not ready within {START_LIMIT_S:g} s")
 
     def wake_ns(self) -> int | None:

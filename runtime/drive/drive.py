@@ -25,13 +25,12 @@ from .messages import Health
 from .realtime import Wishes, apply
 from .report import report, snapshot
 from .tally import Tally
-from .usage import Usage, usage
+from .usage import UsageLog
 from .worker import Task, Worker
 
 Artifact = str | os.PathLike[str]
 LAST_JOB_S = 0.3  # the frame in inference may still be answered when the loop is told to stop
 STOP_S = 0.9  # from a signal to the end, sinks included
-SETTLED_S = 10.0  # after which memory and handles should not grow
 FLUSH_S = 30.0  # for sinks to take what they accepted when a source ended by itself
 
 
@@ -88,7 +87,7 @@ class Drive:
         )
         self.granted: dict[str, str] = {}
         self._history = History()
-        self._usage: list[Usage] = []
+        self._usage = UsageLog()
         self._stopped_by = self._over = ""
 
     def run(
@@ -116,14 +115,14 @@ class Drive:
                 "reasons": [*health.reasons],
             }
             self._over = ended
-            self._usage.append(usage())
+            self._usage.add(self._at_s(), loop.crew.processes())
             for watcher in watchers:
                 watcher.close()
             ending_ns = self.bell.now_ns()
             self._finish(STOP_S if self._stopped_by else FLUSH_S)
         facts = report(loop, self._history, ended, self.granted)
         last["end_s"] = round((self.bell.now_ns() - ending_ns) / 1e9, 3)
-        return facts | last | {"usage": [asdict(each) for each in self._usage]}
+        return facts | last | {"usage": [asdict(each) for each in self._usage.samples]}
 
     def stop(self, why: str = "stop()") -> None:
         """End `run` from any thread."""
@@ -154,13 +153,14 @@ class Drive:
         return watchers
 
     def _note(self, on_state: Callable[[float, Health], None]) -> Health:
-        health = assess(self.loop)
-        at_s = (self.bell.now_ns() - self.loop.began_ns) / 1e9
+        health, at_s = assess(self.loop), self._at_s()
         if self._history.note(at_s, health):
             on_state(at_s, health)
-        if not self._usage and at_s > SETTLED_S:
-            self._usage.append(usage())
+        self._usage.note(at_s, self.loop.crew.processes())
         return health
+
+    def _at_s(self) -> float:
+        return (self.bell.now_ns() - self.loop.began_ns) / 1e9
 
     def _ended(self, end_ns: int | None) -> str:
         """Why the drive is over, or ""."""

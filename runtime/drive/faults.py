@@ -110,6 +110,8 @@ class FaultySource:
 class FaultySink:
     """A sink that does nothing, with the plan's sink faults."""
 
+    name = "faulty sink"
+
     def __init__(self, plan: Plan):
         self.plan = plan
 
@@ -168,33 +170,3 @@ def with_faults(task: Task, plan: Plan) -> Task:
         "marks": tempfile.mkdtemp(prefix="rtseg-faults-"),
     }
     return replace(task, arguments=arguments, loader=FAULTY_LOADER)
-
-
-def verdict(plan: Plan, report: dict[str, Any]) -> dict[str, Any]:
-    """What the drive made of the plan: for each fault when the state left `running` and was back,
-    in seconds; passed: it left and came back for each, and every frame is accounted for."""
-    rows = []
-    ahead_s = (plan.start_ns - report["began_ns"]) / 1e9
-    for fault in (replace(each, at=max(0.0, each.at + ahead_s)) for each in plan.faults):
-        states = [(s["at_s"], s["state"], s["reasons"]) for s in report["states"]]
-        left = next((s for s in states if s[0] >= fault.at and s[1] != "running"), None)
-        # A fault may come while another one still counts.
-        before = [s for s in states if s[0] < fault.at]
-        if before and before[-1][1] != "running":
-            left = before[-1]
-        end = fault.at + fault.seconds
-        back = next((s[0] for s in states if left and s[0] >= end and s[1] == "running"), None)
-        rows.append(
-            {
-                "at_s": round(fault.at, 3),
-                "fault": fault.fault,
-                "seconds": fault.seconds,
-                "state": left[1] if left else None,
-                "reason": left[2][0] if left and left[2] else None,
-                "noticed_after_s": round(max(0.0, left[0] - fault.at), 3) if left else None,
-                "running_again_after_s": round(back - end, 3) if back is not None else None,
-            }
-        )
-    open_frames = report["frames"]["open"]
-    passed = open_frames == 0 and all(row["running_again_after_s"] is not None for row in rows)
-    return {"passed": passed, "unaccounted_frames": open_frames, "faults": rows}

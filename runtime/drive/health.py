@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 from collections import deque
@@ -88,17 +89,24 @@ def _sinks(loop: Loop) -> tuple[str, ...]:
 
 
 class History:
-    """The states that a drive went through: (seconds since its start, state, reasons)."""
+    """The states that a drive went through: (seconds since its start, state, reasons). Other
+    reasons make an entry too; other numbers in them do not."""
 
     def __init__(self) -> None:
         self.entries: deque[tuple[float, str, tuple[str, ...]]] = deque(maxlen=1000)
+        self._last = Health(State.starting), ""
 
     def note(self, at_s: float, health: Health) -> bool:
         """Whether the state is another than before."""
-        if self.entries and self.entries[-1][1] == health.state.value:
+        before, told = self._last
+        if self.entries and health == before:
             return False
-        self.entries.append((round(at_s, 3), health.state.value, health.reasons))
-        return True
+        gist = re.sub(r"\d+", "", "; ".join(health.reasons))
+        changed = not self.entries or health.state is not before.state
+        if changed or gist != told:
+            self.entries.append((round(at_s, 3), health.state.value, health.reasons))
+        self._last = health, gist
+        return changed
 
 
 class HealthFile:

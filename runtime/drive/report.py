@@ -42,7 +42,7 @@ def snapshot(loop: Loop) -> dict[str, Any]:
 
 def report(loop: Loop, history: History, ended: str, realtime: dict[str, str]) -> dict[str, Any]:
     """The whole run: a snapshot, and everything that changed on the way, in seconds since the
-    start."""
+    start. An entry of `states` is a change of state or of its reasons."""
 
     def at_s(nanoseconds: int) -> float:
         return round((nanoseconds - loop.began_ns) / 1e9, 3)
@@ -61,5 +61,6 @@ def report(loop: Loop, history: History, ended: str, realtime: dict[str, str]) -
             {"at_s": at, "state": state, "reasons": list(reasons)}
             for at, state, reasons in history.entries
         ],
+        "engines": loop.crew.facts(),
         "realtime": realtime,
     }

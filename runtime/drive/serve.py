@@ -40,7 +40,13 @@ def main(arguments: list[str]) -> None:
     except Exception as error:  # told to the parent, whatever it is
         connection.send(("refused", f"{type(error).__name__}: {error}"))
         return
-    facts = {"baselines_ms": baselines, "digests": digests, "realtime": granted}
+    facts = {
+        "levels": task["levels"],
+        "backends": [backend_of(segmenter) for segmenter in segmenters],
+        "baselines_ms": baselines,
+        "digests": digests,
+        "realtime": granted,
+    }
     connection.send(("ready", facts))
     answer(connection, memory, segmenters)
 
@@ -68,6 +74,15 @@ def load_artifacts(paths: list[str], backend: str | None, device: str | None) ->
 def digest_of(level: str, segmenter: Segment) -> str:
     """Of the known frame's labels; only artifacts have one. Raises ArtifactError if it is wrong."""
     return known_frame.prove(segmenter, level) if isinstance(segmenter, Segmenter) else ""
+
+
+def backend_of(segmenter: Segment) -> str:
+    """What computes it, for the report; "" for what is no artifact."""
+    if not isinstance(segmenter, Segmenter):
+        return ""
+    info = segmenter.info
+    threads = f", {info.threads} threads" if info.threads else ""
+    return f"{info.name} {info.version}, {info.precision}, {info.device}{threads}"
 
 
 def prepared(segmenter: Segment) -> float:

@@ -104,6 +104,10 @@ class Worker:
         self._thread = threading.Thread(target=self._listen, name="worker", daemon=True)
         self._thread.start()
 
+    @property
+    def process_id(self) -> int:
+        return self.process.pid
+
     def submit(self, job: int, image: Picture, level: int) -> None:
         try:
             self._memory.write(image)

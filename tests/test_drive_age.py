@@ -1,0 +1,112 @@
+"""The age of a drive's results beside the bench's latency."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from conftest import Run
+from rtseg.data.frames import Frame
+from rtseg.data.scenes import scenes
+from rtseg.export import export
+from rtseg.models.source import Source
+from rtseg.runtime import Drive
+from rtseg.speed.age import Comparison, Turn, compare
+
+IMAGE = np.zeros((4, 6, 3), np.uint8)
+
+
+class Camera:
+    def __init__(self, period_s: float):
+        self.period_s = period_s
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index in range(10**6):
+            time.sleep(self.period_s)
+            yield Frame(IMAGE, index, time.monotonic_ns())
+
+
+def taking(seconds: float) -> Any:
+    def segment(image: np.ndarray[Any, Any] = IMAGE) -> np.ndarray[Any, Any]:
+        time.sleep(seconds)
+        return image[:, :, 0].copy()
+
+    return segment
+
+
+def compared(drive_s: float, period_s: float = 0.03) -> Comparison:
+    """A bench of 10 ms a frame beside a drive whose frames take `drive_s`."""
+    return compare(
+        taking(0.01),
+        lambda ages: Drive(Camera(period_s), taking(drive_s), [ages]),
+        turns=2,
+        drive_s=0.6,
+        bench_s=0.1,
+    )
+
+
+def test_both_are_measured_in_turns() -> None:
+    found = compared(0.01)
+    assert len(found.turns) == 2
+    assert 10 <= found.bench_p95_ms < 100
+    for turn in found.turns:
+        assert turn.age_ms >= 10
+        assert turn.inference_ms >= 10
+        assert turn.waiting_ms < turn.age_ms
+        assert 0.5 < turn.answered <= 1
+
+
+def test_old_results_are_told() -> None:
+    found = compared(0.1, period_s=0.15)
+    assert found.ratio > 1.5
+    assert not found.passed
+
+
+def test_a_drive_that_does_not_keep_up_says_nothing_of_ages() -> None:
+    found = compared(0.05, period_s=0.01)
+    assert not found.keeps_up
+    assert not found.passed
+
+
+def test_the_verdict_is_that_of_all_turns() -> None:
+    turns = [Turn(10, age, 1, 9, 0, answered=1.0) for age in (12, 16)]
+    assert Comparison(turns, 10, 14.9).passed
+    assert not Comparison(turns, 10, 15.1).passed
+    assert Comparison(turns, 10, 14).facts()["turns"][1]["ratio"] == 1.6
+    lazy = [*turns, Turn(10, 12, 1, 9, 0, answered=0.98)]
+    assert not Comparison(lazy, 10, 12).passed
+
+
+def test_a_drive_without_masks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(image: object) -> Any:
+        raise RuntimeError("no GPU answers")
+
+    monkeypatch.setattr("rtseg.speed.age.START_LIMIT_S", 0.3)
+    with pytest.raises(RuntimeError, match="answered no frame"):
+        compare(taking(0), lambda ages: Drive(Camera(0.02), broken, [ages]), 1, 0.3, 0.05)
+
+
+def test_the_command_compares(nano: Source, tmp_path: Path, rtseg: Run) -> None:
+    (made,) = export(nano.network, [(64, 96)], ["onnx"], out=tmp_path, classes=nano.classes)
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number, scene in enumerate(scenes(3, (64, 96))):
+        cv2.imwrite(str(frames / f"{number}.png"), scene)
+    command = ["drive", frames, "--model", made.path, "--rate", "20", "--loop"]
+    options = ["--backend", "onnxruntime", "--compare-bench", "1", "--json"]
+    done = rtseg(*command, *options, "--duration", "1", "--report", tmp_path / "age.json")
+    facts = json.loads(done.stdout)
+    assert facts == json.loads((tmp_path / "age.json").read_text())
+    assert (facts["source"], facts["backend"]) == (f"{tmp_path.name}/frames", "onnxruntime")
+    assert facts["turns"][0]["bench_ms"] > 0
+    assert done.returncode == (0 if facts["passed"] else 1)
+    assert str(tmp_path) not in done.stdout
+    wrong = rtseg(*command, *options)
+    assert wrong.returncode == 2
+    assert "takes one --model and a --duration" in wrong.stderr

@@ -1,0 +1,190 @@
+"""Faults on purpose: plans, what is made of them, and the report that tells it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rtseg.runtime.drive import usage as using
+from rtseg.runtime.drive.faults import KINDS, Fault, Plan, read_plan
+from rtseg.runtime.drive.health import History
+from rtseg.runtime.drive.messages import Health, State
+from rtseg.runtime.drive.sheet import MOST_ROWS, to_markdown
+from rtseg.runtime.drive.usage import UsageLog, usage
+from rtseg.runtime.drive.verdict import SIGNS, verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- {at: 3, fault: flood}", "no fault is called 'flood'"),
+        ("- {at: 3}", "an entry has `at`, `fault` and `seconds`"),
+        ("at: 3", "should be a list"),
+        ("- {at: -1, fault: camera_cut}", "0 or more"),
+        ("- [", "is no YAML"),
+    ],
+)
+def test_plans_of_faults_that_are_none(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_plan(path)
+
+
+WHY = {
+    "camera_stall": "the camera is silent",
+    "backend_error": "backend: out of memory",
+    "backend_hang": "the fallback serves: inference has been stuck for 2000 ms",
+    "corrupt_frames": "corrupt: damaged",
+}
+
+
+def report(*states: tuple[float, str, str], lost: int = 0, still_open: int = 0) -> dict[str, Any]:
+    rows = [
+        {"at_s": at, "state": state, "reasons": [why] if why else []} for at, state, why in states
+    ]
+    return {
+        "began_ns": 0,
+        "frames": {"open": still_open},
+        "states": rows,
+        "replaced_workers": lost,
+    }
+
+
+PLAN = Plan([Fault(10, "camera_stall", 2), Fault(20, "backend_error")], start_ns=0)
+GOOD = (
+    (1, "running", ""),
+    (11, "stale", WHY["camera_stall"]),
+    (12.5, "running", ""),
+    (20.5, "degraded", WHY["backend_error"]),
+    (23, "running", ""),
+)
+
+
+def test_faults_that_were_overcome() -> None:
+    facts = verdict(PLAN, report(*GOOD, lost=1))
+    assert (facts["passed"], facts["crashes"]) == (True, 0)
+    assert [row["noticed_after_s"] for row in facts["faults"]] == [1, 0.5]
+    assert [row["running_again_after_s"] for row in facts["faults"]] == [0.5, 3]
+    assert facts["faults"][0]["reasons"] == [WHY["camera_stall"]]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"states": GOOD[:4]},  # it lasts
+        {"states": GOOD[:3]},  # it went unnoticed
+        {"states": (*GOOD[:3], (20.5, "degraded", WHY["corrupt_frames"]), GOOD[4])},  # mistaken
+        {"lost": 2},  # a worker that no fault was meant to cost
+        {"still_open": 1},
+    ],
+)
+def test_faults_that_were_not(changed: dict[str, Any]) -> None:
+    options = {"states": GOOD, "lost": 1} | changed
+    states = options.pop("states")
+    assert not verdict(PLAN, report(*states, **options))["passed"]
+
+
+def test_a_worker_s_fault_ends_when_it_struck() -> None:
+    """However long the dead worker would have hung; and what runs already runs at its end."""
+    plan = Plan([Fault(10, "backend_hang", 30), Fault(50, "camera_stall", 9)], start_ns=0)
+    states = (
+        (1, "running", ""),
+        (12, "degraded", WHY["backend_hang"]),
+        (15, "running", ""),
+        (51, "stale", WHY["camera_stall"]),
+        (52, "running", ""),  # reopened while the first thread still hangs
+    )
+    rows = verdict(plan, report(*states, lost=1))["faults"]
+    assert [row["running_again_after_s"] for row in rows] == [5, 0]
+
+
+def test_two_faults_of_a_kind_are_noticed_each() -> None:
+    plan = Plan([Fault(10, "camera_stall", 1), Fault(20, "camera_stall", 1)], start_ns=0)
+    once = (1, "running", ""), (20.5, "stale", WHY["camera_stall"]), (21, "running", "")
+    rows = verdict(plan, report(*once))["faults"]
+    assert [row["noticed_after_s"] for row in rows] == [None, 0.5]
+
+
+def test_every_kind_has_a_sign() -> None:
+    assert SIGNS.keys() == KINDS.keys()
+
+
+def test_history_tells_new_reasons_but_not_new_numbers() -> None:
+    history, degraded = History(), State.degraded
+    changes = [
+        history.note(1.0, Health(State.running)),
+        history.note(2.0, Health(degraded, ("late: 502 ms",))),
+        history.note(3.0, Health(degraded, ("late: 519 ms",))),
+        history.note(4.0, Health(degraded, ("corrupt: damaged",))),
+        history.note(5.0, Health(State.running)),
+    ]
+    assert changes == [True, True, False, False, True]
+    assert [at for at, _, _ in history.entries] == [1.0, 2.0, 4.0, 5.0]
+
+
+def test_usage_of_a_long_run_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(using, "usage", lambda process=None: using.Usage(10.0, 5))
+    log = UsageLog()
+    for second in range(0, 30_000, 2):
+        log.note(second, [7, 8])
+    times = [sample.at_s for sample in log.samples]
+    assert using.MOST / 3 < len(times) <= using.MOST
+    assert times[0] == 0
+    assert times[-1] > 29_000
+    assert {sample.workers_mib for sample in log.samples} == {20.0}
+
+
+def test_usage_of_another_process() -> None:
+    own = usage(os.getpid())
+    assert own.handles
+    assert own.resident_mib == pytest.approx(usage().resident_mib, rel=0.1)
+    assert usage(2**22 + 1) == using.Usage(None, None)  # beyond the largest id
+
+
+FACTS: dict[str, Any] = {
+    "seconds": 60.0,
+    "ended": "duration",
+    "state": "running",
+    "source": "camvid/val",
+    "period_ms": 66.7,
+    "engines": {"primary": {"levels": ["nano"], "backends": ["ort"], "baselines_ms": [19.0]}},
+    "frames": {"captured": 9, "published": 7, "dropped": {"late": 2}, "open": 0},
+    "age_ms": {"p50": 20.0, "p95": 30.0, "p99": 41.0},
+    "latency_ms": {"p50": 19.0, "p95": 29.0, "p99": 40.0},
+    "statuses": {"LATE": 2},
+    "results_by_level": {"nano": 7},
+    "replaced_workers": 1,
+    "reopened_source": 0,
+    "end_s": 0.1,
+    "sinks": [
+        dict.fromkeys(("delivered", "dropped", "failed", "withheld", "unflushed"), 0)
+        | {"name": "a|b"}
+    ],
+    "level_changes": [{"at_s": 3.0, "from": "large", "to": "nano", "why": "3 of 20"}],
+    "usage": [
+        {"at_s": 10.0 * i, "resident_mib": 90.0, "workers_mib": 300.0, "handles": 12}
+        for i in range(100)
+    ],
+}
+
+
+def test_the_page_tells_what_the_report_does() -> None:
+    states = report(*GOOD, lost=1)
+    facts = FACTS | {"states": states["states"], "injected": verdict(PLAN, states)}
+    page = to_markdown(json.loads(json.dumps(facts)))
+    assert "| age at publication | p50 20.0 ms, p95 30.0, p99 41.0 |" in page
+    assert "| dropped, by cause | 2 late |" in page
+    assert "All were noticed and overcome; 0 crashes, 0 frames unaccounted for." in page
+    assert "| 10.0 | camera_stall | 2 | stale | the camera is silent | 1.0 | 0.5 |" in page
+    assert "| 3.0 | large | nano | 3 of 20 |" in page
+    assert "a\\|b" in page  # a bar in a name does not end its cell
+    rows = page.partition("## Memory and handles")[2].count("\n| ") - 2
+    assert MOST_ROWS / 2 < rows <= MOST_ROWS + 1
+    assert "| 990.0 | 90.0 | 300.0 | 12 |" in page  # the last one is always there
+    failed = to_markdown(facts | {"injected": verdict(PLAN, report(*GOOD[:3]))})
+    assert "NOT PASSED" in failed
+    assert "never" in failed
