@@ -15,6 +15,7 @@ EXPORT = [
     "safetensors>=0.4",
 ]
 FAST = ["numba>=0.61"]  # labels of coarse logits on CPUs
+TRITON = ['triton>=3.2; platform_system == "Linux"']  # labels of coarse logits on GPUs
 OPENVINO = ["openvino>=2025.0", *FAST]
 TENSORRT = [
     'tensorrt-rtx-cu13>=1.2; platform_system == "Linux" or platform_system == "Windows"',
@@ -31,7 +32,7 @@ DRIVE = [  # logs in and out, metrics, faults on purpose
 TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it is asked for
 WEB = ["starlette>=0.40", "uvicorn>=0.30"]
 FLEET = ["ray[data]>=2.40", "pyarrow>=17"]
-TESTS = ["pytest>=8", "playwright>=1.45", "tritonclient>=2.41", "grpcio>=1.60"]
+TESTS = ["pytest>=8", "playwright>=1.45", "tritonclient>=2.41", "grpcio>=1.60", *TRITON]
 ALL = [*TRAIN, *OPENVINO, *TENSORRT, *DRIVE, *WEB]  # fleets apart: Ray is large
 
 setup(
@@ -68,7 +69,7 @@ setup(
         "openvino": OPENVINO,
         "fast": FAST,
         "tensorrt": TENSORRT,
-        "gpu": ["onnxruntime-gpu>=1.20", "nvidia-ml-py>=12"],
+        "gpu": ["onnxruntime-gpu>=1.20", "nvidia-ml-py>=12", *TRITON],
         "train": TRAIN,
         "web": WEB,
         "fleet": FLEET,

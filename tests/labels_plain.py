@@ -1,0 +1,60 @@
+"""Coarse logits of all kinds, and their labels by the whole computation in PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Logits = NDArray[Any]
+RNG = np.random.default_rng
+
+
+def plain(logits: Logits, size: tuple[int, int], aligned: bool) -> NDArray[np.uint8]:
+    """The whole computation in PyTorch, by its kernel for contiguous planes."""
+    tensor = torch.from_numpy(np.ascontiguousarray(logits, np.float32))
+    full = torch.nn.functional.interpolate(tensor, size, mode="bilinear", align_corners=aligned)
+    return full.argmax(1).numpy().astype(np.uint8)
+
+
+def random(shape: tuple[int, ...]) -> Logits:
+    return RNG(0).standard_normal(shape, np.float32)
+
+
+def ties(shape: tuple[int, ...]) -> Logits:
+    """Few distinct values: most positions hold several largest logits."""
+    return RNG(1).integers(-1, 2, shape).astype(np.float32)
+
+
+def regions(shape: tuple[int, ...]) -> Logits:
+    """Smooth areas with a clear winner, as a trained network gives."""
+    coarse = torch.from_numpy(RNG(2).standard_normal((*shape[:2], 3, 4), np.float32))
+    return torch.nn.functional.interpolate(coarse * 9, shape[2:], mode="bicubic").numpy()
+
+
+def near_ties(shape: tuple[int, ...]) -> Logits:
+    """One unit in the last place between classes, the higher id ahead: rounding may make a tie."""
+    logits = np.broadcast_to(RNG(3).uniform(1, 2, (1, 1, *shape[2:])), shape).astype(np.float32)
+    for k in range(1, shape[1]):
+        logits[:, k] = np.nextafter(logits[:, k - 1], np.float32(3))
+    return logits
+
+
+def extremes(shape: tuple[int, ...]) -> Logits:
+    """All magnitudes from 1e-38 to 1e37, both signs."""
+    sign = RNG(4).choice([-1.0, 1.0], shape)
+    return (sign * 10.0 ** RNG(5).uniform(-38, 37, shape)).astype(np.float32)
+
+
+def tiny(shape: tuple[int, ...]) -> Logits:
+    """Subnormal numbers, which round by more than their share."""
+    return (RNG(6).integers(0, 50, shape) * 1e-45).astype(np.float32)
+
+
+def constant(shape: tuple[int, ...]) -> Logits:
+    return np.full(shape, -3.25, np.float32)
+
+
+KINDS = (random, ties, regions, near_ties, extremes, tiny, constant)

@@ -1,0 +1,144 @@
+"""PyTorch's backend makes labels of coarse logits, and chooses by time on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rtseg.export import export
+from rtseg.models.source import Source
+from rtseg.runtime import ArtifactError, load
+from rtseg.runtime.eager import PyTorch
+from rtseg.runtime.labels_torch import head_of, median_ms, without
+from torch import nn
+
+SIZE = (128, 256)
+
+
+@pytest.fixture(scope="module")
+def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("torch")
+    return export(nano.network, [SIZE], ["torch"], out=out, classes=nano.classes)[0].path
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_cells_give_the_graphs_labels(
+    threads: int, artifact: Path, street_frames: list[tuple[str, Any]]
+) -> None:
+    found = {}
+    for labels in ("graph", "cells"):
+        with load(artifact, device="cpu", labels=labels, threads=threads) as segment:
+            assert dict(segment.info.options)["labels"] == labels
+            found[labels] = [segment(frame) for _, frame in street_frames]
+    for ours, graphs in zip(found["cells"], found["graph"], strict=True):
+        # PyTorch's kernel for channels last rounds in another order.
+        assert (ours == graphs).mean() > 0.9999
+
+
+def test_a_cpu_takes_cells_where_it_can(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load(artifact, device="cpu") as segment:
+        assert dict(segment.info.options) == {"labels": "cells"}
+    monkeypatch.setattr("rtseg.runtime.labels_torch.compiled_available", lambda: False)
+    with load(artifact, device="cpu") as segment:
+        options = dict(segment.info.options)
+        assert options["labels"] == "graph"
+        assert options["no_cells"] == 'numba: pip install "rtseg[fast]"'
+    with pytest.raises(ArtifactError, match='rtseg\\[fast\\]"; or load it with labels="graph"'):
+        load(artifact, device="cpu", labels="cells")
+
+
+def test_logits_keep_the_labels_in_the_graph(nano: Source, tmp_path: Path) -> None:
+    made = export(
+        nano.network, [SIZE], ["torch"], out=tmp_path, outputs="both", classes=nano.classes
+    )
+    with load(made[0].path, device="cpu") as segment:
+        labels = segment(np.full((*SIZE, 3), 90, np.uint8))
+        assert dict(segment.info.options)["labels"] == "graph"
+        assert (segment.backend.logits()[0].argmax(0) == labels).all()
+
+
+def test_a_way_that_there_is_not(artifact: Path) -> None:
+    with pytest.raises(ArtifactError, match='labels is "graph" or "cells", not \'fast\''):
+        load(artifact, device="cpu", labels="fast")
+
+
+class Recording:
+    """A CUDA graph that takes its time."""
+
+    def __init__(self, seconds: float, clock: list[float]):
+        self.seconds, self.clock = seconds, clock
+
+    def replay(self) -> None:
+        self.clock[0] += self.seconds
+
+
+@pytest.mark.parametrize(
+    ("cells", "graph", "choose", "best"),
+    [(1, 2, True, "cells"), (2, 1, True, "graph"), (2, 1, False, "cells")],
+)
+def test_the_faster_recording_is_kept(
+    cells: float, graph: float, choose: bool, best: str, artifact: Path, monkeypatch: Any
+) -> None:
+    clock = [0.0]
+    backend = PyTorch(artifact, "cpu")
+    recorded = []
+
+    def record() -> tuple[Recording, tuple[torch.Tensor, ...]]:
+        recorded.append("cells" if backend._maker else "graph")
+        return Recording(cells if backend._maker else graph, clock), backend._run()
+
+    monkeypatch.setattr(backend, "_recorded", record)
+    monkeypatch.setattr(
+        "rtseg.runtime.eager.median_ms",
+        lambda runs: median_ms(runs, now=lambda: int(clock[0] * 1e9)),
+    )
+    said = dict(backend._capture(choose))
+    assert recorded == (["cells", "graph"] if choose else ["cells"])
+    assert said["labels"] == best
+    assert f"cells {1e3 * cells:.3f}" in said["labels_ms"]
+    assert (backend._maker is not None) == (best == "cells")
+    assert backend.graph.seconds == {"cells": cells, "graph": graph}[best]
+    backend.close()
+
+
+class Head(nn.Module):
+    def __init__(self, kernel: int = 1, after: nn.Module | None = None):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, kernel))
+        self.after = after or nn.Identity()
+
+    def coarse(self, image: torch.Tensor) -> torch.Tensor:
+        made = self.body(image)
+        return made if isinstance(self.after, nn.Identity) else self.after(made)
+
+
+def test_only_a_1x1_convolution_at_the_end_is_a_head() -> None:
+    assert head_of(Head(), (8, 8)) == "body.1"
+    assert head_of(Head(kernel=3), (8, 8)) is None
+    assert head_of(Head(after=nn.ReLU()), (8, 8)) is None
+
+
+def test_a_layer_is_left_out_for_the_time() -> None:
+    network, image = Head(), torch.ones(1, 3, 2, 2)
+    with without(network, "body.1"):
+        assert network.coarse(image).shape == (1, 4, 2, 2)
+    with without(network, None):
+        assert network.coarse(image).shape == (1, 8, 2, 2)
+
+
+def test_times_are_medians_of_turns() -> None:
+    clock, order = [0], []
+
+    def run(name: str, steps: list[int]) -> None:
+        order.append(name)
+        clock[0] += steps.pop(0)
+
+    steps = {"a": [9_000_000, 1_000_000, 2_000_000], "b": [3_000_000] * 3}
+    spent = median_ms(
+        {name: lambda name=name: run(name, steps[name]) for name in steps}, 3, lambda: clock[0]
+    )
+    assert spent == {"a": 2.0, "b": 3.0}
+    assert order == ["a", "b"] * 3
