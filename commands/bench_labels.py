@@ -16,6 +16,7 @@ def bench_labels(
     frames: Annotated[Path | None, Option(help="Folder of images; else drawn scenes.")] = None,
     size: Sizes = None,
     threads: Annotated[int, Option(help="CPU threads, for both sides.")] = 1,
+    device: Annotated[str, Option(help="cpu, cuda or cuda:N.")] = "cpu",
     seconds: Annotated[float, Option(help="Measuring time for each side, or 30 runs.")] = 10.0,
     as_json: Json = False,
 ) -> None:
@@ -36,5 +37,5 @@ def bench_labels(
         for each in parse_sizes(size) or [(512, 1024), (1024, 2048)]:
             step(f"{network.info.name} {each[0]}x{each[1]}")
             images = [i for _, i in read_folder(frames)][:4] if frames else scenes(4, each)
-            costs.append(label_cost(network, images, each, threads, Limits(30, seconds)))
+            costs.append(label_cost(network, images, each, threads, Limits(30, seconds), device))
     show(to_json(costs), "\n".join([HEADER, *(cost.row() for cost in costs)]), as_json)

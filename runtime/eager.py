@@ -13,7 +13,7 @@ from ..models import FrameToLabels, build, deploy, digest, load_checkpoint
 from ..models.pipeline import enlargement
 from .backend import Image, Info, InTurn
 from .card import ArtifactError, read_card
-from .labels_torch import Maker, head_of, make, median_ms, needs, without
+from .labels_torch import CellLabels, Maker, head_of, make, median_ms, needs, without
 from .ort import usable_cores
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -177,3 +177,5 @@ class PyTorch(InTurn):
 
     def close(self) -> None:
         del self.module, self.results, self.graph
+        if isinstance(self._maker, CellLabels):
+            self._maker.close()

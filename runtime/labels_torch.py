@@ -33,6 +33,9 @@ class CellLabels:
         self.maker(coarse.numpy())
         return self.labels
 
+    def close(self) -> None:
+        self.maker.close()
+
 
 def needs(device: torch.device) -> str | None:
     """What is to be installed before labels can be made of coarse logits on `device`, if any."""

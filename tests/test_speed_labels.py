@@ -1,0 +1,46 @@
+"""What labels of coarse logits cost: both sides make the same ones, in turns."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from conftest import Run, as_json
+from rtseg.data.scenes import scenes
+from rtseg.models.source import Source, untrained
+from rtseg.speed.clock import Limits
+from rtseg.speed.labels import label_cost, to_json
+
+SIZE = (128, 256)
+QUICK = Limits(runs=2, seconds=0.2, rounds=2)
+
+
+def test_cells_and_plain_labels_are_the_same(nano: Source) -> None:
+    cost = label_cost(nano.network, scenes(2, SIZE), SIZE, limits=QUICK)
+    assert (cost.model, cost.size, cost.device, cost.frames) == ("csfcn_nano", SIZE, "cpu", 2)
+    assert cost.different_pixels == 0
+    assert 0 < cost.uniform < 1
+    assert cost.gain.low <= cost.gain.value <= cost.gain.high
+    assert f"{cost.gain.value:.1f}x" in cost.row()
+    assert json.loads(to_json([cost]))[0]["gain"]["value"] == cost.gain.value
+
+
+def test_the_command(rtseg: Run) -> None:
+    (cost,) = as_json(
+        rtseg("bench-labels", "csfcn_nano", "--size", "96x160", "--seconds", 0.2, "--json")
+    )
+    assert cost["different_pixels"] == 0
+    assert cost["size"] == [96, 160]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["csfcn_nano", "csfcn"])
+def test_both_kernels_against_pytorch_on_a_gpu(name: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("this torch was built without CUDA")
+    network = untrained(name, 19)
+    cost = label_cost(network, scenes(1, SIZE), SIZE, limits=QUICK, device="cuda")
+    assert cost.uniform is None
+    # Sums are added in another order than on the CPU, so a near tie may turn.
+    assert cost.different_pixels <= (0 if name == "csfcn_nano" else 0.001 * SIZE[0] * SIZE[1])
