@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deformable import Size
@@ -96,6 +97,15 @@ def joined(convs: nn.ModuleList, maps: Sequence[Tensor]) -> tuple[Tensor, list[S
     return torch.cat([to_tokens(x) for x in narrow], dim=1), sizes
 
 
+def joined_at(maps: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
+    """Tokens of maps that are first resized, each to one of `sizes`, one map after another."""
+    resized = [
+        F.interpolate(x, size, mode="bilinear", align_corners=False)
+        for x, size in zip(maps, sizes, strict=True)
+    ]
+    return torch.cat([to_tokens(x) for x in resized], dim=1)
+
+
 def split_maps(tokens: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
     """The way back: tokens of several maps -> the maps."""
     parts = tokens.split([height * width for height, width in sizes], dim=1)
@@ -144,9 +154,10 @@ class ECFD(Decoder):
             context, spatial = block(context, spatial, middle, sizes)
             contexts.append(to_map(context, middle))
         finest = self.gated(self.detail(features[0]), self.up(contexts[-1]))
-        maps = split_maps(spatial, sizes)
         if self.add_context:
-            maps = [x + resize(c, like=x) for x, c in zip(maps, contexts, strict=True)]
+            # As tokens: OpenVINO (2026.4) reads the sum of a split map and a resized one wrongly.
+            spatial = spatial + joined_at(contexts, sizes)
+        maps = split_maps(spatial, sizes)
         maps = [project(x) for project, x in zip(self.project, maps, strict=True)]
         return self.classify(self.pyramid([finest, *maps]))
 

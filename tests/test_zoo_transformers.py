@@ -34,6 +34,7 @@ from rtseg.models.heads import EncoderDecoder, SemanticFPN, UPerHead, fcn_head
 from rtseg.models.senformer import STRIDES, Learner, SenFormer
 from rtseg.models.swin import ORIGINAL, UNFOLDED, PatchMerging, Swin
 from rtseg.models.weights import COUNTERS, INDICES, official_names
+from rtseg.runtime.ov import the_core
 from test_zoo_conv import sampled, without_counters
 from torch import nn
 
@@ -188,6 +189,20 @@ def test_the_exported_graph_is_the_network(name: str, precision: str, tmp_path: 
     layers, error = tensorrt_layers(tmp_path / "model.onnx")
     assert not error
     assert layers <= MOST_LAYERS[name]
+
+
+@pytest.mark.parametrize("name", FAST_FIRST)
+def test_openvino_computes_the_network(name: str, tmp_path: Path) -> None:
+    network = small(name)
+    frame = np.random.RandomState(0).randint(0, 255, (1, 64, 128, 3)).astype(np.uint8)
+    with torch.inference_mode():
+        expected = FrameToLabels(network, ("logits",))(torch.from_numpy(frame))[0].numpy()
+    onnx.save(to_onnx(network, (64, 128), "fp32", ("logits",)), tmp_path / "model.onnx")
+    # Nothing else as an output: OpenVINO's errors were in what it fuses.
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = the_core().compile_model(str(tmp_path / "model.onnx"), "CPU", settings)
+    (logits,) = compiled(frame).values()
+    assert np.abs(logits - expected).max() <= 1e-3 * np.abs(expected).max()
 
 
 MOST_LAYERS = {
