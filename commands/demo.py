@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from .live import Host, Port, Token, new_page, serving
 from .opening import open_model
 from .options import Backend, Device, Json, Sizes, parse_sizes
-from .terminal import JobFailed, bar, err, need, note, show, working
+from .terminal import JobFailed, bar, err, need, show, working
 
 if TYPE_CHECKING:
     from ..data.frames import Frame, Unreadable
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def demo(
     source: Annotated[
-        str, Argument(help="Folder, quoted glob, video or image; --web: camera too.")
+        str, Argument(help="Folder, quoted glob, video, .mcap log or image; --web: camera too.")
     ],
     model: Annotated[
         list[str], Option("--model", help="Artifact, name or checkpoint; several lie side by side.")
@@ -35,14 +36,13 @@ def demo(
         bool, Option("--colour-blind", help="Colours that any colour vision tells apart.")
     ] = False,
     width: Annotated[int, Option(min=160, help="The picture's largest width in pixels.")] = 1920,
+    topic: Annotated[str | None, Option(help="Topic of an MCAP log.")] = None,
     fps: Annotated[float | None, Option(help="Of the video; else the source's, or 17.")] = None,
     limit: Annotated[int | None, Option(min=1, help="Frames to play; else all.")] = None,
     web: Annotated[bool, Option("--web", help="Serve a live page instead.")] = False,
-    host: Annotated[str, Option(help="Address of the page.")] = "127.0.0.1",
-    port: Annotated[int, Option(help="Port of the page; 0 takes a free one.")] = 8017,
-    token: Annotated[
-        str | None, Option(help="Word that viewers need; made up where others can connect.")
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8017,
+    token: Token = None,
     deadline: Annotated[float, Option(help="In ms: later results count as misses there.")] = 100.0,
     backend: Backend = None,
     device: Device = None,
@@ -52,7 +52,7 @@ def demo(
 
     rtseg demo drive.mp4 --model artifacts/csfcn_nano_512x1024_fp32.onnx -o labelled.mp4
     """
-    from ..data.frames import open_source
+    from ..data.sources import open_recording
     from ..demo.palettes import colour_blind_safe
     from ..demo.video import Look
     from ..demo.video import demo as run
@@ -60,9 +60,9 @@ def demo(
     if fps is not None and fps <= 0:
         raise ValueError(f"--fps is frames a second, above 0, not {fps:g}")
     if web:
-        _serve(source, model, fps, (host, port, token), deadline, backend, device)
+        _serve(source, topic, model, fps, (host, port, token), deadline, backend, device)
         return
-    frames = open_source(source)
+    frames = open_recording(source, topic)
     with ExitStack() as opened:
         segmenters = [opened.enter_context(s) for s in _open(model, size, backend, device)]
         look = Look(camera, opacity, width, colour_blind_safe if colour_blind else _as_it_is)
@@ -123,6 +123,7 @@ def _open(
 
 def _serve(
     source: str,
+    topic: str | None,
     models: list[str],
     fps: float | None,
     address: tuple[str, int, str | None],
@@ -132,24 +133,17 @@ def _serve(
 ) -> None:
     """The loop of `rtseg drive`: a recording is played again and again at its rate; several models
     are the levels of its ladder."""
-    for module, title in (("starlette", "Starlette"), ("uvicorn", "uvicorn")):
-        need(module, title, "web", "demo --web")
     from ..data.camera import is_camera
     from ..data.sources import open_drive_source
-    from ..demo.live import LivePage
-    from ..demo.web import Server
-    from ..runtime import Drive, Limits, read_card
+    from ..runtime import Drive, Limits
 
     artifacts = [_artifact(model, backend) for model in models]
-    card = read_card(artifacts[0])
-    page = LivePage(card.class_table, card.model, deadline_ms)
+    page = new_page(artifacts[0], deadline_ms, "demo")
     limits = Limits(max_age_ms=max(500.0, 5 * deadline_ms), deadline_ms=deadline_ms)
-    camera = open_drive_source(source, fps, loops=not is_camera(source))
+    camera = open_drive_source(source, fps, loops=not is_camera(source), topic=topic)
     drive = Drive(camera, artifacts, [page], limits=limits, backend=backend, device=device)
     page.watch = drive.snapshot
-    host, port, token = address
-    with Server(page, host, port, token) as server:
-        note(f"live page: {server.url} (Ctrl-C ends)")
+    with serving(page, *address):
         drive.run()
 
 

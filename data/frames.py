@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -39,6 +40,18 @@ class Unreadable:
 
     name: str
     reason: str
+
+
+class Recording(Protocol):
+    """Frames that lie there in order. count: 0 if unknown; fps: 0 if the recording has no rate."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def fps(self) -> float: ...
+
+    def __iter__(self) -> Iterator[Frame | Unreadable]: ...
 
 
 @dataclass(frozen=True)

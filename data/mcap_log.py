@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,15 +22,20 @@ SCHEMAS = (
     "foxglove_msgs/msg/CompressedImage",
 )
 MAGIC = b"\x89MCAP0\r\n"
+SHORTEST = 2 * len(MAGIC) + 29  # the two ends and a footer
 INSTALL = 'MCAP logs need the mcap packages: pip install "rtseg[drive]"'
+Decoder = Callable[[bytes], bytes]  # message -> the compressed picture in it
 
 
 class McapLog:
     """The compressed images of one topic of an MCAP file, in the log's order.
 
     topic: None takes the only one that has such images. A picture that cannot be decoded gives an
-    Unreadable. Raises ValueError if the file is no MCAP log, has no such topic, or several and none
-    is named; RuntimeError where the mcap packages are missing.
+    Unreadable. count: of its images; fps: of them, on average, 0 for a single one.
+
+    Raises ValueError if the file is no MCAP log or damaged, which may also come to light while it
+    is iterated, has no such topic, or several and none is named; RuntimeError where the mcap
+    packages are missing.
     """
 
     def __init__(self, path: Path, topic: str | None = None):
@@ -41,80 +47,123 @@ class McapLog:
             raise ValueError(f"{path} has images on {', '.join(topics)}: name one with --topic")
         if topic is not None and topic not in topics:
             raise ValueError(f"{path} has no images on {topic}: they are on {', '.join(topics)}")
-        self.topic = topic or topics[0]
+        self.topic = topic or next(iter(topics))
+        self.count = topics[self.topic]
+        self.fps = self._rate()
 
-    def _topics(self) -> list[str]:
-        make_reader, errors = _mcap()
-        try:
-            with self.path.open("rb") as file:
-                _check_magic(file)
-                summary = make_reader(file).get_summary()
-        except errors as error:
-            raise ValueError(
-                f"{self.path} is damaged or no MCAP log ({error}): `mcap recover` may mend it"
-            ) from error
-        if summary is None:
-            raise ValueError(f"{self.path} was not closed: `mcap recover` mends it")
-        return sorted(
-            channel.topic
-            for channel in summary.channels.values()
-            if channel.schema_id and summary.schemas[channel.schema_id].name in SCHEMAS
-        )
+    def _topics(self) -> dict[str, int]:
+        """Messages by topic, of those with images."""
+        make_reader = _mcap()
+        with self.path.open("rb") as file, _damage_told(self.path):
+            _check_ends(file)
+            summary = make_reader(file).get_summary()
+            if summary is None:
+                raise ValueError("it was not closed")
+            counts = summary.statistics.channel_message_counts if summary.statistics else {}
+            return {
+                channel.topic: counts.get(channel.id, 0)
+                for channel in sorted(summary.channels.values(), key=lambda each: str(each.topic))
+                if channel.schema_id and summary.schemas[channel.schema_id].name in SCHEMAS
+            }
+
+    def _rate(self) -> float:
+        with self.path.open("rb") as file, _damage_told(self.path):
+            reader = _mcap()(file)
+            ends = [
+                next(iter(reader.iter_messages(topics=[self.topic], reverse=back)), None)
+                for back in (False, True)
+            ]
+            first, last = (each[2].log_time if each else 0 for each in ends)
+            return (self.count - 1) * 1e9 / (last - first) if last > first else 0.0
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:
-        make_reader, _ = _mcap()
-        decoders: dict[int, Callable[[bytes], bytes]] = {}
+        decoders: dict[int, Decoder] = {}
         with self.path.open("rb") as file:
-            messages = make_reader(file).iter_messages(topics=[self.topic])
-            for index, (schema, channel, message) in enumerate(messages):
+            for index, (schema, channel, message) in enumerate(self._messages(file)):
                 if channel.id not in decoders:
-                    decoders[channel.id] = _decoder(channel.message_encoding, schema)
+                    decoders[channel.id] = self._decoder(channel.message_encoding, schema)
                 name = f"{self.path.stem}_{index:06d}"
-                yield _frame(decoders[channel.id](message.data), index, name, message.log_time)
+                yield _frame(decoders[channel.id], message, index, name)
+
+    def _decoder(self, encoding: str, schema: Any) -> Decoder:
+        with _damage_told(self.path):
+            decoder = _decoder(encoding, schema)
+        if decoder is None:
+            raise ValueError(
+                f"{self.path} has images in the encoding {encoding!r}, which cannot be read: "
+                "ROS 2, protobuf and JSON can"
+            )
+        return decoder
+
+    def _messages(self, file: BinaryIO) -> Iterator[Any]:
+        with _damage_told(self.path):
+            yield from _mcap()(file).iter_messages(topics=[self.topic])
 
 
-def _check_magic(file: BinaryIO) -> None:
+class _Missing(RuntimeError):
+    """A package is."""
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """One clear error in place of all that a damaged file makes its readers raise."""
+    try:
+        yield
+    except _Missing:
+        raise
+    except Exception as error:  # of mcap, its decompressors and its message decoders
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged or no MCAP log ({why}): `mcap recover` may mend it"
+        ) from error
+
+
+def _check_ends(file: BinaryIO) -> None:
     """Raises EOFError unless the file begins and ends as MCAP logs do; the reader takes the end's
     offsets on trust."""
     head = file.read(len(MAGIC))
-    file.seek(0, os.SEEK_END)
-    whole = file.tell() >= 2 * len(MAGIC)
-    file.seek(-len(MAGIC) if whole else 0, os.SEEK_END)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - len(MAGIC)))
     tail = file.read()
     file.seek(0)
     if head != MAGIC or tail != MAGIC:
         raise EOFError("it does not begin and end as one")
+    if size < SHORTEST:
+        raise EOFError(f"its {size} bytes are fewer than the shortest log has")
 
 
-def _frame(data: bytes, index: int, name: str, wall_ns: int) -> Frame | Unreadable:
-    content = np.frombuffer(data, np.uint8)
+def _frame(decode: Decoder, message: Any, index: int, name: str) -> Frame | Unreadable:
+    try:
+        content = np.frombuffer(decode(message.data), np.uint8)
+    except Exception:  # a decoder's, of a damaged message; the next one may be whole
+        content = np.empty(0, np.uint8)
     image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
     if image is None:
         return Unreadable(name, f"{name} is damaged or not an image")
-    return Frame(np.asarray(image, np.uint8), index, time.monotonic_ns(), name, wall_ns)
+    return Frame(np.asarray(image, np.uint8), index, time.monotonic_ns(), name, message.log_time)
 
 
-def _decoder(encoding: str, schema: Any) -> Callable[[bytes], bytes]:
-    """Message -> the compressed picture in it."""
+def _decoder(encoding: str, schema: Any) -> Decoder | None:
+    """None for an encoding that nobody here knows."""
     if encoding == "json":
         return lambda data: base64.b64decode(json.loads(data)["data"])
     try:
         from mcap_protobuf.decoder import DecoderFactory as Protobuf
         from mcap_ros2.decoder import DecoderFactory as Ros2
     except ImportError as error:
-        raise RuntimeError(INSTALL) from error
+        raise _Missing(INSTALL) from error
     factories: list[Any] = [Ros2(), Protobuf()]
     for factory in factories:
         decode = factory.decoder_for(encoding, schema)
         if decode is not None:
             return lambda data, decode=decode: bytes(decode(data).data)  # type: ignore[misc]
-    raise ValueError(f"images in the encoding {encoding!r} cannot be read: ROS 2, protobuf or JSON")
+    return None
 
 
-def _mcap() -> tuple[Any, tuple[type[Exception], ...]]:
+def _mcap() -> Any:
+    """The reader's maker."""
     try:
-        from mcap.exceptions import McapError
         from mcap.reader import make_reader
     except ImportError as error:
-        raise RuntimeError(INSTALL) from error
-    return make_reader, (McapError, EOFError, UnicodeDecodeError)
+        raise _Missing(INSTALL) from error
+    return make_reader

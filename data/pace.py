@@ -26,6 +26,11 @@ class Paced:
             raise ValueError(f"a rate is 0 (as fast as possible) to 1000 Hz, not {rate_hz}")
         self.frames, self.rate_hz, self.loops = frames, rate_hz, loops
 
+    @property
+    def restarts(self) -> bool:
+        """Whether to play it again where it broke; played once, no frame comes twice."""
+        return self.loops
+
     def __iter__(self) -> Iterator[Frame | Unreadable]:
         indices = count()
         while True:

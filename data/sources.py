@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .camera import Camera, is_camera
-from .frames import Frame, Unreadable, open_source
+from .frames import Frame, Recording, Unreadable, open_source
 from .mcap_log import McapLog
 from .pace import CITYSCAPES_HZ, Paced
+
+ONLY_LOGS = "--topic goes with MCAP logs only"
 
 
 def open_drive_source(
@@ -25,13 +27,23 @@ def open_drive_source(
     if is_camera(where):
         if loops or rate_hz == 0:
             raise ValueError("a camera has a rate of its own and no end: no --loop, no --rate 0")
+        if topic is not None:
+            raise ValueError(ONLY_LOGS)
         return Camera(where)
+    recording = open_recording(where, topic)
+    own_hz = None if isinstance(recording, McapLog) else recording.fps or CITYSCAPES_HZ
+    return Paced(recording, own_hz if rate_hz is None else rate_hz, loops)
+
+
+def open_recording(where: str, topic: str | None = None) -> Recording:
+    """The frames of an MCAP log, or of what `open_source` takes. topic: of a log.
+
+    Raises ValueError if nothing is there, or it cannot be read.
+    """
     if where.endswith(".mcap"):
         if not Path(where).is_file():
             raise ValueError(f"no log at {where}")
-        return Paced(McapLog(Path(where), topic), rate_hz, loops)
+        return McapLog(Path(where), topic)
     if topic is not None:
-        raise ValueError("--topic goes with MCAP logs only")
-    source = open_source(where)
-    own_hz = source.fps or CITYSCAPES_HZ
-    return Paced(source, own_hz if rate_hz is None else rate_hz, loops)
+        raise ValueError(ONLY_LOGS)
+    return open_source(where)

@@ -58,6 +58,7 @@ class LivePage:
         self._published_ns: deque[int] = deque(maxlen=WINDOW)
         self._taken = self._missed = 0
         self._last_status = ""
+        self._closed = False
 
     def __call__(self, message: Result | Status) -> None:
         with self._news:
@@ -74,7 +75,7 @@ class LivePage:
     def newer_than(self, frame_id: int, timeout_s: float) -> Picture | None:
         """The newest result if it is another one than `frame_id`; waits for it."""
         with self._news:
-            self._news.wait_for(lambda: self._is_news(frame_id), timeout_s)
+            self._news.wait_for(lambda: self._is_news(frame_id) or self._closed, timeout_s)
             newest = self._newest
             if newest is None or not self._is_news(frame_id):
                 return None
@@ -82,6 +83,12 @@ class LivePage:
             if self._picture is None or self._picture.facts["frame_id"] != newest.frame_id:
                 self._picture = encode(newest)
             return self._picture
+
+    def close(self) -> None:
+        """Nothing more will come: whoever waits for it is answered now."""
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
 
     def _is_news(self, frame_id: int) -> bool:
         return self._newest is not None and self._newest.frame_id != frame_id

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.classes import ClassSet
-from ..data.frames import Frame, Source, Unreadable
+from ..data.frames import Frame, Recording, Unreadable
 from ..runtime import Segmenter
 from .layout import Layout, Seen, compose, plan
 from .writers import Writer, open_writer
@@ -54,9 +54,8 @@ class Contestant:
         self.times_ms.append((perf_counter() - began) * 1000)
         self._recent.append(self.times_ms[-1])
         latency = median(self._recent)
-        return Seen(
-            self.title, f"{latency:.1f} ms   {1000 / latency:.1f} FPS", self.classes, labels
-        )
+        readout = f"{rounded(latency)} ms   {rounded(1000 / latency)} FPS"
+        return Seen(self.title, readout, self.classes, labels)
 
     def facts(self) -> dict[str, object]:
         times = np.array(self.times_ms or [np.nan])
@@ -71,6 +70,11 @@ class Contestant:
         }
 
 
+def rounded(value: float) -> str:
+    """To three figures: more of them only flicker."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
 @dataclass
 class Summary:
     """What a demo did: frames shown, reasons why others were not, files written."""
@@ -82,7 +86,7 @@ class Summary:
 
 
 def demo(
-    source: Source,
+    source: Recording,
     segmenters: Sequence[Segmenter],
     out: Path | None,
     look: Look | None = None,
@@ -111,7 +115,7 @@ def demo(
 
 
 def _play(
-    source: Source,
+    source: Recording,
     contestants: Sequence[Contestant],
     writer: Writer,
     look: Look,

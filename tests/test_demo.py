@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +15,11 @@ from conftest import Run, as_json
 from rtseg.data.classes import CAMVID, CITYSCAPES, ClassSet
 from rtseg.data.frames import open_source
 from rtseg.data.scenes import scenes
+from rtseg.data.sources import open_recording
 from rtseg.demo.layout import Seen, compose, plan
 from rtseg.demo.overlay import blend, colour, legend, legend_strip
 from rtseg.demo.palettes import colour_blind_safe, nearest_pair
-from rtseg.demo.video import Look, demo
+from rtseg.demo.video import Look, demo, rounded
 from rtseg.demo.writers import has_display, open_writer
 from rtseg.export import export
 from rtseg.models.source import Source
@@ -182,6 +185,30 @@ def test_a_wrong_ending_and_a_missing_display_are_told(
     assert not has_display()
     with pytest.raises(ValueError, match="name a file with -o"):
         open_writer(None, 17)
+
+
+def test_a_log_plays_at_its_own_rate(clip: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mcap", reason='needs the mcap packages: pip install "rtseg[drive]"')
+    from mcap.writer import Writer
+
+    log, out = tmp_path / "drive.mcap", tmp_path / "demo.mp4"
+    with log.open("wb") as file:
+        writer = Writer(file)
+        writer.start()
+        known = writer.register_schema("foxglove.CompressedImage", "jsonschema", b"{}")
+        channel = writer.register_channel("/camera", "json", known)
+        for number, path in enumerate(sorted(clip.iterdir())):
+            data = json.dumps({"data": base64.b64encode(path.read_bytes()).decode()}).encode()
+            writer.add_message(channel, number * 125_000_000, data, number * 125_000_000)
+        writer.finish()
+    summary = demo(open_recording(str(log)), [Fake()], out)
+    assert (summary.frames, summary.written) == (FRAMES, [str(out)])
+    assert cv2.VideoCapture(str(out)).get(cv2.CAP_PROP_FPS) == pytest.approx(8)
+
+
+@pytest.mark.parametrize(("value", "text"), [(394.07, "394"), (25.41, "25.4"), (100.0, "100")])
+def test_figures_in_the_corner_are_short(value: float, text: str) -> None:
+    assert rounded(value) == text
 
 
 def test_the_command_lays_models_side_by_side(

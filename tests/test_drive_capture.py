@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from rtseg.data.frames import Frame
+from rtseg.data.pace import Paced
 from rtseg.runtime.drive import capture as capturing
 from rtseg.runtime.drive.bell import Bell
 from rtseg.runtime.drive.capture import Capture
+from rtseg.runtime.drive.faults import FaultySource, Plan
 from rtseg.runtime.drive.mailbox import Captured, Mailbox
 from rtseg.runtime.drive.tally import Spread, Tally
 
@@ -137,6 +139,27 @@ def test_a_generator_that_raises_is_lost_for_good() -> None:
     until(lambda: capture.gone)
     assert capture.lost == "ValueError: bad cable"
     assert not capture.reopen()
+
+
+def test_a_recording_that_breaks_is_not_played_again() -> None:
+    class Damaged:
+        opened = 0
+
+        def __iter__(self) -> Iterator[Frame]:
+            self.opened += 1
+            yield frame(0)
+            raise ValueError("drive.mcap is damaged")
+
+    once, round_and_round = Damaged(), Damaged()
+    capture = capture_of(Paced(once, 0))
+    capture.start()
+    until(lambda: capture.gone)
+    assert once.opened == 1
+    capture = capture_of(FaultySource(Paced(round_and_round, 0, loops=True), Plan([], 0)))
+    capture.start()
+    until(lambda: round_and_round.opened > 1)
+    capture.stop()
+    assert not capture_of(FaultySource(Paced(once, 0), Plan([], 0))).reopen()
 
 
 def test_a_source_may_wait_for_inference() -> None:

@@ -12,7 +12,6 @@ import pytest
 from rtseg.data import pace
 from rtseg.data.camera import Camera, is_camera
 from rtseg.data.frames import Frame, Unreadable, open_source
-from rtseg.data.mcap_log import McapLog
 from rtseg.data.pace import Paced
 from rtseg.data.sources import open_drive_source
 
@@ -179,69 +178,17 @@ def test_an_absent_camera_says_what_is_missing() -> None:
         next(iter(Camera("97")))
 
 
-def ros2_log(path: Path, topics: tuple[str, ...] = ("/camera/compressed",)) -> None:
-    from mcap_ros2.writer import Writer
-
-    schema = """std_msgs/Header header
-string format
-uint8[] data
-================================================================================
-MSG: std_msgs/Header
-builtin_interfaces/Time stamp
-string frame_id
-================================================================================
-MSG: builtin_interfaces/Time
-int32 sec
-uint32 nanosec
-"""
-    with path.open("wb") as file:
-        writer = Writer(file)
-        known = writer.register_msgdef("sensor_msgs/msg/CompressedImage", schema)
-        for topic in topics:
-            for number in range(3):
-                picture = np.full((4, 6, 3), 40 * number, np.uint8)
-                content = cv2.imencode(".png", picture)[1].tobytes()
-                header = {"stamp": {"sec": number, "nanosec": 5}, "frame_id": "front"}
-                message = {"header": header, "format": "png", "data": content}
-                at = 10**18 + number * 10**8
-                writer.write_message(topic, known, message, log_time=at, publish_time=at)
-        writer.finish()
-
-
-def test_a_ros2_log(tmp_path: Path) -> None:
-    pytest.importorskip("mcap_ros2")
-    path = tmp_path / "drive.mcap"
-    ros2_log(path)
-    frames: Any = list(McapLog(path))
-    assert [frame.image[0, 0, 0] for frame in frames] == [0, 40, 80]
-    assert [frame.wall_ns - 10**18 for frame in frames] == [0, 10**8, 2 * 10**8]
-    assert frames[1].name == "drive_000001"
-
-
-def test_a_log_with_two_cameras_wants_a_topic(tmp_path: Path) -> None:
-    pytest.importorskip("mcap_ros2")
-    path = tmp_path / "drive.mcap"
-    ros2_log(path, ("/left", "/right"))
-    with pytest.raises(ValueError, match="images on /left, /right: name one with --topic"):
-        McapLog(path)
-    with pytest.raises(ValueError, match="no images on /front: they are on /left, /right"):
-        McapLog(path, "/front")
-    assert len(list(McapLog(path, "/right"))) == 3
-
-
-@pytest.mark.parametrize("content", [b"", b"no log", bytes(100)])
-def test_what_is_no_log(content: bytes, tmp_path: Path) -> None:
-    pytest.importorskip("mcap")
-    path = tmp_path / "drive.mcap"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="is damaged or no MCAP log"):
-        McapLog(path)
-
-
-def test_a_log_that_was_cut_off_says_how_to_mend_it(tmp_path: Path) -> None:
-    pytest.importorskip("mcap_ros2")
-    path = tmp_path / "drive.mcap"
-    ros2_log(path)
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="`mcap recover`"):
-        McapLog(path)
+@pytest.mark.parametrize(
+    ("where", "options", "message"),
+    [
+        ("absent.mcap", {}, "no log at absent.mcap"),
+        ("frames", {"topic": "/camera"}, "MCAP logs only"),
+        ("0", {"topic": "/camera"}, "MCAP logs only"),
+        ("0", {"loops": True}, "a rate of its own and no end"),
+    ],
+)
+def test_options_that_do_not_go_with_the_source(
+    where: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_drive_source(where, **options)

@@ -103,7 +103,8 @@ function showStatus(status) {
   if (view.paused) return;
   find("rate").textContent = `${status.rate_hz.toFixed(1)} / s`;
   find("p99").textContent = `${status.latency.p99_ms.toFixed(1)} ms`;
-  find("misses").textContent = `${status.deadline_misses} of ${status.published}`;
+  find("misses").textContent = status.deadline_ms === null
+    ? "no deadline" : `${status.deadline_misses} of ${status.published}`;
   find("published").textContent = status.published;
   const causes = Object.entries(status.dropped).map(([cause, count]) => `${count} ${cause}`);
   find("dropped").textContent = causes.join(", ") || "0";

@@ -34,7 +34,8 @@ class Capture:
 
     A source that raises is iterated again, with a back-off; one that hangs is left to its thread
     when `reopen` is called, and iterated again in a new one. A source that is its own iterator
-    (a generator) cannot start again: it is lost when it raises.
+    (a generator) cannot start again: it is lost when it raises; so is a recording, which would give
+    the frames again that it gave before.
 
     lost: why no frames come, or "" while they do. gone: it is lost for good. ended: the source came
     to its end. last_ns: when the last good frame came, monotonic. reopened: how often.
@@ -178,8 +179,9 @@ class _Repeated(ValueError):
 
 
 def restarts(source: Source) -> bool:
-    """Whether a source can be iterated from its beginning again."""
-    return not isinstance(source, Iterator)
+    """Whether a source that broke can be iterated again, and goes on instead of beginning anew:
+    not a generator, nor one that says so by `restarts = False`, as a recording does."""
+    return not isinstance(source, Iterator) and getattr(source, "restarts", True)
 
 
 def _close(frames: Iterator[Any], source: Source) -> None:

@@ -92,6 +92,7 @@ class FaultySource:
 
     def __init__(self, source: Iterable[Frame | Unreadable], plan: Plan):
         self.source, self.plan = source, plan
+        self.restarts: bool = getattr(source, "restarts", True)
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:
         for item in self.source:
