@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from .lettering import Picture
 
 CODECS = {".mp4": "mp4v", ".webm": "VP90", ".avi": "MJPG", ".mkv": "mp4v"}
 GIF_COLOURS = 128
+ESCAPE, NO_KEY = 27, 255  # as OpenCV gives them, of which the last byte counts
 
 
 class Writer(Protocol):
@@ -166,7 +168,8 @@ class Folder:
 
 
 class Window:
-    """A window that plays the pictures. Space halts and goes on, q or Escape ends."""
+    """A window that plays the pictures at their rate, or as fast as they come. Space halts and goes
+    on; q, Escape or closing it ends. A single picture stays until a key is pressed."""
 
     TITLE = "rtseg demo"
 
@@ -175,16 +178,40 @@ class Window:
             raise ValueError(
                 "there is no display to open a window on: name a file with -o, such as -o demo.mp4"
             )
-        self.fps = fps
+        self.period_s, self.shown, self.ended, self.next_s = 1 / fps, 0, False, 0.0
+        # Its fonts, which nothing here shows, are missing from OpenCV's wheels.
+        os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")
 
     def add(self, picture: Picture, name: str = "") -> bool:
+        if not self.shown:
+            look = cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL
+            cv2.namedWindow(self.TITLE, look)
+            cv2.resizeWindow(self.TITLE, picture.shape[1], picture.shape[0])
         cv2.imshow(self.TITLE, picture)
-        key = cv2.waitKey(1) & 0xFF
-        if key == ord(" "):
-            key = cv2.waitKey(0) & 0xFF
-        return key not in (ord("q"), 27)
+        self.shown += 1
+        if self._key() == ord(" "):
+            self._wait_for_key()
+        return not self.ended
+
+    def _key(self) -> int:
+        """What is pressed until the next picture is due."""
+        now = time.monotonic()
+        self.next_s = max(now, self.next_s) + self.period_s
+        return self._pressed(max(1, round(1000 * (self.next_s - self.period_s - now))))
+
+    def _wait_for_key(self) -> None:
+        while not self.ended and self._pressed(100) == NO_KEY:
+            pass
+
+    def _pressed(self, limit_ms: int) -> int:
+        key = cv2.waitKey(limit_ms) & 0xFF
+        closed = cv2.getWindowProperty(self.TITLE, cv2.WND_PROP_VISIBLE) < 1
+        self.ended |= closed or key in (ord("q"), ESCAPE)
+        return key
 
     def finish(self) -> list[str]:
+        if self.shown == 1:
+            self._wait_for_key()
         cv2.destroyAllWindows()
         return []
 
