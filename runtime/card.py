@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..data.classes import ClassSet
 from ..data.files import digest_of
+from .protobuf import read_varint, varint
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 # How coarse logits become the frame's size: a bilinear resize of (1, K, h, w), without or with
@@ -174,8 +175,8 @@ def append_card(model: bytes, card: Card) -> bytes:
     """A serialised ONNX model that has no property `rtseg` yet, with `card` as that property."""
     card = card.model_copy(update={"files": {"": hashlib.sha256(model).hexdigest()}})
     value = card.to_json().encode()
-    entry = _ENTRY + _varint(len(value)) + value
-    return model + _FIELD + _varint(len(entry)) + entry
+    entry = _ENTRY + varint(len(value)) + value
+    return model + _FIELD + varint(len(entry)) + entry
 
 
 def verify(path: str | os.PathLike[str], card: Card) -> None:
@@ -209,33 +210,14 @@ def _split_onnx(path: Path) -> tuple[bytes, bytes]:
             f"{path} carries no card, so nothing says what its classes and sizes are: "
             "export it with `rtseg export`"
         )
-    length, value_at = _read_varint(content, start + len(_ENTRY))
+    length, value_at = read_varint(content, start + len(_ENTRY))
     entry_length = value_at + length - start
-    model_end = start - len(_varint(entry_length)) - len(_FIELD)
+    model_end = start - len(varint(entry_length)) - len(_FIELD)
     if value_at + length != len(content):
         raise ArtifactError(
             f"{path} is truncated or was rewritten by another tool: copy or export it again"
         )
     return content[:model_end], content[value_at:]
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*encoded, value])
-
-
-def _read_varint(content: bytes, at: int) -> tuple[int, int]:
-    """(value, position behind it)."""
-    value = shift = 0
-    while at < len(content):
-        value |= (content[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if content[at - 1] < 0x80:
-            break
-    return value, at
 
 
 def _header_card(path: Path) -> bytes:

@@ -8,14 +8,9 @@ from typing import Any
 import openvino
 
 from .card import Enlargement
+from .cut_onnx import COARSE, RESIZES
 
-COARSE = "coarse"
 BESIDE_LABELS = ("Convert", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "DepthToSpace")
-RESIZES: dict[str, Enlargement] = {
-    "align_corners": "bilinear_aligned",
-    "half_pixel": "bilinear",
-    "pytorch_half_pixel": "bilinear",
-}
 
 
 @dataclass(frozen=True)
@@ -26,18 +21,20 @@ class Coarse:
     enlarge: Enlargement
 
 
-def cut_labels(model: openvino.Model, size: tuple[int, int]) -> Coarse | None:
+def cut_labels(
+    model: openvino.Model, size: tuple[int, int], shuffled: bool = True
+) -> Coarse | None:
     """Let `model` give the logits that its last enlargement reads, as the output COARSE, in place
     of its labels (1, H, W).
 
     None, and the model as it was, where the labels are made of something else than the argmax of a
-    bilinear resize or of pixels still to be shuffled.
+    bilinear resize or, if `shuffled`, of pixels still to be shuffled.
     """
     result = _result(model, "labels")
     argmax = _argmax_above(result) if result is not None else None
     if result is None or argmax is None:
         return None
-    found = _resized(argmax, size) or _shuffled(argmax, size)
+    found = _resized(argmax, size) or (_shuffled(argmax, size) if shuffled else None)
     if found is None:
         return None
     source, coarse = found
@@ -57,9 +54,18 @@ def _result(model: openvino.Model, name: str) -> Any:
 def _argmax_above(result: Any) -> Any:
     """The node that chooses the classes, from which only type and shape change to the labels."""
     node = result.input_value(0).get_node()
-    while node.get_type_name() in BESIDE_LABELS:
+    while node.get_type_name() in BESIDE_LABELS or _picks_channel(node):
         node = node.input_value(0).get_node()
     return node if node.get_type_name() == "TopK" and _axis(node) == 1 else None
+
+
+def _picks_channel(node: Any) -> bool:
+    """Whether it takes the only channel out of (1, 1, H, W)."""
+    if node.get_type_name() != "Gather":
+        return False
+    source, axis = node.input_value(0), node.input_value(2).get_node()
+    one = len(source.get_shape()) == 4 and source.get_shape()[1] == 1
+    return one and axis.get_type_name() == "Constant" and int(axis.get_data().item()) == 1
 
 
 def _axis(topk: Any) -> int:

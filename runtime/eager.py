@@ -28,10 +28,10 @@ class PyTorch(InTurn):
     falls back to float32, which is faster there.
 
     labels: "graph" enlarges and compares in PyTorch, "cells" makes the labels of the coarse logits
-    (`labels_torch.py`). By default a CPU takes "cells" where numba is installed, since that was
-    faster for every kind of logits (docs/speed-notes.md), and CUDA times both at load and keeps
-    the faster one; `info.options` says which. Artifacts that give logits too keep "graph", so that
-    the labels are the argmax of these.
+    (`labels_torch.py`). By default a CPU takes "cells" where the network ends in a bilinear resize
+    and numba is installed, since that was the faster (docs/speed-notes.md), and CUDA times both at
+    load and keeps the faster one; `info.options` says which. Artifacts that give logits too keep
+    "graph", so that the labels are the argmax of these.
     """
 
     def __init__(
@@ -86,6 +86,8 @@ class PyTorch(InTurn):
         how = enlargement(self.module.network, self.card.size)
         if self.card.outputs != ("labels",) or how is None:
             why = "cells need an artifact that enlarges its logits and gives labels only"
+        if how == "shuffle" and self.device.type == "cpu" and not asked:
+            why = "a shuffled head's labels gain nothing from them on a CPU"
         try:
             if not why:
                 self._start_maker(how, threads)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 from numpy.typing import NDArray
 
-from .backend import Image, Info, InTurn
+from .backend import Image, Info, InTurn, Labels
 from .card import ArtifactError, read_card
+from .cut_onnx import COARSE, cut_labels
+from .labels import LabelMaker, compiled_available
 
 
 class OnnxRuntime(InTurn):
@@ -18,10 +22,21 @@ class OnnxRuntime(InTurn):
     copy of the frame on the CPU.
 
     device: "cpu" or "cuda[:N]"; by default CUDA where ONNX Runtime and the machine have it.
-    threads: on the CPU, by default one per core that this process may use.
+    threads: on the CPU, by default one per core that this process may use. labels: on the CPU,
+    "graph" makes them in the model as it was exported, "cells" from its coarse logits, by
+    `labels.py`; by default "cells" where the model ends in a bilinear resize and numba is
+    installed, since that was the faster (docs/speed-notes.md).
     """
 
-    def __init__(self, path: Path, device: str | None = None, threads: int | None = None):
+    def __init__(
+        self,
+        path: Path,
+        device: str | None = None,
+        threads: int | None = None,
+        labels: str | None = None,
+    ):
+        if labels not in (None, "graph", "cells"):
+            raise ArtifactError(f'labels is "graph" or "cells", not {labels!r}')
         self.card = read_card(path)
         kind, index = _device(device)
         options = onnxruntime.SessionOptions()
@@ -31,12 +46,21 @@ class OnnxRuntime(InTurn):
         providers: list[Any] = ["CPUExecutionProvider"]
         if kind == "cuda":
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # the package raises classes of its own, without a common base
+        start = partial(_start, path, options, providers)
+        wanted = labels == "cells" or (labels is None and kind == "cpu" and compiled_available())
+        cut = None
+        if wanted and kind == "cpu":
+            cut = _cut(path, self.card.size, start, threads, shuffled=labels == "cells")
+        if labels == "cells" and cut is None:
             raise ArtifactError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}"
-            ) from error
+                "ONNX Runtime makes labels of coarse logits on a CPU, for models whose labels are "
+                'the argmax of enlarged logits: load this one with labels="graph"'
+            )
+        self._maker: LabelMaker | None = None
+        if cut is not None:
+            self.session, self._maker = cut
+        else:
+            self.session = start(str(path))
         if kind == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
             raise ArtifactError(
                 "ONNX Runtime could not start CUDA (driver, CUDA or cuDNN libraries): "
@@ -53,6 +77,7 @@ class OnnxRuntime(InTurn):
             device=kind if kind == "cpu" else f"cuda:{index}",
             threads=threads if kind == "cpu" else None,
             precision=self.card.precision,
+            options=(("labels", "cells" if self._maker else "graph"),),
         )
 
     def _bind_outputs(self) -> None:
@@ -71,6 +96,11 @@ class OnnxRuntime(InTurn):
 
     def compute(self) -> None:
         self.session.run_with_iobinding(self.binding)
+        if self._maker is not None:
+            self._maker(self._fetch(COARSE).reshape(self._maker.shape))
+
+    def download(self) -> Labels:
+        return self._output("labels") if self._maker is None else self._maker.labels
 
     def _fetch(self, name: str) -> NDArray[Any]:
         value: NDArray[Any] = self.binding.get_outputs()[self.names.index(name)].numpy()
@@ -82,6 +112,8 @@ class OnnxRuntime(InTurn):
     def close(self) -> None:
         del self.binding, self.session
         self._input = None
+        if self._maker is not None:
+            self._maker.close()
 
 
 def usable_cores() -> int:
@@ -89,6 +121,35 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _start(path: Path, options: Any, providers: list[Any], model: str | bytes) -> Any:
+    """A session of `model`, which is the artifact at `path` or made of it."""
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # the package raises classes of its own, without a common base
+        raise ArtifactError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}"
+        ) from error
+
+
+def _cut(
+    path: Path, size: tuple[int, int], start: Callable[[bytes], Any], threads: int, shuffled: bool
+) -> tuple[Any, LabelMaker] | None:
+    """(a session that ends at the coarse logits, what makes labels of them), where both can be,
+    and unless they are of pixels to be shuffled and `shuffled` is off."""
+    found = cut_labels(path.read_bytes())
+    if found is None or (found[1] == "shuffle" and not shuffled):
+        return None
+    model, enlarge = found
+    session = start(model)
+    shape = next(tuple(o.shape) for o in session.get_outputs() if o.name == COARSE)
+    if enlarge == "shuffle":
+        factor = size[0] // shape[3] if len(shape) == 5 else 0
+        if shape[2:] != (factor**2, size[0] // max(1, factor), size[1] // max(1, factor)):
+            return None
+        shape = (1, shape[1] * shape[2], *shape[3:])
+    return session, LabelMaker(shape, size, enlarge, threads)
 
 
 def _device(device: str | None) -> tuple[str, int]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from .backend import Image, Info, InTurn, Labels
 from .card import ArtifactError, read_card
-from .cut import COARSE, cut_labels
+from .cut import cut_labels
+from .cut_onnx import COARSE
 from .labels import LabelMaker, compiled_available
 from .ort import usable_cores
 
@@ -35,9 +36,8 @@ class OpenVino(InTurn):
     threads: by default one per core that this process may use. precision: what it computes in,
     "fp32", "bf16" or "fp16"; by default bf16 where the CPU has it in hardware and the artifact's
     proof was passed in it, else fp32. labels: "graph" makes them in the model as it was exported,
-    "cells" from its coarse logits, by `labels.py`; by default "cells" wherever the model's end is
-    one that this knows and numba is installed, since that was the faster on trained networks
-    (docs/speed-notes.md; with random weights in bf16 it may not be).
+    "cells" from its coarse logits, by `labels.py`; by default "cells" where the model ends in a
+    bilinear resize and numba is installed, since that was the faster (docs/speed-notes.md).
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class OpenVino(InTurn):
         """
         if not (compiled_available() or asked_for):
             return None
-        coarse = cut_labels(model, self.card.size)
+        coarse = cut_labels(model, self.card.size, shuffled=asked_for)
         if coarse is not None:
             return LabelMaker(coarse.shape, self.card.size, coarse.enlarge, threads)
         if asked_for:
