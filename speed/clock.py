@@ -174,7 +174,7 @@ def _turn(lane: Lane, block_ms: float, now: Now) -> None:
     for name, call in lane.calls.items():
         counted = call is first and opening > block_ms
         turn = [opening] if counted else [_timed(call, now)]
-        while sum(turn) + turn[-1] < block_ms:
+        while sum(turn) < block_ms:
             turn.append(_timed(call, now))
         lane.rounds[name].append(turn)
     if lane.aside is not None:
