@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Function = TypeVar("Function", bound=Callable[..., Any])
 UNDECIDED = 255
 MARGIN, FLOOR = np.float32(2**-20), np.float32(1e-35)  # here, since the cache watches this file
+WIDTH = 256  # columns of a piece of a band: 12 rows of them fit into 32 KiB
 LOWEST = np.float32(-np.inf)
 
 
@@ -129,6 +130,115 @@ def fill(codes: Any, starts: Any, pairs: Any, out: Any) -> None:
 
 
 @compiled
+def take_larger(
+    top: Any, bottom: Any, count: int, near: Any, far: Any, k: int, best: Any, ids: Any
+) -> None:
+    """Class k where it beats `best`, in len(near) rows of `count` pixels between top and bottom."""
+    code = np.int32(k)
+    for y in range(len(near)):
+        w, v = near[y], far[y]
+        for x in range(count):
+            value = mix(top[x], w, bottom[x], v)
+            before = best[y, x]
+            larger = value > before
+            best[y, x] = value if larger else before
+            ids[y, x] = code if larger else ids[y, x]
+
+
+@compiled
+def whole_band(
+    upper: Any,
+    lower: Any,
+    left: Any,
+    right: Any,
+    near: Any,
+    far: Any,
+    row_near: Any,
+    row_far: Any,
+    room: Any,
+    best: Any,
+    ids: Any,
+    out: Any,
+) -> None:
+    """Labels of a band, out (rows, W), every pixel interpolated; upper, lower (K, w): the input
+    rows that it lies between; left, right, near, far (W,): how each column reads them.
+
+    room (2, WIDTH) and best, ids (rows or more, WIDTH): space for a piece of the band that stays in
+    the nearest cache while all classes pass.
+    """
+    for begin in range(0, len(near), WIDTH):
+        end = min(begin + WIDTH, len(near))
+        count = end - begin
+        west, east, w, v = left[begin:end], right[begin:end], near[begin:end], far[begin:end]
+        best[:] = LOWEST
+        ids[:] = 0
+        for k in range(len(upper)):
+            north, south = upper[k], lower[k]
+            for x in range(count):
+                room[0, x] = mix(north[west[x]], w[x], north[east[x]], v[x])
+            for x in range(count):  # one loop for both would be twice as slow
+                room[1, x] = mix(south[west[x]], w[x], south[east[x]], v[x])
+            take_larger(room[0], room[1], count, row_near, row_far, k, best, ids)
+        for y in range(len(out)):
+            row = out[y, begin:end]
+            for x in range(count):
+                row[x] = np.uint8(ids[y, x])
+
+
+@compiled
+def mixed_cell(
+    corners: Any,
+    ids_at: Any,
+    near: Any,
+    far: Any,
+    row_near: Any,
+    row_far: Any,
+    kept: Any,
+    ids: Any,
+    top: Any,
+    bottom: Any,
+    value: Any,
+    out: Any,
+) -> None:
+    """Labels of one cell, out (rows, columns), among the classes that can win in it.
+
+    corners (4, K), upper left, upper right, lower left and lower right, with the argmax `ids_at` of
+    each; kept to value: space.
+    """
+    classes = corners.shape[1]
+    kept[:] = True
+    for corner in range(4):
+        drop_losers(corners, ids_at[corner], kept)
+    count = 0
+    for k in range(classes):
+        if kept[k]:
+            ids[count] = k
+            for x in range(len(near)):
+                top[count, x] = mix(corners[0, k], near[x], corners[1, k], far[x])
+                bottom[count, x] = mix(corners[2, k], near[x], corners[3, k], far[x])
+            count += 1
+    if count == 2:
+        race_two(top, bottom, ids, row_near, row_far, out)
+    else:
+        race_all(top, bottom, ids, count, row_near, row_far, value, out)
+
+
+@compiled
+def find_mixed(upper: Any, lower: Any, pairs: Any, mixed: Any) -> int:
+    """Write the cells of a band that have more than one argmax at their corners, or an undecided
+    one, into `mixed`; returns how many. upper, lower (w,): the codes of its input rows."""
+    count = 0
+    for j in range(len(pairs)):
+        left, right = pairs[j]
+        code = upper[left]
+        same = (code == upper[right]) & (code == lower[left])
+        same &= (code == lower[right]) & (code != UNDECIDED)
+        mixed[count] = j
+        count += not same
+    return count
+
+
+@compiled
 def bilinear(
     logits: NDArray[np.float32],
     row_starts: Any,
@@ -141,24 +251,36 @@ def bilinear(
     far: Any,
     first: int,
     last: int,
+    most_mixed: float,
     labels: Any,
 ) -> int:
     """Write the bands first..last - 1 of cells into labels (H, W), from logits (K, h, w).
 
-    Returns how many cells had to be interpolated.
+    Returns how many cells had to be interpolated. Where those are more than `most_mixed` (a
+    share) of a band, it is interpolated as a whole, without looking which classes can win where.
     """
     classes, _, width = logits.shape
     widest = np.max(starts[1:] - starts[:-1])
+    highest = np.max(row_starts[1:] - row_starts[:-1])
     upper, lower = np.empty((2, classes, width), np.float32)
     upper_ids, lower_ids = np.empty((2, width), np.int32)
     upper_codes, lower_codes = np.empty((2, width), np.uint8)
     best = np.empty((2, width), np.float32)
-    corners = np.empty((4, classes), np.float32)
+    mixed = np.empty(len(pairs) + 1, np.int64)
+    corners, corner_ids = np.empty((4, classes), np.float32), np.empty(4, np.int32)
     kept = np.empty(classes, np.bool_)
     ids = np.empty(classes, np.uint8)
     top, bottom = np.empty((2, classes, widest), np.float32)
     value = np.empty(widest, np.float32)
-    held, mixed = -1, 0
+    room = np.empty((2, WIDTH), np.float32)
+    band_best, band_ids = (
+        np.empty((highest, WIDTH), np.float32),
+        np.empty((highest, WIDTH), np.int32),
+    )
+    west, east = np.empty((2, len(near)), np.int32)
+    for j in range(len(pairs)):
+        west[starts[j] : starts[j + 1]], east[starts[j] : starts[j + 1]] = pairs[j]
+    held, total = -1, 0
     for i in range(first, last):
         if held == row_pairs[i, 0]:  # the band above left it as its lower row
             upper, lower = lower, upper
@@ -169,38 +291,28 @@ def bilinear(
         held = row_pairs[i, 1]
         take_row(logits, held, lower, best, lower_ids, lower_codes)
         band = slice(row_starts[i], row_starts[i + 1])
+        count = find_mixed(upper_codes, lower_codes, pairs, mixed)
+        total += count
+        if count > most_mixed * len(pairs):
+            whole_band(
+                upper, lower, west, east, near, far, row_near[band], row_far[band],
+                room, band_best, band_ids, labels[band],
+            )  # fmt: skip
+            continue
         fill(upper_codes, starts, pairs, labels[band])
-        for j in range(len(pairs)):
+        for j in mixed[:count]:
             left, right = pairs[j]
-            code = upper_codes[left]
-            same = (code == upper_codes[right]) & (code == lower_codes[left])
-            if same & (code == lower_codes[right]) & (code != UNDECIDED):
-                continue
-            mixed += 1
             for k in range(classes):
                 corners[0, k], corners[1, k] = upper[k, left], upper[k, right]
                 corners[2, k], corners[3, k] = lower[k, left], lower[k, right]
-                kept[k] = True
-            drop_losers(corners, upper_ids[left], kept)
-            drop_losers(corners, upper_ids[right], kept)
-            drop_losers(corners, lower_ids[left], kept)
-            drop_losers(corners, lower_ids[right], kept)
+            corner_ids[0], corner_ids[1] = upper_ids[left], upper_ids[right]
+            corner_ids[2], corner_ids[3] = lower_ids[left], lower_ids[right]
             cell = slice(starts[j], starts[j + 1])
-            w, v = near[cell], far[cell]
-            count = 0
-            for k in range(classes):
-                if kept[k]:
-                    ids[count] = k
-                    for x in range(len(w)):
-                        top[count, x] = mix(corners[0, k], w[x], corners[1, k], v[x])
-                        bottom[count, x] = mix(corners[2, k], w[x], corners[3, k], v[x])
-                    count += 1
-            out = labels[band, cell]
-            if count == 2:
-                race_two(top, bottom, ids, row_near[band], row_far[band], out)
-            else:
-                race_all(top, bottom, ids, count, row_near[band], row_far[band], value, out)
-    return mixed
+            mixed_cell(
+                corners, corner_ids, near[cell], far[cell], row_near[band], row_far[band],
+                kept, ids, top, bottom, value, labels[band, cell],
+            )  # fmt: skip
+    return total
 
 
 @compiled

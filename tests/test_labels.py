@@ -14,12 +14,20 @@ from rtseg.export import export
 from rtseg.models.source import Source
 from rtseg.runtime import ArtifactError, load
 from rtseg.runtime.cut import Coarse, cut_labels
-from rtseg.runtime.labels import Axis, LabelMaker, classes_and_factor
+from rtseg.runtime.labels import MOST_MIXED, Axis, LabelMaker, classes_and_factor
 
 
-def ours(logits: Logits, size: tuple[int, int], aligned: bool, threads: int = 1) -> Any:
+def ours(
+    logits: Logits,
+    size: tuple[int, int],
+    aligned: bool,
+    threads: int = 1,
+    most_mixed: float = MOST_MIXED,
+) -> Any:
     name = "bilinear_aligned" if aligned else "bilinear"
-    return LabelMaker(logits.shape, size, name, threads)(logits)  # type: ignore[arg-type]
+    maker = LabelMaker(logits.shape, size, name, threads)  # type: ignore[arg-type]
+    maker.most_mixed = most_mixed
+    return maker(logits)
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -31,8 +39,10 @@ def test_every_factor(make: Any, aligned: bool) -> None:
         for classes in (2, 11, 19):
             logits = make((1, classes, height, width))
             size = height * factor, width * factor
-            wrong = np.count_nonzero(ours(logits, size, aligned) != plain(logits, size, aligned))
-            assert wrong == 0, f"factor {factor}, {classes} classes: {wrong} pixels"
+            expected = plain(logits, size, aligned)
+            for most_mixed in (-1.0, MOST_MIXED, 1.0):  # every band whole, as is, cell by cell
+                wrong = np.count_nonzero(ours(logits, size, aligned, 1, most_mixed) != expected)
+                assert wrong == 0, f"factor {factor}, {classes} classes: {wrong} pixels"
 
 
 @pytest.mark.parametrize("aligned", [False, True])
