@@ -52,7 +52,7 @@ setup(
     package_data={
         "rtseg": ["py.typed"],
         "rtseg.demo": ["page/*"],
-        "rtseg.models": ["pretrained/*.safetensors"],
+        "rtseg.models": ["pretrained/*.safetensors", "costs.json"],
         "rtseg.train": ["recipes/*.yaml"],
     },
     install_requires=[

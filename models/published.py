@@ -1,5 +1,5 @@
-"""What is reported of the variants: mean IoU in percent, and at how many classes
-a network is reported. Only what their authors state, or their training logs show.
+"""What is reported of the variants: mean IoU in percent, at how many classes a network is reported,
+and whose code it reproduces. Only what their authors state, or their training logs show.
 """
 
 from __future__ import annotations
@@ -121,6 +121,41 @@ SCORES: dict[str, list[Score]] = {
     **_scores(_SENFORMER, (ADE20K, COCO_STUFF, PASCAL_CONTEXT, CITYSCAPES)),
     **_scores(_CROSSFORMER, (ADE20K,)),
 }
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The implementation whose outputs a variant reproduces. licence: as its LICENSE file says;
+    None: it is not known here."""
+
+    where: str
+    licence: str | None = None
+
+
+_ZOO_OF_CSFCN = Reference("github.com/kaigelee/CSFCN", "MIT")
+_REFERENCES = {  # the first that a variant's name begins with; "": none, the network is ours
+    "csfcn_nano": Reference(""),
+    "csfcn": _ZOO_OF_CSFCN,
+    "sfnet_r18_official": Reference("github.com/lxtGH/SFSegNets"),
+    "sfnet_lite": Reference("github.com/lxtGH/SFSegNets"),
+    "sfnet": Reference("an mmsegmentation one"),
+    "swiftnet": Reference("github.com/orsic/swiftnet"),
+    "bisenet": Reference("github.com/CoinCheung/BiSeNet", "MIT"),
+    "pidnet": Reference("github.com/XuJiacong/PIDNet"),
+    "ddrnet": Reference("github.com/ydhongHIT/DDRNet", "MIT"),
+    "sfanet": _ZOO_OF_CSFCN,
+    "mgseg": _ZOO_OF_CSFCN,
+    "icnet": Reference("github.com/liminn/ICNet-pytorch, github.com/kaigelee/CSFCN", "MIT"),
+    "crossformer": Reference("github.com/cheerss/CrossFormer", "MIT"),
+    "ecfd": Reference("the authors'"),
+    "senformer": Reference("github.com/WalBouss/SenFormer", "MIT"),
+}
+
+
+def reference(variant: str) -> Reference | None:
+    """None for a network of our own."""
+    found = next(ref for name, ref in _REFERENCES.items() if variant.startswith(name))
+    return found if found.where else None
 
 
 def scores(variant: str) -> list[Score]:

@@ -23,7 +23,7 @@ class Variant:
 
     `size` (height, width) is the one the network is reported at; `multiple` what its sides must be
     multiples of; `align_corners` is of the last resize to the image. Where `paper` says "ours"
-    there is no official checkpoint. `licence`: the reference implementation's; None: not known.
+    there is no official checkpoint.
     """
 
     make: Callable[..., Any]
@@ -34,7 +34,6 @@ class Variant:
     std: tuple[float, float, float] = IMAGENET_STD
     multiple: int = 8
     align_corners: bool = False
-    licence: str | None = None
 
     def build(self, num_classes: int, **options: Any) -> Network:
         network: Network = self.make(num_classes, **options)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, Run
+from rtseg.commands.models import listed, score_texts
 from rtseg.data.frames import Frame
 from rtseg.export import export
 from rtseg.models.source import Source
-from rtseg.models.zoo import rows
 
 README = (ROOT / "README.md").read_text()
 
@@ -80,14 +80,17 @@ def test_linked_pages_exist() -> None:
 
 
 def test_the_zoo_table_is_the_code_s() -> None:
-    for row in rows():
+    for row in listed():
         cells = [
             f"`{row['model']}`",
             f"{row['params'] / 1e6:.2f} M",
             f"{row['macs_512x1024'] / 1e9:.2f}",
             f"{row['macs_1024x2048'] / 1e9:.2f}",
+            ", ".join(score_texts(row["published"])) or "-",
+            ", ".join(f"`{name}`" for name in row["recipes"]),
+            row["paper"],
         ]
-        assert f"| {' | '.join(cells)} |" in README
+        assert f"\n| {' | '.join(cells)} |\n" in README
 
 
 def test_versions_are_pinned() -> None:

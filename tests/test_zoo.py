@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
+from rtseg.commands import models as listing
 from rtseg.models import VARIANTS, count
 from rtseg.models.published import SCORES
 from rtseg.models.shadow import shadow
-from rtseg.models.zoo import row
+from rtseg.models.zoo import costs, row, stored_costs
 
 # name: (height, width, classes, parameters in M or None, GMACs), measured on the references.
 MEASURED = {
@@ -85,6 +87,20 @@ def test_parameters_and_macs(name):
     assert cost.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
 
 
+def test_every_cost_is_stored():
+    assert list(stored_costs()) == list(VARIANTS)
+
+
+QUICK = ("csfcn_nano", "pidnet_s", "icnet")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in VARIANTS]
+)
+def test_what_is_stored_is_what_is_counted(name):
+    assert stored_costs()[name] == costs(name)
+
+
 @pytest.mark.parametrize("name", ["pidnet_s", "crossformer_s_fpn", "senformer_swin_b"])
 def test_a_row_has_the_reported_size(name):
     height, width, classes, millions, gmacs = MEASURED[name]
@@ -115,3 +131,50 @@ def test_a_few_scores():
 def test_a_name_that_is_none():
     with pytest.raises(ValueError, match="did you mean 'csfcn_nano'"):
         row("csfcn_nono")
+
+
+def shown(name, width, monkeypatch, capsys):
+    monkeypatch.setattr("rtseg.commands.terminal.out", Console(width=width))
+    monkeypatch.setattr(listing, "out", Console(width=width))
+    listing.models(name)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_table_fits_a_terminal(monkeypatch, capsys):
+    lines = shown(None, 80, monkeypatch, capsys)
+    assert max(map(len, lines)) <= 80
+    named = {line.split()[0]: line.split() for line in lines if line.split()}
+    assert named.keys() >= VARIANTS.keys()
+    assert named["bisenetv1"][1:] == ["13.43", "29.6", "118.3", "75.44", "1", "MIT"]
+    assert named["swiftnet_r18"][4:] == ["75.5", "test", "1", "-"]
+    assert named["crossformer_s_fpn"][4:] == ["46.4", "ADE20K", "1", "MIT"]
+
+
+def test_a_wide_terminal_shows_recipes_and_all_scores(monkeypatch, capsys):
+    lines = shown(None, 200, monkeypatch, capsys)
+    (line,) = (line for line in lines if line.startswith("pidnet_s "))
+    for text in ("1024x2048: 47.2", "78.8, 78.6 test, 80.1 CamVid test", "pidnet_camvid, pidnet_c"):
+        assert text in line
+
+
+def test_one_network_in_full(monkeypatch, capsys):
+    text = "\n".join(shown("senformer_nws_swin_t", 200, monkeypatch, capsys))
+    for part in (
+        "ADE20K val: 46, several scales and flip 46.4 (published)",
+        "at 512x512, 150 classes: 143.954 M, 203.2",
+        "senformer_swin_ade20k",
+        "github.com/WalBouss/SenFormer, licence MIT",
+        "such as backbone.patch_embed.projection.weight",
+        "our names, such as backbone.stem.weight",
+        "multiples of 4",
+    ):
+        assert part in text, part
+
+
+def test_a_network_of_ours_has_no_reference_and_a_licence_may_be_unknown():
+    nano = listing.one("csfcn_nano")
+    assert (nano["reference"], nano["licence"]) == (None, None)
+    assert nano["checkpoint"]["official"] is None
+    assert nano["weights"] == "csfcn_nano_camvid"
+    assert row("pidnet_s")["licence"] is None
+    assert row("pidnet_s")["reference"] == "github.com/XuJiacong/PIDNet"
