@@ -56,16 +56,16 @@ class EngineFacts(_Facts):
     """What a TensorRT engine was built with, and what it needs to run.
 
     `flavour`: the Python package; `compute_capabilities`: such as "8.6", those it holds or may
-    compile code for; `minimum_driver`: of the CUDA version it was built for; `layers`: of the
-    network before TensorRT fused them; `flags`: builder and network flags, by name; `blocks`:
-    SHA-256 of the file's blocks, so that all cores can check a large engine.
+    compile code for; `minimum_driver`: of the CUDA version it was built for, if that is known;
+    `layers`: of the network before TensorRT fused them; `flags`: builder and network flags, by
+    name; `blocks`: SHA-256 of the file's blocks, so that all cores can check a large engine.
     """
 
     flavour: Literal["tensorrt", "tensorrt_rtx"]
     version: str
     compute_capabilities: tuple[str, ...]
     platform: str
-    minimum_driver: str | None
+    minimum_driver: str | None = None
     flags: tuple[str, ...]
     layers: int
     onnx: str
