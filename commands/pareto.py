@@ -26,9 +26,12 @@ def pareto(
     ] = Method.percentile,
     threads: Annotated[int | None, Option(help="CPU threads; by default one per core.")] = None,
     runs: Annotated[int, Option(min=20, help="Runs of each way.")] = 200,
+    images: Annotated[
+        int | None, Option(min=1, help="Score so many frames, spread over the split; else all.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure time and mIoU of fp32, bf16 and int8 on this machine; refuse int8 where it is beaten.
+    """Measure time and mIoU of fp32, fp16, bf16 and int8 here; refuse int8 where it is beaten.
 
     rtseg pareto csfcn_nano camvid --root data/camvid --calib data/camvid/train
     """
@@ -51,6 +54,7 @@ def pareto(
             Calibration(calib, calibration.value),
             threads=threads,
             runs=runs,
+            images=images,
             progress=step,
         )
     show(front.to_json(), front.table(), as_json)

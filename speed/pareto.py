@@ -29,6 +29,7 @@ LEAST_GAIN = 0.03
 RUNS = 200  # of each way; the 99th percentile is then the third largest time
 WARM_UP = 5
 BACKENDS = ("openvino", "onnxruntime")
+PRECISIONS = ("fp32", "fp16", "int8")  # of files; bf16 is how OpenVINO may compute in them
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Way:
 
     @property
     def name(self) -> str:
-        both = dict.fromkeys((self.precision, self.computes))
-        kind = " + ".join(both) if self.precision == "int8" else self.computes
+        alone = self.precision in ("fp32", self.computes)
+        kind = self.computes if alone else f"{self.precision} + {self.computes}"
         return f"{self.backend} {kind}"
 
     def open(self, threads: int | None) -> Segmenter:
@@ -72,7 +73,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Front:
-    """The points, fastest first, and what there is to say of int8: `int8` is whether it pays."""
+    """The points, fastest first, and what there is to say of int8: `int8` is whether it pays.
+    left_out: precisions that no file holds the parity bar in, and why."""
 
     model: str
     size: tuple[int, int]
@@ -82,6 +84,7 @@ class Front:
     points: tuple[Point, ...]
     int8: bool
     advice: str
+    left_out: dict[str, str]
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "size": f"{self.size[0]}x{self.size[1]}"}, indent=2)
@@ -103,7 +106,8 @@ class Front:
                 f"{point.worst_class} {-100 * point.worst_loss:+.2f}",
                 "yes" if point.front else "no",
             )
-        whys = (f"{p.way}: {p.why}" for p in self.points if p.why)
+        whys = [f"{p.way}: {p.why}" for p in self.points if p.why]
+        whys += [f"{name} is left out: {why}" for name, why in self.left_out.items()]
         return Group(table, *(Text(line, style="dim") for line in whys), Text(self.advice))
 
 
@@ -115,25 +119,29 @@ def pareto(
     *,
     threads: int | None = None,
     runs: int = RUNS,
+    images: int | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Front:
-    """Export `source` in float32 and int8, run each file in every way that this machine's CPU has,
-    in turn, and hold each way's mIoU on `data` against its time.
+    """Export `source` in float32, float16 and int8, run each file in every way that this machine's
+    CPU has, in turn, and hold each way's mIoU on `data` against its time.
+
+    images: how many of `data` to score, spread over it; by default all.
 
     Raises ExportError as `export` does, and ValueError where no CPU backend is installed.
     """
     if not any(installed(backend) for backend in BACKENDS):
         raise ValueError('no CPU backend is installed: pip install "rtseg[openvino]"')
+    chosen = np.linspace(0, len(data) - 1, min(images or len(data), len(data))).round().astype(int)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as open_ones:
         files, failed = _files(source, size, calibration, Path(folder), progress)
         ways = _ways(files)
         running = [open_ones.enter_context(way.open(threads)) for way in ways]
         progress("time, all ways in turn")
-        times = _times(running, [data[i].image for i in range(min(len(data), 32))], runs)
+        times = _times(running, [data[i].image for i in chosen[:32].tolist()], runs)
         counts = []
         for way, segment in zip(ways, running, strict=True):
             progress(f"mIoU of {way.name}")
-            counts.append(evaluate(segment, data).confusion)
+            counts.append(evaluate(segment, data, chosen.tolist()).confusion)
         used = running[0].info.threads or 1
     points = _judged(
         [
@@ -141,9 +149,9 @@ def pareto(
             for way, spent, count in zip(ways, times, counts, strict=True)
         ]
     )
-    pays, advice = _advice(points, failed)
+    pays, advice = _advice(points, failed.get("int8", ""))
     name = source.network.info.name
-    return Front(name, size, len(data), used, runs, tuple(points), pays, advice)
+    return Front(name, size, len(chosen), used, runs, tuple(points), pays, advice, failed)
 
 
 def _files(
@@ -152,10 +160,10 @@ def _files(
     calibration: Calibration,
     folder: Path,
     progress: Callable[[str], None],
-) -> tuple[dict[str, Path], str]:
-    """One ONNX file a precision, which every CPU backend reads; and why int8 is not among them."""
-    files, failed = {}, ""
-    for precision in ("fp32", "int8"):
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """One ONNX file a precision, which every CPU backend reads; and why others are not there."""
+    files, failed = {}, {}
+    for precision in PRECISIONS:
         try:
             (artifact,) = export(
                 source.network,
@@ -172,26 +180,39 @@ def _files(
         except ProofError as error:
             if precision == "fp32":
                 raise
-            failed = str(error)
+            failed[precision] = str(error)
         else:
             files[precision] = artifact.path
     return files, failed
 
 
 def _ways(files: dict[str, Path]) -> list[Way]:
-    found = []
-    for precision, path in files.items():
-        for backend in filter(installed, BACKENDS):
-            found.append(Way(path, backend, precision, "fp32"))
-            if backend == "openvino" and _has_bf16():
-                found.append(Way(path, backend, precision, "bf16"))
-    return found
+    return [
+        Way(path, backend, precision, computes)
+        for precision, path in files.items()
+        for backend in filter(installed, BACKENDS)
+        for computes in _computes(backend, precision)
+    ]
 
 
-def _has_bf16() -> bool:
+def _computes(backend: str, precision: str) -> list[str]:
+    """What a backend can compute a file's float layers in, on this machine.
+
+    OpenVINO runs a float16 file in float32 where the CPU has no float16 arithmetic.
+    """
+    if backend != "openvino":
+        return ["fp16" if precision == "fp16" else "fp32"]
+    able = _capabilities()
+    if precision == "fp16":
+        return ["fp16" if "FP16" in able else "fp32"]
+    return ["fp32", "bf16"] if "BF16" in able else ["fp32"]
+
+
+def _capabilities() -> list[str]:
+    """What OpenVINO finds this CPU to have in hardware."""
     from ..runtime.ov import the_core
 
-    return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return list(the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _times(

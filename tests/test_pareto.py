@@ -6,9 +6,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from conftest import Run, as_json
 from rtseg.data.scenes import scenes
-from rtseg.speed.pareto import Point, _advice, _judged
+from rtseg.speed import pareto
+from rtseg.speed.pareto import Point, Way, _advice, _judged, _ways
 
 
 def point(way: str, p99: float, miou: float) -> Point:
@@ -48,19 +50,37 @@ def test_int8_that_holds_no_bar_is_refused() -> None:
     assert advice == "int8 is refused: labels agree on 90 %"
 
 
+def test_every_precision_is_run_in_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {name: Path(f"{name}.onnx") for name in ("fp32", "fp16", "int8")}
+    monkeypatch.setattr(pareto, "installed", lambda backend: True)
+    monkeypatch.setattr(pareto, "_capabilities", lambda: ["FP32", "BF16", "INT8"])
+    assert [way.name for way in _ways(files)] == [
+        "openvino fp32", "openvino bf16", "onnxruntime fp32",
+        "openvino fp16 + fp32", "onnxruntime fp16",
+        "openvino int8 + fp32", "openvino int8 + bf16", "onnxruntime int8 + fp32",
+    ]  # fmt: skip
+    monkeypatch.setattr(pareto, "_capabilities", lambda: ["FP32", "FP16", "INT8"])
+    names = [way.name for way in _ways(files)]
+    assert "openvino fp16" in names
+    assert not [name for name in names if "bf16" in name]
+    monkeypatch.setattr(pareto, "installed", lambda backend: backend == "onnxruntime")
+    assert {way.backend for way in _ways(files)} == {"onnxruntime"}
+    assert Way(files["fp16"], "onnxruntime", "fp16", "fp16").name == "onnxruntime fp16"
+
+
 def test_the_command(rtseg: Run, tmp_path: Path) -> None:
     root, calib = tmp_path / "camvid", tmp_path / "calib"
     for folder in (root / "val", root / "valannot", calib):
         folder.mkdir(parents=True)
     for place, scene in enumerate(scenes(16, (96, 128), seed=5)):
         cv2.imwrite(str(calib / f"{place}.png"), scene)
-        if place < 2:
+        if place < 3:
             cv2.imwrite(str(root / "val" / f"{place}.png"), scene)
             labels = np.random.default_rng(place).integers(0, 12, (96, 128), np.uint8)
             cv2.imwrite(str(root / "valannot" / f"{place}.png"), labels)
     done = rtseg(
         "pareto", "csfcn_nano", "camvid", "--root", root, "--calib", calib, "--runs", 20,
-        "--threads", 1, "--json",
+        "--threads", 1, "--images", 2, "--json",
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stderr
     done.returncode = 0
@@ -68,7 +88,11 @@ def test_the_command(rtseg: Run, tmp_path: Path) -> None:
     assert front["size"] == "96x128"
     assert front["images"] == 2
     ways = {point["way"] for point in front["points"]}
-    assert "openvino fp32" in ways
+    assert {"openvino fp32", "onnxruntime fp32"} <= ways
+    held = {point["precision"] for point in front["points"]}
+    assert held | front["left_out"].keys() == {"fp32", "fp16", "int8"}
+    assert not held & front["left_out"].keys()
+    assert all(front["left_out"].values()), "each says why"
     assert front["int8"] == any(p["front"] for p in front["points"] if p["precision"] == "int8")
     assert all(point["why"] for point in front["points"] if not point["front"])
     assert [p["p99_ms"] for p in front["points"]] == sorted(p["p99_ms"] for p in front["points"])
