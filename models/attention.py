@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -187,11 +188,11 @@ class DeployedGroupAttention(GroupAttention):
 class Mlp(nn.Module):
     """Two linear maps with an exact GELU between: (..., C) -> (..., C)."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, linear: type[nn.Linear] = nn.Linear):
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = linear(width, hidden)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))
@@ -270,6 +271,16 @@ class RelativeBias(nn.Module):
 
     def deployed(self) -> FixedBias:
         return FixedBias(spread_bias(self.table.detach(), self.relative_position_index))
+
+
+def resized_table(table: Tensor, offsets: int) -> Tensor:
+    """A bias table (offsets, heads) of another window, bicubically brought to this one's."""
+    if len(table) == offsets:
+        return table
+    old, new = (round(count**0.5) for count in (len(table), offsets))
+    image = table.T.unflatten(1, (old, old))[None]
+    resized = F.interpolate(image, (new, new), mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T
 
 
 class FixedBias(nn.Module):

@@ -41,7 +41,7 @@ def corners(sizes: Sequence[Size]) -> tuple[list[Size], Size]:
     return places, (height + below, max(width, column - 1))
 
 
-def _tokens_to_atlas(*sides: int) -> Tensor:
+def _order(*sides: int) -> NDArray[np.int64]:
     """(atlas' tokens): the token at each place, the token count where there is none."""
     sizes = _pairs(sides)
     places, whole = corners(sizes)
@@ -51,15 +51,17 @@ def _tokens_to_atlas(*sides: int) -> Tensor:
         block = np.arange(first, first + height * width).reshape(height, width)
         atlas[row : row + height, column : column + width] = block
         first += height * width
-    return torch.from_numpy(atlas.reshape(-1).astype(np.int64))
+    return atlas.reshape(-1).astype(np.int64)
+
+
+def _tokens_to_atlas(*sides: int) -> Tensor:
+    return torch.from_numpy(_order(*sides))
 
 
 def _atlas_to_tokens(*sides: int) -> Tensor:
     """(tokens): where each token lies in the atlas."""
-    sizes = _pairs(sides)
-    order = _tokens_to_atlas(*sides).numpy()
-    places = np.argsort(order, kind="stable")[: sum(h * w for h, w in sizes)]
-    return torch.from_numpy(places.astype(np.int64))
+    places = np.argsort(_order(*sides), kind="stable")
+    return torch.from_numpy(places[: sum(h * w for h, w in _pairs(sides))].astype(np.int64))
 
 
 class Atlas(nn.Module):

@@ -59,10 +59,15 @@ def fcn_head(inputs: int, width: int, num_classes: int) -> Head:
     return head
 
 
-AUXILIARY_KEYS: Keys = (
-    *unit_keys("auxiliary_head.convs.0", "extra.auxiliary.hidden"),
-    ("auxiliary_head.conv_seg", "extra.auxiliary.classifier"),
-)
+def head_keys(theirs: str, ours: str) -> Keys:
+    """Of a `Head` of the segmentation toolbox."""
+    return (
+        *unit_keys(f"{theirs}.convs.0", f"{ours}.hidden"),
+        (f"{theirs}.conv_seg", f"{ours}.classifier"),
+    )
+
+
+AUXILIARY_KEYS: Keys = head_keys("auxiliary_head", "extra.auxiliary")
 
 
 def small_normal(conv: nn.Conv2d) -> nn.Conv2d:

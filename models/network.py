@@ -60,6 +60,10 @@ class Network(nn.Module):
         """(coarse logits, auxiliary logits by name): what training sees beside `coarse`."""
         return self.coarse(image), {}
 
+    def modern(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint's entries by the official names of today, for families that had others."""
+        return state
+
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's entries, by our names, as this network holds them: for families whose
         checkpoints come in more than one form."""

@@ -16,12 +16,14 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Block, Groups, Mlp, RelativeBias, attend, heads_of, window_plan
 from .heads import AUXILIARY_KEYS, EncoderDecoder, Laterals, fcn_head
 from .layers import resize, to_map, to_tokens, unused
 from .resnet import deep_stem_keys, resnet50, stage_keys
+from .senformer_older import modern
 from .stacked import StackedLearners, apart
 from .swin import (
     UNFOLDED,
@@ -63,6 +65,18 @@ class WindowPyramid(nn.Module):
         return maps
 
 
+class ClassLinear(nn.Linear):
+    """A linear map of class embeddings (N, classes, C), of their mean and of the rest apart.
+
+    The mean is ten times as large as what tells classes apart, and so would be its rounding errors,
+    other ones for each class. A deployed network has plain maps.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(dim=1, keepdim=True)
+        return F.linear(x - mean, self.weight) + F.linear(mean, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     """Multi-head attention of class embeddings: (N, Q, C) -> (N, Q, C)."""
 
@@ -71,7 +85,7 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.proj = nn.Linear(WIDTH, WIDTH)
+        self.proj = ClassLinear(WIDTH, WIDTH)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """All by head."""
@@ -83,7 +97,7 @@ class SelfAttention(Attention):
 
     def __init__(self) -> None:
         super().__init__()
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.qkv = ClassLinear(WIDTH, 3 * WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attend(*heads_of(self.qkv(x), 3 * HEADS).chunk(3, dim=1))
@@ -94,7 +108,7 @@ class CrossAttention(Attention):
 
     def __init__(self) -> None:
         super().__init__()
-        self.query = nn.Linear(WIDTH, WIDTH)
+        self.query = ClassLinear(WIDTH, WIDTH)
         self.key_value = nn.Linear(WIDTH, 2 * WIDTH)
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
@@ -112,7 +126,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.norm1, self.cross = nn.LayerNorm(WIDTH), CrossAttention()
         self.norm2, self.attention = nn.LayerNorm(WIDTH), SelfAttention()
-        self.norm3, self.mlp = nn.LayerNorm(WIDTH), Mlp(WIDTH, 4 * WIDTH)
+        self.norm3, self.mlp = nn.LayerNorm(WIDTH), Mlp(WIDTH, 4 * WIDTH, ClassLinear)
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
         x = x + self.cross(self.norm1(x), keys_values)
@@ -231,6 +245,9 @@ class SenFormer(EncoderDecoder):
         extra = {f"stride{stride}": vote for stride, vote in zip(STRIDES, votes, strict=True)}
         extra |= {name: head(features[2]) for name, head in self.extra.items()}
         return ensemble(votes), extra
+
+    def modern(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return modern(state)
 
     def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Six equal blocks are one shared one."""

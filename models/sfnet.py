@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .heads import head_keys
 from .layers import (
     Constant,
     ConvNorm,
@@ -295,13 +296,6 @@ def _sfnet_lite(num_classes: int) -> SFNetLite:
     return SFNetLite(num_classes, _resnet18())
 
 
-def _head_keys(theirs: str, ours: str) -> tuple[Row, ...]:
-    return (
-        *unit_keys(f"{theirs}.convs.0", f"{ours}.hidden"),
-        (f"{theirs}.conv_seg", f"{ours}.classifier"),
-    )
-
-
 KEYS = (
     *deep_stem_keys("backbone.stem"),
     *stage_keys("backbone."),
@@ -312,10 +306,10 @@ KEYS = (
     ("neck.fams.{i}.high_down_conv", "align.{i}.deep_down"),
     ("neck.fams.{i}.flow_conv", "align.{i}.flow"),
     *unit_keys("neck.convs.{i}", "smooth.{i}"),
-    *_head_keys("decode_head", "head"),
-    *_head_keys("auxiliary_head.0", "extra.stride16"),
-    *_head_keys("auxiliary_head.1", "extra.stride8"),
-    *_head_keys("auxiliary_head.2", "extra.stride4"),
+    *head_keys("decode_head", "head"),
+    *head_keys("auxiliary_head.0", "extra.stride16"),
+    *head_keys("auxiliary_head.1", "extra.stride8"),
+    *head_keys("auxiliary_head.2", "extra.stride4"),
 )
 
 

@@ -54,6 +54,11 @@ class PatchMerging(nn.Module):
         return self
 
 
+def unfolded(values: Tensor) -> Tensor:
+    """A merging's norm or reduction (..., 4C) from the ORIGINAL layout to the UNFOLDED one."""
+    return values.unflatten(-1, (2, 2, -1)).movedim(-1, -3).transpose(-1, -2).flatten(-3)
+
+
 class Swin(nn.Module):
     """image (N, 3, H, W) -> four maps of widths C, 2C, 4C, 8C at strides 4, 8, 16 and 32.
 
@@ -130,33 +135,24 @@ def swin_large(**options: object) -> Swin:
     return Swin(192, (2, 2, 18, 2), (6, 12, 24, 48), **options)  # type: ignore[arg-type]
 
 
-def original_block_keys(theirs: str, ours: str) -> Keys:
-    """A block's names in the original release, which CrossFormer's follow."""
+def _block_keys(theirs: str, ours: str, attention: str, mlp: tuple[str, str]) -> Keys:
+    """`attention` and `mlp`: the official names of the attention and of the MLP's two maps."""
+    computed = "relative_position_index"
     return (
-        (f"{theirs}.attn.relative_position_bias_table", f"{ours}.attention.bias.table"),
-        (
-            f"{theirs}.attn.relative_position_index",
-            f"{ours}.attention.bias.relative_position_index",
-        ),
-        (f"{theirs}.attn.{{part}}", f"{ours}.attention.{{part}}"),
+        (f"{theirs}.{attention}.relative_position_bias_table", f"{ours}.attention.bias.table"),
+        (f"{theirs}.{attention}.{computed}", f"{ours}.attention.bias.{computed}"),
+        (f"{theirs}.{attention}.{{part}}", f"{ours}.attention.{{part}}"),
+        (f"{theirs}.{mlp[0]}", f"{ours}.mlp.fc1"),
+        (f"{theirs}.{mlp[1]}", f"{ours}.mlp.fc2"),
         (f"{theirs}.{{part}}", f"{ours}.{{part}}"),
-        (f"{theirs}.mlp.{{part}}", f"{ours}.mlp.{{part}}"),
     )
 
 
-def toolbox_block_keys(theirs: str, ours: str) -> Keys:
-    """A block's names in the segmentation toolbox."""
-    return (
-        (f"{theirs}.attn.w_msa.relative_position_bias_table", f"{ours}.attention.bias.table"),
-        (
-            f"{theirs}.attn.w_msa.relative_position_index",
-            f"{ours}.attention.bias.relative_position_index",
-        ),
-        (f"{theirs}.attn.w_msa.{{part}}", f"{ours}.attention.{{part}}"),
-        (f"{theirs}.ffn.layers.0.0", f"{ours}.mlp.fc1"),
-        (f"{theirs}.ffn.layers.1", f"{ours}.mlp.fc2"),
-        (f"{theirs}.{{part}}", f"{ours}.{{part}}"),
-    )
+# In the original release, which CrossFormer's names follow, and in the segmentation toolbox.
+original_block_keys = partial(_block_keys, attention="attn", mlp=("mlp.fc1", "mlp.fc2"))
+toolbox_block_keys = partial(
+    _block_keys, attention="attn.w_msa", mlp=("ffn.layers.0.0", "ffn.layers.1")
+)
 
 
 _ENDS = (

@@ -85,7 +85,7 @@ def _keys(model: Network) -> Keys:
 
 def rename_to_ours(state: State, model: Network) -> State:
     """`state` by our names, if it is in official ones; what a network computes is dropped."""
-    own = model.state_dict().keys()
+    own, state = model.state_dict().keys(), model.modern(state)
     names = rename(state, _keys(model))
     if len(own & set(names.values())) > len(own & state.keys()):
         state = {names[k]: v for k, v in state.items() if k in names}

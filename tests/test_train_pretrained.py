@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rtseg.models import CheckpointError, build
-from rtseg.models.weights import official_names
+from rtseg.models import CheckpointError, Info, build
+from rtseg.models.senformer import SenFormer
+from rtseg.models.swin import ORIGINAL, ORIGINAL_KEYS, UNFOLDED, Swin
+from rtseg.models.weights import official_names, rename
 from rtseg.train.pretrained import start_backbone
 
 STEM = {"conv1.0": "stem.0", "conv1.1": "stem.1", "conv1.3": "stem.3", "conv1.4": "stem.4",
@@ -59,6 +61,37 @@ def test_torchvision_has_another_stem_which_is_left_out(trained, tmp_path):
     started = start_backbone(build("csfcn_tiny"), tmp_path / "resnet18.pth")
     assert 0 < started.loaded < started.entries
     assert all(key.startswith("backbone.stem.") for key in started.left)
+
+
+def swin(window, layout):
+    torch.manual_seed(window)
+    network = Swin(32, (2, 1, 1, 1), (1, 2, 4, 8), window=window, layout=layout)
+    senformer = SenFormer(network, 5, shared=True)
+    senformer.info = Info("senformer_swin_t", 5, multiple=4)
+    return senformer
+
+
+def test_swin_s_own_release_fills_another_layout_and_window(tmp_path):
+    """Its names, its order of merged channels, and bias tables of window 4 for window 6."""
+    released, network = swin(4, ORIGINAL), swin(6, UNFOLDED)
+    names = rename(released.state_dict(), [(ours, theirs) for theirs, ours in ORIGINAL_KEYS])
+    state = {
+        names[key].removeprefix("backbone."): value
+        for key, value in released.state_dict().items()
+        if key.startswith("backbone.")
+    }
+    torch.save({"model": state | {"head.weight": torch.zeros(9, 9)}}, tmp_path / "swin.pth")
+    started = start_backbone(network, tmp_path / "swin.pth")
+    assert (started.loaded, started.left) == (started.entries, ())
+    image = torch.randn(1, 3, 64, 64)
+    for ours, theirs in zip(network.backbone.merges, released.backbone.merges, strict=True):
+        tokens = torch.randn(1, 64, theirs.norm.weight.numel() // 4)
+        assert torch.allclose(ours(tokens, (8, 8)), theirs(tokens, (8, 8)), atol=1e-5)
+    table = network.backbone.stages[0][0].attention.bias.table.detach()
+    small = released.backbone.stages[0][0].attention.bias.table.detach()
+    assert table.shape == (121, 1)
+    assert table.view(11, 11)[5, 5] == pytest.approx(float(small.view(7, 7)[3, 3]), abs=1e-6)
+    assert network.backbone(image)[0].isfinite().all()
 
 
 def test_another_network_is_refused(tmp_path):

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import read_golden
 from rtseg.models import CheckpointError, build, digest, load_checkpoint, save_checkpoint
 from rtseg.models.likeness import class_entries
+from rtseg.models.senformer_older import modern
 from rtseg.models.source import identify, open_source
 from rtseg.models.weights import official_names
 
@@ -184,3 +186,28 @@ def test_class_entries_are_the_classifiers() -> None:
     assert class_entries("csfcn_nano") == {"classifier.weight", "classifier.bias"}
     assert "head.learners.0.queries" in class_entries("senformer_r50")
     assert {k.split(".")[1] for k in class_entries("pidnet_s")} == {"classifier", "detail"}
+
+
+def older(name):
+    """A released SenFormer name as its author wrote it before."""
+    for released, before in (
+        ("decode_head.learners.", "decode_head.scale_heads."),
+        (".norm_embs.", ".norm_queriesPost."),
+        ("backbone.patch_embed.projection.", "backbone.patch_embed.proj."),
+        ("backbone.stages.", "backbone.layers."),
+        (".attn.w_msa.", ".attn."),
+        (".ffn.layers.0.0.", ".mlp.fc1."),
+        (".ffn.layers.1.", ".mlp.fc2."),
+    ):
+        name = name.replace(released, before)
+    return name
+
+
+@pytest.mark.parametrize("golden", ["senformer_nws_swin_t", "senformer_r50"])
+def test_senformer_s_older_names(golden):
+    released = [name for name, _ in read_golden(golden).meta["entries"]]
+    state = {older(name): torch.zeros(2, 8) for name in released}
+    assert state.keys() != set(released)
+    state["decode_head.scale_heads.0.norm_queriesPre.weight"] = torch.zeros(8)
+    assert list(modern(state)) == released
+    assert list(modern({name: torch.zeros(2, 8) for name in released})) == released

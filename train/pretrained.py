@@ -10,9 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ..models import VARIANTS, CheckpointError, Network, load_checkpoint
+from ..models.attention import resized_table
 from ..models.likeness import class_entries
 from ..models.stored import read, unwrap
-from ..models.weights import COUNTERS, rename
+from ..models.weights import COMPUTED, rename
 from .sections import Recipe
 
 MMSEG_STEM = (  # its deep stem -> the official one
@@ -47,12 +48,13 @@ def start(network: Network, recipe: Recipe) -> Started | None:
 def start_backbone(network: Network, path: Path) -> Started:
     """Fill `network`'s backbone from a classification or segmentation checkpoint.
 
-    What does not fit (a classifier, a head, another stem) is left out; norms' counters do not
-    matter. Raises CheckpointError if less than half of the backbone would be filled.
+    What does not fit (a classifier, a head, another stem) is left out; what a network computes, and
+    norms' counters, do not matter. Swin's bias tables of another window are resized. Raises
+    CheckpointError if less than half of the backbone would be filled.
     """
     state = _plain_names(unwrap(read(path), str(path)))
     own = {k: v for k, v in network.state_dict().items() if k.startswith("backbone.")}
-    own = {k: v for k, v in own.items() if not k.endswith(COUNTERS)}
+    own = {k: v for k, v in own.items() if not k.endswith(COMPUTED)}
     fits = max((_fitting(state, own, network, p) for p in PREFIXES), key=len)
     left = tuple(key for key in own if key not in fits)
     if 2 * len(fits) < len(own):
@@ -78,6 +80,10 @@ def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _fitting(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], network: Network, prefix: str
 ) -> dict[str, Tensor]:
-    names = rename([prefix + key for key in state], VARIANTS[network.info.name].keys)
-    renamed = {names[prefix + key]: value for key, value in state.items()}
+    modern = network.modern({prefix + key: value for key, value in state.items()})
+    names = rename(modern, VARIANTS[network.info.name].keys)
+    renamed = {names[key]: value for key, value in modern.items() if key in names}
+    for key, value in renamed.items():
+        if key.endswith("attention.bias.table") and key in own and value.dim() == 2:
+            renamed[key] = resized_table(value, len(own[key]))  # of another window
     return {k: v for k, v in renamed.items() if k in own and v.shape == own[k].shape}
