@@ -112,6 +112,37 @@ def test_a_source_that_is_lost_ends_the_drive() -> None:
     assert report["frames"]["published"] == 3
 
 
+def test_masks_come_back_with_the_camera() -> None:
+    """One that breaks, cannot be opened for a while, and is there again. How soon they do follows
+    from the back-off, which has tests of its own."""
+    back = [0.0]
+
+    class Camera:
+        def __iter__(self) -> Iterator[Frame]:
+            if back[0] and time.monotonic() < back[0]:
+                raise OSError("no such device")
+            for frame in frames(20 if not back[0] else 10**6):
+                yield frame
+                time.sleep(0.02)
+            back[0] = time.monotonic() + 1.5
+            raise OSError("unplugged")
+
+    results: list[Result] = []
+    statuses: list[Status] = []
+
+    def keep(message: Result | Status) -> None:
+        (results if isinstance(message, Result) else statuses).append(message)  # type: ignore[arg-type]
+        if back[0] and isinstance(message, Result) and message.captured_ns > back[0] * 1e9:
+            drive.stop()
+
+    drive = Drive(Camera(), first_channel, [keep])
+    report = drive.run(LIMIT_S)
+    assert report["ended"] == "stop()"
+    assert results[-1].captured_ns > back[0] * 1e9
+    assert "camera" in {status.cause for status in statuses}
+    assert any("unplugged" in status.text for status in statuses)
+
+
 @pytest.mark.parametrize(
     ("segmenter", "message"),
     [([], "needs a segmenter"), ([first_channel, "x.onnx"], "not some of each")],
@@ -335,6 +366,7 @@ def test_a_worker_is_steady_over_50_000_frames(artifacts: list[Artifact]) -> Non
     )
     report = drive.run()
     assert report["frames"]["published"] == 50_000
+    assert len(report["usage"]) > 2
     early, late = report["usage"][1], report["usage"][-1]  # the first is from before the worker
     assert late["handles"] <= early["handles"]
     assert late["workers_mib"] - early["workers_mib"] < 16

@@ -397,10 +397,9 @@ def test_a_drive_serves_a_page_beside_its_sinks(
         address = url.replace("0.0.0.0", "127.0.0.1")
         assert get(address, "status")[0] == 401  # beyond this machine a token is needed
         tab, troubles = opened(browser, address)
-        before = tab.evaluate(PIXELS), int(tab.inner_text("#published"))
-        tab.wait_for_timeout(1500)
-        assert tab.evaluate(PIXELS) != before[0]
-        assert int(tab.inner_text("#published")) > before[1]
+        published = int(tab.inner_text("#published"))
+        wait_for_new_picture(tab, tab.evaluate(PIXELS))
+        tab.wait_for_function(HIGHER, arg=["#published", published], timeout=WAIT_MS)
         assert tab.inner_text("#level") == artifact.name
         assert tab.inner_text("#misses") == "no deadline"
         assert troubles == []
