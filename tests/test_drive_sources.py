@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -99,6 +100,23 @@ def test_a_late_reader_does_not_shift_the_rest(hours: Hours) -> None:
         times.append(frame.captured_ns)
         hours.now += 130_000_000 if frame.index == 1 else 0
     assert (np.array(times) - times[0]).tolist() == pytest.approx([0, 1e8, 2.3e8, 3e8, 4e8])
+
+
+def test_frames_are_read_just_before_they_are_due(hours: Hours) -> None:
+    """Reading takes 10 ms; done at once after the last frame, it would compete with its labels."""
+    asked: list[int] = []
+
+    def slow() -> Iterator[Frame]:
+        for index in range(6):
+            asked.append(hours.now)
+            hours.now += 10_000_000
+            yield Frame(IMAGE, index, 0)
+
+    recording: Any = slow()
+    times = [f.captured_ns for f in Paced(recording, 10) if isinstance(f, Frame)]
+    assert np.diff(times)[1:].tolist() == pytest.approx([1e8] * 4)  # the first pays for itself
+    ahead = np.array(times) - np.array(asked)
+    assert ahead[1:].tolist() == pytest.approx([2e7] * 5)
 
 
 def test_a_log_plays_by_its_own_times(hours: Hours) -> None:
