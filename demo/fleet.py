@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import time
@@ -39,8 +40,8 @@ class Options:
 @dataclass
 class Summary:
     """What a fleet did. done: logs that earlier runs had finished; failed: why, by input; logs:
-    reports by name; seconds: from the first frame asked for to the last written; start_s: what Ray
-    and the models took before."""
+    reports by name; seconds: from the first frame in a worker's hands to the last written; start_s:
+    what Ray and the models took before, while readers already decode frames."""
 
     done: int = 0
     frames: int = 0
@@ -83,9 +84,11 @@ def fleet(
     waiting = [log for log in logs if not log.is_done(out, job)]
     summary = Summary(done=len(logs) - len(waiting))
     if waiting:
-        opener = opener or local_opener(artifact, options)
+        opener, asked_at = opener or local_opener(artifact, options), time.time()
         with started(options) as workers:
-            _run(waiting, opener, out, job, card, options, workers, summary, finished)
+            rows = _labelled(waiting, opener, out, options, workers)
+            began_at = _collect(rows, waiting, out, job, card, summary, finished)
+            summary.start_s, summary.seconds = began_at - asked_at, time.time() - began_at
     return summary
 
 
@@ -97,10 +100,15 @@ def local_opener(artifact: Path, options: Options) -> Opener:
 
 @contextmanager
 def started(options: Options) -> Iterator[int]:
-    """Ray, here or joined; gives the number of workers."""
+    """Ray, here or joined; gives the number of workers. A Ray that this process is part of already
+    is used, and left as it is."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # it would tell each step on stderr
     import ray
 
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if ray.is_initialized():
+        yield _workers(options)
+        return
     here: dict[str, Any] = {}
     if not options.address:
         # One core more than there may be, so that readers run beside a worker on every core.
@@ -112,30 +120,36 @@ def started(options: Options) -> Iterator[int]:
         address=options.address or "local", log_to_driver=False, logging_level=logging.ERROR, **here
     )
     try:
-        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        per_worker = resources.get("GPU", 0) / options.gpus if options.gpus else 0
-        cores = int(resources.get("CPU", 2)) - 1
-        yield options.workers or max(1, int(per_worker) if options.gpus else cores)
+        yield _workers(options)
     finally:
         ray.shutdown()
 
 
-def _run(
+def _workers(options: Options) -> int:
+    """As asked for, or one for every GPU share or core but the readers'."""
+    import ray
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    per_worker = resources.get("GPU", 0) / options.gpus if options.gpus else 0
+    cores = int(resources.get("CPU", 2)) - 1
+    return options.workers or max(1, int(per_worker) if options.gpus else cores)
+
+
+def _collect(
+    rows: Iterator[Row],
     logs: Sequence[Log],
-    opener: Opener,
     out: Path,
     job: dict[str, Any],
     card: Card,
-    options: Options,
-    workers: int,
     summary: Summary,
     finished: Callable[[str, str], None],
-) -> None:
-    began = time.perf_counter()
-    first: float | None = None
+) -> float:
+    """Write each log's report once its last row came; gives when the first frame was begun."""
+    began_at = math.inf
     open_logs = {log.name: Progress(log) for log in logs}
-    for row in _labelled(logs, opener, out, options, workers):
-        first = first or time.perf_counter()
+    for row in rows:
+        # Not when it comes in here: rows come in blocks, long after the work began.
+        began_at = min(began_at, row["began_at"])
         progress = open_logs.get(row["log"])
         if progress is None:
             continue  # of a log that failed
@@ -145,8 +159,7 @@ def _run(
     for progress in open_logs.values():
         progress.error = progress.error or "its reader ended early"
         _close(progress, out, job, card, summary, finished)
-    first = first or began
-    summary.start_s, summary.seconds = first - began, time.perf_counter() - first
+    return min(began_at, time.time())
 
 
 def _close(

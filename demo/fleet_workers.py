@@ -77,9 +77,10 @@ class Labeller:
         return {key: [answer[key] for answer in answers] for key in answers[0]}
 
     def answer(self, row: Row) -> Row:
-        """`row` without its image, with its labels' figures."""
+        """`row` without its image, with its labels' figures. began_at: seconds since 1970."""
         answer = {key: row[key] for key in row if key != "image"}
         answer |= {"ms": 0.0, "pixels": [0] * self.classes, "values": b"", "lengths": b""}
+        answer["began_at"] = time.time()
         if not row["image"]:
             return answer
         try:

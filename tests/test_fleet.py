@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rtseg.export import export
 from rtseg.models.source import Source
 from rtseg.runtime import Segmenter, load
 
-pytest.importorskip("ray", reason='needs Ray: pip install "rtseg[fleet]"')
+ray: Any = pytest.importorskip("ray", reason='needs Ray: pip install "rtseg[fleet]"')
 pytest.importorskip("ray.data", reason='needs Ray Data: pip install "rtseg[fleet]"')
 SIZE = (64, 96)
 FRAMES = 4
@@ -34,6 +35,14 @@ def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("artifacts")
     (made,) = export(nano.network, [SIZE], ["onnx"], out=out, classes=nano.classes)
     return made.path
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """One Ray for all tests: starting it takes longer than all they do. Gives its address."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
 
 
 @pytest.fixture
@@ -69,7 +78,7 @@ def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 def test_all_logs_are_labelled_and_a_second_run_does_what_is_left(
-    artifact: Path, logs: Path, tmp_path: Path
+    artifact: Path, logs: Path, tmp_path: Path, cluster: str
 ) -> None:
     out, seen = tmp_path / "out", list[tuple[str, bool]]()
 
@@ -95,7 +104,9 @@ def test_all_logs_are_labelled_and_a_second_run_does_what_is_left(
     assert (again.done, list(again.logs), again.failed) == (1, ["log0"], {})
 
 
-def test_a_killed_worker_loses_nothing(artifact: Path, logs: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_loses_nothing(
+    artifact: Path, logs: Path, tmp_path: Path, cluster: str
+) -> None:
     marker, out = tmp_path / "killed", tmp_path / "out"
     frames = FRAMES
 
@@ -123,14 +134,16 @@ def test_a_killed_worker_loses_nothing(artifact: Path, logs: Path, tmp_path: Pat
 
 
 def test_the_command_writes_runs_and_measures(
-    artifact: Path, logs: Path, tmp_path: Path, rtseg: Run
+    artifact: Path, logs: Path, tmp_path: Path, rtseg: Run, cluster: str
 ) -> None:
     out = tmp_path / "out"
     options = ["--model", artifact, "-o", out, "--as", "rle", "--workers", 1, "--compare", 4]
-    facts = as_json(rtseg("fleet", logs / "log0", logs / "log1", *options, "--json"))
+    joined = ["--address", cluster, "--json"]
+    facts = as_json(rtseg("fleet", logs / "log0", logs / "log1", *options, *joined))
     assert (facts["logs"], facts["frames"], facts["failed"]) == (2, 2 * FRAMES, {})
     assert facts["single_process_frames_per_s"] > 0
-    assert facts["frames_per_s"] > 0
+    assert facts["frames_per_s"] == pytest.approx(2 * FRAMES / facts["seconds"], rel=0.01)
+    assert facts["start_s"] > 0
     for name in ("log0", "log1"):
         found = dict(run_lengths.read(out / name / "labels.parquet"))
         assert_equal(found, expected(logs / name, artifact))
