@@ -8,7 +8,6 @@ from typing import Any
 import onnxruntime
 import pytest
 from conftest import Run
-from rtseg.export import export
 from rtseg.export.triton import write_model
 from rtseg.models.source import Source
 from rtseg.runtime.card import ArtifactError, Card, EngineFacts, Proof, read_card, sidecar
@@ -22,10 +21,13 @@ TYPES = {"TYPE_UINT8": "tensor(uint8)", "TYPE_FP32": "tensor(float)"}
 
 
 @pytest.fixture(scope="module")
-def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(rtseg: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made by the command, which writes the model repository beside it."""
     out = tmp_path_factory.mktemp("artifacts")
-    (made,) = export(nano.network, [SIZE], ["onnx"], out=out, outputs="both", classes=nano.classes)
-    return made.path
+    graph = ("--size", f"{SIZE[0]}x{SIZE[1]}", "--output", "both")
+    done = rtseg("export", "csfcn_nano", *graph, "--to", "onnx", "--to", "triton", "-o", out)
+    assert done.returncode == 0, done.stderr
+    return out / "csfcn_nano_64x96_fp32.onnx"
 
 
 def parsed(folder: Path) -> Any:
@@ -110,8 +112,7 @@ def test_engines_that_cannot_be_served_are_refused(
     assert not (tmp_path / "repository").exists()
 
 
-def test_the_command_writes_a_repository(rtseg: Run, tmp_path: Path) -> None:
-    done = rtseg("export", "csfcn_nano", "--size", "64x96", "--to", "triton", "-o", tmp_path)
-    assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "triton").iterdir()
-    assert parsed(folder).name == "csfcn_nano_64x96_fp32"
+def test_the_command_writes_a_repository(artifact: Path) -> None:
+    (folder,) = (artifact.parent / "triton").iterdir()
+    assert parsed(folder).name == artifact.stem
+    assert (folder / "1" / "model.onnx").read_bytes() == artifact.read_bytes()
