@@ -94,6 +94,23 @@ def test_a_blocked_sink_delays_neither_inference_nor_the_end() -> None:
     assert report["frames"]["open"] == 0
 
 
+def test_what_a_sink_accepted_is_flushed_at_the_end() -> None:
+    """A sink that is slower than the source still holds most of it when the source ends."""
+    got: list[int] = []
+
+    def slow(message: Result | Status) -> None:
+        time.sleep(0.01)
+        if isinstance(message, Result):
+            got.append(message.index)
+
+    slow.capacity = 1000  # type: ignore[attr-defined]
+    report = Drive(
+        frames(60), first_channel, [slow], every_frame=True, limits=Limits(max_age_ms=None)
+    ).run()
+    assert got == list(range(60))
+    assert (report["sinks"][0]["delivered"], report["sinks"][0]["unflushed"]) == (60, 0)
+
+
 def endless() -> Iterator[Frame]:
     for frame in frames(10**9):
         yield frame
