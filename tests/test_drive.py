@@ -282,7 +282,7 @@ def test_a_worker_that_dies_is_replaced_while_the_fallback_serves(
         if health.state is State.running and drive.loop.levels[artifacts[0].path.name]:
             drive.stop()
 
-    report = drive.run(2 * LIMIT_S, recovered)
+    report = drive.run(10 * LIMIT_S, recovered)
     assert report["ended"] == "stop()"
     assert [loss["reason"] for loss in report["losses"]] == [
         "the worker process ended with exit code 70"
