@@ -18,6 +18,9 @@ Image = NDArray[np.uint8]  # (1, H, W, 3) BGR
 Labels = NDArray[np.uint8]  # (1, H, W) class ids
 
 
+WAYS = ("graph", "cells")  # how labels are made: by the model's own end, or of its coarse logits
+
+
 class MissingPackage(ArtifactError):
     """A backend whose package is not installed; the message is the command that mends it."""
 
@@ -64,6 +67,12 @@ class Backend(Protocol):
     def close(self) -> None:
         """Free everything; a later call raises."""
         ...
+
+
+def check_way(labels: str | None) -> None:
+    """Raises ArtifactError unless `labels` is one of WAYS, or None for the backend's own choice."""
+    if labels not in (None, *WAYS):
+        raise ArtifactError(f'labels is "graph" or "cells", not {labels!r}')
 
 
 class InTurn:

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from ..models import FrameToLabels, build, deploy, digest, load_checkpoint
 from ..models.pipeline import enlargement
-from .backend import Image, Info, InTurn
+from .backend import Image, Info, InTurn, check_way
 from .card import ArtifactError, read_card
 from .labels_torch import CellLabels, Maker, head_of, make, median_ms, needs, without
 from .ort import usable_cores
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-WAYS = ("graph", "cells")
 
 
 class PyTorch(InTurn):
@@ -41,8 +40,7 @@ class PyTorch(InTurn):
         threads: int | None = None,
         labels: str | None = None,
     ):
-        if labels not in (None, *WAYS):
-            raise ArtifactError(f'labels is "graph" or "cells", not {labels!r}')
+        check_way(labels)
         self.card = card = read_card(path)
         self.names = card.outputs
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

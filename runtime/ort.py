@@ -11,7 +11,7 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-from .backend import Image, Info, InTurn, Labels
+from .backend import Image, Info, InTurn, Labels, check_way
 from .card import ArtifactError, read_card
 from .cut_onnx import COARSE, cut_labels
 from .labels import LabelMaker, compiled_available
@@ -35,8 +35,7 @@ class OnnxRuntime(InTurn):
         threads: int | None = None,
         labels: str | None = None,
     ):
-        if labels not in (None, "graph", "cells"):
-            raise ArtifactError(f'labels is "graph" or "cells", not {labels!r}')
+        check_way(labels)
         self.card = read_card(path)
         kind, index = _device(device)
         options = onnxruntime.SessionOptions()

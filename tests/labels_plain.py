@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rtseg.runtime import load
 
 Logits = NDArray[Any]
+Frames = list[tuple[str, Any]]
 RNG = np.random.default_rng
 
 
@@ -58,3 +61,15 @@ def constant(shape: tuple[int, ...]) -> Logits:
 
 
 KINDS = (random, ties, regions, near_ties, extremes, tiny, constant)
+
+
+def agree_in_both_ways(artifact: Path, backend: str, frames: Frames, **options: Any) -> None:
+    """Assert that a backend's cells give its graph's labels, but for its arithmetic's last place:
+    PyTorch's kernel for channels last, ONNX Runtime and OpenVINO round in another order."""
+    found = {}
+    for labels in ("graph", "cells"):
+        with load(artifact, backend, "cpu", labels=labels, **options) as segment:
+            assert dict(segment.info.options)["labels"] == labels
+            found[labels] = [segment(frame) for _, frame in frames]
+    for cells, graphs in zip(found["cells"], found["graph"], strict=True):
+        assert (cells == graphs).mean() > 0.9999

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from labels_plain import agree_in_both_ways
 from onnx import TensorProto, helper, numpy_helper
 from rtseg.export import export
 from rtseg.export.onnx import to_onnx
@@ -32,14 +33,7 @@ def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_cells_give_the_graphs_labels(
     threads: int, artifact: Path, street_frames: list[tuple[str, Any]]
 ) -> None:
-    found = {}
-    for labels in ("graph", "cells"):
-        with load(artifact, "onnxruntime", "cpu", labels=labels, threads=threads) as segment:
-            assert dict(segment.info.options)["labels"] == labels
-            found[labels] = [segment(frame) for _, frame in street_frames]
-    for ours, graphs in zip(found["cells"], found["graph"], strict=True):
-        # ONNX Runtime's own arithmetic differs in the last place.
-        assert (ours == graphs).mean() > 0.9999
+    agree_in_both_ways(artifact, "onnxruntime", street_frames, threads=threads)
 
 
 def test_a_cpu_takes_cells_where_it_can(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

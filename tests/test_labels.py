@@ -8,7 +8,17 @@ import numpy as np
 import openvino
 import pytest
 import torch
-from labels_plain import KINDS, RNG, Logits, constant, plain, random, regions, ties
+from labels_plain import (
+    KINDS,
+    RNG,
+    Logits,
+    agree_in_both_ways,
+    constant,
+    plain,
+    random,
+    regions,
+    ties,
+)
 from openvino import opset11 as ops
 from rtseg.export import export
 from rtseg.models.source import Source
@@ -146,15 +156,7 @@ def nano_artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Any
 def test_openvino_gives_the_graphs_labels_without_the_graphs_end(
     threads: int, nano_artifact: Any, street_frames: list[tuple[str, Any]]
 ) -> None:
-    found = {}
-    for labels in ("graph", "cells"):
-        options = {"precision": "fp32", "labels": labels, "threads": threads}
-        with load(nano_artifact, "openvino", **options) as segment:
-            assert dict(segment.info.options)["labels"] == labels
-            found[labels] = [segment(frame) for _, frame in street_frames]
-    for ours_, graphs in zip(found["cells"], found["graph"], strict=True):
-        # OpenVINO's own arithmetic differs in the last place.
-        assert (ours_ == graphs).mean() > 0.9999
+    agree_in_both_ways(nano_artifact, "openvino", street_frames, precision="fp32", threads=threads)
 
 
 def test_openvino_takes_the_cells_by_default_and_refuses_what_is_neither(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from labels_plain import agree_in_both_ways
 from rtseg.export import export
 from rtseg.models.source import Source
 from rtseg.runtime import ArtifactError, load
@@ -28,14 +29,7 @@ def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_cells_give_the_graphs_labels(
     threads: int, artifact: Path, street_frames: list[tuple[str, Any]]
 ) -> None:
-    found = {}
-    for labels in ("graph", "cells"):
-        with load(artifact, device="cpu", labels=labels, threads=threads) as segment:
-            assert dict(segment.info.options)["labels"] == labels
-            found[labels] = [segment(frame) for _, frame in street_frames]
-    for ours, graphs in zip(found["cells"], found["graph"], strict=True):
-        # PyTorch's kernel for channels last rounds in another order.
-        assert (ours == graphs).mean() > 0.9999
+    agree_in_both_ways(artifact, "torch", street_frames, threads=threads)
 
 
 def test_a_cpu_takes_cells_where_it_can(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
