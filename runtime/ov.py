@@ -9,8 +9,8 @@ from typing import Any
 import openvino
 from numpy.typing import NDArray
 
-from .backend import Image, Info, InTurn, Labels
-from .card import ArtifactError, read_card
+from .backend import Image, Info, InTurn, Labels, check_way
+from .card import ArtifactError, Card, read_card
 from .cut import cut_labels
 from .cut_onnx import COARSE
 from .labels import LabelMaker, compiled_available
@@ -48,14 +48,13 @@ class OpenVino(InTurn):
         precision: str | None = None,
         labels: str | None = None,
     ):
-        if labels not in (None, "graph", "cells"):
-            raise ArtifactError(f'labels is "graph" or "cells", not {labels!r}')
+        check_way(labels)
         if device not in (None, "cpu"):
             raise ArtifactError(f'the OpenVINO backend runs on "cpu", not on {device!r}')
         self.card = read_card(path)
         core = the_core()
         threads = threads or usable_cores()
-        hint = precision or self._default_precision(core)
+        hint = precision or default_precision(self.card)
         if hint not in HINTS:
             raise ArtifactError(f"precision is fp32, bf16 or fp16, not {hint!r}")
         settings = {
@@ -100,11 +99,6 @@ class OpenVino(InTurn):
             )
         return None
 
-    def _default_precision(self, core: openvino.Core) -> str:
-        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        proof = self.card.proof
-        return "bf16" if has_bf16 and proof is not None and proof.bf16 else "fp32"
-
     def upload(self, image: Image) -> None:
         self.request.set_input_tensor(openvino.Tensor(image, shared_memory=True))
 
@@ -127,6 +121,13 @@ class OpenVino(InTurn):
         del self.request, self.model
         if self._maker is not None:
             self._maker.close()
+
+
+def default_precision(card: Card) -> str:
+    """What this machine computes an artifact in: "bf16" where its CPU has that in hardware and the
+    artifact's proof was passed in it, else "fp32"."""
+    has_bf16 = "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bf16" if has_bf16 and card.proof is not None and card.proof.bf16 else "fp32"
 
 
 def with_positions(core: openvino.Core, path: Path) -> openvino.Model:

@@ -41,7 +41,7 @@ def costliest(
 ) -> list[LayerTime]:
     """The layers of an artifact that take longest, the longest first, on a random frame.
 
-    hint: the precision that OpenVINO shall compute in, None for float32.
+    hint: the precision that OpenVINO shall compute in, None for its default.
 
     Raises ArtifactError for a backend that does not tell.
     """
@@ -60,20 +60,23 @@ def _openvino(path: Path, threads: int, hint: str | None) -> Spent:
 
     from ..runtime.cut import cut_labels
     from ..runtime.labels import compiled_available
-    from ..runtime.ov import HINTS, the_core, with_positions
+    from ..runtime.ov import HINTS, default_precision, the_core, with_positions
 
+    card = read_card(path)
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": HINTS[hint or "fp32"],
+        "INFERENCE_PRECISION_HINT": HINTS[hint or default_precision(card)],
         "PERF_COUNT": True,
     }
     core = the_core()
-    model, size = with_positions(core, path), read_card(path).size
+    model = with_positions(core, path)
     if compiled_available():
-        cut_labels(model, size)  # as the runtime runs it: labels are made outside
+        cut_labels(
+            model, card.size, shuffled=False
+        )  # as the runtime runs it: labels are made outside
     request = core.compile_model(model, "CPU", settings).create_infer_request()
-    frame = random_frame(size)[None]
+    frame = random_frame(card.size)[None]
     request.set_input_tensor(openvino.Tensor(frame, shared_memory=True))
     request.infer()
     spent: Spent = defaultdict(list)
