@@ -143,7 +143,8 @@ def _full_table(rows: Sequence[Row]) -> str:
         "due p99", "due p99.9", "missed", "share", "x eager",
     ]  # fmt: skip
     rule = ["---"] * 3 + ["---:"] * (len(header) - 3)
-    return "\n".join([_line(header), _line(rule), *(_line(_full_cells(row)) for row in rows)])
+    by_size = sorted(rows, key=lambda row: tuple(row["size"]))
+    return "\n".join([_line(header), _line(rule), *(_line(_full_cells(row)) for row in by_size)])
 
 
 def _full_cells(row: Row) -> list[str]:
