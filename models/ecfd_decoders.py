@@ -162,6 +162,14 @@ class ECFD(Decoder):
         return self.classify(self.pyramid([finest, *maps]))
 
 
+def corrections(blocks: int, embed: int, heads: int, levels: int) -> nn.ModuleList:
+    """The ablations' blocks, in which tokens of one kind read each other."""
+    return nn.ModuleList(
+        SpatialCorrection(embed, heads, levels=levels, hidden=embed // 4, residual=False)
+        for _ in range(blocks)
+    )
+
+
 class PlainDecoder(Decoder):
     """The ablation without fusion: each map goes to the pyramid by itself."""
 
@@ -196,10 +204,7 @@ class ContextDecoder(Decoder):
         super().__init__(inputs, num_classes, width)
         self.context = context_of(inputs[1:], inputs[0], embed, fused)
         self.positions = PositionEmbedding(embed, crop)
-        self.blocks = nn.ModuleList(
-            SpatialCorrection(embed, heads, levels=1, hidden=embed // 4, residual=False)
-            for _ in range(blocks)
-        )
+        self.blocks = corrections(blocks, embed, heads, levels=1)
         self.up = nn.Conv2d(embed, width, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -226,10 +231,7 @@ class SpatialDecoder(Decoder):
     ):
         super().__init__(inputs, num_classes, width)
         self.spatial = narrowed(inputs, embed)
-        self.blocks = nn.ModuleList(
-            SpatialCorrection(embed, heads, levels=3, hidden=embed // 4, residual=False)
-            for _ in range(blocks)
-        )
+        self.blocks = corrections(blocks, embed, heads, levels=3)
         self.context = FusedContext([embed] * 3, width, width)
         self.project = projections(embed, width)
         self.pyramid = Pyramid(width)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from rtseg.train.log import read_log
 from rtseg.train.loop import LOG, train
 from rtseg.train.recipe import load_recipe
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 STILL = [
     "data.name=camvid", "data.val=val", "data.workers=0", "augment.scale=[0.25, 0.25]",
     "augment.fit=null",
@@ -55,14 +55,6 @@ SLOW = [
     ("pidnet_camvid", 6),
 ]
 CASES = [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

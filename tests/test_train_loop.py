@@ -21,13 +21,7 @@ from rtseg.train.log import read_log
 from rtseg.train.loop import BEST, CURVES, LOG, STATE, TrainingError, train
 from tiny_camvid import tiny_recipe, write_camvid
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
