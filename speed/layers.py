@@ -72,9 +72,8 @@ def _openvino(path: Path, threads: int, hint: str | None) -> Spent:
     core = the_core()
     model = with_positions(core, path)
     if compiled_available():
-        cut_labels(
-            model, card.size, shuffled=False
-        )  # as the runtime runs it: labels are made outside
+        # As the runtime runs it: labels are made outside.
+        cut_labels(model, card.size, shuffled=False)
     request = core.compile_model(model, "CPU", settings).create_infer_request()
     frame = random_frame(card.size)[None]
     request.set_input_tensor(openvino.Tensor(frame, shared_memory=True))

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rtseg.runtime import load
+from rtseg.runtime.backend import WAYS
 
 Logits = NDArray[Any]
 Frames = list[tuple[str, Any]]
@@ -67,7 +68,7 @@ def agree_in_both_ways(artifact: Path, backend: str, frames: Frames, **options: 
     """Assert that a backend's cells give its graph's labels, but for its arithmetic's last place:
     PyTorch's kernel for channels last, ONNX Runtime and OpenVINO round in another order."""
     found = {}
-    for labels in ("graph", "cells"):
+    for labels in WAYS:
         with load(artifact, backend, "cpu", labels=labels, **options) as segment:
             assert dict(segment.info.options)["labels"] == labels
             found[labels] = [segment(frame) for _, frame in frames]
