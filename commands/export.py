@@ -55,6 +55,9 @@ def export(
     compute_capability: Annotated[
         list[str] | None, Option(help="GPU generation for TensorRT, such as 8.6; may be repeated.")
     ] = None,
+    label_kernel: Annotated[
+        bool, Option("--label-kernel", help="Engine: labels by a GPU kernel behind it, not in it.")
+    ] = False,
     log: Annotated[str, Option(help="Level of the TensorRT build log.")] = "warning",
     whole_zoo: Annotated[
         bool, Option("--all", help="Every variant instead, and a table: zoo.md, zoo.json.")
@@ -79,10 +82,10 @@ def export(
         raise ValueError("name a model, or give --all for every variant: one of the two")
     targets = [target.value for target in to or []]
     if model is None:
-        if weights or classes or frames or labels or calib:
+        if weights or classes or frames or labels or calib or label_kernel:
             raise ValueError(
                 "--all takes the variants as they come: leave out --weights, --classes, --frames, "
-                "--labels and --calib"
+                "--labels, --calib and --label-kernel"
             )
         chosen = [precision.value] if precision else []
         export_zoo(size, only or [], targets, chosen, scenes, keep, folder, as_json)
@@ -123,6 +126,7 @@ def export(
                 frames=pictures,
                 truth=truth,
                 engine={"compute_capabilities": tuple(compute_capability or ()), "log_level": log},
+                label_kernel=label_kernel,
                 calibration=Calibration(calib, calibration.value, calib_frames) if calib else None,
                 progress=step,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 from ..data.files import digest_of, write_atomically
 from ..runtime.backend import MissingPackage
 from ..runtime.card import ArtifactError, Card, EngineFacts, sidecar
+from ..runtime.first_load import reference_path
+from ..runtime.label_kernel import kernel_path
 from ..runtime.packages import (
     FLAVOURS,
     INSTALL,
@@ -53,6 +55,7 @@ def build_engine(
     log_level: str = "warning",
     flavour: Flavour | None = None,
     reference: Reference | None = None,
+    label_kernel: Callable[[Sequence[str]], bytes] | None = None,
 ) -> Built:
     """Build `target` from a typed ONNX graph, and write its log, reference and card beside it.
 
@@ -60,7 +63,8 @@ def build_engine(
     compute_capabilities: such as ("8.6", "8.9"), by default all that one engine serves well (with
     `tensorrt`: the GPU here). log_level: "verbose", "info", "warning" or "error". flavour: by
     default `tensorrt` where it is installed and finds a GPU, else `tensorrt_rtx`. reference: what
-    the engine is proven against on the first machine that loads it.
+    the engine is proven against on the first machine that loads it. label_kernel: gives the kernel
+    file that makes labels of the engine's coarse logits, for these compute capabilities.
 
     Raises MissingPackage without a TensorRT package; ArtifactError if TensorRT cannot parse or
     build the graph, and then only the log is left; ValueError for an unknown option.
@@ -76,6 +80,7 @@ def build_engine(
         _parse(trt, network, log, onnx)
         config = builder.create_builder_config()
         capabilities = _configure(trt, config, package, compute_capabilities)
+        kernel = label_kernel(capabilities) if label_kernel else None
         plan = _build(trt, builder, network, config, log, package, log_path)
     facts = EngineFacts(
         flavour=package.flavour,
@@ -88,7 +93,7 @@ def build_engine(
         onnx=digest_of(onnx),
         build_seconds=round(time.perf_counter() - began, 3),
     )
-    written = _write(target, plan, card, facts, reference)
+    written = _write(target, plan, card, facts, reference, kernel)
     return Built(written, census(trt, network), layer_types(network), log_path)
 
 
@@ -256,10 +261,15 @@ def _flags(trt: Any, network: Any, config: Any) -> tuple[str, ...]:
 
 
 def _write(
-    target: Path, plan: bytes, card: Card, facts: EngineFacts, reference: Reference | None
+    target: Path,
+    plan: bytes,
+    card: Card,
+    facts: EngineFacts,
+    reference: Reference | None,
+    kernel: bytes | None,
 ) -> Card:
-    """Write engine, reference and card, in this order: a reader that sees the card has them all."""
-    beside = target.with_name(target.name + ".reference.npz")
+    """Write engine, what goes with it, and card, in this order: a reader that sees the card has
+    them all."""
     card = card.model_copy(
         update={"proof": None, "tools": card.tools | {facts.flavour: facts.version}}
     )
@@ -267,14 +277,17 @@ def _write(
         write_atomically(target, plan)
         files = [target]
         if reference is not None:
-            reference.save(beside)
-            files.append(beside)
+            reference.save(reference_path(target))
+            files.append(reference_path(target))
+        if kernel is not None:
+            write_atomically(kernel_path(target), kernel)
+            files.append(kernel_path(target))
         facts = facts.model_copy(update={"blocks": block_digests(target)})
         digests = {path.name: digest_of(path) for path in files}
         card = card.model_copy(update={"engine": facts, "files": digests})
         write_atomically(sidecar(target), card.to_json().encode())
     except BaseException:
-        for path in (target, beside, sidecar(target)):
+        for path in (target, reference_path(target), kernel_path(target), sidecar(target)):
             path.unlink(missing_ok=True)
         raise
     return card

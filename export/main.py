@@ -61,6 +61,7 @@ def export(
     frames: Frames | None = None,
     truth: Sequence[NDArray[np.uint8] | None] = (),
     engine: dict[str, Any] | None = None,
+    label_kernel: bool = False,
     calibration: Calibration | None = None,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[Artifact]:
@@ -70,7 +71,9 @@ def export(
     graph; "int8" needs `calibration`, and is proven on the frames that this holds out by default.
     outputs: "labels", "logits" or "both". frames: (name, (H, W, 3) uint8 BGR) to prove it on, by
     default drawn scenes; truth: their label maps (H, W) of the artifact's size, where there are
-    any. engine: options of `build_engine`. progress: called with a line before each step.
+    any. engine: options of `build_engine`. label_kernel: engines end before their last enlargement,
+    and a GPU kernel beside them makes the labels; their names end in `_kernel`. progress: called
+    with a line before each step.
 
     Files are `VARIANT_HxW_PRECISION` plus the target's ending, in `out`, where `report.json` keeps
     the report of every artifact. An engine that cannot run on this machine carries its reference
@@ -82,6 +85,8 @@ def export(
     """
     classes = classes or _default_classes(model)
     _check(model, sizes, targets, precision, outputs, classes)
+    if label_kernel and ("tensorrt" not in targets or outputs != "labels"):
+        raise ExportError("a label kernel is for engines that give labels only: add --to tensorrt")
     picked = _frames_for_int8(precision, calibration)
     out.mkdir(parents=True, exist_ok=True)
     artifacts: list[Artifact] = []
@@ -89,7 +94,7 @@ def export(
         job = _Job(model, size, precision, outputs, classes, weights_from, trained, progress)
         job.expect(frames if frames is not None or not picked else picked.held_out, truth)
         with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as scratch:
-            made = job.make(targets, Path(scratch), engine or {}, calibration, picked)
+            made = job.make(targets, Path(scratch), engine or {}, label_kernel, calibration, picked)
             artifacts += [publish(artifact, out) for artifact in made]
     write_report(out, artifacts)
     failed = [artifact for artifact in artifacts if not artifact.passed]
@@ -216,6 +221,7 @@ class _Job:
         targets: Sequence[str],
         folder: Path,
         engine: dict[str, Any],
+        label_kernel: bool = False,
         calibration: Calibration | None = None,
         picked: Picked | None = None,
     ) -> list[Artifact]:
@@ -230,7 +236,8 @@ class _Job:
             self.progress(f"{self.stem}: {target}")
             path = folder / (self.stem + TARGETS[target][0])
             if target == "tensorrt":
-                artifacts.append(self._engine(folder / "graph.onnx", path, engine))
+                onnx = folder / "graph.onnx"
+                artifacts.append(self._engine(onnx, path, engine, label_kernel))
                 continue
             held = self._write(target, graph, folder, path, self.card)
             artifacts.append(self._proven(target, graph, folder, path, held))
@@ -305,10 +312,19 @@ class _Job:
         self._write(target, graph, folder, path, self.card.model_copy(update={"proof": proven}))
         return Artifact(path, target, read_card(path), verdicts, self.costs)
 
-    def _engine(self, graph: Path, path: Path, options: dict[str, Any]) -> Artifact:
+    def _engine(
+        self, graph: Path, path: Path, options: dict[str, Any], label_kernel: bool
+    ) -> Artifact:
         from .engine import build_engine
 
-        built = build_engine(graph, path, self.card, reference=self.expected.reference, **options)
+        card, kernel = self.card, None
+        if label_kernel:
+            from .label_kernel import before_labels
+
+            path = path.with_name(f"{self.stem}_kernel{path.suffix}")
+            graph, card, kernel = before_labels(graph, card)
+        reference = self.expected.reference
+        built = build_engine(graph, path, card, reference=reference, label_kernel=kernel, **options)
         verdict = proof.judge_engine(path, built.card, self.expected, built.census)
         return Artifact(path, "tensorrt", read_card(path), (verdict,), self.costs)
 

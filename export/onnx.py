@@ -83,11 +83,19 @@ def _name_scores(graph: onnx.GraphProto) -> None:
     old = argmaxes[0].input[0]
     if old in {output.name for output in graph.output}:
         return
+    rename(graph, old, SCORES)
+
+
+def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """Give a tensor another name wherever the graph speaks of it."""
     for node in graph.node:
         for names in (node.input, node.output):
             for i, name in enumerate(names):
                 if name == old:
-                    names[i] = SCORES
+                    names[i] = new
+    for value in graph.output:
+        if value.name == old:
+            value.name = new
 
 
 def with_scores(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:

@@ -78,9 +78,9 @@ def judge(
     scores = probe(path, **options) if probe else None
 
     def answer(frame: Image, wanted: bool) -> Answer:
-        wanted = wanted or "labels" not in card.outputs
+        wanted = wanted or not card.gives_labels
         read = expected.enlarged(scores(frame)) if scores and wanted else None
-        if read is not None and "labels" not in card.outputs:
+        if read is not None and not card.gives_labels:
             return read.argmax(0).astype(np.uint8), read
         return labels_of(runner, card, frame), read
 

@@ -91,6 +91,11 @@ def _check(artifact: Path, card: Card) -> None:
             "export where the package tensorrt is installed, or serve the ONNX file, of which "
             "the server makes an engine by itself"
         )
+    if "coarse" in card.outputs:
+        raise ArtifactError(
+            f"{artifact.name} leaves its labels to a kernel that Triton does not run: export it "
+            "without --label-kernel"
+        )
     proven_here = artifact.with_name(artifact.name + ".proof.json").is_file()
     if not proven_here and (card.proof is None or not card.proof.passed):
         raise ArtifactError(

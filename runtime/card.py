@@ -93,8 +93,8 @@ class Card(_Facts):
     """An artifact's description; the runtime needs nothing else.
 
     size: (height, width) in pixels of the frame that goes in: uint8 NHWC in BGR order, batch 1.
-    outputs: "labels" (uint8, H x W), "logits" (the network's own, float), "coarse" (what the last
-    enlargement reads, float; `enlarge` names that one, and `labels.py` makes labels of it). mean,
+    outputs: "labels" (uint8, H x W), "logits" (the network's own, float), "coarse" (of an
+    engine: what its label kernel reads, float; `enlarge` names what that replaces). mean,
     std: of RGB in 0..1; they are inside the graph already. weights: digest of the network's state.
     trained: False for random weights. macs: multiply-adds of one frame. proof: None until the
     artifact was run against the reference. files: SHA-256 by file name; for ONNX the one entry ""
@@ -125,6 +125,11 @@ class Card(_Facts):
     engine: EngineFacts | None = None
     int8: Int8Facts | None = None
     files: dict[str, str] = {}
+
+    @property
+    def gives_labels(self) -> bool:
+        """Whether the runtime makes labels with it, rather than logits alone."""
+        return "labels" in self.outputs or "coarse" in self.outputs
 
     @property
     def class_table(self) -> ClassSet:

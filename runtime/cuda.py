@@ -1,6 +1,7 @@
-"""Device memory, pinned memory, streams and graphs: the few CUDA calls that an engine needs.
+"""Device memory, pinned memory, streams, graphs and kernels: the few CUDA calls that an engine
+needs.
 
-Through `cuda.bindings`, NVIDIA's own: its runtime API has kept its form from CUDA 12 to 13.
+Through `cuda.bindings`, NVIDIA's own: its APIs have kept their form from CUDA 12 to 13.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from numpy.typing import DTypeLike, NDArray
 from .backend import MissingPackage
 from .card import ArtifactError
 from .packages import INSTALL
+
+STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel has without asking
 
 
 class CudaError(RuntimeError):
@@ -118,19 +121,58 @@ class Cuda:
     def destroy_graph(self, graph: Any) -> None:
         self._call("cudaGraphExecDestroy", graph)
 
+    def load_kernel(self, code: bytes, name: str, shared: int) -> tuple[Any, Any]:
+        """(module, kernel) of machine code, until `unload`. shared: bytes of shared memory that a
+        block takes."""
+        module = self._drive("cuModuleLoadData", code)
+        try:
+            kernel = self._drive("cuModuleGetFunction", module, name.encode())
+            if shared > STATIC_SHARED:
+                kinds = _bindings("driver").CUfunction_attribute
+                limit = kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                self._drive("cuFuncSetAttribute", kernel, limit, shared)
+        except CudaError:
+            self.unload(module)
+            raise
+        return module, kernel
+
+    def unload(self, module: Any) -> None:
+        self._drive("cuModuleUnload", module)
+
+    def launch_kernel(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        threads: int,
+        shared: int,
+        stream: int,
+        arguments: int,
+    ) -> None:
+        """Queue `grid` blocks of `threads`. arguments: the address of pointers at each argument."""
+        sides = (*grid, 1, 1)[:3]
+        self._drive("cuLaunchKernel", kernel, *sides, threads, 1, 1, shared, stream, arguments, 0)
+
     def _call(self, name: str, *arguments: Any) -> Any:
         """The results behind the error code: none, one, or a tuple of several."""
-        code, *results = getattr(self._runtime, name)(*arguments)
-        if int(code):
-            reason = self._runtime.cudaGetErrorString(code)[1]
-            text = reason.decode() if isinstance(reason, bytes) else str(reason)
-            raise CudaError(f"{name}: {text}")
-        return results[0] if len(results) == 1 else tuple(results)
+        return _checked(self._runtime, "cudaGetErrorString", name, *arguments)
+
+    def _drive(self, name: str, *arguments: Any) -> Any:
+        """As `_call`, of the driver, which alone loads machine code."""
+        return _checked(_bindings("driver"), "cuGetErrorString", name, *arguments)
 
 
-def _bindings() -> Any:
+def _checked(api: Any, reason_of: str, name: str, *arguments: Any) -> Any:
+    code, *results = getattr(api, name)(*arguments)
+    if int(code):
+        reason = getattr(api, reason_of)(code)[1]
+        text = reason.decode() if isinstance(reason, bytes) else str(reason)
+        raise CudaError(f"{name}: {text}")
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _bindings(api: str = "runtime") -> Any:
     try:
-        return importlib.import_module("cuda.bindings.runtime")
+        return importlib.import_module(f"cuda.bindings.{api}")
     except ImportError as error:
         raise MissingPackage(f"engines need cuda-bindings: {INSTALL}") from error
 

@@ -48,15 +48,11 @@ def cut_labels(model: bytes) -> tuple[bytes, Enlargement] | None:
     COARSE is (1, K, h, w) where a bilinear resize to the labels' size follows. Else it is what the
     argmax reads, and "shuffle" right only if that is (1, K, factor^2, h, w).
     """
-    of_model = list(fields(model))
-    graphs = [field for field in of_model if field.number == GRAPH]
-    if len(graphs) != 1:
+    parts = _parts(model)
+    if parts is None:
         return None
-    of_graph = list(fields(graphs[0].content))
-    nodes = [read_node(field.content) if field.number == NODE else None for field in of_graph]
+    of_model, of_graph, nodes = parts
     present = [node for node in nodes if node is not None]
-    if any(node.subgraphs for node in present):  # these may read any tensor, unseen
-        return None
     found = _source({output: node for node in present for output in node.outputs})
     if found is None:
         return None
@@ -72,6 +68,28 @@ def cut_labels(model: bytes) -> tuple[bytes, Enlargement] | None:
     renamed = message(NODE, _identity(source)) + message(OUTPUT, message(NAME, COARSE.encode()))
     graph = message(GRAPH, b"".join(kept) + renamed)
     return b"".join(f.raw for f in of_model if f.number != GRAPH) + graph, enlarge
+
+
+def labels_source(model: bytes) -> tuple[str, Enlargement] | None:
+    """(the tensor that `cut_labels` would give as COARSE, what enlarges it); None as there."""
+    parts = _parts(model)
+    if parts is None:
+        return None
+    return _source({output: node for node in parts[2] if node for output in node.outputs})
+
+
+def _parts(model: bytes) -> tuple[list[Field], list[Field], list[Node | None]] | None:
+    """Fields of the model, fields of its graph, and these as nodes, where they are such; None for
+    models with subgraphs, which may read any tensor unseen."""
+    of_model = list(fields(model))
+    graphs = [field for field in of_model if field.number == GRAPH]
+    if len(graphs) != 1:
+        return None
+    of_graph = list(fields(graphs[0].content))
+    nodes = [read_node(field.content) if field.number == NODE else None for field in of_graph]
+    if any(node is not None and node.subgraphs for node in nodes):
+        return None
+    return of_model, of_graph, nodes
 
 
 def _source(makers: dict[str, Node]) -> tuple[str, Enlargement] | None:

@@ -23,7 +23,11 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _artifact(path: Path, card: Card) -> dict[str, Any]:
     height, width = card.size
-    outputs = {"labels": f"uint8 (1, {height}, {width})", "logits": "float (1, classes, h, w)"}
+    outputs = {
+        "labels": f"uint8 (1, {height}, {width})",
+        "logits": "float (1, classes, h, w)",
+        "coarse": "float (1, channels, h, w), for the label kernel beside it",
+    }
     facts: dict[str, Any] = {
         "file": path.name,
         "bytes": path.stat().st_size,

@@ -98,7 +98,7 @@ def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:
 
 def labels_of(backend: Backend, card: Card, image: Image) -> Labels:
     """Labels (H, W) of an image (1, H, W, 3), from the logits where the engine gives only those."""
-    if "labels" in card.outputs:
+    if card.gives_labels:
         return np.array(backend(image)[0])
     backend.upload(image)
     backend.compute()

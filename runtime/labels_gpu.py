@@ -9,15 +9,20 @@ Its sums stay in float32 and are never rounded to half, as the convolution's own
 
 Both run on the current stream, allocate nothing per call and can be captured in a CUDA graph. The
 tests run them in Triton's interpreter too (TRITON_INTERPRET=1), which takes tensors on the CPU.
+`export/label_kernel.py` compiles them for engines, which run without PyTorch and Triton.
 """
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .card import ArtifactError, Enlargement
@@ -49,7 +54,7 @@ FUSED = isinstance(mix, triton.JITFunction)
 @triton.jit
 def bilinear_kernel(
     logits, pieces, row_near, row_far, left, right, near, far, labels,
-    classes, width, stride_k, stride_y, stride_x,
+    classes, width, stride_c, stride_y, stride_x,
     rows: tl.constexpr, columns: tl.constexpr, fused: tl.constexpr,
 ):  # fmt: skip
     """Rows of one band of cells, `pieces` (n, 4): first row, rows, upper and lower input row; and
@@ -67,7 +72,7 @@ def bilinear_kernel(
     best = tl.full((rows, columns), float("-inf"), tl.float32)
     ids = tl.zeros((rows, columns), tl.int32)
     for k in range(classes):
-        plane = logits + k * stride_k
+        plane = logits + k * stride_c
         north, south = plane + upper, plane + lower
         top = mix(tl.load(north + a).to(tl.float32), w, tl.load(north + b).to(tl.float32), v, fused)
         bottom = mix(
@@ -119,7 +124,109 @@ def shuffled_kernel(
     tl.store(out, ids.to(tl.uint8), inside[:, None] & used[None, :])
 
 
-class BilinearLabels:
+@dataclass(frozen=True)
+class Launch:
+    """A kernel, and its arguments by name but for the first, which is given, "labels", which are
+    made, and the strides of what is given: `tables` are arrays, `constants` numbers."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    constants: dict[str, int]
+    tables: dict[str, NDArray[Any]] = field(default_factory=dict)
+    stages: int = 3
+
+
+def strides_of(given: Tensor) -> dict[str, int]:
+    """Those arguments of a kernel that say how (1, C, h, w) lies in memory."""
+    return dict(zip(("stride_c", "stride_y", "stride_x"), given.stride()[1:], strict=True))
+
+
+def bilinear_launch(shape: tuple[int, ...], size: tuple[int, int], enlarge: Enlargement) -> Launch:
+    """For logits of `shape` (1, K, h, w) and a frame of `size` (H, W). Raises ArtifactError for
+    more classes than uint8 holds."""
+    _check_classes(shape[1])
+    aligned = enlarge == "bilinear_aligned"
+    rows, columns = (Axis(a, b, aligned) for a, b in zip(shape[2:], size, strict=True))
+    pieces = [
+        (y, min(MOST_ROWS, end - y), upper, lower)
+        for (start, end), (upper, lower) in zip(
+            itertools.pairwise(rows.starts.tolist()), rows.pairs.tolist(), strict=True
+        )
+        for y in range(start, end, MOST_ROWS)
+    ]
+    left, right = columns.pairs.repeat(columns.starts[1:] - columns.starts[:-1], axis=0).T
+    tables = {
+        "pieces": np.array(pieces, np.int32), "row_near": rows.near, "row_far": rows.far,
+        "left": left.astype(np.int32), "right": right.astype(np.int32),
+        "near": columns.near, "far": columns.far,
+    }  # fmt: skip
+    constants = {
+        "classes": shape[1], "width": size[1],
+        "rows": triton.next_power_of_2(max(count for _, count, _, _ in pieces)),
+        "columns": COLUMNS, "fused": FUSED,
+    }  # fmt: skip
+    grid = len(pieces), triton.cdiv(size[1], COLUMNS)
+    return Launch(bilinear_kernel, grid, constants, tables)
+
+
+def shuffled_launch(
+    weight: tuple[int, ...], shape: tuple[int, ...], size: tuple[int, int]
+) -> Launch:
+    """For a convolution with a weight of that shape, (K * factor^2, C, 1, 1), on features of
+    `shape` (1, C, h, w), and a frame of `size` (H, W).
+
+    Raises ArtifactError where these do not fit, and for what one program cannot hold.
+    """
+    outputs, channels = weight[:2]
+    factor = max(1, size[0] // shape[2])
+    classes, rest = divmod(outputs, factor**2)
+    _check_classes(classes)
+    fits = (shape[2] * factor, shape[3] * factor) == size and not rest
+    if not fits or shape[1] != channels or set(weight[2:]) != {1}:
+        raise ArtifactError(f"a head of {weight} on {shape} gives no shuffled {size[0]}x{size[1]}")
+    if channels > MOST_CHANNELS or factor > MOST_FACTOR:
+        raise ArtifactError(
+            f"heads of up to {MOST_CHANNELS} channels and factor {MOST_FACTOR} make labels in "
+            f"one pass, not {channels} and {factor}"
+        )
+    places = max(LEAST_SIDE, triton.next_power_of_2(factor**2))
+    positions = max(LEAST_SIDE, PIXELS // places)
+    constants = {
+        "classes": classes, "channels": channels, "height": shape[2], "width": shape[3],
+        "factor": factor, "places": places, "positions": positions,
+        "depth": max(LEAST_SIDE, triton.next_power_of_2(channels)),
+    }  # fmt: skip
+    grid = (triton.cdiv(shape[2] * shape[3], positions),)
+    return Launch(shuffled_kernel, grid, constants, stages=STAGES)
+
+
+class _Launched:
+    """Tensors in, labels out, by a launch. `tables`: of its arguments, on the labels' device."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        tables: dict[str, Tensor],
+        shape: tuple[int, ...],
+        size: tuple[int, int],
+        device: torch.device,
+    ):
+        self.launch, self.tables, self.shape = launch, tables, shape
+        self.labels = torch.empty((1, *size), dtype=torch.uint8, device=device)
+
+    def __call__(self, given: Tensor) -> Tensor:
+        if given.shape != self.shape:
+            raise ValueError(f"the kernel was made for {self.shape}, not {tuple(given.shape)}")
+        launch = self.launch
+        with torch.cuda.device_of(given):
+            launch.kernel[launch.grid](
+                given, labels=self.labels, **self.tables, **strides_of(given), **launch.constants,
+                num_stages=launch.stages,
+            )  # fmt: skip
+        return self.labels
+
+
+class BilinearLabels(_Launched):
     """Coarse logits (1, K, h, w) -> labels (1, H, W) uint8 on the same device.
 
     shape: of the logits; size: (H, W); enlarge: "bilinear" or "bilinear_aligned", as the card
@@ -134,48 +241,14 @@ class BilinearLabels:
         enlarge: Enlargement,
         device: torch.device,
     ):
-        _check_classes(shape[1])
         if enlarge == "shuffle":
             raise ValueError("shuffled logits are no bilinear ones: use ShuffledLabels")
-        aligned = enlarge == "bilinear_aligned"
-        rows, columns = (Axis(a, b, aligned) for a, b in zip(shape[2:], size, strict=True))
-        pieces = [
-            (y, min(MOST_ROWS, end - y), upper, lower)
-            for (start, end), (upper, lower) in zip(
-                itertools.pairwise(rows.starts.tolist()), rows.pairs.tolist(), strict=True
-            )
-            for y in range(start, end, MOST_ROWS)
-        ]
-        of_column = columns.pairs.repeat(columns.starts[1:] - columns.starts[:-1], axis=0)
-        self.shape = shape
-        self.rows = triton.next_power_of_2(max(count for _, count, _, _ in pieces))
-        self.pieces = torch.tensor(pieces, dtype=torch.int32, device=device)
-        self.tables = tuple(
-            torch.tensor(table, device=device)
-            for table in (
-                rows.near, rows.far, of_column[:, 0].astype("int32"),
-                of_column[:, 1].astype("int32"), columns.near, columns.far,
-            )
-        )  # fmt: skip
-        self.labels = torch.empty((1, *size), dtype=torch.uint8, device=device)
-
-    def __call__(self, coarse: Tensor) -> Tensor:
-        if coarse.shape != self.shape:
-            raise ValueError(f"coarse logits are {self.shape}, not {tuple(coarse.shape)}")
-        with torch.cuda.device_of(coarse):
-            self._launch(coarse)
-        return self.labels
-
-    def _launch(self, coarse: Tensor) -> None:
-        width = self.labels.shape[2]
-        bilinear_kernel[(len(self.pieces), triton.cdiv(width, COLUMNS))](
-            coarse, self.pieces, *self.tables, self.labels,
-            coarse.shape[1], width, *coarse.stride()[1:],
-            self.rows, COLUMNS, FUSED,
-        )  # fmt: skip
+        launch = bilinear_launch(shape, size, enlarge)
+        tables = {name: torch.tensor(table, device=device) for name, table in launch.tables.items()}
+        super().__init__(launch, tables, shape, size, device)
 
 
-class ShuffledLabels:
+class ShuffledLabels(_Launched):
     """What a 1x1 convolution to K * factor^2 channels reads, (1, C, h, w) -> labels
     (1, h * factor, w * factor) uint8 on the same device, without the convolution's output.
 
@@ -186,42 +259,10 @@ class ShuffledLabels:
     def __init__(
         self, weight: Tensor, bias: Tensor | None, shape: tuple[int, ...], size: tuple[int, int]
     ):
-        outputs, self.channels = weight.shape[:2]
-        self.factor = max(1, size[0] // shape[2])
-        self.classes, rest = divmod(outputs, self.factor**2)
-        _check_classes(self.classes)
-        fits = (shape[2] * self.factor, shape[3] * self.factor) == size and not rest
-        if not fits or shape[1] != self.channels or weight[0, 0].numel() != 1:
-            raise ArtifactError(
-                f"a head of {tuple(weight.shape)} on {shape} gives no shuffled {size[0]}x{size[1]}"
-            )
-        if self.channels > MOST_CHANNELS or self.factor > MOST_FACTOR:
-            raise ArtifactError(
-                f"heads of up to {MOST_CHANNELS} channels and factor {MOST_FACTOR} make labels in "
-                f"one pass, not {self.channels} and {self.factor}"
-            )
-        self.shape = shape
-        self.places = max(LEAST_SIDE, triton.next_power_of_2(self.factor**2))
-        self.depth = max(LEAST_SIDE, triton.next_power_of_2(self.channels))
-        self.positions = max(LEAST_SIDE, PIXELS // self.places)
-        self.weight = weight.reshape(outputs, self.channels).contiguous()
-        self.bias = torch.zeros_like(weight[:, 0, 0, 0]) if bias is None else bias.contiguous()
-        self.labels = torch.empty((1, *size), dtype=torch.uint8, device=weight.device)
-
-    def __call__(self, features: Tensor) -> Tensor:
-        if features.shape != self.shape:
-            raise ValueError(f"features are {self.shape}, not {tuple(features.shape)}")
-        with torch.cuda.device_of(features):
-            self._launch(features)
-        return self.labels
-
-    def _launch(self, features: Tensor) -> None:
-        height, width = self.shape[2:]
-        shuffled_kernel[(triton.cdiv(height * width, self.positions),)](
-            features, self.weight, self.bias, self.labels,
-            self.classes, self.channels, height, width, *features.stride()[1:],
-            self.factor, self.places, self.depth, self.positions, num_stages=STAGES,
-        )  # fmt: skip
+        launch = shuffled_launch(tuple(weight.shape), shape, size)
+        offsets = torch.zeros_like(weight[:, 0, 0, 0]) if bias is None else bias.contiguous()
+        tables = {"weight": weight.flatten(1).contiguous(), "bias": offsets}
+        super().__init__(launch, tables, shape, size, weight.device)
 
 
 def _check_classes(classes: int) -> None:

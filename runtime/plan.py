@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class Plan:
     """Deserialises `content`; creating the context compiles the kernels of a TensorRT-RTX engine.
 
     jit_caches: where those kernels may lie from an earlier start; the first that can be written
-    keeps them. `jit` says what came of it: "read", "written" or "none".
+    keeps them. `jit` says what came of it: "read", "written" or "none". `behind`, if it is set,
+    queues what belongs to every run, on a stream.
 
     Raises ArtifactError if TensorRT does not take the engine.
     """
@@ -49,6 +51,7 @@ class Plan:
         self._config: Any = None
         self._cache: Any = None
         self.jit = "none"
+        self.behind: Callable[[int], None] | None = None
         self._runtime = trt.Runtime(log)
         refuse_invalid(trt, self._runtime, content)
         self._engine = self._runtime.deserialize_cuda_engine(content)
@@ -65,6 +68,8 @@ class Plan:
         """Queue one run. Raises RuntimeError if TensorRT refuses."""
         if not self._context.execute_async_v3(stream):
             raise RuntimeError(f"TensorRT could not run the engine: {last_line(self._log.errors)}")
+        if self.behind is not None:
+            self.behind(stream)
 
     def capture(self) -> str:
         """Record the run as a CUDA graph, after one run without; "on", or why it stays off."""

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from .backend import Image, Info, InTurn, Labels
 from .card import ArtifactError, Card, EngineFacts, read_card
 from .cuda import Cuda, DeviceArray, device_address, stream_handle
+from .cut_onnx import COARSE
 from .first_load import Place, prove_once
+from .label_kernel import LABELS, KernelFile, LabelKernel, kernel_path
 from .packages import cache_folder, import_package, make_log, slug
-from .plan import Plan
+from .plan import Plan, Tensor
 from .preflight import Machine, check_machine, gpus, this_machine
 from .self_test import self_test
 
@@ -32,9 +34,10 @@ class TensorRT(InTurn):
     says whether that worked. stream: the caller's (a handle, or an object with `__cuda_stream__`),
     by default one of its own. prove: False only for whoever compares its labels himself.
 
-    The first load on a machine runs the reference frames that travel with the engine, and refuses
-    to serve it if its labels are wrong. The labels returned are a view of pinned memory that the
-    next call overwrites. To save a copy, write the next image into `frame` and pass that.
+    An engine with a label kernel (`rtseg export --label-kernel`) has that run behind it, in the
+    same graph. The first load on a machine runs the reference frames that travel with the engine,
+    and refuses to serve it if its labels are wrong. The labels returned are a view of pinned memory
+    that the next call overwrites. To save a copy, write the next image into `frame` and pass that.
 
     Raises ArtifactError where the engine cannot run or is not right; the message says what would.
     """
@@ -90,10 +93,27 @@ class TensorRT(InTurn):
             ) from error
         self._open.callback(self._plan.close)
         self.load_ms = (time.perf_counter() - began) * 1e3
-        self._tensors = _expected_tensors(path, self.card, self._plan)
+        self._tensors = dict(_expected_tensors(path, self.card, self._plan))
+        self.names: tuple[str, ...] = self.card.outputs
+        if COARSE in self.names:
+            self._tensors[LABELS] = self._start_kernel(path)
+            self.names = (LABELS,)
         self.frame: Image = self._pinned("frame")
-        self.names = self.card.outputs
         self._host: dict[str, NDArray[Any]] = {name: self._pinned(name) for name in self.names}
+
+    def _start_kernel(self, path: Path) -> Tensor:
+        """The labels that a kernel behind every run of the plan makes."""
+        file = KernelFile.load(kernel_path(path))
+        coarse, size = self._tensors[COARSE], self.card.size
+        if (coarse.shape, coarse.dtype.name) != (file.call.shape, file.call.dtype):
+            raise ArtifactError(
+                f"{path} gives {coarse.dtype} {coarse.shape}, and its label kernel takes "
+                f"{file.call.dtype} {file.call.shape}: export it again"
+            )
+        kernel = LabelKernel(file, self._cuda, coarse.address, size, self._stream)
+        self._open.callback(kernel.close)
+        self._plan.behind = kernel.enqueue
+        return Tensor(LABELS, (1, *size), np.dtype(np.uint8), False, kernel.labels)
 
     def _pinned(self, name: str) -> NDArray[Any]:
         tensor = self._tensors[name]
@@ -118,6 +138,7 @@ class TensorRT(InTurn):
             precision=self.card.precision,
             options=(
                 ("flavour", facts.flavour),
+                ("labels", "cells" if COARSE in self.card.outputs else "graph"),
                 ("cuda_graph", graph),
                 ("jit_cache", self._plan.jit),
                 ("load_ms", f"{self.load_ms:.1f}"),

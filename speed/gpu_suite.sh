@@ -4,8 +4,9 @@
 # Needs rtseg installed (pip install -e ".[dev,gpu]"), with a torch built for CUDA and triton; uses
 # tensorrt or tensorrt_rtx, onnxruntime-gpu and torch_tensorrt where they are there. Leaves in FOLDER
 # (gpu-results): suite.json, how each step ended; tests.xml; the machine's table and its pages;
-# against_compile.json, with the roofline; labels_*.json, the Triton kernels; every step's log. A step that fails or runs out of its time does
-# not stop the others.
+# against_compile.json, with the roofline; labels_*.json, the Triton kernels; label_kernel.json, an
+# engine with its labels inside against one with the kernel behind it; every step's log. A step that
+# fails or runs out of its time does not stop the others.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:-gpu-results}
@@ -50,13 +51,19 @@ step machine 30 "$python" -m rtseg doctor --json
 # The tests hold the Triton kernels' correctness too.
 step tests 150 "$python" -m pytest -q -m gpu "$root/tests" -p no:cacheprovider --junitxml "$folder/tests.xml"
 # shellcheck disable=SC2086
-step table 165 "$python" -m rtseg bench $models --table "${sized[@]}" -o "$folder" "${options[@]}" --json
-step against_compile 130 "$python" -m rtseg bench ${models%% *} --size "$largest" --peer compile --roofline "${options[@]}" --json
+step table 150 "$python" -m rtseg bench $models --table "${sized[@]}" -o "$folder" "${options[@]}" --json
+step against_compile 110 "$python" -m rtseg bench ${models%% *} --size "$largest" --peer compile --roofline "${options[@]}" --json
 # The kernels' gain on a bilinear end and on a shuffled one, and the pixels that differ from float32.
 for model in csfcn_tiny csfcn; do
   step "labels_$model" 30 "$python" -m rtseg bench-labels "$model" --size "$largest" --device "$device" --seconds 2 --json
 done
-for name in machine table against_compile labels_csfcn_tiny labels_csfcn; do mv "$name.out" "$name.json"; done
+# Proven at load against the reference that travels with it, as every engine.
+# shellcheck disable=SC2016
+step label_kernel 40 bash -c '
+  "$1" -m rtseg export "$2" --size "$3" --precision fp16 --to tensorrt -o engines >&2 &&
+  "$1" -m rtseg export "$2" --size "$3" --precision fp16 --to tensorrt --label-kernel -o engines >&2 &&
+  "$1" -m rtseg bench engines/*.engine "${@:4}" --json' bash "$python" "${models%% *}" "$largest" "${options[@]}"
+for name in machine table against_compile labels_csfcn_tiny labels_csfcn label_kernel; do mv "$name.out" "$name.json"; done
 {
   echo '{"steps": ['
   (IFS=,; echo "${steps[*]}")

@@ -213,3 +213,25 @@ def test_frames_and_streams_of_pytorch(engine, reference):
         np.testing.assert_array_equal(labels, expected)
     own.close()
     shared.close()
+
+
+@pytest.mark.parametrize("name", ["csfcn", "bisenetv2"])
+def test_a_label_kernel_behind_the_engine(name, tmp_path):
+    """Its first load proves it against float32; here, that it gives what the engine inside does."""
+    pytest.importorskip("triton")
+    found, frames = {}, scenes(4, SIZE, seed=51)
+    for kernel in (False, True):
+        (made,) = export(
+            untrained(name, 19), [SIZE], ["tensorrt"], "fp16",
+            out=tmp_path, trained=False, label_kernel=kernel,
+        )  # fmt: skip
+        verdict = check(made.path)
+        if not verdict.ok:
+            pytest.skip(str(verdict))
+        with load(made.path) as segment:
+            options = dict(segment.info.options)
+            assert options["labels"] == ("cells" if kernel else "graph")
+            assert options["cuda_graph"] == "on"
+            found[kernel] = np.stack([segment(frame) for frame in frames])
+    # The graph compares logits in half precision, the kernel in float32.
+    assert (found[True] == found[False]).mean() > 0.995

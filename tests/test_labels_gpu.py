@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -171,33 +170,3 @@ def assert_same(labels: Any, case: Case, name: str) -> None:
     # A network's sums are added in another order than PyTorch's: a near tie may turn.
     allowed = 0.001 * labels.size if name == "csfcn" else 0
     assert wrong <= allowed, f"{wrong} of {labels.size} pixels"
-
-
-@pytest.mark.parametrize(("capability", "kind"), [(80, "fp16"), (87, "fp16"), (89, "fp32")])
-def test_the_kernels_compile_for_gpus(
-    capability: int, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Without a GPU: to machine code, within the shared memory that programs may have there."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("Triton interprets here")
-    import triton
-    from rtseg.runtime import labels_gpu
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    sizes = {"rows": 8, "columns": labels_gpu.COLUMNS, "fused": True}
-    shuffle = {"factor": 8, "places": 64, "depth": 128, "positions": labels_gpu.PIXELS // 64}
-    tables = ["*i32", "*fp32", "*fp32", "*i32", "*i32", "*fp32", "*fp32", "*u8"]
-    kernels = (
-        (labels_gpu.bilinear_kernel, [f"*{kind}", *tables, *["i32"] * 5], sizes),
-        (labels_gpu.shuffled_kernel, [f"*{kind}"] * 3 + ["*u8"] + ["i32"] * 7, shuffle),
-    )
-    for kernel, types, constants in kernels:
-        named = dict(zip(kernel.arg_names, [*types, *["constexpr"] * len(constants)], strict=True))
-        source = ASTSource(fn=kernel, signature=named, constexprs=constants)
-        options = {"num_stages": labels_gpu.STAGES}
-        made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        assert made.metadata.shared <= 99 * 1024
-        assert "fma.rn.f32" in made.asm["ptx"] or kernel is labels_gpu.shuffled_kernel
-        assert ".ftz" not in made.asm["ptx"], "subnormal numbers would be lost"
