@@ -35,6 +35,7 @@ from .optimiser import (
 from .parallel import Place, any_process, averaged, distribute, joined, summed
 from .predict import Predictor, autocast, channels_last, normalise
 from .pretrained import start
+from .rounding import ranges, round_layers, set_ranges
 from .sections import Recipe
 from .splits import class_counts, described, load
 from .stop import Stop, stop_signals
@@ -97,6 +98,7 @@ class Run:
         self.network = build(recipe.model, len(self.data.classes), **recipe.options).train()
         self.network.info.check_size(*recipe.augment.crop)
         self.started = start(self.network, recipe)
+        self.rounded = round_layers(self.network, recipe.augment.crop) if recipe.quantise else []
         channels_last(self.network.to(place.device))
         self.average = Average(self.network, recipe.ema) if recipe.ema else None
         self.optimiser = make_optimiser(self.network, recipe.optimiser)
@@ -128,6 +130,7 @@ class Run:
         """Go on from the folder's state, bit for bit."""
         state = read_state(self.path(STATE))
         self.network.load_state_dict(state["network"])
+        set_ranges(self.network, state.get("ranges", {}))
         load_state_by_name(self.optimiser, self.network, state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
@@ -143,6 +146,7 @@ class Run:
             "iteration": self.iteration,
             "best": self.best,
             "network": self.network.state_dict(),
+            "ranges": ranges(self.network),
             "optimiser": state_by_name(self.optimiser, self.network),
             "scaler": self.scaler.state_dict(),
             "average": average.model.state_dict() if average else {},
@@ -190,6 +194,7 @@ class Run:
     def _facts(self) -> dict[str, Any]:
         """What the log begins with, after every start."""
         facts = {"recipe": json.loads(self.recipe.model_dump_json()), "revision": git_revision()}
+        facts |= {"rounded": self.rounded} if self.rounded else {}
         return facts | ({"started": asdict(self.started)} if self.started else {})
 
     @property
@@ -266,8 +271,10 @@ class Run:
 
     def validate(self) -> Evaluation:
         """mIoU on the validation split; better weights than ever are kept."""
-        network = self.average.model if self.average else self.network
-        recipe = self.recipe
+        recipe, network = self.recipe, self.network
+        if self.average:
+            network = self.average.model
+            set_ranges(network, ranges(self.network))
         segment = Predictor(
             network,
             recipe.val_size,

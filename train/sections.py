@@ -148,6 +148,9 @@ class Recipe(Section):
     iterations, that is updates. `ema` is the decay of the averaged weights, which are then the ones
     validated and kept; null: no averaging.
 
+    `quantise: int8` rounds, in training and validation, what an int8 export will round, see
+    `rounding`; null: nothing.
+
     `pretrained`: a file that starts the backbone; `weights`: one that starts the whole network, all
     but its classifier with `classifier: new`. Validation takes whole frames: at `val_size`, fitted
     into `val_fit` (short, long side), or as they are, and in windows of `val_window` if given.
@@ -164,6 +167,7 @@ class Recipe(Section):
     batch: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    quantise: Literal["int8"] | None = None
     ema: float | None = Field(default=None, gt=0, lt=1)
     compile: bool = False
     sync_norm: bool = True
