@@ -246,5 +246,6 @@ def _why(verdict: proof.Verdict, left_out: list[Layer], count: int) -> str:
     return (
         f"int8 does not hold its bar even with the {len(left_out)} costliest of {count} layers in "
         f"float ({names}): {'; '.join(verdict.faults)}. Use fp16, calibrate on more frames of more "
-        "places, or try another --calibration"
+        "places, try another --calibration, or fine-tune first: rtseg train RECIPE weights=FILE "
+        "quantise=int8"
     )
