@@ -48,7 +48,7 @@ def accuracy_plot(machines: Machines) -> bytes | None:
     _log_scale(axes)
     axes.set_xlabel("frames a second, end to end, batch 1, 1024x2048 (hollow: PyTorch eager)")
     axes.set_ylabel("mIoU on Cityscapes val as published, %")
-    axes.margins(x=0.1)  # for the names
+    axes.margins(x=0.16)  # for the names
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     return _png(figure)
