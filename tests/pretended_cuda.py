@@ -13,11 +13,12 @@ import numpy as np
 from rtseg.runtime import cuda as cuda_module
 from rtseg.runtime import first_load
 from rtseg.runtime import trt as module
-from rtseg.runtime.card import Card, EngineFacts, sidecar
+from rtseg.runtime.card import EngineFacts, sidecar
 from rtseg.runtime.label_kernel import kernel_path
 from rtseg.runtime.packages import Package
 from rtseg.runtime.parity import Reference
 from rtseg.runtime.preflight import BINDINGS, Gpu, Machine
+from speed_parts import CARD
 
 SIZE, CLASSES = (16, 32), 4
 COARSE_SHAPE = (1, CLASSES, SIZE[0] // 4, SIZE[1] // 4)
@@ -27,6 +28,19 @@ MACHINE = Machine(
     (GPU,),
     (Package("tensorrt_rtx", "1.7.1.116", 13),),
     frozenset({BINDINGS, "onnxruntime"}),
+)
+
+
+ENGINE = EngineFacts(
+    flavour="tensorrt_rtx",
+    version="1.7.1.116",
+    compute_capabilities=("8.9",),
+    platform="linux-x86_64",
+    minimum_driver="580",
+    flags=(),
+    layers=1,
+    onnx="o",
+    build_seconds=1,
 )
 
 
@@ -339,35 +353,17 @@ def write_engine(
     if kernel is not None:
         files.append(kernel_path(path))
         files[-1].write_bytes(kernel)
-    card = Card(
-        model="net",
-        size=SIZE,
-        precision="fp16",
-        outputs=outputs,
-        classes=tuple("abcd"),
-        palette=((0, 0, 0),) * CLASSES,
-        class_set="letters",
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
-        weights="w",
-        weights_from="random",
-        trained=True,
-        macs=1,
-        params=1,
-        tools={},
-        engine=EngineFacts(
-            flavour="tensorrt_rtx",
-            version="1.7.1.116",
-            compute_capabilities=("8.9",),
-            platform="linux-x86_64",
-            minimum_driver="580",
-            flags=(),
-            layers=1,
-            onnx="o",
-            build_seconds=1,
-        ),
-        files={p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
-    )
+    facts = {
+        "size": SIZE,
+        "precision": "fp16",
+        "outputs": outputs,
+        "classes": tuple("abcd"),
+        "palette": ((0, 0, 0),) * CLASSES,
+        "trained": True,
+        "engine": ENGINE,
+        "files": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+    }
+    card = CARD.model_copy(update=facts)
     sidecar(path).write_text(card.to_json())
     return path
 
