@@ -10,8 +10,8 @@ import onnx
 KINDS = ("Conv", "Gemm", "MatMul")
 # What may stand between a layer and the positions that GridSample reads at.
 CARRIERS = (
-    "Add", "Cast", "Concat", "Div", "Mul", "Reshape", "Resize", "Slice", "Split", "Sub", "Tanh",
-    "Transpose", "Unsqueeze", "Squeeze",
+    "Add", "Cast", "Clip", "Concat", "Div", "Max", "Min", "Mul", "Reshape", "Resize", "Slice",
+    "Split", "Sub", "Tanh", "Transpose", "Unsqueeze", "Squeeze",
 )  # fmt: skip
 TABLE = "lifted_tensor"  # how the exporter names constants that are no weights, such as poolings
 

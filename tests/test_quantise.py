@@ -15,7 +15,7 @@ from rtseg.data.frames import read_image
 from rtseg.data.scenes import scenes
 from rtseg.export import ExportError, ProofError, calibrate, export, proof, quantise, sensitivity
 from rtseg.export.calibrate import Calibration, CalibrationError, Picked, pick
-from rtseg.export.candidates import KINDS, Layer, layers
+from rtseg.export.candidates import KINDS, Layer, layers, positions
 from rtseg.export.main import _Job
 from rtseg.export.onnx import census, to_onnx
 from rtseg.models.source import Source, open_source
@@ -109,6 +109,20 @@ def test_positions_and_tables_are_no_candidates(plain: onnx.ModelProto) -> None:
     assert "spatial.offset" not in names
     assert not [name for name in names if "pooling" in name]
     assert len(names) == weighted - 1
+
+
+def test_positions_that_are_kept_within_a_map_are_positions() -> None:
+    """As deformable attention on several levels has them."""
+    graph = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 18]>
+        g (float[1,2,4,2] x, float[1,3,8,8] map, float[2,2] w, float[2] low, float[2] high)
+            => (float[1,3,2,4] read) {
+          [offsets] moved = MatMul(x, w)
+          above = Max(moved, low)
+          inside = Min(above, high)
+          read = GridSample(map, inside)
+        }""")
+    assert positions(graph) == {"offsets"}
 
 
 def test_macs_of_a_layer_are_counted(plain: onnx.ModelProto) -> None:
