@@ -91,7 +91,7 @@ def test_every_cost_is_stored():
     assert list(stored_costs()) == list(VARIANTS)
 
 
-QUICK = ("csfcn_nano", "pidnet_s", "icnet")
+QUICK = ("csfcn_nano", "pidnet_s", "icnet", "ecfd_tiny_r50", "senformer_r50", "crossformer_s_fpn")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_one_network_in_full(monkeypatch, capsys):
     text = "\n".join(shown("senformer_nws_swin_t", 200, monkeypatch, capsys))
     for part in (
         "ADE20K val: 46, several scales and flip 46.4 (published)",
-        "at 512x512, 150 classes: 143.954 M, 203.2",
+        "at 512x512, 150 classes: 143.954 M, 203.3",
         "senformer_swin_ade20k",
         "github.com/WalBouss/SenFormer, licence MIT",
         "such as backbone.patch_embed.projection.weight",
