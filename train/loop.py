@@ -106,7 +106,9 @@ class Run:
         criterion = Criterion(recipe.loss, self._class_weights(), self.network.info.align_corners)
         self.criterion: Callable[..., Tensor] = criterion.to(place.device)
         self.parallel = distribute(self.network, place, recipe.sync_norm)
-        self.step_model: Any = torch.compile(self.parallel) if recipe.compile else self.parallel
+        self.step_model: Any = self.parallel
+        if recipe.compile:  # crops are of one size
+            self.step_model = torch.compile(self.parallel, dynamic=False)
         self.iteration, self.best = 0, 0.0
         self.length = self._iterations()
         self.total = max(1, round(self.length * recipe.schedule.stop))
