@@ -116,3 +116,11 @@ def test_the_command_writes_a_repository(artifact: Path) -> None:
     (folder,) = (artifact.parent / "triton").iterdir()
     assert parsed(folder).name == artifact.stem
     assert (folder / "1" / "model.onnx").read_bytes() == artifact.read_bytes()
+
+
+def test_an_engine_with_a_label_kernel_is_refused(artifact: Path, tmp_path: Path) -> None:
+    path = engine(artifact, tmp_path, "tensorrt", proven=True)
+    card = read_card(path).model_copy(update={"outputs": ("coarse",)})
+    sidecar(path).write_text(card.to_json())
+    with pytest.raises(ArtifactError, match="export it without --label-kernel"):
+        write_model(path, tmp_path / "repository")
