@@ -49,7 +49,7 @@ largest=${sizes##* }
 cd "$folder"
 step machine 30 "$python" -m rtseg doctor --json
 # The tests hold the Triton kernels' correctness too.
-step tests 150 "$python" -m pytest -q -m gpu "$root/tests" -p no:cacheprovider --junitxml "$folder/tests.xml"
+step tests 145 "$python" -m pytest -q -m gpu "$root/tests" -p no:cacheprovider --junitxml "$folder/tests.xml"
 # shellcheck disable=SC2086
 step table 150 "$python" -m rtseg bench $models --table "${sized[@]}" -o "$folder" "${options[@]}" --json
 step against_compile 110 "$python" -m rtseg bench ${models%% *} --size "$largest" --peer compile --roofline "${options[@]}" --json
