@@ -22,7 +22,7 @@ from onnx import TensorProto, numpy_helper
 from ..runtime.backend import MissingPackage
 from ..runtime.card import ArtifactError, Card, Enlargement
 from ..runtime.cut_onnx import COARSE, labels_source
-from ..runtime.label_kernel import LABELS, Call, KernelFile
+from ..runtime.label_kernel import LABELS, Call, KernelFile, runs_on
 from .onnx import rename
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def compiled(
     """
     if importlib.util.find_spec("triton") is None:
         raise MissingPackage('label kernels are compiled by triton: pip install "rtseg[gpu]"')
-    from ..runtime.labels_gpu import bilinear_launch, shuffled_launch
+    from ..runtime.labels_gpu import bilinear_launch, named_strides, shuffled_launch
 
     if ending.weight is None:
         launch = bilinear_launch(ending.shape, size, ending.enlarge)
@@ -145,7 +145,9 @@ def compiled(
         tables = {"weight": ending.weight.reshape(len(ending.weight), -1), "bias": offsets}
     types = {name: table.dtype.name for name, table in tables.items()}
     types |= {launch.kernel.arg_names[0]: ending.dtype.name, LABELS: "uint8"}
-    constants = launch.constants | _strides(ending.shape)
+    _, _, height, width = ending.shape
+    # An engine's outputs are contiguous.
+    constants = launch.constants | named_strides((height * width, width, 1))
     made = {
         target: _machine_code(launch, types, constants, target)
         for target in _targets(compute_capabilities)
@@ -157,19 +159,13 @@ def compiled(
     )
 
 
-def _strides(shape: tuple[int, ...]) -> dict[str, int]:
-    """An engine's outputs are contiguous."""
-    _, _, height, width = shape
-    return {"stride_c": height * width, "stride_y": width, "stride_x": 1}
-
-
 def _targets(compute_capabilities: Sequence[str]) -> list[str]:
-    """One a generation, the lowest: later GPUs of a generation run its machine code."""
-    lowest: dict[int, int] = {}
-    for capability in compute_capabilities:
-        major, _, minor = capability.partition(".")
-        lowest[int(major)] = min(int(minor), lowest.get(int(major), 9))
-    return [f"{major}.{minor}" for major, minor in lowest.items()]
+    """As few as run on all of these GPUs."""
+    chosen: list[tuple[int, ...]] = []
+    for gpu in sorted(tuple(map(int, each.split("."))) for each in compute_capabilities):
+        if not any(runs_on(target, gpu) for target in chosen):
+            chosen.append(gpu)
+    return [".".join(map(str, target)) for target in chosen]
 
 
 def _machine_code(

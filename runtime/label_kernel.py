@@ -23,6 +23,7 @@ from .cuda import Cuda
 from .cut_onnx import COARSE
 
 LABELS = "labels"
+OPEN = 8  # the last generation for which Triton's machine code runs on its later GPUs too
 _CALL, _CODE, _TABLE = "call", "code ", "table "  # names of arrays in the file, and how they begin
 
 
@@ -80,13 +81,10 @@ class KernelFile:
             raise ArtifactError(f"{path} is damaged: copy it again, or export again") from error
 
     def code_for(self, compute_capability: str) -> str:
-        """Of the targets in `code`, the one that a GPU runs: of its generation, and no later."""
+        """Of the targets in `code`, the one that a GPU runs: its own, or up to OPEN one of its
+        generation and no later."""
         wanted = _numbers(compute_capability)
-        able = [
-            target
-            for target in self.code
-            if _numbers(target)[0] == wanted[0] and _numbers(target) <= wanted
-        ]
+        able = [target for target in self.code if runs_on(_numbers(target), wanted)]
         if not able:
             raise ArtifactError(
                 f"the label kernel holds code for compute capability {', '.join(self.code)}, not "
@@ -100,6 +98,11 @@ def _named(arrays: Mapping[str, NDArray[Any]], start: str) -> dict[str, NDArray[
     return {
         name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)
     }
+
+
+def runs_on(code: tuple[int, ...], gpu: tuple[int, ...]) -> bool:
+    """Whether machine code for one compute capability runs on a GPU of another."""
+    return code == gpu or (code[0] == gpu[0] <= OPEN and code <= gpu)
 
 
 def _numbers(capability: str) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ tests run them in Triton's interpreter too (TRITON_INTERPRET=1), which takes ten
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,9 +137,9 @@ class Launch:
     stages: int = 3
 
 
-def strides_of(given: Tensor) -> dict[str, int]:
-    """Those arguments of a kernel that say how (1, C, h, w) lies in memory."""
-    return dict(zip(("stride_c", "stride_y", "stride_x"), given.stride()[1:], strict=True))
+def named_strides(strides: Sequence[int]) -> dict[str, int]:
+    """Those arguments of a kernel that say how (C, h, w) lies in memory."""
+    return dict(zip(("stride_c", "stride_y", "stride_x"), strides, strict=True))
 
 
 def bilinear_launch(shape: tuple[int, ...], size: tuple[int, int], enlarge: Enlargement) -> Launch:
@@ -220,8 +221,8 @@ class _Launched:
         launch = self.launch
         with torch.cuda.device_of(given):
             launch.kernel[launch.grid](
-                given, labels=self.labels, **self.tables, **strides_of(given), **launch.constants,
-                num_stages=launch.stages,
+                given, labels=self.labels, **self.tables, **launch.constants,
+                **named_strides(given.stride()[1:]), num_stages=launch.stages,
             )  # fmt: skip
         return self.labels
 

@@ -4,6 +4,7 @@ backend that launches it on a pretended GPU. `test_labels_gpu.py` tests the kern
 import ctypes
 import hashlib
 import os
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,8 +173,8 @@ def test_kernels_compile_for_one_gpu_of_each_generation(kind, dtype):
     if kind == "shuffle":
         shape, weight = (1, 128, 64, 128), np.ones((19 * 64, 128, 1, 1), dtype)
     ending = Ending(onnx.ModelProto(), kind, shape, np.dtype(dtype), weight)
-    file = compiled(ending, (512, 1024), ["8.9", "8.0", "9.0", "12.0"])
-    assert set(file.code) == {"8.0", "9.0", "12.0"}
+    file = compiled(ending, (512, 1024), ["8.9", "8.0", "9.0", "12.0", "12.1"])
+    assert set(file.code) == {"8.0", "9.0", "12.0", "12.1"}
     assert max(file.call.shared.values()) <= 99 * 1024
     assert all(code.startswith(b"\x7fELF") for code in file.code.values())
     expected = POINTERS if kind == "bilinear" else ("features", "weight", "bias", "labels")
@@ -182,14 +183,25 @@ def test_kernels_compile_for_one_gpu_of_each_generation(kind, dtype):
     assert tuple(kernel.arg_names[: len(expected)]) == expected
 
 
-def test_the_machine_code_rounds_as_the_cpu_does():
+def bilinear_ptx(target):
     launch = labels_gpu.bilinear_launch(COARSE_SHAPE, SIZE, "bilinear")
     types = dict.fromkeys(POINTERS, "float32") | {"pieces": "int32", "labels": "uint8"}
     types |= {"left": "int32", "right": "int32"}
-    constants = launch.constants | label_kernel._strides(COARSE_SHAPE)
-    ptx = label_kernel._machine_code(launch, types, constants, "8.9").asm["ptx"]
+    constants = launch.constants | labels_gpu.named_strides((32, 8, 1))
+    return label_kernel._machine_code(launch, types, constants, target).asm["ptx"]
+
+
+def test_the_machine_code_rounds_as_the_cpu_does():
+    ptx = bilinear_ptx("8.9")
     assert "fma.rn.f32" in ptx
     assert ".ftz" not in ptx, "subnormal numbers would be lost"
+
+
+def test_newer_code_is_for_one_kind_of_gpu_alone():
+    """Why `runs_on` says so: the suffix `a` of the architecture."""
+    for target, suffix in (("8.6", ""), ("9.0", "a"), ("12.0", "a")):
+        named = rf"\.target sm_{target.replace('.', '')}{suffix}\b"
+        assert re.search(named, bilinear_ptx(target))
 
 
 def test_a_kernel_file_comes_back_whole(made, tmp_path):
@@ -217,10 +229,10 @@ def test_a_damaged_or_missing_kernel_file(made, tmp_path):
 
 def test_a_gpu_takes_code_of_its_generation(made):
     file = KernelFile(made[1].call, {"8.0": b"", "8.7": b"", "12.0": b""}, {})
-    assert [file.code_for(gpu) for gpu in ("8.0", "8.6", "8.9", "12.1")] == [
+    assert [file.code_for(gpu) for gpu in ("8.0", "8.6", "8.9", "12.0")] == [
         "8.0", "8.0", "8.7", "12.0",
     ]  # fmt: skip
-    for gpu in ("7.5", "9.0"):
+    for gpu in ("7.5", "9.0", "12.1"):  # from 9.0 on, code is for one kind of GPU alone
         with pytest.raises(ArtifactError, match=f"not for {gpu}.*--compute-capability {gpu}"):
             file.code_for(gpu)
 
