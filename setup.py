@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-FOLDERS = ("models", "data", "train", "export", "runtime", "speed", "demo", "commands")
+FOLDERS = ("models", "data", "train", "export", "runtime", "speed", "demo", "fleet", "cli")
 EXPORT = [
     "torch>=2.6",
     "onnx>=1.17",

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .classes import IGNORE, ClassSet
+from .images import legend, overlaid, sheet, titled
 from .pairs import DataError, SegmentationData, read_image
-from .sheet import legend, overlaid, sheet, titled
 
 SHOWN = 12  # frames on the contact sheet
 

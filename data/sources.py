@@ -7,8 +7,8 @@ from pathlib import Path
 
 from .camera import Camera, is_camera
 from .frames import Frame, Recording, Unreadable, open_source
-from .mcap_log import McapLog
-from .pace import CITYSCAPES_HZ, Paced
+from .mcap_reader import McapLog
+from .playback import CITYSCAPES_HZ, Paced
 
 ONLY_LOGS = "--topic goes with MCAP logs only"
 

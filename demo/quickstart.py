@@ -17,11 +17,11 @@ from rich.console import Console, RenderableType
 from ..data.files import write_atomically
 from ..data.frames import read_folder, sample_frames
 from ..export import Artifact, export
-from ..export.main import TARGETS
+from ..export.export import TARGETS
 from ..export.present import artifact_table
-from ..models.source import Source, open_source
+from ..models.loading import Source, open_source
 from ..runtime import load
-from ..runtime.backend import installed
+from ..runtime.backends.backend import installed
 from ..runtime.preflight import check
 from ..speed import bench
 from ..speed.doctor import examine

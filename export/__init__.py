@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .artifact import Artifact
-from .main import ExportError, ProofError, export
+from .export import ExportError, ProofError, export
 
 __all__ = ["Artifact", "ExportError", "ProofError", "export"]

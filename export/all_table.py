@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from .all import Row
+from .export_zoo import Row
 
 HEADINGS = (
     "variant",

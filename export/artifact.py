@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files import write_atomically
-from ..runtime.card import Card
-from .proof import Verdict
+from ..runtime.artifact import Card
+from .parity import Verdict
 from .sensitivity import Cost
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..data.frames import read_folder
 from ..models import Network
-from ..models.source import normalised
+from ..models.loading import normalised
 from ..runtime.parity import MARGIN_STEPS, Reference
 
 Logits = NDArray[np.float32]  # (K, H, W)

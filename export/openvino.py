@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openvino
 
-from ..runtime.ov import the_core
+from ..runtime.backends.openvino import the_core
 
 
 def to_openvino(onnx: Path, target: Path, precision: str) -> None:

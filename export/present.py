@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .artifact import Artifact
-from .proof import Verdict
+from .parity import Verdict
 
 
 def artifact_table(artifacts: Sequence[Artifact]) -> RenderableType:

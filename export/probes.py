@@ -16,7 +16,7 @@ Scores = Callable[[NDArray[np.uint8]], NDArray[Any]]
 
 
 def _probe_onnx(path: Path) -> Scores:
-    from .onnx import with_scores
+    from .graph import with_scores
 
     model, name = with_scores(onnx.load(path))
     session = session_of(model)
@@ -33,8 +33,8 @@ def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def _probe_openvino(path: Path, precision: str = "fp32") -> Scores:
-    from ..runtime.ov import HINTS, the_core, with_positions
-    from .onnx import SCORES
+    from ..runtime.backends.openvino import HINTS, the_core, with_positions
+    from .graph import SCORES
 
     core = the_core()
     model = with_positions(core, path)
@@ -50,7 +50,7 @@ def _probe_openvino(path: Path, precision: str = "fp32") -> Scores:
 
 def _probe_torch(path: Path) -> Scores:
     from ..models import FrameToLabels, build, load_checkpoint
-    from ..runtime.card import read_card
+    from ..runtime.artifact import read_card
 
     card = read_card(path)
     whole = FrameToLabels(load_checkpoint(build(card.model, len(card.classes)), path), ("logits",))

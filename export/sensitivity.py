@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from ..runtime.card import Card
-from . import proof
+from ..runtime.artifact import Card
+from . import parity as proof
 from .candidates import Layer
 from .expected import Expected
 from .probes import session_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from ..data.files import write_atomically
-from ..runtime.card import ArtifactError, Card, read_card, sidecar, verify
+from ..runtime.artifact import ArtifactError, Card, read_card, sidecar, verify
 
 LABELS = "labels.txt"
 VERSION = "1"

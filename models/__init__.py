@@ -5,7 +5,9 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
-from . import (
+from .checkpoints import digest, load_checkpoint, save_checkpoint
+from .cost import Cost, count
+from .families import (
     bisenet,
     crossformer,
     csfcn,
@@ -19,13 +21,11 @@ from . import (
     sfnet,
     swiftnet,
 )
-from .cost import Cost, count
-from .deploy import deploy
+from .fuse import deploy
 from .network import Info, Network
 from .pipeline import FrameToLabels
 from .stored import CheckpointError
 from .variant import Variant
-from .weights import digest, load_checkpoint, save_checkpoint
 
 VARIANTS: dict[str, Variant] = (  # a new family: one import, one more term
     csfcn.VARIANTS

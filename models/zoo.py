@@ -10,10 +10,10 @@ from typing import Any
 
 from ..data.files import write_atomically
 from . import VARIANTS, build, count
+from .checkpoints import official_names
+from .loading import shipped_weights
 from .published import reference, reported_classes, scores
 from .shadow import shadow
-from .source import shipped_weights
-from .weights import official_names
 
 CLASSES = 19
 SIZES = ((512, 1024), (1024, 2048))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .card import ArtifactError, Card, EngineFacts, Proof, read_card, verify
+from .artifact import ArtifactError, Card, EngineFacts, Proof, read_card, verify
 from .drive.drive import Drive
 from .drive.limits import Limits
 from .drive.messages import Kind, Result, State, Status

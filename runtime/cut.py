@@ -7,7 +7,7 @@ from typing import Any
 
 import openvino
 
-from .card import Enlargement
+from .artifact import Enlargement
 from .cut_onnx import COARSE, RESIZES
 
 BESIDE_LABELS = ("Convert", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "DepthToSpace")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .card import Enlargement
+from .artifact import Enlargement
 from .protobuf import Field, fields, message
 
 COARSE = "coarse"  # the output that takes the place of the labels

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .card import ArtifactError, Card, read_card
+from .artifact import ArtifactError, Card, read_card
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.files import write_atomically
-from .card import ArtifactError, Precision
+from .artifact import ArtifactError, Precision
 
 LabelMap = NDArray[np.uint8]  # (H, W)
 BAND = 3  # pixels on each side of a border between classes

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .backend import BACKENDS
-from .card import ArtifactError, Card, EngineFacts, read_card, sidecar, verify
+from .artifact import ArtifactError, Card, EngineFacts, read_card, sidecar, verify
+from .backends.backend import BACKENDS
 from .packages import FLAVOURS, INSTALL, MINIMUM_DRIVER, Package, find_package, read_header
 
 BLOCK = 1 << 22  # bytes hashed by one thread at a time

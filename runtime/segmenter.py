@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .backend import Backend, Info, choose, open_backend
-from .card import Card, read_card, verify
+from .artifact import Card, read_card, verify
+from .backends.backend import Backend, Info, choose, open_backend
 
 
 class Segmenter:

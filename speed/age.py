@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime import Drive, Result, Status
-from .clock import MS, Call, warm_up
+from .timing import MS, Call, warm_up
 
 LIMIT = 1.5  # times the bench's p95 that the age's p95 may be
 START_LIMIT_S = 60.0  # for the first result to come

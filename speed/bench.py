@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data.classes import ClassSet
-from .contestants import Frames
+from .contestant import Frames
 from .host import Progress
 from .preparation import Setup, set_up
 from .report import Report

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..models import Network
-    from ..models.source import Source
+    from ..models.loading import Source
 
 Size = tuple[int, int]
 Progress = Callable[[str, float], None]
@@ -42,7 +42,7 @@ def exported(
     """
     from ..export import export
     from ..export.calibrate import Calibration
-    from ..export.main import TARGETS as ENDINGS
+    from ..export.export import TARGETS as ENDINGS
     from ..models import digest
 
     if graph == "int8" and calib is None:
@@ -79,7 +79,7 @@ def plain_export(source: Source, size: Size) -> Path:
     to "labels" (1, H, W) int64. From the cache, or exported into it."""
     import torch
 
-    from ..export.onnx import quiet
+    from ..export.graph import quiet
     from ..models import digest
 
     name = source.network.info.name

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .clock import MS, Call, Now
 from .roofline import Ceilings
+from .timing import MS, Call, Now
 
 SIDES = (512, 1024, 2048)  # of the square matrices; which one is fastest depends on the caches
 GPU_SIDES = (4096, 8192)
@@ -87,7 +87,7 @@ def _normal(side: int, seed: int) -> NDArray[np.float32]:
 
 def _openvino(side: int, threads: int) -> Iterator[Trial]:
     """OpenVINO's products, which use matrix units (AMX) in bfloat16 and int8 where there are."""
-    from ..runtime.ov import HINTS, the_core
+    from ..runtime.backends.openvino import HINTS, the_core
 
     able = the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     names = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}

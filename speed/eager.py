@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.segmenter import as_bgr
-from .contestants import Frame, Frames, Laps
+from .contestant import Frame, Frames, Laps
 from .result import Subject
 
 if TYPE_CHECKING:

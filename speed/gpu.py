@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .clock import MS, Call, Now
+from .timing import MS, Call, Now
 
 # NVML's bits of the reasons why clocks are lower than they could be, those that spoil figures.
 THROTTLES = {

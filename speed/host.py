@@ -9,16 +9,16 @@ from functools import partial
 
 from ..runtime import ArtifactError
 from ..runtime.preflight import gpus
-from .clock import Call, Histogram, Lane, Limits, Timing, WarmUp, race, ratio, warm_up
-from .contestants import Contestant, Frames, per_run
+from .baselines import PEERS, usual_peers
+from .camera_rate import Pace, Shot, Stalled, answered_ms, play
+from .contestant import Contestant, Frames, per_run
 from .gpu import under_load
 from .machine import Machine, Noise, Watch
 from .memory import PeakMemory
-from .pace import Pace, Shot, Stalled, answered_ms, play
-from .peers import PEERS, usual_peers
 from .plan import Contest, Entry, PeerEntry
 from .result import STAGES, Result, Speedup
 from .roofline import Ceilings, Share, Work, share
+from .timing import Call, Histogram, Lane, Limits, Timing, WarmUp, race, ratio, warm_up
 
 Progress = Callable[[str, float], None]  # what is being done, and the share done of it, 0..1
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.backend import MissingPackage
-from .clock import MS
+from ..runtime.backends.backend import MissingPackage
+from .timing import MS
 
 SUMMARY = "mlperf_log_summary.txt"
 FEWEST = 64  # queries, below which its early stopping calls a run invalid

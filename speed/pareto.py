@@ -19,9 +19,9 @@ from rich.text import Text
 from ..data.datasets import SegmentationData
 from ..export import ProofError, export
 from ..export.calibrate import Calibration
-from ..models.source import Source
+from ..models.loading import Source
 from ..runtime import Segmenter, load
-from ..runtime.backend import installed
+from ..runtime.backends.backend import installed
 from ..train.evaluate import evaluate
 
 # A gain below this is noise: runs of one file on a quiet machine differ by about as much.
@@ -210,7 +210,7 @@ def _computes(backend: str, precision: str) -> list[str]:
 
 def _capabilities() -> list[str]:
     """What OpenVINO finds this CPU to have in hardware."""
-    from ..runtime.ov import the_core
+    from ..runtime.backends.openvino import the_core
 
     return list(the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 from ..data.classes import ClassSet
 from ..data.scenes import scenes
 from ..runtime import ArtifactError, Card, read_card
-from ..runtime.backend import BACKENDS, MissingPackage, choose, cuda_available, installed
+from ..runtime.backends.backend import BACKENDS, MissingPackage, choose, cuda_available, installed
 from ..runtime.preflight import gpus
+from .baselines import PEERS, Plain, peer_class
 from .cache import exported as exported
 from .cache import plain_export, text_of
-from .contestants import Artifact, Contestant, Frames
+from .contestant import Artifact, Contestant, Frames
 from .machine import Watch
-from .peers import PEERS, Plain, peer_class
 from .roofline import Work, work_of
 
 if TYPE_CHECKING:
-    from ..models.source import Source
+    from ..models.loading import Source
 
 Size = tuple[int, int]
 Progress = Callable[[str, float], None]
@@ -120,7 +120,7 @@ class Contest:
     @cached_property
     def _source(self) -> Source:
         """The variant with its shipped or seeded weights: they do not change its speed."""
-        from ..models.source import open_source
+        from ..models.loading import open_source
 
         return open_source(self.card.model, classes=self.card.class_table)
 
@@ -289,7 +289,7 @@ def is_artifact(model: str) -> bool:
 
 def _open_source(model: str, classes: ClassSet | None = None) -> Source:
     try:
-        from ..models.source import open_source
+        from ..models.loading import open_source
     except ImportError as error:
         raise MissingPackage(
             f"{model} has to be exported first, which needs PyTorch: pip install "

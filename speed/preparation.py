@@ -11,15 +11,15 @@ from typing import Any
 
 from ..data.classes import ClassSet
 from ..runtime.preflight import gpus
+from .baselines import check_peers
 from .ceilings import measure_ceilings
-from .clock import Limits
-from .contestants import Frames
+from .contestant import Frames
 from .host import Host, Opened, Progress
 from .machine import Noise, Watch, machine, usable_cores
-from .peers import check_peers
 from .plan import Contest, plan
 from .roofline import Ceilings
 from .sheet import Figures, Sheet, utc_now
+from .timing import Limits
 
 NO_TORCH = 'no eager row to compare with: PyTorch is not installed; pip install "rtseg[export]"'
 

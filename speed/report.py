@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from .clock import Limits, Ratio
 from .machine import Machine
 from .result import STAGES, Result
 from .roofline import Ceilings
 from .sheet import Figures, figure, machine_lines, page, percent
+from .timing import Limits, Ratio
 
 FULL = ("mean", "p50", "p90", "p99", "max", "std")
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .clock import Histogram, Ratio, Timing, WarmUp
+from .camera_rate import Pace
 from .gpu import GpuState
 from .machine import Machine, Noise
-from .pace import Pace
 from .roofline import Share
+from .timing import Histogram, Ratio, Timing, WarmUp
 
 STAGES = ("preprocess", "host_to_device", "compute", "device_to_host", "post")
 

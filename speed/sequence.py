@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..data.datasets import Cached, SegmentationData
 from ..train.metric import Confusion
-from .contestants import Contestant
-from .pace import Pace, Shot, play
+from .camera_rate import Pace, Shot, play
+from .contestant import Contestant
 from .preparation import Setup
 from .result import Subject
 from .sheet import Figures, Sheet, figure, percent

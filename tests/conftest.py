@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from rtseg.data.frames import read_folder
-from rtseg.models.source import Source, open_source
+from rtseg.models.loading import Source, open_source
 from rtseg.runtime.preflight import gpus
 
 ROOT = Path(__file__).resolve().parents[1]

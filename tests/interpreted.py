@@ -14,7 +14,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
 
 import numpy as np
 import torch
-from rtseg.runtime.labels_gpu import FUSED, BilinearLabels, ShuffledLabels
+from rtseg.runtime.argmax_triton import FUSED, BilinearLabels, ShuffledLabels
 
 
 def labels(given: torch.Tensor, how: dict, arrays: dict) -> torch.Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rtseg.runtime import load
-from rtseg.runtime.backend import WAYS
+from rtseg.runtime.backends.backend import WAYS
 
 Logits = NDArray[Any]
 Frames = list[tuple[str, Any]]

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 from rtseg.data.frames import Frame
-from rtseg.runtime.drive.bell import Bell
 from rtseg.runtime.drive.capture import Capture
-from rtseg.runtime.drive.crew import Crew
+from rtseg.runtime.drive.clock import Bell
+from rtseg.runtime.drive.engine import Answer
 from rtseg.runtime.drive.health import History, assess
-from rtseg.runtime.drive.inference import Answer
 from rtseg.runtime.drive.limits import Limits
 from rtseg.runtime.drive.loop import Loop
 from rtseg.runtime.drive.mailbox import Mailbox
 from rtseg.runtime.drive.messages import Message, Result, Status
-from rtseg.runtime.drive.tally import Tally
+from rtseg.runtime.drive.stats import Tally
+from rtseg.runtime.drive.supervisor import Crew
 
 SECOND = 1_000_000_000
 SIZE = 4, 6

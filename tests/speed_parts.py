@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from rtseg.runtime import Card
-from rtseg.runtime.backend import Info, InTurn
+from rtseg.runtime.backends.backend import Info, InTurn
 from rtseg.speed import plan
-from rtseg.speed.clock import Timing, WarmUp
 from rtseg.speed.machine import Machine, Noise
 from rtseg.speed.result import STAGES, Result, Speedup, Subject
+from rtseg.speed.timing import Timing, WarmUp
 
 SIZE = (64, 128)
 
@@ -101,7 +101,7 @@ def result_of(backend: str, ms: float, against: Speedup | None) -> Result:
 
 
 def onnx_with_card(folder: Path, card: Card = CARD) -> Path:
-    from rtseg.runtime.card import append_card
+    from rtseg.runtime.artifact import append_card
 
     path = folder / "some.onnx"
     path.write_bytes(append_card(b"model", card))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rtseg.runtime.card import Card, EngineFacts, Int8Facts, Proof
+from rtseg.runtime.artifact import Card, EngineFacts, Int8Facts, Proof
 
 ENGINE = EngineFacts(
     flavour="tensorrt",

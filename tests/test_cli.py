@@ -168,7 +168,7 @@ def test_debug_shows_the_traceback(rtseg: Run, tmp_path: Path) -> None:
 
 
 def test_an_absent_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtseg.commands import terminal
+    from rtseg.cli import _console as terminal
 
     monkeypatch.setattr(terminal.importlib.util, "find_spec", lambda name: None)
     expected = r'rtseg export needs PyTorch: pip install "rtseg\[exp'

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from conftest import read_golden
 from rtseg.models import build, count, deploy, load_checkpoint
-from rtseg.models.csfcn import pyramid_pooling
-from rtseg.models.weights import official_names
+from rtseg.models.checkpoints import official_names
+from rtseg.models.families.csfcn import pyramid_pooling
 
 REFERENCE = ("csfcn", "csfcn_tiny")
 ALL = (*REFERENCE, "csfcn_nano")

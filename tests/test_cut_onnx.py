@@ -14,8 +14,8 @@ import pytest
 from labels_plain import agree_in_both_ways
 from onnx import TensorProto, helper, numpy_helper
 from rtseg.export import export
-from rtseg.export.onnx import to_onnx
-from rtseg.models.source import Source, untrained
+from rtseg.export.graph import to_onnx
+from rtseg.models.loading import Source, untrained
 from rtseg.runtime import ArtifactError, load
 from rtseg.runtime.cut_onnx import COARSE, cut_labels
 from rtseg.runtime.protobuf import fields, message, read_varint, varint
@@ -41,7 +41,7 @@ def test_a_cpu_takes_cells_where_it_can(artifact: Path, monkeypatch: pytest.Monk
         assert dict(segment.info.options)["labels"] == "cells"
     with pytest.raises(ArtifactError, match='labels is "graph" or "cells"'):
         load(artifact, "onnxruntime", "cpu", labels="both")
-    monkeypatch.setattr("rtseg.runtime.ort.compiled_available", lambda: False)
+    monkeypatch.setattr("rtseg.runtime.backends.onnxruntime.compiled_available", lambda: False)
     with load(artifact, "onnxruntime", "cpu") as segment:
         assert dict(segment.info.options)["labels"] == "graph"
 

@@ -22,7 +22,7 @@ from rtseg.demo.palettes import colour_blind_safe, nearest_pair
 from rtseg.demo.video import Look, demo, rounded
 from rtseg.demo.writers import has_display, open_writer
 from rtseg.export import export
-from rtseg.models.source import Source
+from rtseg.models.loading import Source
 
 SIZE = (120, 160)
 FRAMES = 3

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from rich.console import Console
-from rtseg.runtime.backend import BACKENDS
+from rtseg.runtime.backends.backend import BACKENDS
 from rtseg.runtime.preflight import Gpu
 from rtseg.speed import doctor
 

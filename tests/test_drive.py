@@ -23,7 +23,7 @@ from conftest import Run, as_json
 from rtseg.data.frames import Frame, read_image
 from rtseg.data.scenes import scene
 from rtseg.export import Artifact, export
-from rtseg.models.source import Source
+from rtseg.models.loading import Source
 from rtseg.runtime import Drive, Limits, Result, State, Status, read_card
 from rtseg.runtime.drive.drive import artifact_task
 from rtseg.runtime.drive.faults import Fault, Plan, with_faults

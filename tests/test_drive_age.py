@@ -15,7 +15,7 @@ from conftest import Run
 from rtseg.data.frames import Frame
 from rtseg.data.scenes import scenes
 from rtseg.export import export
-from rtseg.models.source import Source
+from rtseg.models.loading import Source
 from rtseg.runtime import Drive
 from rtseg.speed.age import Comparison, Turn, compare
 

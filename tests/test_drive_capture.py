@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from rtseg.data.frames import Frame
-from rtseg.data.pace import Paced
+from rtseg.data.playback import Paced
 from rtseg.runtime.drive import capture as capturing
-from rtseg.runtime.drive.bell import Bell
 from rtseg.runtime.drive.capture import Capture
+from rtseg.runtime.drive.clock import Bell
 from rtseg.runtime.drive.faults import FaultySource, Plan
 from rtseg.runtime.drive.mailbox import Captured, Mailbox
-from rtseg.runtime.drive.tally import Spread, Tally
+from rtseg.runtime.drive.stats import Spread, Tally
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 LIMIT_S = 20.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from rtseg.runtime.drive.ladder import HOLD_S, Change, Ladder
+from rtseg.runtime.drive.quality import HOLD_S, Change, Ladder
 
 SECOND = 1_000_000_000
 NAMES, BASELINES = ("large", "medium", "small"), (50.0, 20.0, 5.0)

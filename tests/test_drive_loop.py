@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rtseg.data.frames import Frame, Unreadable
-from rtseg.runtime.drive.inference import Answer
+from rtseg.runtime.drive.engine import Answer
 from rtseg.runtime.drive.limits import Limits
 from rtseg.runtime.drive.messages import Kind
 from rtseg.runtime.drive.usage import usage

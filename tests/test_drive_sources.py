@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import pytest
-from rtseg.data import pace
+from rtseg.data import playback as pace
 from rtseg.data.camera import Camera, is_camera
 from rtseg.data.frames import Frame, Unreadable, open_source
-from rtseg.data.pace import Paced
+from rtseg.data.playback import Paced
 from rtseg.data.sources import open_drive_source
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from rtseg.export import Artifact, export
-from rtseg.models.source import Source
+from rtseg.models.loading import Source
 from rtseg.runtime import ArtifactError, load
 from rtseg.runtime.drive import known_frame
-from rtseg.runtime.drive.bell import Bell
+from rtseg.runtime.drive.clock import Bell
 from rtseg.runtime.drive.drive import artifact_task
-from rtseg.runtime.drive.inference import Answer
+from rtseg.runtime.drive.engine import Answer
 from rtseg.runtime.drive.realtime import Wishes, apply
 from rtseg.runtime.drive.usage import usage
 from rtseg.runtime.drive.worker import Task, Worker, wait_ready

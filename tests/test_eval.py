@@ -14,7 +14,7 @@ from rtseg.data.datasets import DataError, open_data
 from rtseg.models import build
 from rtseg.train.evaluate import evaluate
 from rtseg.train.metric import Confusion
-from rtseg.train.predict import Predictor, normalise, starts
+from rtseg.train.predictor import Predictor, normalise, starts
 from rtseg.train.report import table, worst_frames
 from rtseg.train.submit import submit
 from tiny_camvid import write_camvid

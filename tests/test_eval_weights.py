@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from rtseg.data.datasets import open_data
-from rtseg.models.source import PRETRAINED, header, open_source
+from rtseg.models.loading import PRETRAINED, header, open_source
 from rtseg.train.evaluate import evaluate
-from rtseg.train.predict import Predictor
+from rtseg.train.predictor import Predictor
 
 BARS = {"csfcn_nano": (0.55, 8_000_000), "csfcn_tiny": (0.60, 30_000_000)}  # mIoU, bytes
 

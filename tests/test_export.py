@@ -12,10 +12,11 @@ import onnx
 import onnxruntime
 import pytest
 from rtseg.data.classes import CAMVID
-from rtseg.export import ExportError, ProofError, export, proof
-from rtseg.export.onnx import census
+from rtseg.export import ExportError, ProofError, export
+from rtseg.export import parity as proof
+from rtseg.export.graph import census
 from rtseg.models import FrameToLabels, build, deploy
-from rtseg.models.source import Source, open_source
+from rtseg.models.loading import Source, open_source
 from rtseg.runtime import load, read_card
 
 Frames = list[tuple[str, np.ndarray[Any, Any]]]
@@ -76,7 +77,7 @@ def test_the_graph_is_typed_and_described(nano: Source, tmp_path: Path) -> None:
 def test_frame_to_labels_is_the_papers_arithmetic(name: str) -> None:
     """Normalise, network, argmax: with the graph's own shortcuts and without."""
     import torch
-    from rtseg.models.source import normalised
+    from rtseg.models.loading import normalised
 
     torch.manual_seed(4)
     model = build(name, 7)
@@ -182,9 +183,9 @@ def test_an_engine_is_built_without_a_gpu(nano: Source, tmp_path: Path) -> None:
 
 def test_csfcn_takes_few_tensorrt_layers(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    from rtseg.export.engine import build_engine
-    from rtseg.export.main import _Job
-    from rtseg.export.onnx import to_onnx
+    from rtseg.export.export import _Job
+    from rtseg.export.graph import to_onnx
+    from rtseg.export.tensorrt import build_engine
 
     model = build("csfcn")
     graph = tmp_path / "graph.onnx"

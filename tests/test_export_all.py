@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from rtseg.export import all as zoo
-from rtseg.export.all import Job, Row, export_all, matching, read_rows, run_job, write_rows
+from rtseg.export import export_zoo as zoo
 from rtseg.export.all_table import as_rich, markdown
+from rtseg.export.export_zoo import Job, Row, export_all, matching, read_rows, run_job, write_rows
 from typer.testing import CliRunner
 
 SIZE = (64, 128)
@@ -96,8 +96,8 @@ def test_patterns_choose_variants() -> None:
 def test_the_command_fails_when_a_row_does(
     nano_row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rtseg.cli import app
-    from rtseg.commands.terminal import JobFailed
+    from rtseg.cli._console import JobFailed
+    from rtseg.cli.app import app
 
     monkeypatch.setattr(zoo, "run_apart", lambda job, out, keep: nano_row)
     asked = ["export", "--all", "--only", "csfcn_nano", "--precision", "fp16", "--size", "64x128"]

@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rtseg.data.scenes import scenes
-from rtseg.export import export, proof
-from rtseg.export.main import _Job
-from rtseg.export.onnx import census, to_onnx
+from rtseg.export import export
+from rtseg.export import parity as proof
+from rtseg.export.export import _Job
+from rtseg.export.graph import census, to_onnx
 from rtseg.models import Network, pipeline
-from rtseg.models.source import Source, open_source
-from rtseg.runtime.card import Card, append_card
+from rtseg.models.loading import Source, open_source
+from rtseg.runtime.artifact import Card, append_card
 
 SIZE = 256, 512
 Graph = onnx.ModelProto

@@ -15,12 +15,12 @@ import pytest
 from conftest import Run, as_json
 from rtseg.data.frames import open_source
 from rtseg.data.scenes import scenes
-from rtseg.demo import run_lengths
-from rtseg.demo.fleet import Options, fleet, local_opener, single_process
-from rtseg.demo.fleet_logs import find_logs
-from rtseg.demo.fleet_workers import Labeller, read_log
 from rtseg.export import export
-from rtseg.models.source import Source
+from rtseg.fleet import run_lengths
+from rtseg.fleet.fleet import Options, fleet, local_opener, single_process
+from rtseg.fleet.logs import find_logs
+from rtseg.fleet.workers import Labeller, read_log
+from rtseg.models.loading import Source
 from rtseg.runtime import Segmenter, load
 
 ray: Any = pytest.importorskip("ray", reason='needs Ray: pip install "rtseg[fleet]"')

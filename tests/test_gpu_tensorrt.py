@@ -15,16 +15,17 @@ pytest.importorskip("onnx")
 
 from rtseg.data.scenes import scenes  # noqa: E402
 from rtseg.export import export  # noqa: E402
-from rtseg.export.engine import build_engine  # noqa: E402
-from rtseg.export.proof import expect  # noqa: E402
-from rtseg.models.source import untrained  # noqa: E402
-from rtseg.runtime import load, self_test  # noqa: E402
-from rtseg.runtime.card import ArtifactError, read_card  # noqa: E402
-from rtseg.runtime.cuda import Cuda  # noqa: E402
-from rtseg.runtime.first_load import record_path  # noqa: E402
+from rtseg.export.parity import expect  # noqa: E402
+from rtseg.export.tensorrt import build_engine  # noqa: E402
+from rtseg.models.loading import untrained  # noqa: E402
+from rtseg.runtime import load  # noqa: E402
+from rtseg.runtime.artifact import ArtifactError, read_card  # noqa: E402
+from rtseg.runtime.backends import tensorrt_self_test as self_test  # noqa: E402
+from rtseg.runtime.backends.cuda import Cuda  # noqa: E402
+from rtseg.runtime.backends.tensorrt import TensorRT  # noqa: E402
 from rtseg.runtime.packages import import_package, make_log  # noqa: E402
 from rtseg.runtime.parity import BARS, compare, faults  # noqa: E402
-from rtseg.runtime.trt import TensorRT  # noqa: E402
+from rtseg.runtime.verify import record_path  # noqa: E402
 
 SIZE = (256, 512)
 MEBIBYTE = 1 << 20
@@ -170,9 +171,9 @@ def test_the_proof_is_made_once(engine):
 
 def test_an_engine_of_other_weights_is_refused(folder, network, tmp_path):
     """The graph of another seed, with the reference of ours."""
-    from rtseg.export.onnx import to_onnx
-    from rtseg.runtime.first_load import reference_path
+    from rtseg.export.graph import to_onnx
     from rtseg.runtime.parity import Reference
+    from rtseg.runtime.verify import reference_path
 
     right = artifact(folder, "fp32")
     other = to_onnx(untrained("csfcn_nano", 19, seed=1), SIZE, "fp32", ("labels",))

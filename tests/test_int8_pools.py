@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from rtseg.export.quantise import pools_in_int8
+from rtseg.export.quantize import pools_in_int8
 
 FACTS = ["scale", "zero"]
 RNG = np.random.default_rng(5)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from labels_plain import plain
-from pretended_cuda import (
+from fake_cuda import (
     COARSE_SHAPE,
     SIZE,
     coarse_logits,
@@ -18,22 +18,23 @@ from pretended_cuda import (
     pretend,
     write_engine,
 )
-from rtseg.runtime.card import ArtifactError, read_card, verify
-from rtseg.runtime.label_kernel import KernelFile, kernel_path
-from rtseg.runtime.labels import LabelMaker
-from rtseg.runtime.trt import TensorRT
+from rtseg.runtime.argmax import LabelMaker
+from rtseg.runtime.artifact import ArtifactError, read_card, verify
+from rtseg.runtime.backends.argmax_kernel import KernelFile, kernel_path
+from rtseg.runtime.backends.tensorrt import TensorRT
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("triton", reason="needs Triton, which there is for Linux only")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from rtseg.export import ExportError, export, label_kernel  # noqa: E402
-from rtseg.export.label_kernel import Ending, compiled, cut  # noqa: E402
-from rtseg.export.onnx import to_onnx  # noqa: E402
+from rtseg.export import ExportError, export  # noqa: E402
+from rtseg.export import argmax_kernel as label_kernel  # noqa: E402
+from rtseg.export.argmax_kernel import Ending, compiled, cut  # noqa: E402
+from rtseg.export.graph import to_onnx  # noqa: E402
 from rtseg.export.probes import session_of  # noqa: E402
 from rtseg.models import count  # noqa: E402
-from rtseg.models.source import untrained  # noqa: E402
-from rtseg.runtime import labels_gpu  # noqa: E402
+from rtseg.models.loading import untrained  # noqa: E402
+from rtseg.runtime import argmax_triton as labels_gpu  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here"

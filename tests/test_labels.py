@@ -21,10 +21,10 @@ from labels_plain import (
 )
 from openvino import opset11 as ops
 from rtseg.export import export
-from rtseg.models.source import Source
+from rtseg.models.loading import Source
 from rtseg.runtime import ArtifactError, load
+from rtseg.runtime.argmax import MOST_MIXED, Axis, LabelMaker, classes_and_factor
 from rtseg.runtime.cut import Coarse, cut_labels
-from rtseg.runtime.labels import MOST_MIXED, Axis, LabelMaker, classes_and_factor
 
 
 def ours(
@@ -130,7 +130,7 @@ def test_what_does_not_fit() -> None:
 def test_without_the_compiler_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rtseg.runtime.labels.compiled_available", lambda: False)
+    monkeypatch.setattr("rtseg.runtime.argmax.compiled_available", lambda: False)
     with pytest.raises(ArtifactError, match=r'pip install "rtseg\[fast\]"'):
         LabelMaker((1, 3, 4, 4), (32, 32), "bilinear")
 
@@ -166,7 +166,7 @@ def test_openvino_takes_the_cells_by_default_and_refuses_what_is_neither(
         load(nano_artifact, "openvino", labels="both")
     with load(nano_artifact, "openvino") as segment:
         assert dict(segment.info.options)["labels"] == "cells"
-    monkeypatch.setattr("rtseg.runtime.ov.compiled_available", lambda: False)
+    monkeypatch.setattr("rtseg.runtime.backends.openvino.compiled_available", lambda: False)
     with load(nano_artifact, "openvino") as segment:
         assert dict(segment.info.options)["labels"] == "graph"
 

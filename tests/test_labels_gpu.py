@@ -18,9 +18,9 @@ import torch
 from conftest import ROOT
 from labels_plain import KINDS, RNG, Logits, plain, random, ties
 from rtseg.models import FrameToLabels, deploy
+from rtseg.models.loading import untrained
 from rtseg.models.pipeline import enlargement
-from rtseg.models.source import untrained
-from rtseg.runtime.labels_torch import head_of, without
+from rtseg.runtime.argmax_torch import head_of, without
 
 pytest.importorskip("triton", reason="needs Triton, which there is for Linux only")
 
@@ -147,7 +147,7 @@ def test_labels_in_the_interpreter(name: str, interpreted: dict[str, Any]) -> No
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_labels_on_the_gpu(name: str) -> None:
-    from rtseg.runtime.labels_gpu import BilinearLabels, ShuffledLabels
+    from rtseg.runtime.argmax_triton import BilinearLabels, ShuffledLabels
 
     if not torch.cuda.is_available():
         pytest.skip("this torch was built without CUDA")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from labels_plain import agree_in_both_ways
 from rtseg.export import export
-from rtseg.models.source import Source
+from rtseg.models.loading import Source
 from rtseg.runtime import ArtifactError, load
-from rtseg.runtime.eager import PyTorch
-from rtseg.runtime.labels_torch import head_of, median_ms, without
+from rtseg.runtime.argmax_torch import head_of, median_ms, without
+from rtseg.runtime.backends.pytorch import PyTorch
 from torch import nn
 
 SIZE = (128, 256)
@@ -35,7 +35,7 @@ def test_cells_give_the_graphs_labels(
 def test_a_cpu_takes_cells_where_it_can(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(artifact, device="cpu") as segment:
         assert dict(segment.info.options) == {"labels": "cells"}
-    monkeypatch.setattr("rtseg.runtime.labels_torch.compiled_available", lambda: False)
+    monkeypatch.setattr("rtseg.runtime.argmax_torch.compiled_available", lambda: False)
     with load(artifact, device="cpu") as segment:
         options = dict(segment.info.options)
         assert options["labels"] == "graph"
@@ -86,7 +86,7 @@ def test_the_faster_recording_is_kept(
 
     monkeypatch.setattr(backend, "_recorded", record)
     monkeypatch.setattr(
-        "rtseg.runtime.eager.median_ms",
+        "rtseg.runtime.backends.pytorch.median_ms",
         lambda runs: median_ms(runs, now=lambda: int(clock[0] * 1e9)),
     )
     said = dict(backend._capture(choose))

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from rtseg.data.frames import Frame, Unreadable
-from rtseg.data.mcap_log import MAGIC, McapLog
+from rtseg.data.mcap_reader import MAGIC, McapLog
 from rtseg.data.sources import open_recording
 
 pytest.importorskip("mcap", reason='needs the mcap packages: pip install "rtseg[drive]"')

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from rtseg.runtime import preflight
-from rtseg.runtime.card import Card, EngineFacts, sidecar
+from rtseg.runtime.artifact import Card, EngineFacts, sidecar
 from rtseg.runtime.packages import Package, read_header
 from rtseg.runtime.preflight import BINDINGS, Gpu, Machine, block_digests, check, gpus
 

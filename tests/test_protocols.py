@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from rtseg.runtime import Segmenter
-from rtseg.runtime.backend import MissingPackage
-from rtseg.speed import loadgen, protocols
-from rtseg.speed.clock import Limits, WarmUp
-from rtseg.speed.contestants import Artifact
+from rtseg.runtime.backends.backend import MissingPackage
+from rtseg.speed import loadgen
+from rtseg.speed import scenarios as protocols
+from rtseg.speed.camera_rate import Pace, Shot, Stalled, answered_ms, play
+from rtseg.speed.contestant import Artifact
 from rtseg.speed.host import Host, Opened
-from rtseg.speed.pace import Pace, Shot, Stalled, answered_ms, play
 from rtseg.speed.preparation import Setup
+from rtseg.speed.timing import Limits, WarmUp
 from speed_parts import MACHINE, Clock, FakeBackend, frames_of
 
 

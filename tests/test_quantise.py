@@ -13,12 +13,14 @@ import pytest
 from onnx import numpy_helper
 from rtseg.data.frames import read_image
 from rtseg.data.scenes import scenes
-from rtseg.export import ExportError, ProofError, calibrate, export, proof, quantise, sensitivity
+from rtseg.export import ExportError, ProofError, calibrate, export, sensitivity
+from rtseg.export import parity as proof
+from rtseg.export import quantize as quantise
 from rtseg.export.calibrate import Calibration, CalibrationError, Picked, pick
 from rtseg.export.candidates import KINDS, Layer, layers, positions
-from rtseg.export.main import _Job
-from rtseg.export.onnx import census, to_onnx
-from rtseg.models.source import Source, open_source
+from rtseg.export.export import _Job
+from rtseg.export.graph import census, to_onnx
+from rtseg.models.loading import Source, open_source
 from rtseg.runtime import load, read_card
 
 SIZE = 96, 160
@@ -307,7 +309,7 @@ def test_an_int8_engine_builds(
     plain: onnx.ModelProto, spans: Any, nano: Source, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    from rtseg.export.engine import build_engine
+    from rtseg.export.tensorrt import build_engine
 
     path = tmp_path / "graph.onnx"
     graph = quantise._quantised(plain, [layer.node for layer in layers(plain)], spans)

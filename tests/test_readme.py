@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, Run
-from rtseg.commands.models import listed, score_texts
+from rtseg.cli.models import listed, score_texts
 from rtseg.data.frames import Frame
 from rtseg.export import export
-from rtseg.models.source import Source
+from rtseg.models.loading import Source
 
 README = (ROOT / "README.md").read_text()
 

@@ -8,7 +8,7 @@ from rtseg.data.datasets import DATASETS
 from rtseg.models import VARIANTS
 from rtseg.models.shadow import shadow
 from rtseg.train.loss import Criterion
-from rtseg.train.optimiser import factor, make_optimiser
+from rtseg.train.optimizer import factor, make_optimiser
 from rtseg.train.recipe import RECIPES, load_recipe, recipes_by_variant
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from rtseg.train.log import read_log
-from rtseg.train.loop import LOG, train
 from rtseg.train.recipe import load_recipe
+from rtseg.train.trainer import LOG, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STILL = [

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from rtseg.export import Artifact, export
-from rtseg.models.source import Source
+from rtseg.models.loading import Source
 from rtseg.runtime import ArtifactError, Segmenter, load, read_card
-from rtseg.runtime.backend import MissingPackage, choose
+from rtseg.runtime.backends.backend import MissingPackage, choose
 from rtseg.runtime.segmenter import as_bgr
 
 SIZE = 64, 128
@@ -214,7 +214,7 @@ def test_backends_that_do_not_fit(name: str, backend: str | None, message: str) 
 
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rtseg.runtime.backend.installed", lambda backend: False)
+    monkeypatch.setattr("rtseg.runtime.backends.backend.installed", lambda backend: False)
     with pytest.raises(MissingPackage, match=r'needs openvino: pip install "rtseg\[openvino\]"'):
         choose(Path("x.xml"), None, None)
 

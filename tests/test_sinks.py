@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from rtseg.data.classes import CAMVID
 from rtseg.data.frames import Frame, Unreadable
-from rtseg.data.mcap_log import McapLog
+from rtseg.data.mcap_reader import McapLog
 from rtseg.demo.overlay import blend
 from rtseg.runtime.drive.messages import Kind, Message, Result, Status
 from rtseg.runtime.sinks import Outlet
-from rtseg.runtime.sinks.metrics import serve
-from rtseg.runtime.sinks.pictures import LabelPngs, OverlayVideo
-from rtseg.runtime.sinks.recorder import McapRecorder
-from rtseg.runtime.sinks.ring import Ring, RingReader
+from rtseg.runtime.sinks.label_files import LabelPngs, OverlayVideo
+from rtseg.runtime.sinks.mcap_writer import McapRecorder
+from rtseg.runtime.sinks.prometheus import serve
+from rtseg.runtime.sinks.shared_memory import Ring, RingReader
 from simulated import SECOND, SimulatedBell
 
 LIMIT_S = 20.0

@@ -8,11 +8,11 @@ import pytest
 from rtseg.runtime import ArtifactError, Segmenter
 from rtseg.speed import bench as bench_function
 from rtseg.speed import plan
-from rtseg.speed.clock import Lane, Limits, WarmUp, race
-from rtseg.speed.contestants import Artifact
+from rtseg.speed.contestant import Artifact
 from rtseg.speed.machine import Noise
 from rtseg.speed.report import Report
 from rtseg.speed.result import Result
+from rtseg.speed.timing import Lane, Limits, WarmUp, race
 from speed_parts import CARD, SIZE, Clock, FakeBackend, frames_of, planned, result_of
 
 bench_module = sys.modules["rtseg.speed.bench"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rtseg.speed.clock import Lane, Limits, Ratio, Timing, race, ratio, warm_up
+from rtseg.speed.timing import Lane, Limits, Ratio, Timing, race, ratio, warm_up
 from speed_parts import Clock
 
 

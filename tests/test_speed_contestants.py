@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from rtseg.runtime import Segmenter
-from rtseg.speed import contestants
-from rtseg.speed.contestants import Artifact, Laps
+from rtseg.speed import contestant as contestants
+from rtseg.speed.contestant import Artifact, Laps
 from rtseg.speed.result import STAGES
 from speed_parts import CARD, Clock, FakeBackend, frames_of
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import Run, as_json
 from rtseg.data.scenes import scenes
-from rtseg.models.source import Source, untrained
-from rtseg.speed.clock import Limits
-from rtseg.speed.labels import label_cost, to_json
+from rtseg.models.loading import Source, untrained
+from rtseg.speed.label_cost import label_cost, to_json
+from rtseg.speed.timing import Limits
 
 SIZE = (128, 256)
 QUICK = Limits(runs=2, seconds=0.2, rounds=2)

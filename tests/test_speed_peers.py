@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 from rtseg.data.scenes import scenes
 from rtseg.runtime import ArtifactError
-from rtseg.runtime.backend import MissingPackage
-from rtseg.speed import peers
-from rtseg.speed.peers import PEERS, check_peers, usual_peers
+from rtseg.runtime.backends.backend import MissingPackage
+from rtseg.speed import baselines as peers
+from rtseg.speed.baselines import PEERS, check_peers, usual_peers
 from speed_parts import SIZE, planned
 
 

@@ -8,9 +8,9 @@ import re
 
 import pytest
 from rich.console import Console
-from rtseg.speed.clock import Limits, Ratio
 from rtseg.speed.report import Report
 from rtseg.speed.result import STAGES, Speedup
+from rtseg.speed.timing import Limits, Ratio
 from speed_parts import MACHINE, result_of
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from rtseg.export import export
 from rtseg.models import build, count
-from rtseg.models.source import Source
+from rtseg.models.loading import Source
 from rtseg.runtime import ArtifactError
 from rtseg.speed.ceilings import fastest, measure_ceilings
-from rtseg.speed.layers import _kernels, costliest
+from rtseg.speed.profile import _kernels, costliest
 from rtseg.speed.roofline import Ceilings, Work, _layer_counter, share, work_of
 from speed_parts import Clock
 

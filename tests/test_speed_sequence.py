@@ -9,7 +9,7 @@ import pytest
 from rtseg.data.classes import IGNORE, ClassSet
 from rtseg.data.pairs import Cached, Sample
 from rtseg.speed import sequence
-from rtseg.speed.pace import Shot, play
+from rtseg.speed.camera_rate import Shot, play
 from speed_parts import Clock
 
 CLASSES = 4

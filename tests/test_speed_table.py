@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from rtseg.runtime import ArtifactError
 from rtseg.speed import pages, plots, table
-from rtseg.speed.clock import Histogram, Ratio
 from rtseg.speed.result import Speedup
+from rtseg.speed.timing import Histogram, Ratio
 from speed_parts import MACHINE, result_of
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pretended_cuda import (
+from fake_cuda import (
     CLASSES,
     GPU,
     MACHINE,
@@ -19,15 +19,17 @@ from pretended_cuda import (
     pretend,
     write_engine,
 )
-from rtseg.runtime import cuda as cuda_module
-from rtseg.runtime import first_load, plan, self_test
-from rtseg.runtime import trt as module
-from rtseg.runtime.backend import MissingPackage
-from rtseg.runtime.card import ArtifactError
-from rtseg.runtime.cuda import Cuda, CudaError, stream_handle
+from rtseg.runtime import verify as first_load
+from rtseg.runtime.artifact import ArtifactError
+from rtseg.runtime.backends import cuda as cuda_module
+from rtseg.runtime.backends import tensorrt as module
+from rtseg.runtime.backends import tensorrt_engine as plan
+from rtseg.runtime.backends import tensorrt_self_test as self_test
+from rtseg.runtime.backends.backend import MissingPackage
+from rtseg.runtime.backends.cuda import Cuda, CudaError, stream_handle
+from rtseg.runtime.backends.tensorrt import TensorRT
 from rtseg.runtime.packages import Package
 from rtseg.runtime.preflight import Gpu, Machine
-from rtseg.runtime.trt import TensorRT
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from rtseg.cli import app
-from rtseg.train.loop import BEST
+from rtseg.cli.app import app
+from rtseg.train.trainer import BEST
 from tiny_camvid import RECIPE, write_camvid
 from typer.testing import CliRunner
 

@@ -14,11 +14,11 @@ import torch
 from rtseg.data.datasets import DataError
 from rtseg.models import CheckpointError, build, load_checkpoint
 from rtseg.models.stored import read_header
-from rtseg.train import loop
-from rtseg.train.checkpoint import SaveError, read_state
+from rtseg.train import trainer as loop
 from rtseg.train.loader import Stream
 from rtseg.train.log import read_log
-from rtseg.train.loop import BEST, CURVES, LOG, STATE, TrainingError, train
+from rtseg.train.state import SaveError, read_state
+from rtseg.train.trainer import BEST, CURVES, LOG, STATE, TrainingError, train
 from tiny_camvid import tiny_recipe, write_camvid
 
 pytestmark = pytest.mark.usefixtures("one_thread")

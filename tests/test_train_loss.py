@@ -10,7 +10,7 @@ import torch
 from rtseg.models import build
 from rtseg.train.borders import border_weights, bordered, edge_loss, edges
 from rtseg.train.loss import Criterion, balance, cross_entropy, dice, ohem
-from rtseg.train.optimiser import Average, factor, make_optimiser, set_learning_rate
+from rtseg.train.optimizer import Average, factor, make_optimiser, set_learning_rate
 from rtseg.train.sections import Group, Loss, Optimiser, Schedule, Term
 from torch import nn
 

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 from rtseg.models import build
-from rtseg.train.checkpoint import read_state
 from rtseg.train.log import read_log
-from rtseg.train.loop import LOG, STATE, train
+from rtseg.train.state import read_state
+from rtseg.train.trainer import LOG, STATE, train
 from tiny_camvid import RECIPE, tiny_recipe, write_camvid
 from torch import nn
 

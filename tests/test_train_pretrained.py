@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from rtseg.models import CheckpointError, Info, build
-from rtseg.models.senformer import SenFormer
-from rtseg.models.swin import ORIGINAL, ORIGINAL_KEYS, UNFOLDED, Swin
-from rtseg.models.weights import official_names, rename
+from rtseg.models.backbones.swin import ORIGINAL, ORIGINAL_KEYS, UNFOLDED, Swin
+from rtseg.models.checkpoints import official_names, rename
+from rtseg.models.families.senformer import SenFormer
 from rtseg.train.pretrained import start_backbone
 
 STEM = {"conv1.0": "stem.0", "conv1.1": "stem.1", "conv1.3": "stem.3", "conv1.4": "stem.4",

@@ -11,20 +11,21 @@ import pytest
 import torch
 from onnx import numpy_helper
 from rtseg.data.scenes import scenes
-from rtseg.export import calibrate, quantise
+from rtseg.export import calibrate
+from rtseg.export import quantize as quantise
 from rtseg.export.candidates import KINDS, layers
-from rtseg.export.onnx import to_onnx
+from rtseg.export.graph import to_onnx
 from rtseg.models import build, load_checkpoint
+from rtseg.models.checkpoints import official_names
 from rtseg.models.stored import read
-from rtseg.models.weights import official_names
-from rtseg.train import rounding
-from rtseg.train.checkpoint import read_state
+from rtseg.train import qat as rounding
 from rtseg.train.log import read_log
-from rtseg.train.loop import BEST, LOG, STATE, Run, train
 from rtseg.train.parallel import Place
-from rtseg.train.predict import normalise
+from rtseg.train.predictor import normalise
+from rtseg.train.qat import ranges, round_layers, set_ranges
 from rtseg.train.recipe import RecipeError
-from rtseg.train.rounding import ranges, round_layers, set_ranges
+from rtseg.train.state import read_state
+from rtseg.train.trainer import BEST, LOG, STATE, Run, train
 from tiny_camvid import tiny_recipe, write_camvid
 from torch import nn
 

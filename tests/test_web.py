@@ -28,7 +28,7 @@ from rtseg.data.classes import CAMVID
 from rtseg.data.scenes import scenes
 from rtseg.demo.live import LivePage, histogram
 from rtseg.export import export
-from rtseg.models.source import Source
+from rtseg.models.loading import Source
 from rtseg.runtime import Kind, Result, Status
 from rtseg.runtime.sinks import Outlet
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import read_golden
 from rtseg.models import CheckpointError, build, digest, load_checkpoint, save_checkpoint
-from rtseg.models.likeness import class_entries
-from rtseg.models.senformer_older import modern
-from rtseg.models.source import identify, open_source
-from rtseg.models.weights import official_names
+from rtseg.models.checkpoints import official_names
+from rtseg.models.families.senformer_older import modern
+from rtseg.models.identify import class_entries
+from rtseg.models.loading import identify, open_source
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from rich.console import Console
-from rtseg.commands import models as listing
+from rtseg.cli import models as listing
 from rtseg.models import VARIANTS, count
 from rtseg.models.published import SCORES
 from rtseg.models.shadow import shadow
@@ -134,7 +134,7 @@ def test_a_name_that_is_none():
 
 
 def shown(name, width, monkeypatch, capsys):
-    monkeypatch.setattr("rtseg.commands.terminal.out", Console(width=width))
+    monkeypatch.setattr("rtseg.cli._console.out", Console(width=width))
     monkeypatch.setattr(listing, "out", Console(width=width))
     listing.models(name)
     return capsys.readouterr().out.splitlines()

@@ -21,10 +21,10 @@ from rtseg.models import (
     load_checkpoint,
     save_checkpoint,
 )
+from rtseg.models.checkpoints import COUNTERS, official_names
 from rtseg.models.layers import ConvNorm, RepConv
+from rtseg.models.loading import normalised, untrained
 from rtseg.models.pipeline import _first_convolution
-from rtseg.models.source import normalised, untrained
-from rtseg.models.weights import COUNTERS, official_names
 from torch import nn
 
 TOLERANCE = 2e-4  # largest error, in standard deviations of the logits

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GOLDEN, RULE, Golden, read_golden
-from rtseg.export.onnx import to_onnx
+from rtseg.export.graph import to_onnx
 from rtseg.models import (
     CheckpointError,
     FrameToLabels,
@@ -26,15 +26,15 @@ from rtseg.models import (
     load_checkpoint,
 )
 from rtseg.models.attention import Groups, group, window_plan
-from rtseg.models.convnext import ConvNeXt
-from rtseg.models.crossformer import G7, CrossFormer, crossing_plan
-from rtseg.models.deformable import Atlas, DeformableAttention
-from rtseg.models.ecfd_decoders import ECFD
+from rtseg.models.backbones.convnext import ConvNeXt
+from rtseg.models.backbones.swin import ORIGINAL, UNFOLDED, PatchMerging, Swin
+from rtseg.models.checkpoints import COUNTERS, INDICES, official_names
+from rtseg.models.families.crossformer import G7, CrossFormer, crossing_plan
+from rtseg.models.families.ecfd_decoders import ECFD
+from rtseg.models.families.ecfd_deformable import Atlas, DeformableAttention
+from rtseg.models.families.senformer import STRIDES, Learner, SenFormer
 from rtseg.models.heads import EncoderDecoder, SemanticFPN, UPerHead, fcn_head
-from rtseg.models.senformer import STRIDES, Learner, SenFormer
-from rtseg.models.swin import ORIGINAL, UNFOLDED, PatchMerging, Swin
-from rtseg.models.weights import COUNTERS, INDICES, official_names
-from rtseg.runtime.ov import the_core
+from rtseg.runtime.backends.openvino import the_core
 from test_zoo_conv import sampled, without_counters
 from torch import nn
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..models import VARIANTS, CheckpointError, Network, load_checkpoint
 from ..models.attention import resized_table
-from ..models.likeness import class_entries
+from ..models.checkpoints import COMPUTED, rename
+from ..models.identify import class_entries
 from ..models.stored import read, unwrap
-from ..models.weights import COMPUTED, rename
 from .sections import Recipe
 
 MMSEG_STEM = (  # its deep stem -> the official one

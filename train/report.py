@@ -6,7 +6,7 @@ import numpy as np
 from rich.table import Table
 
 from ..data.datasets import Cached, SegmentationData
-from ..data.sheet import legend, overlaid, sheet, titled
+from ..data.images import legend, overlaid, sheet, titled
 from .evaluate import Evaluation, Segment
 
 

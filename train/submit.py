@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.datasets import SegmentationData
-from ..data.sheet import png
+from ..data.images import png
 from .evaluate import Segment
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from ...data.frames import Frame, Unreadable
 from ..segmenter import as_bgr
-from .bell import Bell
+from .clock import Bell
 from .mailbox import Captured, Mailbox
-from .tally import Tally
+from .stats import Tally
 
 BACK_OFF_S = (0.05, 0.1, 0.2, 0.4, 0.5)  # before each further attempt; the last one stays
 FUTURE_NS = 5_000_000  # a capture time this far ahead of now is no capture time

@@ -11,20 +11,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..card import read_card
-from ..sinks.base import Outlet, Sink
-from .bell import Bell
+from ..artifact import read_card
+from ..sinks.queue import Outlet, Sink
 from .capture import Capture, Source
-from .crew import Crew
+from .clock import Bell
+from .engine import Inline, Segment, Starter
 from .health import HealthFile, HealthServer, History, Systemd, assess
-from .inference import Inline, Segment, Starter
 from .limits import Limits
 from .loop import Loop
 from .mailbox import Mailbox
 from .messages import Health
 from .realtime import Wishes, apply
 from .report import report, snapshot
-from .tally import Tally
+from .stats import Tally
+from .supervisor import Crew
 from .usage import UsageLog
 from .worker import Task, Worker
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ...data.frames import Frame, Unreadable
 from ..segmenter import Segmenter, load
-from .inference import Picture
+from .engine import Picture
 from .messages import Message
 from .worker import Task
 

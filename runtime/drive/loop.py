@@ -10,16 +10,16 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..sinks.base import Outlet
-from .bell import Bell
+from ..sinks.queue import Outlet
 from .capture import Capture
-from .crew import Crew, Place
-from .inference import Answer, Engine
-from .ladder import Change, Ladder
+from .clock import Bell
+from .engine import Answer, Engine
 from .limits import OVERDUE, UNKNOWN_PERIOD_MS, Limits
 from .mailbox import Captured, Mailbox
 from .messages import Kind, Message, Result, Status
-from .tally import Spread, Tally
+from .quality import Change, Ladder
+from .stats import Spread, Tally
+from .supervisor import Crew, Place
 
 IDLE_S = 0.2  # a step at least that often
 

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from ...data.frames import Frame
-from .bell import Bell
+from .clock import Bell
 
 
 @dataclass(frozen=True)

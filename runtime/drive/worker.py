@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from .bell import Bell
-from .inference import Answer, Picture
+from .clock import Bell
+from .engine import Answer, Picture
 from .realtime import Wishes
 
 FIRST_BYTES = 1 << 20
-ARTIFACTS = "rtseg.runtime.drive.serve:load_artifacts"
+ARTIFACTS = "rtseg.runtime.drive.worker_process:load_artifacts"
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class SharedPicture:
 
 
 class Worker:
-    """An Engine in another process, running `rtseg.runtime.drive.serve`.
+    """An Engine in another process, running `rtseg.runtime.drive.worker_process`.
 
     known: digests of the known frame's labels by level, which workers of one task share: the first
     that is ready fills it in, and one that computes anything else later is broken.

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .base import Outlet, Sink
+from .queue import Outlet, Sink
 
 __all__ = ["Outlet", "Sink"]

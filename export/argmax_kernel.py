@@ -1,0 +1,219 @@
+"""The end of an engine as a GPU kernel: the graph is cut before its last enlargement, and a kernel
+of `runtime/argmax_triton.py` is compiled for what comes out there.
+
+Compiling needs PyTorch and Triton, but no GPU. The machine code and its tables travel with the
+engine; `runtime/backends/argmax_kernel.py` runs them with neither package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+
+from ..runtime.artifact import ArtifactError, Card, Enlargement
+from ..runtime.backends.argmax_kernel import LABELS, Call, KernelFile, runs_on
+from ..runtime.backends.backend import MissingPackage
+from ..runtime.cut_onnx import COARSE, labels_source
+from .graph import rename
+
+if TYPE_CHECKING:
+    from ..runtime.argmax_triton import Launch
+
+POINTERS = {"float32": "*fp32", "float16": "*fp16", "int32": "*i32", "uint8": "*u8"}
+ALIGNED = 16  # bytes; what cudaMalloc gives is aligned to 256
+CARRIERS = ("Reshape", "Identity")  # between a head's convolution and the argmax
+THREADS_A_WARP = 32
+
+
+@dataclass(frozen=True)
+class Ending:
+    """`graph`: gives COARSE, of `shape` (1, C, h, w) and type `dtype`, in place of labels. weight,
+    bias: of the 1x1 convolution that read it, where `enlarge` is a shuffle."""
+
+    graph: onnx.ModelProto
+    enlarge: Enlargement
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    weight: NDArray[Any] | None = None
+    bias: NDArray[Any] | None = None
+
+
+def before_labels(graph: Path, card: Card) -> tuple[Path, Card, Callable[[Sequence[str]], bytes]]:
+    """(the graph cut before its last enlargement, written beside it; that one's card; what makes
+    the kernel file for compute capabilities). Raises as `cut` and `compiled`."""
+    ending = cut(onnx.load(graph))
+    coarse = graph.with_name(f"coarse-{graph.name}")
+    coarse.write_bytes(ending.graph.SerializeToString())
+    card = card.model_copy(update={"outputs": (COARSE,), "enlarge": ending.enlarge})
+
+    def kernel(compute_capabilities: Sequence[str]) -> bytes:
+        return compiled(ending, card.size, compute_capabilities).to_bytes()
+
+    return coarse, card, kernel
+
+
+def cut(graph: onnx.ModelProto) -> Ending:
+    """Raises ArtifactError where the graph's labels are no argmax of a bilinear resize, or of a
+    pixel shuffle of a 1x1 convolution."""
+    found = labels_source(graph.SerializeToString())
+    if found is None:
+        raise ArtifactError(
+            "no kernel makes these labels, which are no argmax of enlarged logits: export without "
+            "--label-kernel"
+        )
+    source, enlarge = found
+    weight = bias = None
+    if enlarge == "shuffle":
+        source, weight, bias = _head(graph, source)
+    typed = onnx.shape_inference.infer_shapes(graph, strict_mode=True)
+    part = onnx.utils.Extractor(typed).extract_model(["frame"], [source])
+    rename(part.graph, source, COARSE)
+    kind = part.graph.output[0].type.tensor_type
+    shape = tuple(side.dim_value for side in kind.shape.dim)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    return Ending(part, enlarge, shape, dtype, _as(weight, dtype), _as(bias, dtype))
+
+
+def _head(graph: onnx.ModelProto, scores: str) -> tuple[str, NDArray[Any], NDArray[Any] | None]:
+    """(what the convolution behind `scores` reads, its weight, its bias)."""
+    makers = {output: node for node in graph.graph.node for output in node.output}
+    held = {tensor.name: tensor for tensor in graph.graph.initializer}
+    node = makers.get(scores)
+    while node is not None and node.op_type in CARRIERS:
+        node = makers.get(node.input[0])
+    if node is None or node.op_type != "Conv" or not _plain(node):
+        raise ArtifactError(
+            "no kernel makes these labels, which a 1x1 convolution does not end in: export "
+            "without --label-kernel"
+        )
+    weight, *bias = (_constant(name, makers, held) for name in node.input[1:])
+    source = node.input[0]
+    if makers[source].op_type == "DequantizeLinear":  # the kernel takes it as it was, not rounded
+        source = makers[makers[source].input[0]].input[0]
+    return source, weight, bias[0] if bias else None
+
+
+def _plain(convolution: onnx.NodeProto) -> bool:
+    facts = {each.name: onnx.helper.get_attribute_value(each) for each in convolution.attribute}
+    ones = (*facts.get("strides", ()), *facts.get("dilations", ()), facts.get("group", 1))
+    return set(ones) == {1} and not any(facts.get("pads", ()))
+
+
+def _constant(
+    name: str, makers: dict[str, onnx.NodeProto], held: dict[str, TensorProto]
+) -> NDArray[Any]:
+    """A weight as a float array, also where the graph holds it in int8."""
+    if name in held:
+        return np.asarray(numpy_helper.to_array(held[name]))
+    back = makers[name]
+    rounded, scale = (numpy_helper.to_array(held[each]) for each in back.input[:2])
+    sides = (-1, *[1] * (rounded.ndim - 1))
+    return np.asarray(rounded.astype(np.float32) * scale.reshape(sides))
+
+
+def _as(values: NDArray[Any] | None, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    return None if values is None else values.astype(dtype)
+
+
+def compiled(
+    ending: Ending, size: tuple[int, int], compute_capabilities: Sequence[str]
+) -> KernelFile:
+    """The kernel for a frame of `size`, on GPUs of those compute capabilities ("8.6").
+
+    Raises MissingPackage without Triton, ArtifactError for what the kernels cannot take.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise MissingPackage('label kernels are compiled by triton: pip install "rtseg[gpu]"')
+    from ..runtime.argmax_triton import bilinear_launch, named_strides, shuffled_launch
+
+    if ending.weight is None:
+        launch = bilinear_launch(ending.shape, size, ending.enlarge)
+        tables = launch.tables
+    else:
+        launch = shuffled_launch(ending.weight.shape, ending.shape, size)
+        bias = ending.bias
+        offsets = np.zeros(len(ending.weight), ending.dtype) if bias is None else bias
+        tables = {"weight": ending.weight.reshape(len(ending.weight), -1), "bias": offsets}
+    types = {name: table.dtype.name for name, table in tables.items()}
+    types |= {launch.kernel.arg_names[0]: ending.dtype.name, LABELS: "uint8"}
+    _, _, height, width = ending.shape
+    # An engine's outputs are contiguous.
+    constants = launch.constants | named_strides((height * width, width, 1))
+    made = {
+        target: _machine_code(launch, types, constants, target)
+        for target in _targets(compute_capabilities)
+    }
+    return KernelFile(
+        call=_call(ending, launch, types, made),
+        code={target: each.asm["cubin"] for target, each in made.items()},
+        tables={name: np.ascontiguousarray(table) for name, table in tables.items()},
+    )
+
+
+def _targets(compute_capabilities: Sequence[str]) -> list[str]:
+    """As few as run on all of these GPUs."""
+    chosen: list[tuple[int, ...]] = []
+    for gpu in sorted(tuple(map(int, each.split("."))) for each in compute_capabilities):
+        if not any(runs_on(target, gpu) for target in chosen):
+            chosen.append(gpu)
+    return [".".join(map(str, target)) for target in chosen]
+
+
+def _machine_code(
+    launch: Launch, types: dict[str, str], constants: dict[str, int], target: str
+) -> Any:
+    """The kernel with every number built in, so that only pointers are left to pass."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = launch.kernel.arg_names
+    signature = {name: POINTERS[types[name]] if name in types else "constexpr" for name in names}
+    hints = {
+        (place,): [["tt.divisibility", ALIGNED]]
+        for place, name in enumerate(names)
+        if name in types
+    }
+    source = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=hints)
+    capability = int(target.replace(".", ""))
+    return triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, THREADS_A_WARP),
+        options={"num_stages": launch.stages},
+    )
+
+
+def _call(ending: Ending, launch: Launch, types: dict[str, str], made: dict[str, Any]) -> Call:
+    first = next(iter(made.values()))
+    _, *others = launch.kernel.arg_names
+    arguments = [COARSE, *(name for name in others if name in types)]
+    for each in made.values():
+        facts = each.metadata
+        if facts.global_scratch_size or facts.profile_scratch_size:
+            raise ArtifactError("this Triton asks for scratch memory that the runtime has not")
+    return Call(
+        name=first.metadata.name,
+        shape=ending.shape,
+        dtype=ending.dtype.name,
+        grid=launch.grid,
+        threads=first.metadata.num_warps * THREADS_A_WARP,
+        shared={target: each.metadata.shared for target, each in made.items()},
+        arguments=tuple(arguments),
+        unused=_parameters(first.asm["ptx"]) - len(arguments),
+    )
+
+
+def _parameters(ptx: str) -> int:
+    """How many parameters the kernel takes; Triton adds pointers to scratch memory of its own."""
+    entry = re.search(r"\.entry[^(]*\((.*?)\)", ptx, re.DOTALL)
+    assert entry is not None
+    return len(re.findall(r"\.param\b", entry.group(1)))

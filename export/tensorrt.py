@@ -1,0 +1,293 @@
+"""ONNX graph -> TensorRT engine and its card, with either TensorRT package."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data.files import digest_of, write_atomically
+from ..runtime.artifact import ArtifactError, Card, EngineFacts, sidecar
+from ..runtime.backends.argmax_kernel import kernel_path
+from ..runtime.backends.backend import MissingPackage
+from ..runtime.packages import (
+    FLAVOURS,
+    INSTALL,
+    Flavour,
+    Package,
+    cache_folder,
+    find_package,
+    import_package,
+    last_line,
+    make_log,
+    members,
+    slug,
+)
+from ..runtime.parity import Reference
+from ..runtime.preflight import block_digests, gpus, this_platform
+from ..runtime.verify import reference_path
+
+NOT_BY_DEFAULT = ("7.5",)  # TensorRT-RTX: makes the engine slower on every newer GPU
+ONNX_NAMES = {"float32": "float", "half": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine that was written. census: values held in the weights of the network that TensorRT
+    parsed, by data type; layer_types: its layer outputs likewise; log: beside the engine."""
+
+    card: Card
+    census: dict[str, int]
+    layer_types: dict[str, int]
+    log: Path
+
+
+def build_engine(
+    onnx: Path,
+    target: Path,
+    card: Card,
+    *,
+    compute_capabilities: Sequence[str] = (),
+    log_level: str = "warning",
+    flavour: Flavour | None = None,
+    reference: Reference | None = None,
+    label_kernel: Callable[[Sequence[str]], bytes] | None = None,
+) -> Built:
+    """Build `target` from a typed ONNX graph, and write its log, reference and card beside it.
+
+    card: of the graph; the engine's card is it with the engine's facts and no proof.
+    compute_capabilities: such as ("8.6", "8.9"), by default all that one engine serves well (with
+    `tensorrt`: the GPU here). log_level: "verbose", "info", "warning" or "error". flavour: by
+    default `tensorrt` where it is installed and finds a GPU, else `tensorrt_rtx`. reference: what
+    the engine is proven against on the first machine that loads it. label_kernel: gives the kernel
+    file that makes labels of the engine's coarse logits, for these compute capabilities.
+
+    Raises MissingPackage without a TensorRT package; ArtifactError if TensorRT cannot parse or
+    build the graph, and then only the log is left; ValueError for an unknown option.
+    """
+    package = choose_package(flavour)
+    trt = import_package(package.flavour)
+    log_path = target.with_name(target.name + ".log")
+    began = time.perf_counter()
+    with log_path.open("w", encoding="utf-8") as file:
+        log = make_log(trt, log_level, file)
+        builder = _builder(trt, log)
+        network = _network(trt, builder)
+        _parse(trt, network, log, onnx)
+        config = builder.create_builder_config()
+        capabilities = _configure(trt, config, package, compute_capabilities)
+        kernel = label_kernel(capabilities) if label_kernel else None
+        plan = _build(trt, builder, network, config, log, package, log_path)
+    facts = EngineFacts(
+        flavour=package.flavour,
+        version=trt.__version__,
+        compute_capabilities=capabilities,
+        platform=this_platform(),
+        minimum_driver=package.minimum_driver,
+        flags=_flags(trt, network, config),
+        layers=network.num_layers,
+        onnx=digest_of(onnx),
+        build_seconds=round(time.perf_counter() - began, 3),
+    )
+    written = _write(target, plan, card, facts, reference, kernel)
+    return Built(written, census(trt, network), layer_types(network), log_path)
+
+
+def choose_package(flavour: Flavour | None = None) -> Package:
+    """The package to build with. Raises MissingPackage if it is not installed."""
+    found = [package for name in FLAVOURS if (package := find_package(name))]
+    wanted = [package for package in found if flavour in (None, package.flavour)]
+    if not wanted:
+        names = flavour or "tensorrt or tensorrt_rtx"
+        raise MissingPackage(f"building an engine needs {names}: {INSTALL}")
+    # The full package tunes on the GPU it builds for, so without one only the other can build.
+    if len(wanted) > 1 and not gpus():
+        return wanted[-1]
+    return wanted[0]
+
+
+def census(trt: Any, network: Any) -> dict[str, int]:
+    """Values held in a TensorRT network's weights and constants, by data type as ONNX names it."""
+    held: Counter[str] = Counter()
+    for layer in _layers(network):
+        for weights in _weights(trt, layer):
+            name = getattr(weights.dtype, "name", str(weights.dtype)).lower()
+            held[ONNX_NAMES.get(name, name)] += int(weights.size)
+    return dict(held)
+
+
+def layer_types(network: Any) -> dict[str, int]:
+    """Layer outputs of a TensorRT network by its data types, such as {"HALF": 120, "INT32": 2}."""
+    return dict(
+        Counter(
+            layer.get_output(i).dtype.name
+            for layer in _layers(network)
+            for i in range(layer.num_outputs)
+        )
+    )
+
+
+def _layers(network: Any) -> Iterator[Any]:
+    return (network.get_layer(place) for place in range(network.num_layers))
+
+
+def _weights(trt: Any, layer: Any) -> Iterator[Any]:
+    """The non-empty weights of a layer, as arrays or `trt.Weights`."""
+    kind = {"CONVOLUTION": "IConvolutionLayer", "DECONVOLUTION": "IDeconvolutionLayer"}.get(
+        layer.type.name, "IConstantLayer" if layer.type.name == "CONSTANT" else None
+    )
+    if kind is None:
+        return
+    layer.__class__ = getattr(trt, kind)  # how the binding turns an ILayer into what it is
+    for name in ("weights", "kernel", "bias"):
+        weights = getattr(layer, name, None)
+        if weights is not None and weights.size:
+            yield weights
+
+
+def _builder(trt: Any, log: Any) -> Any:
+    try:
+        return trt.Builder(log)
+    except TypeError as error:  # how the binding reports a null pointer
+        raise ArtifactError(
+            f"{trt.__name__} {trt.__version__} cannot build here ({last_line(log.errors)}): "
+            f"tensorrt_rtx builds without a GPU, {INSTALL}"
+        ) from error
+
+
+def _network(trt: Any, builder: Any) -> Any:
+    """An empty network whose data types are those of the graph, where that is a choice."""
+    flags = members(trt.NetworkDefinitionCreationFlag)
+    typed = flags.get("STRONGLY_TYPED")
+    return builder.create_network(0 if typed is None else 1 << int(typed))
+
+
+def _parse(trt: Any, network: Any, log: Any, onnx: Path) -> None:
+    """Raises ArtifactError that names the node that TensorRT cannot read, and why."""
+    if not onnx.is_file():
+        raise ArtifactError(f"no ONNX graph at {onnx}")
+    parser = trt.OnnxParser(network, log)
+    if parser.parse_from_file(str(onnx)):
+        return
+    if not parser.num_errors:
+        raise ArtifactError(f"TensorRT cannot parse {onnx}: {last_line(log.errors)}")
+    error = parser.get_error(0)
+    name = error.node_name() if hasattr(error, "node_name") else f"number {error.node()}"
+    operator = f" ({error.node_operator()})" if hasattr(error, "node_operator") else ""
+    reason = " ".join(error.desc().split())
+    raise ArtifactError(
+        f"TensorRT {trt.__version__} cannot parse {onnx} at node {name}{operator}: {reason}"
+    )
+
+
+def _configure(trt: Any, config: Any, package: Package, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Set flags, timing cache and compute capabilities; returns the capabilities."""
+    flags = members(trt.BuilderFlag)
+    if "TF32" in flags:  # float32 is where the range or the position counts, in fp16 engines too
+        config.clear_flag(flags["TF32"])
+    if package.flavour == "tensorrt":
+        cache = _timing_cache(package)
+        known = cache.read_bytes() if cache.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+        return _capability_here(wanted)
+    return _set_capabilities(trt, config, wanted)
+
+
+def _capability_here(wanted: Sequence[str]) -> tuple[str, ...]:
+    """The full TensorRT builds for the GPU that it runs on, and no other."""
+    here = {gpu.compute_capability for gpu in gpus()[:1]}
+    if wanted and set(wanted) != here:
+        raise ArtifactError(
+            f"tensorrt builds for the GPU at hand ({', '.join(here) or 'none'}), not for "
+            f"{', '.join(wanted)}: tensorrt_rtx builds for any, {INSTALL}"
+        )
+    return tuple(here)
+
+
+def _set_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> tuple[str, ...]:
+    offered = {}
+    for name, member in members(trt.ComputeCapability).items():
+        if name.startswith("SM"):  # SM86, SM120
+            offered[f"{name[2:-1]}.{name[-1]}"] = member
+    chosen = tuple(dict.fromkeys(wanted)) or tuple(c for c in offered if c not in NOT_BY_DEFAULT)
+    if unknown := [capability for capability in chosen if capability not in offered]:
+        raise ValueError(
+            f"{trt.__name__} {trt.__version__} builds for compute capability "
+            f"{', '.join(offered)}, not {', '.join(unknown)}"
+        )
+    config.num_compute_capabilities = len(chosen)
+    for place, capability in enumerate(chosen):
+        if not config.set_compute_capability(offered[capability], place):
+            raise ArtifactError(f"{trt.__name__} refuses compute capability {capability}")
+    return chosen
+
+
+def _build(
+    trt: Any, builder: Any, network: Any, config: Any, log: Any, package: Package, log_path: Path
+) -> bytes:
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise ArtifactError(
+            f"{trt.__name__} {trt.__version__} cannot build the engine: {last_line(log.errors)} "
+            f"(log: {log_path})"
+        )
+    if package.flavour == "tensorrt":
+        # A cache that cannot be kept costs time at the next build, nothing else.
+        with contextlib.suppress(OSError):
+            write_atomically(_timing_cache(package), bytes(config.get_timing_cache().serialize()))
+    return bytes(plan)
+
+
+def _timing_cache(package: Package) -> Path:
+    """Kernel timings of earlier builds, by TensorRT version and GPU; TensorRT-RTX times nothing,
+    and a cache would make it ask for a GPU."""
+    here = gpus()
+    name = slug(here[0].name) if here else "no-gpu"
+    return cache_folder() / f"timing-{package.version}-{name}.cache"
+
+
+def _flags(trt: Any, network: Any, config: Any) -> tuple[str, ...]:
+    """Names of the network's and the builder's flags that were set."""
+    of_network = members(trt.NetworkDefinitionCreationFlag)
+    of_builder = members(trt.BuilderFlag)
+    return (
+        *(name for name, flag in of_network.items() if network.get_flag(flag)),
+        *(name for name, flag in of_builder.items() if config.get_flag(flag)),
+    )
+
+
+def _write(
+    target: Path,
+    plan: bytes,
+    card: Card,
+    facts: EngineFacts,
+    reference: Reference | None,
+    kernel: bytes | None,
+) -> Card:
+    """Write engine, what goes with it, and card, in this order: a reader that sees the card has
+    them all."""
+    card = card.model_copy(
+        update={"proof": None, "tools": card.tools | {facts.flavour: facts.version}}
+    )
+    try:
+        write_atomically(target, plan)
+        files = [target]
+        if reference is not None:
+            reference.save(reference_path(target))
+            files.append(reference_path(target))
+        if kernel is not None:
+            write_atomically(kernel_path(target), kernel)
+            files.append(kernel_path(target))
+        facts = facts.model_copy(update={"blocks": block_digests(target)})
+        digests = {path.name: digest_of(path) for path in files}
+        card = card.model_copy(update={"engine": facts, "files": digests})
+        write_atomically(sidecar(target), card.to_json().encode())
+    except BaseException:
+        for path in (target, reference_path(target), kernel_path(target), sidecar(target)):
+            path.unlink(missing_ok=True)
+        raise
+    return card

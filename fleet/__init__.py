@@ -1,0 +1,1 @@
+"""Many drive logs labeled by many processes, here or on a Ray cluster."""

@@ -1,0 +1,229 @@
+"""Thousands of logs through one model, on all cores of this machine or of a cluster: Ray Data."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..runtime import Card, Segmenter, load, read_card
+from .logs import Log, Progress, find_logs
+from .workers import Labeller, Row, read_log
+
+FORMS = ("png", "rle")
+Opener = Callable[[], Segmenter]
+
+
+@dataclass(frozen=True)
+class Options:
+    """workers: actors that hold a Segmenter; by default a core or GPU each. batch: frames that one
+    takes at a time. address: of a Ray cluster ("auto": the one that this machine is part of); None
+    starts Ray on this machine alone. form: "png" or "rle". gpus: per worker."""
+
+    form: str = "png"
+    workers: int | None = None
+    batch: int = 8
+    address: str | None = None
+    backend: str | None = None
+    device: str | None = None
+    gpus: float = 0.0
+
+
+@dataclass
+class Summary:
+    """What a fleet did. done: logs that earlier runs had finished; failed: why, by input; logs:
+    reports by name; seconds: from the first frame in a worker's hands to the last written; start_s:
+    what Ray and the models took before, while readers already decode frames."""
+
+    done: int = 0
+    frames: int = 0
+    skipped: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    logs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+    start_s: float = 0.0
+
+    @property
+    def frames_per_s(self) -> float:
+        return self.frames / self.seconds if self.seconds else 0.0
+
+
+def fleet(
+    inputs: Sequence[str],
+    artifact: Path,
+    out: Path,
+    options: Options | None = None,
+    opener: Opener | None = None,
+    finished: Callable[[str, str], None] = lambda log, error: None,
+) -> Summary:
+    """Label every frame of every log into `out/LOG/`, each log with its `log.json`.
+
+    A log that has one is done and is passed over, so the same call goes on where it was cut off.
+    A log that fails is reported and the rest finish; a worker that dies is replaced, and what it
+    had in hand is done again. opener: makes a worker's Segmenter, by default of `artifact`, whose
+    path must hold on all machines of a cluster. finished: called with each log's name and its
+    error, or "".
+
+    Raises ValueError for bad options, ArtifactError for a file that is no artifact.
+    """
+    options = options or Options()
+    if options.form not in FORMS:
+        raise ValueError(f"labels are written as {' or '.join(FORMS)}, not {options.form!r}")
+    artifact, out = artifact.absolute(), out.absolute()
+    card = read_card(artifact)
+    job = {"model": artifact.name, "weights": card.weights, "form": options.form}
+    logs = find_logs(inputs)
+    waiting = [log for log in logs if not log.is_done(out, job)]
+    summary = Summary(done=len(logs) - len(waiting))
+    if waiting:
+        opener, asked_at = opener or local_opener(artifact, options), time.time()
+        with started(options) as workers:
+            rows = _labelled(waiting, opener, out, options, workers)
+            began_at = _collect(rows, waiting, out, job, card, summary, finished)
+            summary.start_s, summary.seconds = began_at - asked_at, time.time() - began_at
+    return summary
+
+
+def local_opener(artifact: Path, options: Options) -> Opener:
+    """One thread for each worker on CPUs: there is a worker on every core."""
+    threads: dict[str, Any] = {} if options.gpus else {"threads": 1}
+    return partial(load, artifact, options.backend, options.device, **threads)
+
+
+@contextmanager
+def started(options: Options) -> Iterator[int]:
+    """Ray, here or joined; gives the number of workers. A Ray that this process is part of already
+    is used, and left as it is."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # it would tell each step on stderr
+    import ray
+
+    if ray.is_initialized():
+        yield _workers(options)
+        return
+    here: dict[str, Any] = {}
+    if not options.address:
+        # One core more than there may be, so that readers run beside a worker on every core.
+        here = {
+            "num_cpus": (options.workers or os.cpu_count() or 1) + 1,
+            "include_dashboard": False,
+        }
+    ray.init(
+        address=options.address or "local", log_to_driver=False, logging_level=logging.ERROR, **here
+    )
+    try:
+        yield _workers(options)
+    finally:
+        ray.shutdown()
+
+
+def _workers(options: Options) -> int:
+    """As asked for, or one for every GPU share or core but the readers'."""
+    import ray
+
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    per_worker = resources.get("GPU", 0) / options.gpus if options.gpus else 0
+    cores = int(resources.get("CPU", 2)) - 1
+    return options.workers or max(1, int(per_worker) if options.gpus else cores)
+
+
+def _collect(
+    rows: Iterator[Row],
+    logs: Sequence[Log],
+    out: Path,
+    job: dict[str, Any],
+    card: Card,
+    summary: Summary,
+    finished: Callable[[str, str], None],
+) -> float:
+    """Write each log's report once its last row came; gives when the first frame was begun."""
+    began_at = math.inf
+    open_logs = {log.name: Progress(log) for log in logs}
+    for row in rows:
+        # Not when it comes in here: rows come in blocks, long after the work began.
+        began_at = min(began_at, row["began_at"])
+        progress = open_logs.get(row["log"])
+        if progress is None:
+            continue  # of a log that failed
+        progress.add(row)
+        if progress.complete or progress.error:
+            _close(open_logs.pop(row["log"]), out, job, card, summary, finished)
+    for progress in open_logs.values():
+        progress.error = progress.error or "its reader ended early"
+        _close(progress, out, job, card, summary, finished)
+    return min(began_at, time.time())
+
+
+def _close(
+    progress: Progress,
+    out: Path,
+    job: dict[str, Any],
+    card: Card,
+    summary: Summary,
+    finished: Callable[[str, str], None],
+) -> None:
+    if not progress.error:
+        facts = progress.write(out, job, card.classes)
+    if progress.error:
+        summary.failed[progress.log.input] = progress.error
+    else:
+        summary.logs[progress.log.name] = facts
+        summary.frames += len(progress.rows)
+        summary.skipped += len(progress.skipped)
+    finished(progress.log.name, progress.error)
+
+
+def _labelled(
+    logs: Sequence[Log], opener: Opener, out: Path, options: Options, workers: int
+) -> Iterator[Row]:
+    """Answers to all frames of all logs as they come, in any order."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    jobs = [{"log": log.name, "input": log.input} for log in logs]
+    frames = ray.data.from_items(jobs, override_num_blocks=len(jobs)).flat_map(
+        read_log, num_cpus=0.5
+    )
+    answers = frames.map_batches(
+        Labeller,
+        fn_constructor_args=(opener, str(out), options.form),
+        batch_size=options.batch,
+        batch_format="numpy",
+        zero_copy_batch=True,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=0 if options.gpus else 1,
+        num_gpus=options.gpus or None,
+    )
+    return iter(answers.iter_rows())
+
+
+def single_process(inputs: Sequence[str], artifact: Path, options: Options, most: int) -> float:
+    """Frames a second of the plain loop over the same logs: read, label, write, in this process
+    with one thread. At most `most` frames; it writes to a folder that is gone afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="rtseg-fleet-") as scratch,
+        local_opener(artifact.absolute(), options)() as segmenter,
+    ):
+        labeller = Labeller(lambda: segmenter, scratch, options.form)
+        frames, seconds = 0, 0.0
+        for log in find_logs(inputs):
+            began = time.perf_counter()
+            for row in read_log({"log": log.name, "input": log.input}):
+                frames += bool(row["image"])
+                labeller.answer(row)
+                if frames >= most:
+                    break
+            seconds += time.perf_counter() - began
+            if frames >= most:
+                break
+    return frames / seconds if seconds else 0.0

@@ -1,0 +1,143 @@
+"""The logs of a fleet: their folders in the output, what is done already, and their reports."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.files import write_atomically
+from ..data.frames import numeric_order
+from .workers import Row
+
+REPORT = "log.json"  # written last: a log that has it is done
+
+
+@dataclass(frozen=True)
+class Log:
+    """An input and the name of its folder in the output."""
+
+    input: str
+    name: str
+
+    def is_done(self, out: Path, job: dict[str, Any]) -> bool:
+        """Whether this very input was labelled by the same artifact into the same form."""
+        try:
+            facts = json.loads((out / self.name / REPORT).read_text())
+        except (OSError, ValueError):
+            return False
+        return bool(facts.get("job") == job and facts.get("input") == self.input)
+
+
+def find_logs(inputs: Sequence[str]) -> list[Log]:
+    """A log for every folder, video or image; a glob gives one for each match, `@FILE` one for
+    each line of that file. Raises ValueError where there are none."""
+    paths: list[Path] = []
+    for each in inputs:
+        if each.startswith("@"):
+            paths += [
+                Path(line) for line in Path(each[1:]).read_text().splitlines() if line.strip()
+            ]
+        elif glob.has_magic(each) and not Path(each).exists():
+            paths += sorted((Path(p) for p in glob.glob(each, recursive=True)), key=numeric_order)
+        else:
+            paths.append(Path(each))  # a missing one is reported as a bad log
+    if not paths:
+        raise ValueError(f"no logs at {', '.join(inputs)}: give folders, videos or quoted globs")
+    paths = [path.absolute() for path in dict.fromkeys(paths)]
+    stems = [path.stem for path in paths]
+    return [Log(str(path), _name(path, stems.count(path.stem) > 1)) for path in paths]
+
+
+def _name(path: Path, shared: bool) -> str:
+    if not shared:
+        return path.stem
+    return f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+
+
+@dataclass
+class Progress:
+    """What came back of a log so far."""
+
+    log: Log
+    rows: list[Row] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    error: str = ""
+    expected: int = -1
+
+    def add(self, row: Row) -> None:
+        if row["error"]:
+            self.error = self.error or str(row["error"])
+        elif row["skipped"]:
+            self.skipped.append(str(row["skipped"]))
+        elif row["end"] >= 0:
+            self.expected = int(row["end"])
+        else:
+            self.rows.append(row)
+
+    @property
+    def complete(self) -> bool:
+        return not self.error and self.expected == len(self.rows)
+
+    def write(self, out: Path, job: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+        """The log's labels, if they are runs, and its report; gives the report."""
+        self.rows.sort(key=lambda row: row["index"])
+        if not self.rows:
+            self.error = "no frame could be read" + "".join(f"; {s}" for s in self.skipped[:1])
+            return self.facts(job, classes)
+        folder = out / self.log.name
+        if job["form"] == "rle":
+            write_atomically(folder / "labels.parquet", _parquet(self.rows))
+        facts = self.facts(job, classes)
+        write_atomically(folder / REPORT, (json.dumps(facts, indent=2) + "\n").encode())
+        return facts
+
+    def facts(self, job: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+        """Frames, times, and the share of pixels that each class has."""
+        pixels = np.sum([row["pixels"] for row in self.rows], axis=0) if self.rows else np.zeros(1)
+        total = max(1, int(np.sum(pixels)))
+        times = [row["ms"] for row in self.rows] or [0.0]
+        return {
+            "input": self.log.input,
+            "job": job,
+            "frames": len(self.rows),
+            "skipped": self.skipped,
+            "mean_ms": round(float(np.mean(times)), 3),
+            "p99_ms": round(float(np.percentile(times, 99)), 3),
+            "classes": {
+                name: round(float(count) / total, 6)
+                for name, count in zip(classes, pixels, strict=False)
+            },
+        }
+
+
+def _parquet(rows: Sequence[Row]) -> bytes:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.table(
+        {
+            "index": [int(row["index"]) for row in rows],
+            "name": [str(row["name"]) for row in rows],
+            "height": [int(row["height"]) for row in rows],
+            "width": [int(row["width"]) for row in rows],
+            "values": pyarrow.array(
+                [np.frombuffer(row["values"], np.uint8) for row in rows],
+                pyarrow.list_(pyarrow.uint8()),
+            ),
+            "lengths": pyarrow.array(
+                [np.frombuffer(row["lengths"], np.uint32) for row in rows],
+                pyarrow.list_(pyarrow.uint32()),
+            ),
+        }
+    )
+    file = io.BytesIO()
+    parquet.write_table(table, file, compression="zstd")
+    return file.getvalue()

@@ -1,0 +1,223 @@
+"""ECFD's tokens: where context comes from, and how it and spatial tokens correct each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import Constant, resize, to_map, to_tokens
+from .ecfd_deformable import Atlas, DeformableAttention, Size
+
+EPS = 1e-6  # of the layer norms
+
+
+def context_of(inputs: Sequence[int], hidden: int, outputs: int, fused: bool) -> nn.Module:
+    """Context from all three maps, else from the deepest alone."""
+    return FusedContext(inputs, hidden, outputs) if fused else DeepContext(inputs, outputs)
+
+
+class FusedContext(nn.Module):
+    """Maps at strides 8, 16 and 32 (of the `inputs` channels) as one at stride 16.
+
+    -> (N, outputs, H/16, W/16)
+    """
+
+    def __init__(self, inputs: Sequence[int], hidden: int, outputs: int):
+        super().__init__()
+        fine, middle, deep = inputs
+        self.fine = nn.Conv2d(fine, hidden, 1)
+        self.middle = nn.Conv2d(middle, hidden, 1)
+        self.deep = nn.ConvTranspose2d(deep, hidden, 1)
+        self.fuse = nn.Conv2d(3 * hidden, outputs, 1)
+
+    def forward(self, fine: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
+        maps = [self.fine(fine), self.middle(middle), self.deep(deep)]
+        return self.fuse(torch.cat([resize(x, like=middle) for x in maps], dim=1))
+
+    def deployed(self) -> DeployedFusedContext:
+        return DeployedFusedContext(self)
+
+
+class DeployedFusedContext(nn.Module):
+    """With the two linear maps of each level merged, at the smaller of the two sizes: a 1x1
+    convolution and a bilinear resize commute, and a bias passes through both."""
+
+    def __init__(self, plain: FusedContext):
+        super().__init__()
+        layers = plain.fine, plain.middle, plain.deep
+        weights = [layer.weight.detach().double().flatten(1) for layer in layers]
+        weights[2] = weights[2].T
+        fuse = plain.fuse.weight.detach().double().flatten(1)
+        parts = fuse.chunk(3, dim=1)
+        merged = [part @ weight for part, weight in zip(parts, weights, strict=True)]
+        assert plain.fuse.bias is not None
+        bias = plain.fuse.bias.detach().double()
+        for part, layer in zip(parts, layers, strict=True):
+            assert layer.bias is not None
+            bias = bias + part @ layer.bias.detach().double()
+        self.shallow = _pointwise(torch.cat(merged[:2], dim=1), bias, plain.fuse.weight)
+        self.deep = _pointwise(merged[2], None, plain.fuse.weight)
+
+    def forward(self, fine: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
+        shallow = torch.cat([resize(fine, like=middle), middle], dim=1)
+        return self.shallow(shallow) + resize(self.deep(deep), like=middle)
+
+
+def _pointwise(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Conv2d:
+    """The 1x1 convolution of a matrix (outputs, inputs), in the dtype of `like`."""
+    outputs, inputs = weight.shape
+    conv = nn.Conv2d(inputs, outputs, 1, bias=bias is not None)
+    conv.weight = nn.Parameter(weight[..., None, None].to(like.dtype))
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.to(like.dtype))
+    return conv
+
+
+class DeepContext(nn.Module):
+    """The deepest map alone in place of `FusedContext`, enlarged to the middle one's size."""
+
+    def __init__(self, inputs: Sequence[int], outputs: int):
+        super().__init__()
+        self.proj = nn.Conv2d(inputs[-1], outputs, 1)
+
+    def forward(self, fine: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
+        return resize(self.proj(deep), like=middle)
+
+
+class PositionEmbedding(nn.Module):
+    """A learned value per position of a training crop, bicubically resized to the map at hand.
+
+    It was learned at stride 4 of the crop (height, width). tokens (N, h * w, C) -> the same, moved.
+    """
+
+    def __init__(self, width: int, crop: Size):
+        super().__init__()
+        self.crop = (crop[0] // 4, crop[1] // 4)
+        # The first entry stands for a class token, which there is none of.
+        self.values = nn.Parameter(torch.zeros(1, 1 + self.crop[0] * self.crop[1], width))
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        return x + resized_positions(self.values, self.crop, *size)
+
+    def soften(self) -> None:
+        """Random positions, where training starts from none."""
+        nn.init.normal_(self.values, std=0.2)
+
+    def deployed(self) -> FixedPositions:
+        return FixedPositions(self.values.detach(), self.crop)
+
+
+class FixedPositions(nn.Module):
+    """A PositionEmbedding that is resized once per size."""
+
+    def __init__(self, values: Tensor, crop: Size):
+        super().__init__()
+        self.resized = Constant(partial(resized_positions, values, crop))
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        return x + self.resized(*size, like=x)
+
+
+def resized_positions(values: Tensor, crop: Size, height: int, width: int) -> Tensor:
+    """values (1, 1 + tokens of the crop, C) -> (1, height * width, C)."""
+    grid = to_map(values[:, 1:], crop)
+    return to_tokens(F.interpolate(grid, (height, width), mode="bicubic", align_corners=False))
+
+
+class SpatialMlp(nn.Module):
+    """Two linear maps with a 3x3 convolution per channel and map between: tokens -> tokens."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.spatial = nn.Conv2d(hidden, hidden, kernel_size=3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.atlas = Atlas()
+
+    def forward(self, x: Tensor, sizes: Sequence[Size]) -> Tensor:
+        maps = self.spatial(self.atlas.lay(self.fc1(x), sizes))
+        return self.fc2(F.gelu(self.atlas.take(maps, sizes)))
+
+
+class Fusion(nn.Module):
+    """Attention of `queries` to `values` tokens, each behind a norm."""
+
+    def __init__(self, width: int, heads: int, levels: int):
+        super().__init__()
+        self.query_norm = nn.LayerNorm(width, eps=EPS)
+        self.value_norm = nn.LayerNorm(width, eps=EPS)
+        self.attention = DeformableAttention(width, heads, levels)
+
+    def attend(
+        self, queries: Tensor, values: Tensor, asked: Sequence[Size], read: Sequence[Size]
+    ) -> Tensor:
+        return self.attention(self.query_norm(queries), self.value_norm(values), asked, read)
+
+
+class ContextCorrection(Fusion):
+    """CICM: context tokens read the spatial tokens of all three maps. Silent at the start."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__(width, heads, levels=3)
+        self.gamma: nn.Parameter | None = nn.Parameter(torch.zeros(width))
+
+    def forward(
+        self, queries: Tensor, values: Tensor, asked: Sequence[Size], read: Sequence[Size]
+    ) -> Tensor:
+        correction = self.attend(queries, values, asked, read)
+        return queries + (correction if self.gamma is None else self.gamma * correction)
+
+    def soften(self) -> None:
+        """Not silent, as it is where training starts."""
+        if self.gamma is not None:
+            nn.init.normal_(self.gamma, std=0.2)
+
+    def deployed(self) -> ContextCorrection:
+        """The scale goes into the attention's last linear map."""
+        if self.gamma is not None:
+            last = self.attention.output
+            with torch.no_grad():
+                last.weight.mul_(self.gamma[:, None])
+                last.bias.mul_(self.gamma)
+            self.gamma = None
+        return self
+
+
+class SpatialCorrection(Fusion):
+    """SICM: spatial tokens read the context tokens, then go through an MLP.
+
+    residual: the MLP's shortcut starts after the attention. In the ablations it starts before it,
+    so that the attention reaches the result through the MLP alone.
+    """
+
+    def __init__(self, width: int, heads: int, levels: int, hidden: int, residual: bool = True):
+        super().__init__(width, heads, levels)
+        self.mlp_norm = nn.LayerNorm(width, eps=EPS)
+        self.mlp = SpatialMlp(width, hidden)
+        self.residual = residual
+
+    def forward(
+        self, queries: Tensor, values: Tensor, asked: Sequence[Size], read: Sequence[Size]
+    ) -> Tensor:
+        attended = queries + self.attend(queries, values, asked, read)
+        shortcut = attended if self.residual else queries
+        return shortcut + self.mlp(self.mlp_norm(attended), asked)
+
+
+class CrossBlock(nn.Module):
+    """The context corrected by the spatial tokens, then these by the corrected context."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.context = ContextCorrection(width, heads)
+        self.spatial = SpatialCorrection(width, heads, levels=1, hidden=width // 2)
+
+    def forward(
+        self, context: Tensor, spatial: Tensor, middle: Size, sizes: Sequence[Size]
+    ) -> tuple[Tensor, Tensor]:
+        context = self.context(context, spatial, [middle], sizes)
+        return context, self.spatial(spatial, context, sizes, [middle])

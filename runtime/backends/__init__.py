@@ -1,0 +1,1 @@
+"""One file per inference package; `backend` holds the protocol and the registry."""

@@ -1,0 +1,181 @@
+"""PyTorch itself, for machines that have it and for comparison; the one backend that imports it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from ...models import FrameToLabels, build, deploy, digest, load_checkpoint
+from ...models.pipeline import enlargement
+from ..argmax_torch import CellLabels, Maker, head_of, make, median_ms, needs, without
+from ..artifact import ArtifactError, read_card
+from .backend import Image, Info, InTurn, check_way
+from .onnxruntime import usable_cores
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class PyTorch(InTurn):
+    """Weights with a card (`rtseg export --to torch`), run in their deployed form.
+
+    device: "cpu" or "cuda[:N]"; by default CUDA where torch has it. On CUDA the whole graph from
+    frame to labels is captured once and replayed, with pinned host buffers. On a CPU half precision
+    falls back to float32, which is faster there.
+
+    labels: "graph" enlarges and compares in PyTorch, "cells" makes the labels of the coarse logits
+    (`labels_torch.py`). By default a CPU takes "cells" where the network ends in a bilinear resize
+    and numba is installed, since that was the faster (docs/speed-notes.md), and CUDA times both at
+    load and keeps the faster one; `info.options` says which. Artifacts that give logits too keep
+    "graph", so that the labels are the argmax of these.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: str | None = None,
+        threads: int | None = None,
+        labels: str | None = None,
+    ):
+        check_way(labels)
+        self.card = card = read_card(path)
+        self.names = card.outputs
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ArtifactError(
+                'this PyTorch has no CUDA device: load with device="cpu", or see `rtseg doctor`'
+            )
+        network = load_checkpoint(build(card.model, len(card.classes)), path)
+        if digest(network) != card.weights:
+            raise ArtifactError(f"{path} holds other weights than its card names: export it again")
+        on_gpu = self.device.type == "cuda"
+        precision = card.precision if on_gpu and card.precision in DTYPES else "fp32"
+        threads = threads or usable_cores()
+        if not on_gpu:
+            torch.set_num_threads(threads)
+        whole = FrameToLabels(deploy(network, card.size), card.outputs).eval()
+        self.module = whole.to(self.device, DTYPES[precision], memory_format=torch.channels_last)
+        shape = (1, *card.size, 3)
+        self.frame = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        self.staging = torch.zeros(shape, dtype=torch.uint8, pin_memory=True) if on_gpu else None
+        self.graph: Any = None
+        self._maker: Maker | None = None
+        self._head: str | None = None
+        why = self._prepare_cells(threads, asked=labels == "cells") if labels != "graph" else ""
+        options = [("labels", "cells" if self._maker else "graph")]
+        self.results = self._run()
+        if on_gpu:
+            options = self._capture(choose=labels is None)
+        self.info = Info(
+            name="torch",
+            version=torch.__version__,
+            device=torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
+            threads=None if on_gpu else threads,
+            precision=precision,
+            options=(*options, *([("no_cells", why)] if why else [])),
+        )
+
+    def _prepare_cells(self, threads: int, asked: bool) -> str:
+        """Make `_maker`, or say why there is none; where it was asked for, raise that."""
+        why = needs(self.device) or ""
+        how = enlargement(self.module.network, self.card.size)
+        if self.card.outputs != ("labels",) or how is None:
+            why = "cells need an artifact that enlarges its logits and gives labels only"
+        if how == "shuffle" and self.device.type == "cpu" and not asked:
+            why = "a shuffled head's labels gain nothing from them on a CPU"
+        try:
+            if not why:
+                self._start_maker(how, threads)
+        except Exception as error:  # Triton's compiler has many of its own, on GPUs unknown to it
+            why, self._maker = str(error).strip().splitlines()[0][:200], None
+        if why and asked:
+            raise ArtifactError(f'{why}; or load it with labels="graph"')
+        return why
+
+    def _start_maker(self, how: Any, threads: int) -> None:
+        network = self.module.network
+        layer = None
+        if how == "shuffle" and self.device.type == "cuda":
+            self._head = head_of(network, self.card.size)
+            layer = network.get_submodule(self._head) if self._head else None
+        self._maker = make(self._coarse(), self.card.size, how, threads, layer)
+        self._run()  # compiles
+
+    def _coarse(self) -> torch.Tensor:
+        """What `_maker` takes, of the last frame."""
+        self.module.outputs = ("coarse",)
+        try:
+            with torch.inference_mode(), without(self.module.network, self._head):
+                (coarse,) = self.module(self.frame)
+                return coarse
+        finally:
+            self.module.outputs = self.card.outputs
+
+    def _run(self) -> tuple[torch.Tensor, ...]:
+        with torch.inference_mode():
+            if self._maker is not None:
+                return (self._maker(self._coarse()),)
+            results: tuple[torch.Tensor, ...] = self.module(self.frame)
+            return results
+
+    def _capture(self, choose: bool) -> list[tuple[str, str]]:
+        """Record the graph, of both ways the faster one if that is open; what to say of it."""
+        makers: dict[str, Maker | None] = {"cells": self._maker} if self._maker else {}
+        if choose or not makers:
+            makers["graph"] = None
+        recorded = {}
+        for way, self._maker in makers.items():
+            recorded[way] = self._recorded()
+        spent = median_ms(
+            {way: partial(self._replay, graph) for way, (graph, _) in recorded.items()}
+        )
+        best = min(spent, key=lambda way: spent[way])
+        self._maker = makers[best]
+        self.graph, self.results = recorded[best]
+        times = ", ".join(f"{way} {ms:.3f}" for way, ms in spent.items())
+        return [("labels", best), ("labels_ms", times)]
+
+    def _recorded(self) -> tuple[Any, tuple[torch.Tensor, ...]]:
+        """(the graph of `_run`, its results)."""
+        stream = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # libraries choose and allocate on their first runs
+                self._run()
+        torch.cuda.synchronize(self.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = self._run()
+        return graph, results
+
+    def _replay(self, graph: Any) -> None:
+        graph.replay()
+        self.synchronise()
+
+    def upload(self, image: Image) -> None:
+        if self.staging is None:
+            self.frame = torch.from_numpy(image)
+        else:
+            self.staging.numpy()[...] = image
+            self.frame.copy_(self.staging, non_blocking=True)
+
+    def compute(self) -> None:
+        if self.graph is None:
+            self.results = self._run()
+        else:
+            self.graph.replay()
+
+    def _fetch(self, name: str) -> NDArray[Any]:
+        value: NDArray[Any] = self.results[self.names.index(name)].cpu().numpy()
+        return value
+
+    def synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def close(self) -> None:
+        del self.module, self.results, self.graph
+        if isinstance(self._maker, CellLabels):
+            self._maker.close()

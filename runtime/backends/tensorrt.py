@@ -1,0 +1,268 @@
+"""TensorRT, full or RTX: engines on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..artifact import ArtifactError, Card, EngineFacts, read_card
+from ..cut_onnx import COARSE
+from ..packages import cache_folder, import_package, make_log, slug
+from ..preflight import Machine, check_machine, gpus, this_machine
+from ..verify import Place, prove_once
+from .argmax_kernel import LABELS, KernelFile, LabelKernel, kernel_path
+from .backend import Image, Info, InTurn, Labels
+from .cuda import Cuda, DeviceArray, device_address, stream_handle
+from .tensorrt_engine import Plan, Tensor
+from .tensorrt_self_test import self_test
+
+# What TensorRT cannot judge itself, since it does not even start; the rest it is asked to.
+HOPELESS = ("no_gpu", "no_package", "flavour", "driver")
+
+
+class TensorRT(InTurn):
+    """An engine, its buffers on the GPU and in pinned memory, and a stream. Nothing is allocated
+    per frame.
+
+    device: "cuda" or "cuda:N". cuda_graph: launch the network as one recorded graph; `info.options`
+    says whether that worked. stream: the caller's (a handle, or an object with `__cuda_stream__`),
+    by default one of its own. prove: False only for whoever compares its labels himself.
+
+    An engine with a label kernel (`rtseg export --label-kernel`) has that run behind it, in the
+    same graph. The first load on a machine runs the reference frames that travel with the engine,
+    and refuses to serve it if its labels are wrong. The labels returned are a view of pinned memory
+    that the next call overwrites. To save a copy, write the next image into `frame` and pass that.
+
+    Raises ArtifactError where the engine cannot run or is not right; the message says what would.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: str | None = None,
+        *,
+        cuda_graph: bool = True,
+        stream: Any = None,
+        prove: bool = True,
+    ):
+        self.card = read_card(path)
+        facts, index = _facts(path, self.card), _index(device)
+        machine = this_machine()
+        _refuse_hopeless(path, self.card, machine)
+        self._trt: Any = import_package(facts.flavour)
+        self._log = make_log(self._trt, "error")
+        self._open = ExitStack()
+        # Also frees everything when the program ends without `close`.
+        self._finalizer = weakref.finalize(self, self._open.close)
+        try:
+            self._cuda = Cuda(index)
+            self.place = _place(self._cuda, self._trt)
+            self_test(self._trt, self._log, self._cuda, self.place)
+            self._start(path, machine, stream)
+            graph = self._warm_up(cuda_graph)
+            self.info = self._describe(facts, graph)
+            if prove:
+                prove_once(path, self.card, self, self.place)
+        except BaseException:
+            self._open.close()
+            raise
+
+    def _start(self, path: Path, machine: Machine, stream: Any) -> None:
+        """Load the plan and make the buffers."""
+        if stream is None:
+            self._stream = self._cuda.create_stream()
+            self._open.callback(self._cuda.destroy_stream, self._stream)
+        else:
+            self._stream = stream_handle(stream)
+        began = time.perf_counter()
+        try:
+            caches = _jit_caches(path, self.card, self.place)
+            self._plan = Plan(self._trt, self._log, path.read_bytes(), self._cuda, caches)
+        except ArtifactError as error:
+            verdict = check_machine(path, self.card, machine)
+            raise ArtifactError(
+                f"{path}: {verdict.reason}: {verdict.fix}"
+                if not verdict.ok
+                else f"{path} does not run here: {error}: export it again on this machine"
+            ) from error
+        self._open.callback(self._plan.close)
+        self.load_ms = (time.perf_counter() - began) * 1e3
+        self._tensors = dict(_expected_tensors(path, self.card, self._plan))
+        self.names: tuple[str, ...] = self.card.outputs
+        if COARSE in self.names:
+            self._tensors[LABELS] = self._start_kernel(path)
+            self.names = (LABELS,)
+        self.frame: Image = self._pinned("frame")
+        self._host: dict[str, NDArray[Any]] = {name: self._pinned(name) for name in self.names}
+
+    def _start_kernel(self, path: Path) -> Tensor:
+        """The labels that a kernel behind every run of the plan makes."""
+        file = KernelFile.load(kernel_path(path))
+        coarse, size = self._tensors[COARSE], self.card.size
+        if (coarse.shape, coarse.dtype.name) != (file.call.shape, file.call.dtype):
+            raise ArtifactError(
+                f"{path} gives {coarse.dtype} {coarse.shape}, and its label kernel takes "
+                f"{file.call.dtype} {file.call.shape}: export it again"
+            )
+        kernel = LabelKernel(file, self._cuda, coarse.address, size, self._stream)
+        self._open.callback(kernel.close)
+        self._plan.behind = kernel.enqueue
+        return Tensor(LABELS, (1, *size), np.dtype(np.uint8), False, kernel.labels)
+
+    def _pinned(self, name: str) -> NDArray[Any]:
+        tensor = self._tensors[name]
+        return self._cuda.pinned(tensor.shape, tensor.dtype)
+
+    def _warm_up(self, cuda_graph: bool) -> str:
+        """Run once, since lazy work of the first run cannot be captured, then capture."""
+        self.frame[:] = 0
+        self._cuda.to_device(self._tensors["frame"].address, self.frame, self._stream)
+        began = time.perf_counter()
+        self._plan.enqueue(self._stream)
+        self.synchronise()
+        self.first_run_ms = (time.perf_counter() - began) * 1e3
+        return self._plan.capture() if cuda_graph else "off"
+
+    def _describe(self, facts: EngineFacts, graph: str) -> Info:
+        return Info(
+            name="tensorrt",
+            version=self._trt.__version__,
+            device=self.place.gpu,
+            threads=None,
+            precision=self.card.precision,
+            options=(
+                ("flavour", facts.flavour),
+                ("labels", "cells" if COARSE in self.card.outputs else "graph"),
+                ("cuda_graph", graph),
+                ("jit_cache", self._plan.jit),
+                ("load_ms", f"{self.load_ms:.1f}"),
+                ("first_run_ms", f"{self.first_run_ms:.1f}"),
+            ),
+        )
+
+    def upload(self, image: Image) -> None:
+        """image (1, H, W, 3) uint8. Queues the copy; `frame` must stay as it is until `download`
+        or `synchronise`. Raises ValueError for another shape or type."""
+        self._use()
+        if image.shape != self.frame.shape or image.dtype != np.uint8:
+            raise ValueError(
+                f"the engine takes uint8 of shape {self.frame.shape}, "
+                f"not {image.dtype} of shape {image.shape}"
+            )
+        if image.ctypes.data != self.frame.ctypes.data:
+            np.copyto(self.frame, image)
+        self._cuda.to_device(self._tensors["frame"].address, self.frame, self._stream)
+
+    def upload_device(self, frame: Any) -> None:
+        """A frame that is on the GPU already: an address, or an object with
+        `__cuda_array_interface__`, (1, H, W, 3) uint8. It must be finished, or made on this
+        backend's stream."""
+        self._use()
+        tensor = self._tensors["frame"]
+        source = device_address(frame, tensor.shape)
+        self._cuda.on_device(tensor.address, source, tensor.nbytes, self._stream)
+
+    def infer_device(self, frame: Any) -> Labels:
+        """As a call, for a frame that `upload_device` takes."""
+        self.upload_device(frame)
+        self.compute()
+        return self.download()
+
+    def compute(self) -> None:
+        self._use()
+        self._plan.run(self._stream)
+
+    def on_device(self, output: str = "labels") -> DeviceArray:
+        """The output of the last `compute` in GPU memory, for other libraries; queued work may
+        still be writing it."""
+        self._use()
+        tensor = self._tensors[output]
+        return DeviceArray(tensor.address, tensor.shape, tensor.dtype)
+
+    def _fetch(self, name: str) -> NDArray[Any]:
+        self._use()
+        host = self._host[name]
+        self._cuda.to_host(host, self._tensors[name].address, self._stream)
+        self.synchronise()
+        return host
+
+    def synchronise(self) -> None:
+        self._use()
+        self._cuda.synchronise(self._stream)
+
+    def close(self) -> None:
+        self._finalizer()
+        self._host = {}
+        self.frame = np.empty((1, 0, 0, 3), np.uint8)
+
+    def _use(self) -> None:
+        if not self._finalizer.alive:
+            raise RuntimeError("this engine is closed: load it again")
+        self._cuda.select()
+
+
+def _facts(path: Path, card: Card) -> EngineFacts:
+    if card.engine is None:
+        raise ArtifactError(f"the card of {path} describes no engine: export it again")
+    return card.engine
+
+
+def _index(device: str | None) -> int:
+    """The N of "cuda:N"."""
+    kind, _, index = (device or "cuda").partition(":")
+    if kind == "cpu":
+        raise ArtifactError(
+            "an engine runs on an NVIDIA GPU only: on a CPU load the ONNX or OpenVINO artifact"
+        )
+    if kind != "cuda" or not (index or "0").isdigit():
+        raise ArtifactError(f'device is "cuda" or "cuda:N" for an engine, not {device!r}')
+    return int(index or 0)
+
+
+def _refuse_hopeless(path: Path, card: Card, machine: Machine) -> None:
+    verdict = check_machine(path, card, machine)
+    if verdict.code in HOPELESS:
+        raise ArtifactError(f"{path}: {verdict.reason}: {verdict.fix}")
+
+
+def _place(cuda: Cuda, trt: Any) -> Place:
+    here = gpus()
+    return Place(
+        gpu=cuda.name,
+        compute_capability=cuda.compute_capability,
+        driver=here[0].driver if here else "",
+        tensorrt=f"{trt.__name__} {trt.__version__}",
+    )
+
+
+def _jit_caches(path: Path, card: Card, place: Place) -> tuple[Path, ...]:
+    """Beside the engine, else in the user's cache; a file a GPU and driver."""
+    where = slug(f"{place.gpu} {place.driver}")
+    digest = card.files.get(path.name, path.stem)[:16]
+    return (
+        path.with_name(f"{path.name}.{where}.jit"),
+        cache_folder() / f"{digest}-{where}.jit",
+    )
+
+
+def _expected_tensors(path: Path, card: Card, plan: Plan) -> dict[str, Any]:
+    """The plan's tensors, which are those that the card promises."""
+    wanted: dict[str, tuple[int, ...]] = {"frame": (1, *card.size, 3)}
+    if "labels" in card.outputs:
+        wanted["labels"] = (1, *card.size)
+    for name, shape in wanted.items():
+        found = plan.tensors.get(name)
+        if found is None or found.shape != shape or found.dtype != np.uint8:
+            got = f"{found.dtype} {found.shape}" if found else "none"
+            raise ArtifactError(
+                f"{path} is not the engine of its card: {name} is {got}, not uint8 {shape}"
+            )
+    if missing := set(card.outputs) - plan.tensors.keys():
+        raise ArtifactError(f"{path} is not the engine of its card: no output {missing.pop()!r}")
+    return plan.tensors

@@ -1,0 +1,181 @@
+"""A TensorRT engine in GPU memory, with a buffer for each input and output."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...data.files import write_atomically
+from ..artifact import ArtifactError
+from ..packages import last_line, members
+from .cuda import Cuda, CudaError
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of an engine, and where its buffer lies on the GPU."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    is_input: bool
+    address: int
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+
+class Plan:
+    """Deserialises `content`; creating the context compiles the kernels of a TensorRT-RTX engine.
+
+    jit_caches: where those kernels may lie from an earlier start; the first that can be written
+    keeps them. `jit` says what came of it: "read", "written" or "none". `behind`, if it is set,
+    queues what belongs to every run, on a stream.
+
+    Raises ArtifactError if TensorRT does not take the engine.
+    """
+
+    def __init__(
+        self, trt: Any, log: Any, content: bytes, cuda: Cuda, jit_caches: tuple[Path, ...] = ()
+    ):
+        self._cuda, self._log = cuda, log
+        self._addresses: list[int] = []
+        self._context: Any = None
+        self._graph: Any = None
+        self._config: Any = None
+        self._cache: Any = None
+        self.jit = "none"
+        self.behind: Callable[[int], None] | None = None
+        self._runtime = trt.Runtime(log)
+        refuse_invalid(trt, self._runtime, content)
+        self._engine = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise ArtifactError(f"{trt.__name__} cannot load it ({last_line(log.errors)})")
+        try:
+            self._context = self._create_context(jit_caches)
+            self.tensors = {tensor.name: tensor for tensor in self._bind(trt)}
+        except BaseException:
+            self.close()
+            raise
+
+    def enqueue(self, stream: int) -> None:
+        """Queue one run. Raises RuntimeError if TensorRT refuses."""
+        if not self._context.execute_async_v3(stream):
+            raise RuntimeError(f"TensorRT could not run the engine: {last_line(self._log.errors)}")
+        if self.behind is not None:
+            self.behind(stream)
+
+    def capture(self) -> str:
+        """Record the run as a CUDA graph, after one run without; "on", or why it stays off."""
+        stream = self._cuda.create_stream()
+        try:
+            if not getattr(self._context, "is_stream_capturable", lambda _: True)(stream):
+                return "off: this engine cannot be captured"
+            self._graph = self._record(stream)
+        except (CudaError, RuntimeError) as error:
+            return f"off: {error}"
+        finally:
+            self._cuda.destroy_stream(stream)
+        return "on"
+
+    def _record(self, stream: int) -> Any:
+        self._cuda.begin_capture(stream)
+        try:
+            self.enqueue(stream)
+        except RuntimeError:
+            with contextlib.suppress(CudaError):  # the first reason is the one that counts
+                self._cuda.destroy_graph(self._cuda.end_capture(stream))
+            raise
+        return self._cuda.end_capture(stream)
+
+    def run(self, stream: int) -> None:
+        """Queue one run, as a graph if it was captured."""
+        if self._graph is None:
+            self.enqueue(stream)
+        else:
+            self._cuda.launch(self._graph, stream)
+
+    def close(self) -> None:
+        if self._graph is not None:
+            self._cuda.destroy_graph(self._graph)
+        self._graph = None
+        # A context must go before its engine, an engine before its runtime.
+        self._context = None
+        self._config = self._cache = None
+        self._engine = None
+        self._runtime = None
+        while self._addresses:
+            self._cuda.free(self._addresses.pop())
+
+    def _bind(self, trt: Any) -> list[Tensor]:
+        tensors = []
+        for place in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(place)
+            shape = tuple(self._engine.get_tensor_shape(name))
+            dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
+            if min(shape, default=1) < 1:
+                raise ArtifactError(f"its tensor {name!r} has no fixed shape: {shape}")
+            address = self._cuda.allocate(int(np.prod(shape)) * dtype.itemsize)
+            self._addresses.append(address)
+            is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            if not self._context.set_tensor_address(name, address):
+                raise ArtifactError(f"TensorRT refuses the buffer of {name!r}")
+            tensors.append(Tensor(name, shape, dtype, is_input, address))
+        return tensors
+
+    def _create_context(self, caches: tuple[Path, ...]) -> Any:
+        if caches:
+            self._attach_cache(caches)
+        if self._cache is None:
+            context = self._engine.create_execution_context()
+        else:
+            context = self._engine.create_execution_context(self._config)
+        if context is None:
+            raise ArtifactError(f"TensorRT cannot start it ({last_line(self._log.errors)})")
+        if self._cache is not None and self.jit != "read":
+            self._keep_cache(caches)
+        return context
+
+    def _attach_cache(self, caches: tuple[Path, ...]) -> None:
+        """Give the engine the kernels of an earlier start, where the package compiles at start."""
+        create: Any = getattr(self._engine, "create_runtime_config", lambda: None)
+        config = create()
+        cache = config.create_runtime_cache() if hasattr(config, "create_runtime_cache") else None
+        if cache is None:
+            return
+        for path in caches:
+            # It refuses what another driver, GPU or version compiled.
+            if path.is_file() and cache.deserialize(path.read_bytes()):
+                self.jit = "read"
+                break
+        if config.set_runtime_cache(cache):
+            self._config, self._cache = config, cache
+
+    def _keep_cache(self, caches: tuple[Path, ...]) -> None:
+        memory = self._cache.serialize()
+        if memory is None or not memory.nbytes:
+            return
+        for path in caches:
+            with contextlib.suppress(OSError):
+                write_atomically(path, bytes(memory))
+                self.jit = "written"
+                return
+
+
+def refuse_invalid(trt: Any, runtime: Any, content: bytes) -> None:
+    """Raises ArtifactError with TensorRT's own reasons, where the package looks for them."""
+    if not hasattr(runtime, "get_engine_validity"):
+        return
+    validity, bits = runtime.get_engine_validity(content)
+    if validity == trt.EngineValidity.INVALID:
+        known = members(trt.EngineInvalidityDiagnostics)
+        reasons = [name.lower().replace("_", " ") for name, bit in known.items() if bits & int(bit)]
+        raise ArtifactError(
+            f"{trt.__name__} {trt.__version__} cannot load it ({', '.join(reasons) or 'no GPU'})"
+        )

@@ -1,0 +1,130 @@
+"""Inference as the loop sees it: hand over a frame, go on, be rung when the labels are there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .clock import Bell
+
+Picture = NDArray[np.uint8]
+Segment = Callable[[Picture], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """To one job: labels (H, W) uint8 of the job's frame, the receiver's own, or what went wrong;
+    inference_ms: of the Segmenter's call."""
+
+    job: int
+    labels: Picture | None
+    inference_ms: float = 0.0
+    error: str = ""
+
+
+class Engine(Protocol):
+    """Runs one frame at a time at one of several levels. Rings the bell when `ready`, `fault` or
+    an answer changes. Methods return at once; none raises.
+
+    levels: names, largest first. ready: takes frames. fault: why it will never take one again, or
+    "". baselines_ms: p95 latency of each level, once ready.
+    """
+
+    @property
+    def levels(self) -> Sequence[str]: ...
+
+    @property
+    def baselines_ms(self) -> Sequence[float]: ...
+
+    ready: bool
+    fault: str
+
+    def submit(self, job: int, image: Picture, level: int) -> None: ...
+
+    def take(self) -> Answer | None:
+        """The answer that came since the last call."""
+        ...
+
+    def kill(self) -> None:
+        """End it now, whatever it is doing, and free what it holds."""
+        ...
+
+
+Starter = Callable[[], Engine]
+
+
+class Inline:
+    """Python callables in a thread of this process: for tests, and for segmenters that need no
+    protection. A callable that hangs cannot be ended, only left alone."""
+
+    def __init__(self, segmenters: Sequence[Segment], bell: Bell):
+        self.segmenters, self.bell = segmenters, bell
+        self.levels = names_of(segmenters)
+        self.ready, self.fault = True, ""
+        self.baselines_ms = [0.0] * len(segmenters)
+        self._job: tuple[int, Picture, int] | None = None
+        self._answer: Answer | None = None
+        self._news = threading.Condition()
+        self._killed = False
+        threading.Thread(target=self._run, name="inference", daemon=True).start()
+
+    def submit(self, job: int, image: Picture, level: int) -> None:
+        with self._news:
+            self._job = job, image, level
+            self._news.notify()
+
+    def take(self) -> Answer | None:
+        answer, self._answer = self._answer, None
+        return answer
+
+    def kill(self) -> None:
+        with self._news:
+            self._killed, self.ready = True, False
+            self._news.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._job is not None or self._killed)
+                if self._killed or self._job is None:
+                    return
+                (job, image, level), self._job = self._job, None
+            self._answer = segmented(job, self.segmenters[level], image)
+            self.bell.ring()
+
+
+def segmented(job: int, segment: Segment, image: Picture) -> Answer:
+    """The answer of a segmenter, or what it raised; labels of another shape are an error too."""
+    began = time.perf_counter()
+    try:
+        labels: Any = segment(image)
+        took_ms = (time.perf_counter() - began) * 1000
+        labels = checked(labels, image)
+    except Exception as error:  # a backend raises what it likes
+        return Answer(job, None, error=f"{type(error).__name__}: {error}")
+    return Answer(job, labels, took_ms)
+
+
+def checked(labels: Any, image: Picture) -> Picture:
+    """Raises ValueError unless `labels` are a label map of `image`."""
+    if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8:
+        raise ValueError("a segmenter gives a numpy array of uint8 class ids")
+    if labels.shape != image.shape[:2]:
+        raise ValueError(f"labels of shape {labels.shape} for a frame of {image.shape[:2]}")
+    return labels
+
+
+def names_of(segmenters: Sequence[Segment]) -> list[str]:
+    """What to call them: the model and size on their cards, else the callables' own names."""
+    names = []
+    for place, segmenter in enumerate(segmenters):
+        card = getattr(segmenter, "card", None)
+        name = getattr(segmenter, "__name__", f"level {place}")
+        names.append(f"{card.model} {card.size[0]}x{card.size[1]}" if card else name)
+    return names

@@ -1,0 +1,123 @@
+"""The worker process: loads, warms up, proves itself on a known frame, then answers frames.
+
+Started by `Worker` as `python -m rtseg.runtime.drive.worker_process CONNECTION MEMORY TASK`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ...data.scenes import scene
+from ..segmenter import Segmenter, load
+from . import known_frame
+from .engine import Picture, Segment, segmented
+from .quality import p95
+from .realtime import Wishes, apply
+from .worker import SharedPicture
+
+WARM_UPS = 3
+TIMED = 8, 1.0  # runs at most, seconds at most: p95 of each level
+DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+
+
+def main(arguments: list[str]) -> None:
+    connection, memory = Connection(int(arguments[0])), SharedPicture(int(arguments[1]))
+    task = json.loads(arguments[2])
+    _belong_to(task["parent"])
+    granted = apply(Wishes(**task["realtime"])) if task["realtime"] else {}
+    try:
+        segmenters = loader(task["loader"])(**task["arguments"])
+        baselines = [prepared(segmenter) for segmenter in segmenters]
+        digests = [digest_of(*each) for each in zip(task["levels"], segmenters, strict=True)]
+    except Exception as error:  # told to the parent, whatever it is
+        connection.send(("refused", f"{type(error).__name__}: {error}"))
+        return
+    facts = {
+        "levels": task["levels"],
+        "backends": [backend_of(segmenter) for segmenter in segmenters],
+        "baselines_ms": baselines,
+        "digests": digests,
+        "realtime": granted,
+    }
+    connection.send(("ready", facts))
+    answer(connection, memory, segmenters)
+
+
+def answer(connection: Connection, memory: SharedPicture, segmenters: list[Segment]) -> None:
+    """Until the parent hangs up."""
+    while True:
+        try:
+            _, job, shape, level = connection.recv()
+        except (EOFError, OSError):
+            return
+        given = segmented(job, segmenters[level], memory.view(shape))
+        if given.labels is None:
+            connection.send(("error", job, given.error))
+            continue
+        memory.write(given.labels)
+        connection.send(("labels", job, given.inference_ms))
+
+
+def load_artifacts(paths: list[str], backend: str | None, device: str | None) -> list[Segmenter]:
+    """The usual loader: one Segmenter an artifact."""
+    return [load(path, backend, device) for path in paths]
+
+
+def digest_of(level: str, segmenter: Segment) -> str:
+    """Of the known frame's labels; only artifacts have one. Raises ArtifactError if it is wrong."""
+    return known_frame.prove(segmenter, level) if isinstance(segmenter, Segmenter) else ""
+
+
+def backend_of(segmenter: Segment) -> str:
+    """What computes it, for the report; "" for what is no artifact."""
+    if not isinstance(segmenter, Segmenter):
+        return ""
+    info = segmenter.info
+    threads = f", {info.threads} threads" if info.threads else ""
+    return f"{info.name} {info.version}, {info.precision}, {info.device}{threads}"
+
+
+def prepared(segmenter: Segment) -> float:
+    """p95 of a warm segmenter's latency, in ms."""
+    card = getattr(segmenter, "card", None)
+    image = scene(card.size if card else (64, 128))
+    for _ in range(WARM_UPS):
+        segmenter(image)
+    return p95(_timed(segmenter, image))
+
+
+def _timed(segmenter: Segment, image: Picture) -> list[float]:
+    runs, seconds = TIMED
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < runs and (not times or time.perf_counter() < end):
+        began = time.perf_counter()
+        segmenter(image)
+        times.append((time.perf_counter() - began) * 1000)
+    return times
+
+
+def loader(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _belong_to(parent: int) -> None:
+    """Ctrl-C is the parent's to handle; and where the parent is killed, so is this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)  # it went before this process could be tied to it
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

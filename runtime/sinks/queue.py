@@ -1,0 +1,145 @@
+"""Between the loop and a sink: a bounded queue and a thread, so that no sink can delay inference.
+
+A sink is any callable that takes a Result or a Status. It runs in a thread of its own, one message
+at a time. Three attributes are looked for and may be absent:
+
+* `capacity` (int, default 4): messages that may wait for it. When one more comes, the oldest is
+  dropped and counted.
+* `records` (bool, default False): it keeps what it gets for later, such as a file, so it also takes
+  masks that grew older than `max_age` while they waited. Any other sink gets a LATE status instead.
+* `close()`: called in the same thread after the last message.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ..drive.clock import Bell
+from ..drive.messages import Kind, Message, Result, Status
+
+Sink = Callable[[Message], Any]
+CAPACITY = 4
+BLOCKED_S = 1.0  # a sink that has been busy with one message for longer is called blocked
+
+
+class Outlet:
+    """One sink with its queue, thread and counters.
+
+    delivered: messages that the sink took; dropped: pushed out of a full queue; failed: the sink
+    raised; withheld: masks that grew too old in the queue (the sink got a status instead, which
+    counts as delivered); unflushed: still waiting when the loop had to end.
+    """
+
+    def __init__(self, sink: Sink, bell: Bell | None = None):
+        self.sink, self.bell = sink, bell or Bell()
+        self.name = name_of(sink)
+        self.capacity: int = getattr(sink, "capacity", CAPACITY)
+        self.records: bool = getattr(sink, "records", False)
+        self.delivered = self.dropped = self.failed = self.withheld = self.unflushed = 0
+        self.last_error = ""
+        self.failed_ns = 0  # when it raised last
+        self._queue: deque[Message] = deque()
+        self._news = threading.Condition()
+        self._closing = False
+        self._busy_since_ns = 0
+        self._thread = threading.Thread(target=self._run, name=f"sink {self.name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def offer(self, message: Message) -> None:
+        """Queue it and return at once; the oldest message goes if the queue is full."""
+        with self._news:
+            if len(self._queue) >= self.capacity:
+                self._queue.popleft()
+                self.dropped += 1
+            self._queue.append(message)
+            self._news.notify()
+
+    def close(self) -> None:
+        """Ask for the end; what is queued is still delivered. `join` waits for it."""
+        with self._news:
+            self._closing = True
+            self._news.notify()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the sink took everything and was closed in time; what it did not is counted."""
+        self._thread.join(max(0.0, timeout_s))
+        if not self._thread.is_alive():
+            return True
+        with self._news:
+            self.unflushed = len(self._queue) + bool(self._busy_since_ns)
+            self._queue.clear()
+        return False
+
+    def blocked_s(self) -> float:
+        """How long it has been busy with one message, in seconds, if that is too long; else 0."""
+        since = self._busy_since_ns
+        busy_s = (self.bell.now_ns() - since) / 1e9 if since else 0.0
+        return busy_s if busy_s > BLOCKED_S else 0.0
+
+    def counters(self) -> dict[str, int]:
+        names = ("delivered", "dropped", "failed", "withheld", "unflushed")
+        return {name: getattr(self, name) for name in names}
+
+    def _run(self) -> None:
+        while (message := self._next()) is not None:
+            self._deliver(message)
+        close = getattr(self.sink, "close", None)
+        if close is not None:
+            self._guarded(close)
+
+    def _next(self) -> Message | None:
+        with self._news:
+            self._news.wait_for(lambda: self._queue or self._closing)
+            if not self._queue:
+                return None
+            self._busy_since_ns = self.bell.now_ns()
+            return self._queue.popleft()
+
+    def _deliver(self, message: Message) -> None:
+        if isinstance(message, Result) and not self.records:
+            message = self._still_fresh(message)
+        if self._guarded(lambda: self.sink(message)):
+            self.delivered += 1
+        self._busy_since_ns = 0
+
+    def _guarded(self, call: Callable[[], Any]) -> bool:
+        try:
+            call()
+        except Exception as error:  # whatever a sink raises is the sink's own trouble
+            self.failed += 1
+            self.failed_ns = self.bell.now_ns()
+            self.last_error = f"{type(error).__name__}: {error}"
+            return False
+        return True
+
+    def _still_fresh(self, result: Result) -> Message:
+        now = self.bell.now_ns()
+        if now <= result.expires_ns:
+            return result
+        self.withheld += 1
+        age_ms = (now - result.captured_ns) / 1e6
+        text = f"its mask waited for this sink until it was {age_ms:.0f} ms old"
+        return Status(
+            Kind.LATE,
+            "sink",
+            text,
+            now,
+            self.bell.wall_ns(),
+            result.frame_id,
+            result.captured_ns,
+        )
+
+
+def name_of(sink: Sink) -> str:
+    """How reports call it: its `name`, else the function's or the class's."""
+    for owner in (sink, type(sink)):
+        for attribute in ("name", "__name__"):
+            name = getattr(owner, attribute, None)
+            if isinstance(name, str):
+                return name
+    return "sink"

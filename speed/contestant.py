@@ -1,0 +1,164 @@
+"""What is measured: what a contestant offers, and artifacts through their backends."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime import Segmenter, load
+from ..runtime.backends.backend import Backend, Image, Labels
+from .result import STAGES, Subject
+from .timing import MS
+
+Frame = NDArray[np.uint8]  # (H, W, 3) BGR, of any size
+Frames = Sequence[Frame]
+QUEUED = 8  # networks that the papers' protocol queues on a GPU before it waits
+
+
+class Contestant(Protocol):
+    """Takes frames in turn, batch 1. `laps`: ms by stage, one entry a `staged` call."""
+
+    laps: list[dict[str, float]]
+
+    @property
+    def subject(self) -> Subject: ...
+
+    def label(self, frame: Frame) -> NDArray[np.uint8]:
+        """One frame (H, W, 3) uint8 in host memory to labels (H, W) uint8 in host memory."""
+        ...
+
+    def frame_to_labels(self) -> object:
+        """`label` of the next of its frames."""
+        ...
+
+    def queued(self, count: int) -> object:
+        """As papers time it: `count` networks on random input, one behind another, and one wait."""
+        ...
+
+    def network(self) -> object:
+        """The network alone, on a frame that lies ready where it computes."""
+        ...
+
+    def staged(self) -> object:
+        """`frame_to_labels`, with a stop after each stage; adds to `laps`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Laps:
+    """Times of the stages of one frame, in ms by name; a stage may come twice and adds up."""
+
+    def __init__(self) -> None:
+        self.times = dict.fromkeys(STAGES, 0.0)
+        self._last = time.perf_counter_ns()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter_ns()
+        self.times[stage] += (now - self._last) * MS
+        self._last = now
+
+
+class _Stopwatch:
+    """A backend that takes its steps one after another, each to its end, and times them."""
+
+    def __init__(self, backend: Backend):
+        self.backend, self.card, self.info = backend, backend.card, backend.info
+        self.laps = Laps()
+
+    def __call__(self, image: Image) -> Labels:
+        self.laps.lap("preprocess")
+        self.backend.upload(image)
+        self.backend.synchronise()
+        self.laps.lap("host_to_device")
+        self.backend.compute()
+        self.backend.synchronise()
+        self.laps.lap("compute")
+        labels = self.backend.download()
+        self.laps.lap("device_to_host")
+        return labels
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+
+class Artifact:
+    """An artifact through the runtime, as a vehicle would run it.
+
+    What the graph holds counts as network: normalisation, resize and argmax for labels.
+    """
+
+    def __init__(self, segmenter: Segmenter, frames: Frames, name: str = ""):
+        self.segmenter, self.frames = segmenter, itertools.cycle(frames)
+        self.laps: list[dict[str, float]] = []
+        card, info = segmenter.card, segmenter.info
+        self.subject = Subject(
+            model=card.model,
+            weights=card.weights,
+            trained=card.trained,
+            size=card.size,
+            precision=info.precision,
+            backend=info.name,
+            version=info.version,
+            device=info.device,
+            threads=info.threads,
+            options=dict(info.options),
+            macs=card.macs,
+            artifact=name,
+        )
+        self._random = random_frame(card.size)[None]
+        self._stopwatch = _Stopwatch(segmenter.backend)
+        self._staged = Segmenter(self._stopwatch)
+        self.frame_to_labels()
+
+    @classmethod
+    def open(cls, path: Path, backend: str, frames: Frames, **options: Any) -> Artifact:
+        """Raises ArtifactError if the artifact cannot run here."""
+        return cls(load(path, backend, **options), frames, path.name)
+
+    def frame_to_labels(self) -> object:
+        return self.segmenter(next(self.frames))
+
+    def label(self, frame: Frame) -> NDArray[np.uint8]:
+        return self.segmenter(frame)
+
+    def network(self) -> object:
+        backend = self.segmenter.backend
+        backend.compute()
+        backend.synchronise()
+        return backend
+
+    def queued(self, count: int) -> object:
+        """The next `network` then takes the random frame too, until another is uploaded."""
+        backend = self.segmenter.backend
+        backend.upload(self._random)
+        for _ in range(count):
+            backend.compute()
+        backend.synchronise()
+        return backend
+
+    def staged(self) -> object:
+        laps = self._stopwatch.laps = Laps()
+        labels = self._staged(next(self.frames))
+        laps.lap("post")
+        self.laps.append(laps.times)
+        return labels
+
+    def close(self) -> None:
+        self.segmenter.close()
+
+
+def random_frame(size: tuple[int, int]) -> Frame:
+    """(H, W, 3) of noise, the same every time."""
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+
+
+def per_run(contestant: Contestant) -> int:
+    """Networks in one timed call of the papers' protocol; only on a GPU does waiting cost."""
+    return 1 if contestant.subject.threads else QUEUED

@@ -1,0 +1,127 @@
+"""The optimiser, its learning rates, and the averaged copy of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..models import Network
+from ..models.checkpoints import official_names
+from .sections import Group, Optimiser, Schedule
+
+UNCHANGED = Group(names=("",))
+
+
+def make_optimiser(model: Network, options: Optimiser) -> torch.optim.Optimizer:
+    """Groups of parameters by weight decay and by what their learning rate is multiplied with, in
+    each group's `multiplier`. Raises ValueError for a group of the recipe that fits no parameter.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    official, unseen = official_names(model), set(options.groups)
+    for name, parameter in model.named_parameters():
+        group = _group(official.get(name, name), options)
+        unseen.discard(group)
+        decay = options.weight_decay * group.decay
+        if parameter.ndim == 1 and not options.decay_all:
+            decay = 0.0
+        rate = group.rate * (options.backbone if name.startswith("backbone.") else 1.0)
+        if parameter.requires_grad:
+            groups.setdefault((decay, rate), []).append(parameter)
+    for group in unseen:
+        raise ValueError(
+            f"optimiser.groups: no parameter of {model.info.name} that an earlier group leaves has "
+            f"{' or '.join(map(repr, group.names))} in its reference's name"
+        )
+    rows = [
+        {"params": parameters, "weight_decay": decay, "multiplier": rate}
+        for (decay, rate), parameters in groups.items()
+    ]
+    if options.kind == "sgd":
+        return torch.optim.SGD(rows, lr=options.learning_rate, momentum=options.momentum)
+    kind = torch.optim.AdamW if options.kind == "adamw" else torch.optim.Adam
+    return kind(rows, lr=options.learning_rate, betas=options.betas)
+
+
+def _group(name: str, options: Optimiser) -> Group:
+    """The first of the recipe's groups that fits, or one that changes nothing."""
+    fits = (g for g in options.groups if any(word in name for word in g.names))
+    return next(fits, UNCHANGED)
+
+
+def state_by_name(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    """{parameter's name: its moments}; unlike PyTorch's numbers, names outlive a new order."""
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[parameter]: dict(state) for parameter, state in optimiser.state.items()}
+
+
+def load_state_by_name(
+    optimiser: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]
+) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = [names[p] for group in optimiser.param_groups for p in group["params"]]
+    numbered = {number: saved[name] for number, name in enumerate(order) if name in saved}
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": numbered, "param_groups": groups})
+
+
+def factor(schedule: Schedule, iteration: int, total: int, epoch: int = 1) -> float:
+    """What the learning rate is multiplied with in `iteration` of 0 .. total - 1; `epoch` is the
+    number of iterations in one."""
+    warmup = schedule.warmup
+    begin = 0 if schedule.warmup_within else warmup
+    at = iteration // epoch * epoch if schedule.per_epoch else iteration
+    progress = max(0, at - begin) / max(1, total - begin)
+    if schedule.shape == "cosine":
+        left = (1 + math.cos(math.pi * progress)) / 2
+    else:
+        left = float((1 - progress) ** schedule.power)
+    rate = schedule.last + (1 - schedule.last) * left
+    return rate * _warmed(schedule, iteration / warmup) if iteration < warmup else rate
+
+
+def _warmed(schedule: Schedule, progress: float) -> float:
+    if schedule.warmup_shape == "exponential":
+        return float(schedule.warmup_from ** (1 - progress))
+    return schedule.warmup_from + (1 - schedule.warmup_from) * progress
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["multiplier"]
+
+
+class Average:
+    """Exponential moving average of a model's weights and norm statistics.
+
+    The decay grows from 0.1 towards `decay` in the first updates, so that the random start is
+    forgotten.
+    """
+
+    def __init__(self, model: Network, decay: float):
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        ours, theirs = list(values(self.model)), list(values(model))
+        floating = [a.is_floating_point() for a in ours]
+        torch._foreach_lerp_(
+            [a for a, f in zip(ours, floating, strict=True) if f],
+            [b for b, f in zip(theirs, floating, strict=True) if f],
+            1 - decay,
+        )
+        for mine, new, is_float in zip(ours, theirs, floating, strict=True):
+            if not is_float:
+                mine.copy_(new)
+
+
+def values(model: nn.Module) -> Iterable[torch.Tensor]:
+    return model.state_dict().values()

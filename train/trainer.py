@@ -1,0 +1,310 @@
+"""Training: `train(recipe, folder)` is the whole job, from data to the best weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.datasets import DataError
+from ..models import build, save_checkpoint
+from .curves import draw_curves
+from .evaluate import Evaluation, evaluate
+from .loader import Batch, Positions, Stream, make_loader
+from .log import Bar, Log, read_log
+from .loss import Criterion, balance
+from .optimizer import (
+    Average,
+    factor,
+    load_state_by_name,
+    make_optimiser,
+    set_learning_rate,
+    state_by_name,
+)
+from .parallel import Place, any_process, averaged, distribute, joined, summed
+from .predictor import Predictor, autocast, channels_last, normalise
+from .pretrained import start
+from .qat import ranges, round_layers, set_ranges
+from .sections import Recipe
+from .splits import class_counts, described, load
+from .state import SaveError, git_revision, read_state, save_state
+from .stop import Stop, stop_signals
+
+STATE, BEST, LOG, CURVES = "last.pt", "best.safetensors", "log.jsonl", "curves.png"
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`finished` is False where a signal stopped the run; `miou` is the best so far, a fraction."""
+
+    folder: Path
+    iteration: int
+    finished: bool
+    miou: float
+    first: bool  # of all processes: the one that speaks
+
+
+def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True) -> Outcome:
+    """Train as `recipe` says; the run's files lie in `folder`.
+
+    `last.pt` is the state to resume from, `best.safetensors` the weights with the best mIoU on the
+    validation split, `log.jsonl` the log, drawn in `curves.png`. SIGTERM and
+    SIGINT save the state and stop.
+
+    Raises TrainingError for a loss that is not finite (with the batch's file names) and for a
+    worker that died; SaveError where the disk is full; DataError for files that cannot be read.
+    """
+    with joined() as place:
+        run = Run(recipe, Path(folder), place)
+        if resume:
+            run.restore()
+        elif run.path(STATE).exists():
+            raise ValueError(f"{folder} holds a run already: --resume it or name another folder")
+        try:
+            with stop_signals() as stop:
+                return run.go(stop, show and place.first)
+        except RuntimeError as error:
+            # PyTorch raises this from a signal handler, so wherever the loop just was.
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TrainingError(
+                f"a data worker died at iteration {run.iteration} (out of memory?): go on with "
+                "--resume, perhaps with data.workers=1"
+            ) from error
+
+
+class Run:
+    """A recipe made real on this process's device, and how far it has come."""
+
+    def __init__(self, recipe: Recipe, folder: Path, place: Place):
+        self.recipe, self.folder, self.place = recipe, folder, place
+        torch.manual_seed(recipe.seed)
+        self.data = load(recipe, recipe.data.train)
+        self.val = load(recipe, recipe.data.val)
+        self.network = build(recipe.model, len(self.data.classes), **recipe.options).train()
+        self.network.info.check_size(*recipe.augment.crop)
+        self.started = start(self.network, recipe)
+        self.rounded = round_layers(self.network, recipe.augment.crop) if recipe.quantise else []
+        channels_last(self.network.to(place.device))
+        self.average = Average(self.network, recipe.ema) if recipe.ema else None
+        self.optimiser = make_optimiser(self.network, recipe.optimiser)
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.precision == "fp16")
+        criterion = Criterion(recipe.loss, self._class_weights(), self.network.info.align_corners)
+        self.criterion: Callable[..., Tensor] = criterion.to(place.device)
+        self.parallel = distribute(self.network, place, recipe.sync_norm)
+        self.step_model: Any = self.parallel
+        if recipe.compile:  # crops are of one size
+            self.step_model = torch.compile(self.parallel, dynamic=False)
+        self.iteration, self.best = 0, 0.0
+        self.length = self._iterations()
+        self.total = max(1, round(self.length * recipe.schedule.stop))
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def _iterations(self) -> int:
+        """Of the whole schedule, which may end before."""
+        schedule = self.recipe.schedule
+        if schedule.iterations is not None:
+            return schedule.iterations
+        assert schedule.epochs is not None
+        return max(1, round(schedule.epochs * len(self.data) / self._images))
+
+    def _class_weights(self) -> Tensor | None:
+        power = self.recipe.loss.class_balance
+        return balance(class_counts(self.data), power) if power else None
+
+    def restore(self) -> None:
+        """Go on from the folder's state, bit for bit."""
+        state = read_state(self.path(STATE))
+        self.network.load_state_dict(state["network"])
+        set_ranges(self.network, state.get("ranges", {}))
+        load_state_by_name(self.optimiser, self.network, state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.model.load_state_dict(state["average"])
+            self.average.updates = state["updates"]
+        self.iteration, self.best = state["iteration"], state["best"]
+
+    def save(self) -> None:
+        if not self.place.first:
+            return
+        average = self.average
+        state = {
+            "iteration": self.iteration,
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "ranges": ranges(self.network),
+            "optimiser": state_by_name(self.optimiser, self.network),
+            "scaler": self.scaler.state_dict(),
+            "average": average.model.state_dict() if average else {},
+            "updates": average.updates if average else 0,
+            "recipe": self.recipe.model_dump_json(),
+        }
+        save_state(self.path(STATE), state)
+
+    def go(self, stop: Stop, show: bool) -> Outcome:
+        recipe, log = self.recipe, None
+        if self.place.first:
+            log = Log(self.path(LOG), self.iteration, recipe.tensorboard)
+            log.write(self.iteration, **self._facts())
+        batches = iter(self._loader())
+        seconds, losses = time.perf_counter(), []
+        with Bar(self.total, self.iteration, show) as bar:
+            while self.iteration < self.total:
+                losses.append(averaged(self.step(batches), self.place))
+                self.iteration += 1
+                if self.iteration % recipe.log_every == 0 and log:
+                    speed = self._images * len(losses) / (time.perf_counter() - seconds)
+                    mean = sum(losses) / len(losses)
+                    log.write(self.iteration, loss=mean, images_per_s=speed, rate=self.rate)
+                    bar.show(self.iteration, loss=f"{mean:.3f}", speed=f"{speed:.1f}")
+                    seconds, losses = time.perf_counter(), []
+                if self.iteration % recipe.val_every == 0 or self.iteration == self.total:
+                    result = self.validate()
+                    bar.show(self.iteration, miou=f"{result.confusion.miou():.3f}")
+                    if log:
+                        log.write(self.iteration, val=result.as_dict())
+                    seconds, losses = time.perf_counter(), []
+                stopping = any_process(stop.wanted, self.place)
+                if stopping or self.iteration % recipe.save_every == 0:
+                    self.save()
+                if stopping:
+                    break
+        self.save()
+        if log:
+            log.close()
+            draw_curves(read_log(self.path(LOG)), self.path(CURVES))
+        return Outcome(
+            self.folder, self.iteration, self.iteration == self.total, self.best, self.place.first
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """What the log begins with, after every start."""
+        facts = {"recipe": json.loads(self.recipe.model_dump_json()), "revision": git_revision()}
+        facts |= {"rounded": self.rounded} if self.rounded else {}
+        return facts | ({"started": asdict(self.started)} if self.started else {})
+
+    @property
+    def _images(self) -> int:
+        return self.recipe.batch * self.recipe.accumulate * self.place.processes
+
+    @property
+    def rate(self) -> float:
+        epoch = max(1, round(len(self.data) / self._images))
+        iteration = min(self.iteration, self.length - 1)
+        scale = factor(self.recipe.schedule, iteration, self.length, epoch)
+        return self.recipe.optimiser.learning_rate * scale
+
+    def _loader(self) -> Any:
+        recipe, place = self.recipe, self.place
+        steps = (self.iteration * recipe.accumulate, self.total * recipe.accumulate)
+        positions = Positions(recipe.batch, *steps, place.process, place.processes)
+        margin = recipe.data.edge_margin
+        stream = Stream(self.data, recipe.augment, recipe.seed, recipe.loss.maps, margin)
+        return make_loader(stream, positions, recipe.data.workers, place.device.type == "cuda")
+
+    def step(self, batches: Iterator[Batch]) -> float:
+        """One update from `accumulate` batches; returns their mean loss."""
+        torch.manual_seed(self._seed())
+        set_learning_rate(self.optimiser, self.rate)
+        total, count = 0.0, self.recipe.accumulate
+        for number in range(1, count + 1):
+            with self._gradients_shared(last=number == count):
+                total += self._backward(self._next(batches)) / count
+        if self.recipe.optimiser.clip is not None:
+            self.scaler.unscale_(self.optimiser)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimiser.clip)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.network)
+        return total
+
+    def _seed(self) -> int:
+        """Of this iteration in this process, so that dropout needs no state on resume."""
+        place = self.place
+        return self.recipe.seed * 1_000_003 + self.iteration * place.processes + place.process
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        try:
+            return next(batches)
+        except DataError as error:  # from a worker, it brings a traceback before its own line
+            raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from error
+
+    def _gradients_shared(self, last: bool) -> Any:
+        """Processes exchange gradients once an update, with its last batch."""
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return nullcontext()
+        return self.parallel.no_sync()
+
+    def _backward(self, batch: Batch) -> float:
+        device = self.place.device
+        image = normalise(batch.images.to(device, non_blocking=True), self.network.info)
+        label = batch.labels.to(device, non_blocking=True).long()
+        with autocast(device, self.recipe.precision):
+            outputs = self.step_model(image)
+        maps = {name: m.to(device, non_blocking=True) for name, m in batch.maps.items()}
+        loss = self.criterion(outputs, label, maps)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            names = ", ".join(self.data.name(index) for index in batch.indices)
+            raise TrainingError(
+                f"the loss is {value} at iteration {self.iteration}, batch of {names}: lower "
+                "optimiser.learning_rate or set optimiser.clip, and go on with --resume"
+            )
+        torch.autograd.backward(self.scaler.scale(loss / self.recipe.accumulate))
+        return value
+
+    def validate(self) -> Evaluation:
+        """mIoU on the validation split; better weights than ever are kept."""
+        recipe, network = self.recipe, self.network
+        if self.average:
+            network = self.average.model
+            set_ranges(network, ranges(self.network))
+        segment = Predictor(
+            network,
+            recipe.val_size,
+            window=recipe.val_window,
+            precision=recipe.precision,
+            fit=recipe.val_fit,
+        )
+        mine = range(self.place.process, len(self.val), self.place.processes)
+        result = evaluate(segment, self.val, mine)
+        self.network.train()
+        result.confusion.matrix = summed(result.confusion.matrix, self.place)
+        result.images = int(summed(np.array([result.images]), self.place)[0])
+        miou = result.confusion.miou()
+        if miou > self.best:
+            self.best = miou
+            if self.place.first:
+                self._keep(network, result)
+        return result
+
+    def _keep(self, network: Any, result: Evaluation) -> None:
+        facts = {
+            "classes": described(self.data.classes),
+            "metrics": {"split": self.recipe.data.val, "iteration": self.iteration}
+            | {key: result.as_dict()[key] for key in ("miou", "iou", "pixel_accuracy", "images")},
+            "recipe": json.loads(self.recipe.model_dump_json()),
+            "revision": git_revision(),
+        }
+        try:
+            save_checkpoint(network, self.path(BEST), metadata=facts)
+        except OSError as error:
+            raise SaveError(f"cannot write {self.path(BEST)}: {error.strerror or error}") from error
