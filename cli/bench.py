@@ -54,7 +54,7 @@ def bench(
         bool, Option("--roofline", help="With the machine's ceilings and the share reached.")
     ] = False,
     sequence: Annotated[
-        str | None, Option(help="Labelled sequence, such as camvid: mIoU under latency.")
+        str | None, Option(help="Labeled sequence, such as camvid: mIoU under latency.")
     ] = None,
     root: Annotated[Path | None, Option(help="The sequence's folder.")] = None,
     split: Annotated[str, Option(help="Which part of it.")] = "val",

@@ -31,9 +31,9 @@ def demo(
     ] = None,
     size: Sizes = None,
     camera: Annotated[bool, Option(help="Show the plain frame too.")] = True,
-    opacity: Annotated[float, Option(min=0, max=1, help="Of the labels' colours.")] = 0.55,
-    colour_blind: Annotated[
-        bool, Option("--colour-blind", help="Colours that any colour vision tells apart.")
+    opacity: Annotated[float, Option(min=0, max=1, help="Of the labels' colors.")] = 0.55,
+    color_blind: Annotated[
+        bool, Option("--color-blind", help="Colors that any color vision tells apart.")
     ] = False,
     width: Annotated[int, Option(min=160, help="The picture's largest width in pixels.")] = 1920,
     topic: Annotated[str | None, Option(help="Topic of an MCAP log.")] = None,
@@ -50,10 +50,10 @@ def demo(
 ) -> None:
     """Lay labels over a video: several models side by side, with legend, latency and FPS.
 
-    rtseg demo drive.mp4 --model artifacts/csfcn_nano_512x1024_fp32.onnx -o labelled.mp4
+    rtseg demo drive.mp4 --model artifacts/csfcn_nano_512x1024_fp32.onnx -o labeled.mp4
     """
     from ..data.sources import open_recording
-    from ..demo.palettes import colour_blind_safe
+    from ..demo.palettes import color_blind_safe
     from ..demo.video import Look
     from ..demo.video import demo as run
 
@@ -65,7 +65,7 @@ def demo(
     frames = open_recording(source, topic)
     with ExitStack() as opened:
         segmenters = [opened.enter_context(s) for s in _open(model, size, backend, device)]
-        look = Look(camera, opacity, width, colour_blind_safe if colour_blind else _as_it_is)
+        look = Look(camera, opacity, width, color_blind_safe if color_blind else _as_it_is)
         progress = opened.enter_context(bar("frames"))
         task = progress.add_task("demo", total=min(frames.count, limit or frames.count) or None)
 

@@ -43,7 +43,7 @@ def evaluate(
     worst: Annotated[Path | None, Option(help="Picture of the worst frames to write.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure mIoU on labelled frames: of a network, or of an artifact as it will run.
+    """Measure mIoU on labeled frames: of a network, or of an artifact as it will run.
 
     rtseg eval artifacts/csfcn_nano_360x480_fp32.onnx camvid --root data/camvid
     """

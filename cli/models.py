@@ -70,12 +70,12 @@ def _table(zoo: Sequence[Mapping[str, Any]], wide: bool) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     if wide:
         table.add_column("GMACs\nas reported", justify="right", no_wrap=True)
-    for heading in ("mIoU, %\nCityscapes", "recipes", "licence"):
+    for heading in ("mIoU, %\nCityscapes", "recipes", "license"):
         table.add_column(heading, no_wrap=not wide)
     for row in zoo:
         table.add_row(*_cells(row, wide))
     table.caption = (
-        "licence: of the reference implementation, - where not known\n"
+        "license: of the reference implementation, - where not known\n"
         "`rtseg models NAME` shows a network in full, `--json` gives all of everything"
     )
     return table
@@ -94,7 +94,7 @@ def _cells(row: Mapping[str, Any], wide: bool) -> list[str]:
     scores = score_texts(row["published"])
     recipes = ", ".join(row["recipes"]) if wide else str(len(row["recipes"]) or "")
     shown = ", ".join(scores if wide else scores[:1])
-    return [*cells, shown or "-", recipes or "-", row["licence"] or "-"]
+    return [*cells, shown or "-", recipes or "-", row["license"] or "-"]
 
 
 def score_texts(published: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -126,13 +126,13 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         for score in facts["published"]
     ]
     known = facts["reference"] or "none: the network is ours"
-    licence = f", licence {facts['licence'] or 'not known here'}" if facts["reference"] else ""
-    colours = zip("RGB", facts["mean"], facts["std"], strict=True)
-    norm = ", ".join(f"({name} - {mean:g}) / {std:g}" for name, mean, std in colours)
+    license = f", license {facts['license'] or 'not known here'}" if facts["reference"] else ""
+    colors = zip("RGB", facts["mean"], facts["std"], strict=True)
+    norm = ", ".join(f"({name} - {mean:g}) / {std:g}" for name, mean, std in colors)
     return [
         ("network", model),
         ("paper", facts["paper"]),
-        ("reference", known + licence),
+        ("reference", known + license),
         ("parameters", f"{facts['params'] / 1e6:.3f} M at 19 classes"),
         (
             "multiply-adds",
@@ -148,7 +148,7 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("recipes", "\n".join(facts["recipes"]) or "none"),
         ("weights", facts["weights"] or "none in the package: seeded random ones are taken"),
         ("checkpoints", _naming(facts["checkpoint"])),
-        ("frames", f"sides are multiples of {facts['multiple']}; colours 0..1 as {norm}"),
+        ("frames", f"sides are multiples of {facts['multiple']}; colors 0..1 as {norm}"),
     ]
 
 

@@ -26,7 +26,7 @@ def predict(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Segment images or a video: label PNGs and colour overlays.
+    """Segment images or a video: label PNGs and color overlays.
 
     rtseg predict drive.mp4 --model artifacts/csfcn_nano_512x1024_fp32.onnx -o predictions
     """

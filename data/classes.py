@@ -1,4 +1,4 @@
-"""Class sets: what the numbers in a label map mean, and how they are coloured."""
+"""Class sets: what the numbers in a label map mean, and how they are colored."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from . import large_sets
-from .large_sets import devkit_colour, names_in
+from .large_sets import devkit_color, names_in
 
-Colour = tuple[int, int, int]  # red, green, blue, 0..255
+Color = tuple[int, int, int]  # red, green, blue, 0..255
 IGNORE = 255  # in training labels: a pixel that counts for nothing
 
 
 @dataclass(frozen=True)
 class ClassSet:
-    """Names and colours by class id.
+    """Names and colors by class id.
 
     `label_ids`: the ids that the data set's own files and test server use for the classes, where
     these differ from 0, 1, 2, ...
@@ -23,7 +23,7 @@ class ClassSet:
 
     name: str
     names: tuple[str, ...]
-    palette: tuple[Colour, ...]
+    palette: tuple[Color, ...]
     label_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -31,7 +31,7 @@ class ClassSet:
             if what is not None and len(what) != len(self.names):
                 raise ValueError(
                     f"class set {self.name!r} has {len(self.names)} names but {len(what)} "
-                    "colours or label ids: give one for each"
+                    "colors or label ids: give one for each"
                 )
 
     def __len__(self) -> int:
@@ -93,9 +93,9 @@ CAMVID = _class_set(
 
 
 def _plain_set(name: str, text: str, first: int = 1) -> ClassSet:
-    """A set whose colours follow the devkit's rule, from colour number `first` on."""
+    """A set whose colors follow the devkit's rule, from color number `first` on."""
     names = names_in(text)
-    palette = tuple(devkit_colour(first + index) for index in range(len(names)))
+    palette = tuple(devkit_color(first + index) for index in range(len(names)))
     return ClassSet(name, names, palette)
 
 
@@ -121,8 +121,8 @@ CLASS_SETS = {
 
 
 def load_class_set(source: str | Path) -> ClassSet:
-    """A class set by name, or from a YAML file: a list of `{name: road, colour: [128, 64, 128]}`
-    by class id; a class without a colour gets one by the devkit's rule.
+    """A class set by name, or from a YAML file: a list of `{name: road, color: [128, 64, 128]}`
+    by class id; a class without a color gets one by the devkit's rule.
 
     Raises ValueError, naming the entry that is wrong.
     """
@@ -141,21 +141,21 @@ def load_class_set(source: str | Path) -> ClassSet:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not 2 <= len(entries) <= IGNORE:
         raise ValueError(
-            f"{path} should be a list of 2 to 255 entries `- {{name: ..., colour: ...}}`"
+            f"{path} should be a list of 2 to 255 entries `- {{name: ..., color: ...}}`"
         )
     rows = [_entry(entry, number, path) for number, entry in enumerate(entries)]
-    return ClassSet(path.stem, tuple(name for name, _ in rows), tuple(colour for _, colour in rows))
+    return ClassSet(path.stem, tuple(name for name, _ in rows), tuple(color for _, color in rows))
 
 
-def _entry(entry: object, number: int, path: Path) -> tuple[str, Colour]:
+def _entry(entry: object, number: int, path: Path) -> tuple[str, Color]:
     where = f"{path}, class {number}"
     if isinstance(entry, str):
-        return entry, devkit_colour(number + 1)
+        return entry, devkit_color(number + 1)
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise ValueError(f"{where}: write a name, or {{name: road, colour: [128, 64, 128]}}")
-    if unknown := set(entry) - {"name", "colour"}:
-        raise ValueError(f"{where}: unknown key {unknown.pop()!r}: known are name, colour")
-    colour = entry.get("colour", devkit_colour(number + 1))
-    if len(colour) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in colour):
-        raise ValueError(f"{where}: colour is [red, green, blue], each 0..255, not {colour}")
-    return entry["name"], (colour[0], colour[1], colour[2])
+        raise ValueError(f"{where}: write a name, or {{name: road, color: [128, 64, 128]}}")
+    if unknown := set(entry) - {"name", "color"}:
+        raise ValueError(f"{where}: unknown key {unknown.pop()!r}: known are name, color")
+    color = entry.get("color", devkit_color(number + 1))
+    if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
+        raise ValueError(f"{where}: color is [red, green, blue], each 0..255, not {color}")
+    return entry["name"], (color[0], color[1], color[2])

@@ -40,7 +40,7 @@ class Cityscapes(SegmentationData):
     classes = CITYSCAPES
     ids = identity_ids(0)
     ids[list(CITYSCAPES.label_ids or ())] = np.arange(len(CITYSCAPES))
-    void = tuple(range(34))  # its ids without a train id, and unlabelled: 0
+    void = tuple(range(34))  # its ids without a train id, and unlabeled: 0
     label_pattern = "*_gtFine_labelIds.png"
 
     def layout(self) -> str:
@@ -86,7 +86,7 @@ class CamVid(SegmentationData):
         return self.root.joinpath(*Path(entry).parts[-2:])
 
 
-CAMVID_COLOURS = """
+CAMVID_ColorS = """
 Sky: 128 128 128 -> sky
 Building: 128 0 0 -> building
 Archway: 192 0 128 -> building
@@ -122,12 +122,12 @@ Void: 0 0 0 -> void
 """
 
 
-def _colour_rows(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """(colour codes, sorted; CamVid train id of each), 255 for void."""
+def _color_rows(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """(color codes, sorted; CamVid train id of each), 255 for void."""
     rows = {}
     for row in text.strip().splitlines():
-        _, colour, target = (part.strip() for part in row.replace("->", ":").split(":"))
-        red, green, blue = map(int, colour.split())
+        _, color, target = (part.strip() for part in row.replace("->", ":").split(":"))
+        red, green, blue = map(int, color.split())
         known = target in CAMVID.names
         rows[red << 16 | green << 8 | blue] = CAMVID.names.index(target) if known else IGNORE
     codes = sorted(rows)
@@ -135,14 +135,14 @@ def _colour_rows(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class CamVid32(SegmentationData):
-    """The original release in 32 colours, which become the 11 classes.
+    """The original release in 32 colors, which become the 11 classes.
 
     A split is a list of frame names, `train.txt` and so on; without lists the frames part by
     sequence as SegNet's did.
     """
 
     classes = CAMVID
-    codes, targets = _colour_rows(CAMVID_COLOURS)
+    codes, targets = _color_rows(CAMVID_ColorS)
     ids = np.append(targets, np.full(256 - len(targets), IGNORE, np.uint8))
     void = (int(np.argmax(targets == IGNORE)),)
     label_pattern = ""
@@ -289,7 +289,7 @@ class Bdd100k(SegmentationData):
 
 class Folder(SegmentationData):
     """Your own: images/SPLIT and labels/SPLIT with the same names, and classes.yaml, a list of
-    `{name, colour}` by the ids in the labels; 255 does not count. Without labels/SPLIT the split
+    `{name, color}` by the ids in the labels; 255 does not count. Without labels/SPLIT the split
     is one to predict."""
 
     def __init__(self, root: Path, split: str, classes: ClassSet | None = None):

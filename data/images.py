@@ -1,4 +1,4 @@
-"""Pictures for people: labels in colour, laid over their frames, many to a sheet."""
+"""Pictures for people: labels in color, laid over their frames, many to a sheet."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def painted(label: np.ndarray, classes: ClassSet) -> np.ndarray:
 
 
 def overlaid(image: np.ndarray, label: np.ndarray, classes: ClassSet) -> np.ndarray:
-    """Half frame, half colours; the frame alone where nothing counts."""
-    colours = painted(label, classes)
-    mixed = cv2.addWeighted(image, 0.5, colours, 0.5, 0)
+    """Half frame, half colors; the frame alone where nothing counts."""
+    colors = painted(label, classes)
+    mixed = cv2.addWeighted(image, 0.5, colors, 0.5, 0)
     return np.where((label < len(classes))[..., None], mixed, image)
 
 
@@ -38,14 +38,14 @@ def titled(picture: np.ndarray, title: str, width: int) -> np.ndarray:
 
 
 def legend(classes: ClassSet, width: int) -> np.ndarray:
-    """The class names on their colours, in as many lines as they need."""
+    """The class names on their colors, in as many lines as they need."""
     cell = 160
     columns = max(1, width // cell)
     lines = -(-len(classes) // columns)
     picture = np.full((lines * STRIP, width, 3), 255, np.uint8)
-    for index, (name, colour) in enumerate(zip(classes.names, classes.palette, strict=True)):
+    for index, (name, color) in enumerate(zip(classes.names, classes.palette, strict=True)):
         top, left = index // columns * STRIP, index % columns * cell
-        cv2.rectangle(picture, (left + 2, top + 3), (left + 18, top + 17), colour[::-1], -1)
+        cv2.rectangle(picture, (left + 2, top + 3), (left + 18, top + 17), color[::-1], -1)
         cv2.putText(picture, name[:20], (left + 22, top + 14), FONT, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
     return picture
 

@@ -1,6 +1,6 @@
 """Class sets of the large general data sets, by name.
 
-Their colours follow one rule, that of the Pascal VOC devkit, so that all sets look alike; some
+Their colors follow one rule, that of the Pascal VOC devkit, so that all sets look alike; some
 tools draw ADE20K, Pascal Context and COCO-Stuff in palettes of their own.
 """
 
@@ -57,11 +57,11 @@ def names_in(text: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in text.split(","))
 
 
-def devkit_colour(index: int) -> tuple[int, int, int]:
+def devkit_color(index: int) -> tuple[int, int, int]:
     """Red, green and blue of class `index` in the Pascal VOC devkit: its bits, spread in turn over
     the channels from the highest bit down. Different for all of 0..255; 0 is black."""
-    colour = [0, 0, 0]
+    color = [0, 0, 0]
     for bit in range(8):
-        colour[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
-    red, green, blue = colour
+        color[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+    red, green, blue = color
     return red, green, blue

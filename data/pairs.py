@@ -99,7 +99,7 @@ class SegmentationData:
         """The label file as (H, W) uint8, in the data set's own ids."""
         label = read_png(path)
         if label.ndim != 2 or label.dtype != np.uint8:
-            raise DataError(f"{path} should hold 8-bit class ids in one channel: is it in colour?")
+            raise DataError(f"{path} should hold 8-bit class ids in one channel: is it in color?")
         return label
 
     def strays(self) -> list[Path]:

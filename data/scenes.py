@@ -28,7 +28,7 @@ def scene(size: tuple[int, int], seed: int = 0) -> Frame:
     return _light(frame, random)
 
 
-def _colour(random: np.random.Generator, low: int, high: int) -> tuple[int, int, int]:
+def _color(random: np.random.Generator, low: int, high: int) -> tuple[int, int, int]:
     blue, green, red = random.integers(low, high, 3).tolist()
     return blue, green, red
 
@@ -37,7 +37,7 @@ def _sky_and_ground(height: int, width: int, horizon: int, random: np.random.Gen
     frame = np.empty((height, width, 3), np.float32)
     fade = np.linspace(0, 1, horizon, dtype=np.float32)[:, None, None]
     frame[:horizon] = (1 - fade) * (235, 190, 150) + fade * (245, 235, 225)
-    frame[horizon:] = _colour(random, 70, 120)
+    frame[horizon:] = _color(random, 70, 120)
     return frame.astype(np.uint8)
 
 
@@ -48,9 +48,9 @@ def _houses(frame: Frame, horizon: int, random: np.random.Generator) -> None:
         right = left + int(width * random.uniform(0.06, 0.18))
         top = int(horizon * random.uniform(0.15, 0.8))
         bottom = int(horizon * 1.12)
-        cv2.rectangle(frame, (left, top), (right, bottom), _colour(random, 40, 180), -1)
+        cv2.rectangle(frame, (left, top), (right, bottom), _color(random, 40, 180), -1)
         step = max(8, height // 30)
-        window = _colour(random, 20, 220)
+        window = _color(random, 20, 220)
         for y in range(top + step, bottom - step, 2 * step):
             for x in range(left + step, right - step, 2 * step):
                 cv2.rectangle(frame, (x, y), (x + step // 2, y + step), window, -1)
@@ -92,7 +92,7 @@ def _cars(frame: Frame, horizon: int, random: np.random.Generator) -> None:
         tall = int(long * 0.55)
         x = int(random.integers(0, max(1, width - long)))
         y = int(horizon + (height - horizon) * depth * 0.7)
-        paint = _colour(random, 10, 230)
+        paint = _color(random, 10, 230)
         cv2.rectangle(frame, (x, y - tall // 2), (x + long, y), paint, -1)
         cv2.rectangle(
             frame, (x + long // 6, y - tall), (x + 5 * long // 6, y - tall // 2), paint, -1
@@ -109,7 +109,7 @@ def _poles(frame: Frame, horizon: int, random: np.random.Generator) -> None:
         x, top = int(random.integers(0, width)), int(height * random.uniform(0.1, 0.35))
         thick = max(1, height // 150)
         cv2.rectangle(frame, (x - thick, top), (x + thick, int(horizon * 1.25)), (90, 95, 95), -1)
-        sign = _colour(random, 0, 255)
+        sign = _color(random, 0, 255)
         cv2.circle(frame, (x, top), max(4, height // 40), sign, -1)
 
 

@@ -139,19 +139,19 @@ def _largest_part(label: np.ndarray) -> float:
 
 
 def brightened(image: np.ndarray, factor: float, contrast: float) -> np.ndarray:
-    """Brightness by `factor`, then contrast about the mean grey value; clipped to 0..255."""
+    """Brightness by `factor`, then contrast about the mean gray value; clipped to 0..255."""
     if factor == 1 and contrast == 1:
         return image
-    grey = factor * float(image.mean())
+    gray = factor * float(image.mean())
     # convertScaleAbs would fold negative values up: the subtraction saturates at 0 instead.
-    table = np.arange(256) * (factor * contrast) + grey * (1 - contrast)
+    table = np.arange(256) * (factor * contrast) + gray * (1 - contrast)
     return cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8))
 
 
 def saturated(image: np.ndarray, factor: float) -> np.ndarray:
-    """0: grey; 1: as it was; more: stronger colours."""
-    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    return cv2.addWeighted(image, factor, grey, 1 - factor, 0)
+    """0: gray; 1: as it was; more: stronger colors."""
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    return cv2.addWeighted(image, factor, gray, 1 - factor, 0)
 
 
 def turned_hue(image: np.ndarray, turn: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A drive's sink that plans from labels alone. The camera looks ahead over a flat road, so each row of
 the picture is a distance: at a height h over the road, with the horizon in row v0 and a focal
-length of f pixels, row v shows the road h * f / (v - v0) metres ahead.
+length of f pixels, row v shows the road h * f / (v - v0) meters ahead.
 
     rtseg.runtime.Drive(camera, "artifacts/csfcn_512x1024_fp16.engine", [BrakingPlanner(view)])
 
@@ -63,7 +63,7 @@ class Advice:
 
 
 def free_space_m(labels: NDArray[np.uint8], view: View, drivable: Collection[int]) -> float:
-    """How far ahead the vehicle's lane is drivable, in metres.
+    """How far ahead the vehicle's lane is drivable, in meters.
 
     labels (H, W) uint8 class ids; drivable: the ids of road. Rows are taken from the bumper on; the
     first that is not road ends the free space. Rows so near the horizon that one of them spans a

@@ -13,7 +13,7 @@ from ..data.classes import ClassSet
 from .lettering import BOLD, Picture, width_of, write
 from .overlay import blend, legend_strip
 
-PAPER = 255  # grey of the ground between panels
+PAPER = 255  # gray of the ground between panels
 GAP = 4  # pixels between panels
 
 
@@ -30,7 +30,7 @@ class Seen:
 @dataclass(frozen=True)
 class Layout:
     """How panels lie: `camera` puts the plain frame first; `columns` of panels, each of `panel`
-    (height, width) pixels; `opacity` 0..1 of the colours."""
+    (height, width) pixels; `opacity` 0..1 of the colors."""
 
     panel: tuple[int, int]
     columns: int
@@ -62,7 +62,7 @@ def compose(frame: Picture, seen: Sequence[Seen], layout: Layout) -> Picture:
 
 
 def _panel(picture: Picture, size: tuple[int, int], title: str, readout: str) -> Picture:
-    """`picture` in `size` with its readout; another shape is centred on black."""
+    """`picture` in `size` with its readout; another shape is centered on black."""
     height, width = size
     scale = min(height / picture.shape[0], width / picture.shape[1])
     tall, wide = round(picture.shape[0] * scale), round(picture.shape[1] * scale)
@@ -101,7 +101,7 @@ def _grid(panels: Sequence[Picture], layout: Layout) -> Picture:
 
 
 def _even(picture: Picture) -> Picture:
-    """Grown by a row or column where that is odd: video codecs halve the colour planes."""
+    """Grown by a row or column where that is odd: video codecs halve the color planes."""
     down, right = picture.shape[0] % 2, picture.shape[1] % 2
     return np.asarray(
         cv2.copyMakeBorder(picture, 0, down, 0, right, cv2.BORDER_CONSTANT, value=(PAPER,) * 3)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]  # (H, W, 3) BGR
-Colour = tuple[int, int, int]  # blue, green, red
+Color = tuple[int, int, int]  # blue, green, red
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 REGULAR, BOLD = 400, 700  # weights of the typeface
 STROKE = cv2.FONT_HERSHEY_SIMPLEX
@@ -21,16 +21,16 @@ def write(
     text: str,
     where: tuple[int, int],
     size: int,
-    colour: Colour = WHITE,
+    color: Color = WHITE,
     weight: int = REGULAR,
 ) -> None:
     """Draw `text` into `picture`; where: (x, y) of its left end on the baseline; size: in pixels,
     of a line's height."""
     if face := _typeface():
-        cv2.putText(picture, text, where, colour, face, size, weight)
+        cv2.putText(picture, text, where, color, face, size, weight)
         return
     text, scale, thick = _strokes(text, size, weight)
-    cv2.putText(picture, text, where, STROKE, scale, colour, thick, cv2.LINE_AA)
+    cv2.putText(picture, text, where, STROKE, scale, color, thick, cv2.LINE_AA)
 
 
 def width_of(text: str, size: int, weight: int = REGULAR) -> int:

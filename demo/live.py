@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..data.classes import ClassSet
 from ..runtime import Result, Status
-from .palettes import colour_blind_safe
+from .palettes import color_blind_safe
 
 WINDOW = 500  # results that the histogram shows
 BINS = 40
@@ -99,7 +99,7 @@ class LivePage:
             "model": self.model,
             "names": self.classes.names,
             "palette": self.classes.palette,
-            "safe_palette": colour_blind_safe(self.classes).palette,
+            "safe_palette": color_blind_safe(self.classes).palette,
         }
 
     def status(self) -> dict[str, Any]:

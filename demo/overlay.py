@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.classes import ClassSet, Colour
+from ..data.classes import ClassSet, Color
 from .lettering import BLACK, Picture, width_of, write
 
 
-def colour(labels: NDArray[np.uint8], palette: Sequence[Colour]) -> Picture:
+def color(labels: NDArray[np.uint8], palette: Sequence[Color]) -> Picture:
     """labels (H, W) -> (H, W, 3) uint8 BGR; ids beyond the palette are black."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = np.array(palette, np.uint8)[:, ::-1]
@@ -20,10 +20,10 @@ def colour(labels: NDArray[np.uint8], palette: Sequence[Colour]) -> Picture:
 
 
 def blend(
-    frame: Picture, labels: NDArray[np.uint8], palette: Sequence[Colour], opacity: float = 0.5
+    frame: Picture, labels: NDArray[np.uint8], palette: Sequence[Color], opacity: float = 0.5
 ) -> Picture:
-    """frame (H, W, 3) BGR with the labels' colours laid over it, `opacity` 0..1."""
-    return np.asarray(cv2.addWeighted(frame, 1 - opacity, colour(labels, palette), opacity, 0))
+    """frame (H, W, 3) BGR with the labels' colors laid over it, `opacity` 0..1."""
+    return np.asarray(cv2.addWeighted(frame, 1 - opacity, color(labels, palette), opacity, 0))
 
 
 def legend(classes: ClassSet, height: int) -> Picture:

@@ -1,4 +1,4 @@
-"""Colours that people who see fewer of them can tell apart too."""
+"""Colors that people who see fewer of them can tell apart too."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.classes import ClassSet, Colour
+from ..data.classes import ClassSet, Color
 
-STEPS = (0, 51, 102, 153, 204, 255)  # of red, green and blue, from which colours are chosen
+STEPS = (0, 51, 102, 153, 204, 255)  # of red, green and blue, from which colors are chosen
 GAPS = (*range(30, 1, -1), 1.0, 0.5, 0.0)  # CIE Lab distances to try, the widest first
 # What is left of linear red, green and blue without one kind of cone (Vienot, Brettel, Mollon 1999
 # for red and green; the blue one after Brettel, Vienot, Mollon 1997, its larger half).
@@ -30,15 +30,15 @@ VISIONS = {
 
 
 @cache
-def colour_blind_safe(classes: ClassSet) -> ClassSet:
-    """The same classes in colours that stay apart with any kind of colour vision, each as near to
-    the class's own colour as that allows."""
+def color_blind_safe(classes: ClassSet) -> ClassSet:
+    """The same classes in colors that stay apart with any kind of color vision, each as near to
+    the class's own color as that allows."""
     grid = np.stack(np.meshgrid(STEPS, STEPS, STEPS, indexing="ij"), axis=-1).reshape(-1, 3)
     for gap in GAPS:
         if chosen := _choose(classes, grid, gap):
             break
-    else:  # a gap of nothing always succeeds while there are colours left
-        raise ValueError(f"{len(classes)} classes are more than there are colours to tell apart")
+    else:  # a gap of nothing always succeeds while there are colors left
+        raise ValueError(f"{len(classes)} classes are more than there are colors to tell apart")
     palette = [(int(red), int(green), int(blue)) for red, green, blue in grid[chosen]]
     return replace(classes, palette=tuple(palette))
 
@@ -59,16 +59,16 @@ def _choose(classes: ClassSet, grid: NDArray[np.int64], gap: float) -> list[int]
     return chosen
 
 
-def nearest_pair(palette: tuple[Colour, ...]) -> float:
-    """Smallest CIE Lab distance between two of the colours, with whichever vision it is least."""
+def nearest_pair(palette: tuple[Color, ...]) -> float:
+    """Smallest CIE Lab distance between two of the colors, with whichever vision it is least."""
     seen = _seen(np.array(palette))
     distances = np.linalg.norm(seen[:, None] - seen[None], axis=-1).min(axis=-1)
     return float(distances[~np.eye(len(palette), dtype=bool)].min())
 
 
-def _seen(colours: NDArray[np.int64]) -> NDArray[np.float64]:
+def _seen(colors: NDArray[np.int64]) -> NDArray[np.float64]:
     """RGB (N, 3) in 0..255 -> CIE Lab in each vision (N, visions, 3)."""
-    share = colours / 255
+    share = colors / 255
     linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     views = np.stack([linear @ matrix.T for matrix in VISIONS.values()], axis=1).clip(0, 1)
     coded = np.where(views <= 0.0031308, 12.92 * views, 1.055 * views ** (1 / 2.4) - 0.055)

@@ -26,7 +26,7 @@ WINDOW = 15  # frames whose median latency stands in the corner
 @dataclass(frozen=True)
 class Look:
     """How the picture is made: with the plain frame beside the overlays, or overlays alone;
-    opacity 0..1 of the colours; at most `width` pixels wide; palette: in place of the class sets'
+    opacity 0..1 of the colors; at most `width` pixels wide; palette: in place of the class sets'
     own, by number of classes."""
 
     camera: bool = True

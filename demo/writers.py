@@ -15,7 +15,7 @@ from ..data.files import write_atomically
 from .lettering import Picture
 
 CODECS = {".mp4": "mp4v", ".webm": "VP90", ".avi": "MJPG", ".mkv": "mp4v"}
-GIF_COLOURS = 128
+GIF_ColorS = 128
 ESCAPE, NO_KEY = 27, 255  # as OpenCV gives them, of which the last byte counts
 
 
@@ -110,7 +110,7 @@ class Gif:
         from PIL import Image
 
         rgb = Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
-        self.pictures.append(rgb.quantize(GIF_COLOURS, dither=Image.Dither.NONE))
+        self.pictures.append(rgb.quantize(GIF_ColorS, dither=Image.Dither.NONE))
         return True
 
     def finish(self) -> list[str]:

@@ -45,7 +45,7 @@ Every variant, exported and proven by `rtseg export --all`; written by that comm
 
 Runs are given as the share of pixels with the label of the float32 PyTorch network, and the root \
 mean square error of the logits over the logits' own (bars: 0.001 in fp32, 0.02 in fp16). Random \
-weights give neighbouring logits nearly equal values, so that their share of equal labels is \
+weights give neighboring logits nearly equal values, so that their share of equal labels is \
 reported and not judged; no pixel may differ where the network was sure. OpenVINO's bfloat16 is \
 optional: where it is below its bar, marked (!), the runtime computes in float32. TensorRT layers \
 are those of the parsed network, before fusion, frame in and labels out included. Engines are \

@@ -29,14 +29,14 @@ METHODS = {
 }
 FEWEST = 12  # frames in all, below which ranges are a matter of luck
 HELD_OUT = 3  # one in so many frames judges and does not calibrate
-# Measured on 240 x 320 grey pictures: street frames, by day and drawn, keep 0.76 to 0.95 of their
+# Measured on 240 x 320 gray pictures: street frames, by day and drawn, keep 0.76 to 0.95 of their
 # spread when averaged to 12 x 16 cells, noise 0.03 to 0.6 (of cells up to a 15th of the height);
 # their detail is 0.1 and more of their spread, that of smooth pictures below 0.05.
 SEEN = (240, 320)
-LEAST_SPREAD = 4.0  # grey levels
+LEAST_SPREAD = 4.0  # gray levels
 LEAST_COARSE = 0.6
 LEAST_DETAIL = 0.05
-LEAST_CHANGE = 1.2  # grey levels of 24 x 32 cells; sensor noise moves them by 0.7, driving by 2
+LEAST_CHANGE = 1.2  # gray levels of 24 x 32 cells; sensor noise moves them by 0.7, driving by 2
 FAULTY = 0.1  # share of the picked frames that may be blank or noise, and are left out
 
 
@@ -122,14 +122,14 @@ def fault_of(image: Image) -> str | None:
     """Why a picture cannot be a camera frame of a street: None if it can."""
     height, width = SEEN
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
-    spread = float(grey.std())
+    gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
+    spread = float(gray.std())
     if spread < LEAST_SPREAD:
-        return f"is blank (its grey levels spread by {spread:.1f})"
-    coarse = float(cv2.resize(grey, (16, 12), interpolation=cv2.INTER_AREA).std()) / spread
+        return f"is blank (its gray levels spread by {spread:.1f})"
+    coarse = float(cv2.resize(gray, (16, 12), interpolation=cv2.INTER_AREA).std()) / spread
     if coarse < LEAST_COARSE:
         return f"is noise (large shapes make {coarse:.0%} of its contrast)"
-    detail = float((grey - cv2.GaussianBlur(grey, (0, 0), 2)).std()) / spread
+    detail = float((gray - cv2.GaussianBlur(gray, (0, 0), 2)).std()) / spread
     if detail < LEAST_DETAIL:
         return f"has no detail (it makes {detail:.1%} of its contrast)"
     return None
@@ -154,7 +154,7 @@ def _check_alike(frames: Sequence[tuple[str, Image]], folder: Path) -> None:
 def ranges(
     model: onnx.ModelProto, kinds: Sequence[str], frames: Sequence[Image], method: str
 ) -> Any:
-    """The range of every tensor that nodes of `kinds` read or write, as the quantiser takes it.
+    """The range of every tensor that nodes of `kinds` read or write, as the quantizer takes it.
 
     frames: of the graph's size. The range is symmetric: TensorRT knows no zero point.
     """
@@ -186,7 +186,7 @@ class _One(quantization.CalibrationDataReader):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Keep what ONNX Runtime's quantiser prints and logs off the terminal."""
+    """Keep what ONNX Runtime's quantizer prints and logs off the terminal."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

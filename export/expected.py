@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..data.frames import read_folder
 from ..models import Network
-from ..models.loading import normalised
+from ..models.loading import normalized
 from ..runtime.parity import MARGIN_STEPS, Reference
 
 Logits = NDArray[np.float32]  # (K, H, W)
@@ -26,7 +26,7 @@ class Expected:
     """The reference's answers: what travels with an engine, and the full logits of every frame, or
     of as many, spread over them, as LOGITS_LIMIT holds.
 
-    `truth`: label maps (H, W) of the frames where they have any, 255 where unlabelled.
+    `truth`: label maps (H, W) of the frames where they have any, 255 where unlabeled.
     `align_corners`: how logits below the frame's size are enlarged to it.
     """
 
@@ -108,7 +108,7 @@ def expect(
     for place, (_, frame) in enumerate(frames):
         image = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
         with torch.inference_mode():
-            full = network(normalised(np.asarray(image), network))
+            full = network(normalized(np.asarray(image), network))
             if full.shape[-2:] != size:
                 corners = network.info.align_corners
                 full = torch.nn.functional.interpolate(

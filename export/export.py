@@ -117,8 +117,8 @@ def _default_classes(model: Network) -> ClassSet:
     if model.info.num_classes == len(CITYSCAPES):
         return CITYSCAPES
     names = tuple(f"class {i}" for i in range(model.info.num_classes))
-    greys = tuple((i, i, i) for i in range(model.info.num_classes))
-    return ClassSet("unnamed", names, greys)
+    grays = tuple((i, i, i) for i in range(model.info.num_classes))
+    return ClassSet("unnamed", names, grays)
 
 
 def _check(
@@ -249,11 +249,11 @@ class _Job:
         self.progress(f"{self.stem}: ONNX graph")
         if calibration is None or picked is None:
             return to_onnx(self.model, self.size, self.precision, self.card.outputs)
-        from .quantize import QuantiseError, quantise
+        from .quantize import QuantizeError, quantize
 
         plain = to_onnx(self.model, self.size, "fp32", self.card.outputs)
         try:
-            made = quantise(
+            made = quantize(
                 plain,
                 self.card,
                 picked,
@@ -261,7 +261,7 @@ class _Job:
                 self.expected,
                 lambda step: self.progress(f"{self.stem}: {step}"),
             )
-        except QuantiseError as error:
+        except QuantizeError as error:
             raise ProofError(f"{self.stem}: {error}") from error
         self.card = self.card.model_copy(update={"int8": made.facts})
         self.costs = made.costs

@@ -98,13 +98,13 @@ def trial(graph: onnx.ModelProto, card: Card, expected: Expected) -> Verdict:
     verdict = Verdict("trial", "onnxruntime", card.precision, "failed", census=census(graph))
     probe, name = with_scores(graph)
     session = session_of(probe)
-    labelled = "labels" in card.outputs
+    labeled = "labels" in card.outputs
 
     def answer(frame: Image, wanted: bool) -> Answer:
-        names = [name] if not labelled else [name, "labels"] if wanted else ["labels"]
+        names = [name] if not labeled else [name, "labels"] if wanted else ["labels"]
         found = dict(zip(names, session.run(names, {"frame": frame}), strict=True))
         read = expected.enlarged(found[name]) if name in found else None
-        if labelled:
+        if labeled:
             return found["labels"][0], read
         assert read is not None
         return read.argmax(0).astype(np.uint8), read
@@ -139,7 +139,7 @@ def _hold_to(
             )
         )
         maps.append(labels)
-    _summarise(verdict, figures, card)
+    _summarize(verdict, figures, card)
     _against_truth(verdict, expected, maps, card)
     verdict.faults = [*faults(figures, precision, card.trained), *_typed(card, verdict.census)]
     change = verdict.miou_change
@@ -148,7 +148,7 @@ def _hold_to(
     verdict.status = "failed" if verdict.faults else "passed"
 
 
-def _summarise(verdict: Verdict, figures: list[Figures], card: Card) -> None:
+def _summarize(verdict: Verdict, figures: list[Figures], card: Card) -> None:
     def mean(values: list[float]) -> float:
         return float(np.mean(values))
 

@@ -37,12 +37,12 @@ OPTIONS = {
 LEAST_SHARE = 0.5  # of the multiply-adds; below, the graph is not int8 but float with int8 in it
 
 
-class QuantiseError(RuntimeError):
+class QuantizeError(RuntimeError):
     """No int8 graph of this network holds the bar; the message says how far it came."""
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """An int8 graph, what its card says of it, and what each layer costs."""
 
     graph: onnx.ModelProto
@@ -50,31 +50,31 @@ class Quantised:
     costs: tuple[sensitivity.Cost, ...]
 
 
-def quantise(
+def quantize(
     graph: onnx.ModelProto,
     card: Card,
     picked: Picked,
     method: str,
     expected: Expected,
     progress: Callable[[str], None] = lambda step: None,
-) -> Quantised:
+) -> Quantized:
     """The int8 form of a float32 graph, with as few layers in float as hold the bar of int8.
 
     picked: frames to calibrate on, of any size; expected: the float32 network's answers on frames
     that are not among them, to judge by.
 
-    Raises QuantiseError if the bar does not hold while layers with half of the multiply-adds are in
+    Raises QuantizeError if the bar does not hold while layers with half of the multiply-adds are in
     int8.
     """
     plain = prepared(graph)
     found = layers(plain)
     if not found:
-        raise QuantiseError(f"{card.model} has no layer that int8 could hold")
+        raise QuantizeError(f"{card.model} has no layer that int8 could hold")
     progress(f"calibration ({method}) on {len(picked.used)} frames")
     spans = calibrate.ranges(plain, KINDS, _fitted(picked.used, card.size), method)
 
     def build(chosen: Iterable[Layer]) -> onnx.ModelProto:
-        return _quantised(plain, [layer.node for layer in chosen], spans)
+        return _quantized(plain, [layer.node for layer in chosen], spans)
 
     progress(f"sensitivity of {len(found)} layers")
     costs = sensitivity.measure(plain, build, found, expected, card)
@@ -90,7 +90,7 @@ def quantise(
         share=sum(layer.macs for layer in kept) / max(1, total_macs(plain)),
     )
     pools_in_int8(graph)
-    return Quantised(graph, facts, sensitivity.marked(costs, facts.excluded))
+    return Quantized(graph, facts, sensitivity.marked(costs, facts.excluded))
 
 
 def pools_in_int8(graph: onnx.ModelProto) -> None:
@@ -137,7 +137,7 @@ def _skip(graph: onnx.ModelProto, rounding: onnx.NodeProto, value: str) -> None:
 
 
 def prepared(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with the shapes that the quantiser asks for, and otherwise unchanged: ONNX Runtime's
+    """A copy with the shapes that the quantizer asks for, and otherwise unchanged: ONNX Runtime's
     own rewriting would merge the casts that TensorRT needs."""
     with tempfile.TemporaryDirectory() as folder, silent():
         source, target = Path(folder) / "graph.onnx", Path(folder) / "prepared.onnx"
@@ -157,12 +157,12 @@ def _fitted(
     ]
 
 
-def _quantised(plain: onnx.ModelProto, nodes: list[str], spans: Any) -> onnx.ModelProto:
+def _quantized(plain: onnx.ModelProto, nodes: list[str], spans: Any) -> onnx.ModelProto:
     """`plain` with QuantizeLinear and DequantizeLinear around what `nodes` read."""
     if not nodes:
         return plain
     with silent():
-        quantiser = quantization.QDQQuantizer(
+        quantizer = quantization.QDQQuantizer(
             copy.deepcopy(plain),
             True,  # a scale for each output channel
             False,  # all 8 bits
@@ -174,15 +174,15 @@ def _quantised(plain: onnx.ModelProto, nodes: list[str], spans: Any) -> onnx.Mod
             list(KINDS),
             dict(OPTIONS),
         )
-        quantiser.quantize_model()
-        quantiser.model.topological_sort()
-    model: onnx.ModelProto = quantiser.model.model
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    model: onnx.ModelProto = quantizer.model.model
     _unround(model, set(nodes))
     return _cleaned(model)
 
 
 def _unround(model: onnx.ModelProto, rounded: set[str]) -> None:
-    """Give layers that stay in float what they read in full: the quantiser rounds a tensor for all
+    """Give layers that stay in float what they read in full: the quantizer rounds a tensor for all
     its readers if one of them is in int8."""
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
@@ -223,7 +223,7 @@ def _hold_the_bar(
     low, high = -1, 0
     while not passes(high):
         if high == most:
-            raise QuantiseError(_why(tried[high][1], worst_first[:high], len(worst_first)))
+            raise QuantizeError(_why(tried[high][1], worst_first[:high], len(worst_first)))
         low, high = high, min(most, max(1, 2 * high))
     while high - low > 1:
         middle = (low + high) // 2
@@ -248,5 +248,5 @@ def _why(verdict: proof.Verdict, left_out: list[Layer], count: int) -> str:
         f"int8 does not hold its bar even with the {len(left_out)} costliest of {count} layers in "
         f"float ({names}): {'; '.join(verdict.faults)}. Use fp16, calibrate on more frames of more "
         "places, try another --calibration, or fine-tune first: rtseg train RECIPE weights=FILE "
-        "quantise=int8"
+        "quantize=int8"
     )

@@ -86,7 +86,7 @@ def fleet(
     if waiting:
         opener, asked_at = opener or local_opener(artifact, options), time.time()
         with started(options) as workers:
-            rows = _labelled(waiting, opener, out, options, workers)
+            rows = _labeled(waiting, opener, out, options, workers)
             began_at = _collect(rows, waiting, out, job, card, summary, finished)
             summary.start_s, summary.seconds = began_at - asked_at, time.time() - began_at
     return summary
@@ -181,7 +181,7 @@ def _close(
     finished(progress.log.name, progress.error)
 
 
-def _labelled(
+def _labeled(
     logs: Sequence[Log], opener: Opener, out: Path, options: Options, workers: int
 ) -> Iterator[Row]:
     """Answers to all frames of all logs as they come, in any order."""

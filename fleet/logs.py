@@ -28,7 +28,7 @@ class Log:
     name: str
 
     def is_done(self, out: Path, job: dict[str, Any]) -> bool:
-        """Whether this very input was labelled by the same artifact into the same form."""
+        """Whether this very input was labeled by the same artifact into the same form."""
         try:
             facts = json.loads((out / self.name / REPORT).read_text())
         except (OSError, ValueError):

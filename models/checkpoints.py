@@ -99,7 +99,7 @@ def official_names(model: Network) -> dict[str, str]:
 
 
 def with_silent_branches(state: State, model: Network) -> State:
-    """`state` of a plain head, made fit for a reparameterised one of the same function: the
+    """`state` of a plain head, made fit for a reparameterized one of the same function: the
     branches that it lacks are added, with norms that give zeros."""
     added: State = {}
     for name, module in model.named_modules():

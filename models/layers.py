@@ -94,7 +94,7 @@ class RepConv(ConvNorm):
 
 
 def head_conv(inputs: int, outputs: int, kind: str, bias: bool = False) -> ConvNorm:
-    """The 3x3 convolution of a head: "plain", or "rep" for a reparameterised one."""
+    """The 3x3 convolution of a head: "plain", or "rep" for a reparameterized one."""
     kinds = {"plain": ConvNorm, "rep": RepConv}
     if kind not in kinds:
         raise ValueError(f"head is {' or '.join(kinds)}, not {kind!r}")
@@ -239,7 +239,7 @@ class Warp(nn.Module):
 
     The flow is added to the identity grid, x first, in units of 1 / W and 1 / H of -1..1; outside
     there are zeros. `align_corners` is of the reading; the grid itself is aligned. Positions stay
-    in float32: half precision could not tell neighbouring pixels of a large map apart.
+    in float32: half precision could not tell neighboring pixels of a large map apart.
     """
 
     def __init__(self, align_corners: bool):
@@ -313,7 +313,7 @@ def spreading_matrix(bins: Iterable[tuple[int, int]], height: int, width: int) -
 
 
 def he_normal(network: nn.Module) -> None:
-    """He initialisation (fan out, ReLU) of the convolutions beside a norm."""
+    """He initialization (fan out, ReLU) of the convolutions beside a norm."""
     for module in network.modules():
         if isinstance(module, (ConvNorm, NormConv)):
             nn.init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")

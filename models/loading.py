@@ -141,7 +141,7 @@ def _fit_norms(network: Network, frames: Iterable[np.ndarray[Any, Any]]) -> None
         norm.momentum = None  # average over all frames seen
     with torch.no_grad():
         for frame in frames:
-            network.coarse(normalised(frame, network).double())
+            network.coarse(normalized(frame, network).double())
     for norm, before, hook in zip(norms, momentum, hooks, strict=True):
         norm.momentum = before
         hook.remove()
@@ -153,7 +153,7 @@ def _fit_if_enough(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     norm.train(inputs[0][:, 0].numel() > 64)
 
 
-def normalised(frame: np.ndarray[Any, Any], network: Network) -> torch.Tensor:
+def normalized(frame: np.ndarray[Any, Any], network: Network) -> torch.Tensor:
     """frame (H, W, 3) uint8 BGR -> the network's input (1, 3, H, W) float32, as papers write it."""
     rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.float32) / 255
     rgb = (rgb - np.float32(network.info.mean)) / np.float32(network.info.std)

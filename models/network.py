@@ -44,7 +44,7 @@ class Info:
 class Network(nn.Module):
     """A segmentation network. Subclasses write `coarse` and set `enlarge` and `info`.
 
-    In eval mode `forward` maps an image (N, 3, H, W), float RGB normalised as `info` says, to the
+    In eval mode `forward` maps an image (N, 3, H, W), float RGB normalized as `info` says, to the
     logits that the reference implementation returns. In train mode it gives a dict: `"logits"`
     and, for networks that have them, the auxiliary outputs by name.
     """

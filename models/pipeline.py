@@ -17,7 +17,7 @@ from .network import Network
 class FrameToLabels(nn.Module):
     """frame (N, H, W, 3) uint8 BGR -> labels (N, H, W) uint8, and the network's logits.
 
-    Normalisation, channel order, enlargement and argmax are inside. `outputs` picks from "labels",
+    Normalization, channel order, enlargement and argmax are inside. `outputs` picks from "labels",
     "logits" (N, K, h, w) and "coarse" (what the last enlargement reads), in the order given. The
     network is copied; where one convolution alone reads the image, it takes scale, channel order
     and the mean over, exactly.
@@ -45,7 +45,7 @@ class FrameToLabels(nn.Module):
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
         self.network.info.check_size(frame.shape[1], frame.shape[2])
         height, width = frame.shape[1:3]
-        head = self.network.coarse(self.normalise(frame))
+        head = self.network.coarse(self.normalize(frame))
         coarse, how = last_enlargement(self.network, head, height, width)
         results = []
         for output in self.outputs:
@@ -55,14 +55,14 @@ class FrameToLabels(nn.Module):
                 results.append(coarse if output == "coarse" else self.network.enlarge(head))
         return tuple(results)
 
-    def normalise(self, frame: Tensor) -> Tensor:
+    def normalize(self, frame: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 BGR -> (N, 3, H, W) as the network takes it."""
         # TensorRT converts uint8 to float only, and moves axes of floats only: cast first.
         image = frame.to(self.mean.dtype).permute(0, 3, 1, 2) - self.mean
         return self._framed(image) if self.folded else (image * self.scale).flip(1)
 
     def _framed(self, image: Tensor) -> Tensor:
-        """The convolution's padding, by hand: zeros would no longer stand for the mean colour."""
+        """The convolution's padding, by hand: zeros would no longer stand for the mean color."""
         n, _, height, width = image.shape
         p = self.padding
         if p == 0:
@@ -124,7 +124,7 @@ def _resize_name(align_corners: bool) -> str:
 
 
 def _fold(first: nn.Conv2d, shift: Tensor, scale: Tensor) -> None:
-    """Make `first` take unpadded BGR less `shift + mean` as it took normalised RGB."""
+    """Make `first` take unpadded BGR less `shift + mean` as it took normalized RGB."""
     weight = first.weight.data.flip(1) * scale.view(1, 3, 1, 1)
     bias = (weight * shift.view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
     if first.bias is not None:

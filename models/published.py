@@ -125,11 +125,11 @@ SCORES: dict[str, list[Score]] = {
 
 @dataclass(frozen=True)
 class Reference:
-    """The implementation whose outputs a variant reproduces. licence: as its LICENSE file says;
+    """The implementation whose outputs a variant reproduces. license: as its LICENSE file says;
     None: it is not known here."""
 
     where: str
-    licence: str | None = None
+    license: str | None = None
 
 
 _ZOO_OF_CSFCN = Reference("github.com/kaigelee/CSFCN", "MIT")

@@ -13,7 +13,7 @@ from .network import Network
 
 
 class _NoRandomValues(TorchFunctionMode):
-    """Random initialisation left out: there is nothing to fill, and on the meta device it imports
+    """Random initialization left out: there is nothing to fill, and on the meta device it imports
     PyTorch's compiler, which takes seconds."""
 
     SKIPPED = (torch.Tensor.normal_, torch.Tensor.uniform_)

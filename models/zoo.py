@@ -29,7 +29,7 @@ def rows() -> list[dict[str, Any]]:
 def row(name: str) -> dict[str, Any]:
     """The facts of a variant: parameters and MACs at 19 classes, and at the size and class count
     that it is `reported` with; the mIoU `published` for it, in percent; the weights in the package;
-    its paper, the implementation that it reproduces, and the licence of that where it is known.
+    its paper, the implementation that it reproduces, and the license of that where it is known.
 
     Raises ValueError for a name that is not in VARIANTS.
     """
@@ -43,7 +43,7 @@ def row(name: str) -> dict[str, Any]:
         "weights": weights.stem if weights else None,
         "paper": VARIANTS[name].paper,
         "reference": theirs.where if theirs else None,
-        "licence": theirs.licence if theirs else None,
+        "license": theirs.license if theirs else None,
     }
 
 

@@ -1,6 +1,6 @@
 """Coarse logits to labels, exactly and cheaply: only cells on a border are interpolated.
 
-A bilinear enlargement makes every output pixel a convex combination of four neighbouring logits,
+A bilinear enlargement makes every output pixel a convex combination of four neighboring logits,
 the corners of its cell. Where one class is the argmax at all four, it is the argmax in the whole
 cell, which is then filled. The labels are those of interpolation in float32, as PyTorch computes it
 for contiguous tensors, and argmax, ties to the lowest id, bit for bit:

@@ -177,7 +177,7 @@ def read_card(path: str | os.PathLike[str]) -> Card:
 
 
 def append_card(model: bytes, card: Card) -> bytes:
-    """A serialised ONNX model that has no property `rtseg` yet, with `card` as that property."""
+    """A serialized ONNX model that has no property `rtseg` yet, with `card` as that property."""
     card = card.model_copy(update={"files": {"": hashlib.sha256(model).hexdigest()}})
     value = card.to_json().encode()
     entry = _ENTRY + varint(len(value)) + value

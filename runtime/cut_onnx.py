@@ -1,7 +1,7 @@
 """Cuts an ONNX model before its last enlargement, so that `labels.py` can make the labels.
 
 ONNX Runtime computes every output of the graph that it loads, asked for or not, so the end has to
-go before that. The model stays serialised: of protobuf's messages only the few fields that matter
+go before that. The model stays serialized: of protobuf's messages only the few fields that matter
 here are read, and everything else is copied as it is. The `onnx` package is not needed.
 """
 

@@ -38,7 +38,7 @@ def _artifact(path: Path, card: Card) -> dict[str, Any]:
         "classes": list(card.classes),
         "inputs": {"frame": f"uint8 (1, {height}, {width}, 3), {card.channels}"},
         "outputs": {name: outputs[name] for name in card.outputs},
-        "normalisation": {"mean": list(card.mean), "std": list(card.std), "where": "in the graph"},
+        "normalization": {"mean": list(card.mean), "std": list(card.std), "where": "in the graph"},
         "macs": card.macs,
         "params": card.params,
         "weights_from": card.weights_from,

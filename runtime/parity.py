@@ -173,7 +173,7 @@ def borders(labels: LabelMap) -> NDArray[np.bool_]:
 def faults(figures: Sequence[Figures], precision: Precision, trained: bool) -> list[str]:
     """What falls below the bar, in words; empty if nothing does.
 
-    Random weights give neighbouring logits nearly equal values, so they are not held to the share
+    Random weights give neighboring logits nearly equal values, so they are not held to the share
     of equal labels.
     """
     bars, found = bars_of(precision, trained), []

@@ -1,4 +1,4 @@
-"""Serialised protobuf messages, field by field, without their descriptions.
+"""Serialized protobuf messages, field by field, without their descriptions.
 
 Enough to copy an ONNX model with a few fields changed; the base install has no `onnx`.
 """

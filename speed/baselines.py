@@ -161,13 +161,13 @@ class Compiled(Eager):
         half: torch.Tensor = image.half().contiguous(memory_format=self.torch.channels_last)
         return half
 
-    def _normalised(self, frame: torch.Tensor) -> torch.Tensor:
-        return self._as_taken(super()._normalised(frame))
+    def _normalized(self, frame: torch.Tensor) -> torch.Tensor:
+        return self._as_taken(super()._normalized(frame))
 
 
 class Plain(Eager):
     """A runtime on the plain export: `torch.onnx.export` with its defaults of the network, the
-    resize and the argmax, from the normalised float image to int64 labels."""
+    resize and the argmax, from the normalized float image to int64 labels."""
 
     plain: Path  # set by `on` before the class is made
 
@@ -239,8 +239,8 @@ class _HalfEngine(Eager):
 
     precision = "fp16"
 
-    def _normalised(self, frame: torch.Tensor) -> torch.Tensor:
-        return super()._normalised(frame).half()
+    def _normalized(self, frame: torch.Tensor) -> torch.Tensor:
+        return super()._normalized(frame).half()
 
     def _example(self) -> torch.Tensor:
         half = self.torch.float16

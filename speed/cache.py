@@ -75,7 +75,7 @@ def exported(
 
 def plain_export(source: Source, size: Size) -> Path:
     """An ONNX file as anybody would write it: `torch.onnx.export` with its defaults, float32, of
-    the network, the resize to the image and the argmax; "image" (1, 3, H, W) float32, normalised,
+    the network, the resize to the image and the argmax; "image" (1, 3, H, W) float32, normalized,
     to "labels" (1, H, W) int64. From the cache, or exported into it."""
     import torch
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .timing import MS, Now, Timing
 
-RATES_HZ = (10.0, 17.0, 30.0, 60.0)  # lidar-synchronised, Cityscapes, and common cameras
+RATES_HZ = (10.0, 17.0, 30.0, 60.0)  # lidar-synchronized, Cityscapes, and common cameras
 Sleep = Callable[[float], None]  # takes seconds
 Label = Callable[[int], object]  # labels the frame of an index; returns when its labels lie ready
 
@@ -115,7 +115,7 @@ def answered_ms(shots: Sequence[Shot]) -> NDArray[np.float64]:
 
 class Stalled:
     """`call`, held up by `stall_ms` once every `every_s`: what a page fault, a logger's flush or a
-    neighbour does. A measurement that does not show it in p99.9 hides such things."""
+    neighbor does. A measurement that does not show it in p99.9 hides such things."""
 
     def __init__(
         self,

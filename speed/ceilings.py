@@ -111,18 +111,18 @@ def _tensor(values: NDArray[np.float32]) -> Any:
     return openvino.Tensor(values)
 
 
-def _chain(side: int, quantised: bool) -> Any:
-    """CHAIN products with constant weights; `quantised`: between int8 values, as QDQ writes it."""
+def _chain(side: int, quantized: bool) -> Any:
+    """CHAIN products with constant weights; `quantized`: between int8 values, as QDQ writes it."""
     import openvino
     from openvino import opset13 as ops
 
     frame = ops.parameter([side, side], np.float32)
-    value = _rounded(ops, frame) if quantised else frame
+    value = _rounded(ops, frame) if quantized else frame
     for layer in range(CHAIN):
         weights = _normal(side, layer)
-        constant = _int8(ops, weights) if quantised else ops.constant(weights)
+        constant = _int8(ops, weights) if quantized else ops.constant(weights)
         value = ops.matmul(value, constant, False, False)
-        value = _rounded(ops, value) if quantised else value
+        value = _rounded(ops, value) if quantized else value
     return openvino.Model([value], [frame])
 
 

@@ -75,10 +75,10 @@ class _Stopwatch:
     def __call__(self, image: Image) -> Labels:
         self.laps.lap("preprocess")
         self.backend.upload(image)
-        self.backend.synchronise()
+        self.backend.synchronize()
         self.laps.lap("host_to_device")
         self.backend.compute()
-        self.backend.synchronise()
+        self.backend.synchronize()
         self.laps.lap("compute")
         labels = self.backend.download()
         self.laps.lap("device_to_host")
@@ -91,7 +91,7 @@ class _Stopwatch:
 class Artifact:
     """An artifact through the runtime, as a vehicle would run it.
 
-    What the graph holds counts as network: normalisation, resize and argmax for labels.
+    What the graph holds counts as network: normalization, resize and argmax for labels.
     """
 
     def __init__(self, segmenter: Segmenter, frames: Frames, name: str = ""):
@@ -131,7 +131,7 @@ class Artifact:
     def network(self) -> object:
         backend = self.segmenter.backend
         backend.compute()
-        backend.synchronise()
+        backend.synchronize()
         return backend
 
     def queued(self, count: int) -> object:
@@ -140,7 +140,7 @@ class Artifact:
         backend.upload(self._random)
         for _ in range(count):
             backend.compute()
-        backend.synchronise()
+        backend.synchronize()
         return backend
 
     def staged(self) -> object:

@@ -27,9 +27,9 @@ class Eager:
     """The network as its authors' scripts time it: PyTorch eager, float32, contiguous tensors,
     `inference_mode`, on CUDA with cuDNN's search for the fastest algorithms.
 
-    To labels: the frame is normalised on the device, the logits enlarged to the frame and their
+    To labels: the frame is normalized on the device, the logits enlarged to the frame and their
     argmax taken. Not deployed, fused or compiled in any way. Peers that only run the network
-    otherwise derive from it and replace `_prepare`, which gives what is called with the normalised
+    otherwise derive from it and replace `_prepare`, which gives what is called with the normalized
     image, or `_compute`.
     """
 
@@ -81,7 +81,7 @@ class Eager:
         self.frame_to_labels()
 
     def _prepare(self, network: Network) -> Any:
-        """What is called with the normalised image (1, 3, H, W) and gives logits."""
+        """What is called with the normalized image (1, 3, H, W) and gives logits."""
         return network
 
     def _version(self) -> str:
@@ -118,7 +118,7 @@ class Eager:
         laps = Laps()
 
         def stop(stage: str) -> None:
-            self._synchronise()
+            self._synchronize()
             laps.lap(stage)
 
         labels = self._run(next(self.frames), stop)
@@ -129,7 +129,7 @@ class Eager:
         assert self.image is not None
         with self._settings():
             result = self._compute(self.image)
-        self._synchronise()
+        self._synchronize()
         return result
 
     def queued(self, count: int) -> object:
@@ -139,14 +139,14 @@ class Eager:
         with self._settings():
             for _ in range(count):
                 result = self._compute(self._noise)
-        self._synchronise()
+        self._synchronize()
         return result
 
     def close(self) -> None:
         del self.model, self.image
 
     def _compute(self, image: torch.Tensor) -> torch.Tensor:
-        """The part that counts as network: normalised image -> logits (1, K, h, w)."""
+        """The part that counts as network: normalized image -> logits (1, K, h, w)."""
         logits: torch.Tensor = self.model(image)
         return logits
 
@@ -158,7 +158,7 @@ class Eager:
         with self._settings():
             uploaded = self.torch.from_numpy(fitted).to(self.device)
             stop("host_to_device")
-            self.image = self._normalised(uploaded)
+            self.image = self._normalized(uploaded)
             stop("preprocess")
             computed = self._compute(self.image)
             stop("compute")
@@ -181,7 +181,7 @@ class Eager:
         finally:
             self.torch.set_num_threads(before)
 
-    def _normalised(self, frame: torch.Tensor) -> torch.Tensor:
+    def _normalized(self, frame: torch.Tensor) -> torch.Tensor:
         """(H, W, 3) uint8 BGR -> (1, 3, H, W) float32 RGB as the network takes it."""
         image = frame.flip(2).permute(2, 0, 1)[None].float().contiguous()
         return image.div_(255).sub_(self.mean).div_(self.std)
@@ -194,7 +194,7 @@ class Eager:
             )
         return logits.argmax(1)[0].to(self.torch.uint8)
 
-    def _synchronise(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             self.torch.cuda.synchronize(self.device)
 

@@ -116,12 +116,12 @@ class _End:
         """What the end reads, for an image (H, W, 3) uint8 BGR resized to the size."""
         import torch
 
-        from ..models.loading import normalised
+        from ..models.loading import normalized
         from ..models.pipeline import last_enlargement
         from ..runtime.argmax_torch import without
 
         fitted = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
-        inputs = normalised(np.asarray(fitted, np.uint8), self.network)
+        inputs = normalized(np.asarray(fitted, np.uint8), self.network)
         with torch.inference_mode(), without(self.network, self.name):
             coarse, _ = last_enlargement(self.network, self.network.coarse(inputs), *self.size)
         if not self.on_gpu:

@@ -12,8 +12,8 @@ from ..runtime.backends.backend import MissingPackage
 from .published import reported_miou
 
 Machines = Sequence[Mapping[str, Any]]
-# Told apart by colour-blind readers too (Okabe and Ito).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Told apart by color-blind readers too (Okabe and Ito).
+ColorS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 COLUMNS = 2
 SHOWN = 8  # histograms, the networks that come first in the table
 
@@ -32,19 +32,19 @@ def _grid(lines: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any
 
 def accuracy_plot(machines: Machines) -> bytes | None:
     """A PNG: frames a second at 1024x2048, end to end, against mIoU on Cityscapes val as published;
-    a colour a machine, hollow for PyTorch eager. None where no row has a published mIoU."""
+    a color a machine, hollow for PyTorch eager. None where no row has a published mIoU."""
     series = [(value["title"], _points(value["rows"])) for value in machines]
     if not any(points for _, points in series):
         return None
     figure, grid = _grid(1, 1, (8, 5))
     axes = grid[0][0]
-    for (title, points), colour in zip(series, _colours(len(series)), strict=True):
+    for (title, points), color in zip(series, _colors(len(series)), strict=True):
         for place, (model, miou, fps, eager_fps) in enumerate(points):
-            axes.scatter(fps, miou, color=colour, label=title if place == 0 else None, zorder=3)
+            axes.scatter(fps, miou, color=color, label=title if place == 0 else None, zorder=3)
             axes.annotate(model, (fps, miou), (4, 4), textcoords="offset points", fontsize=8)
             if eager_fps:
-                axes.plot([eager_fps, fps], [miou, miou], color=colour, lw=0.8, alpha=0.5)
-                axes.scatter(eager_fps, miou, facecolors="none", edgecolors=colour, zorder=3)
+                axes.plot([eager_fps, fps], [miou, miou], color=color, lw=0.8, alpha=0.5)
+                axes.scatter(eager_fps, miou, facecolors="none", edgecolors=color, zorder=3)
     _log_scale(axes)
     axes.set_xlabel("frames a second, end to end, batch 1, 1024x2048 (hollow: PyTorch eager)")
     axes.set_ylabel("mIoU on Cityscapes val as published, %")
@@ -83,11 +83,11 @@ def latency_plot(machines: Machines) -> bytes | None:
 
 
 def _histogram(axes: Any, title: str, row: Mapping[str, Any]) -> None:
-    for name, colour in (("burst", COLOURS[0]), ("camera", COLOURS[1])):
+    for name, color in (("burst", ColorS[0]), ("camera", ColorS[1])):
         found = row["histograms"].get(name)
         if found:
             counts = np.asarray(found["counts"]) / max(1, sum(found["counts"]))
-            axes.stairs(counts, found["edges_ms"], color=colour, fill=True, alpha=0.5, label=name)
+            axes.stairs(counts, found["edges_ms"], color=color, fill=True, alpha=0.5, label=name)
     _log_scale(axes)
     height, width = row["size"]
     axes.set_title(
@@ -116,8 +116,8 @@ def _fastest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for row in found if row is not None and row.get("histograms")]
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
+def _colors(count: int) -> list[str]:
+    return [ColorS[index % len(ColorS)] for index in range(count)]
 
 
 def _png(figure: Any) -> bytes:

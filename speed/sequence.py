@@ -90,7 +90,7 @@ def sequence(
     name: str,
     rate_hz: float,
 ) -> Sheet:
-    """Plays the labelled sequence `data` to every row in real time, and names the best row.
+    """Plays the labeled sequence `data` to every row in real time, and names the best row.
 
     The first frames, for which some row has no mask yet, count for none: all are scored on the same
     frames. A row that has none in all the sequence has an mIoU of 0 under latency.

@@ -66,7 +66,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Histogram:
-    """`counts`: of the runs between neighbouring `edges_ms`, which grow by a constant factor."""
+    """`counts`: of the runs between neighboring `edges_ms`, which grow by a constant factor."""
 
     edges_ms: tuple[float, ...]
     counts: tuple[int, ...]

@@ -69,8 +69,8 @@ class FakeBackend(InTurn):
         self.log.append("download")
         return np.ones((1, 4, 8), np.uint8)
 
-    def synchronise(self):
-        self.log.append("synchronise")
+    def synchronize(self):
+        self.log.append("synchronize")
 
     def logits(self):
         return None

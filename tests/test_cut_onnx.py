@@ -70,7 +70,7 @@ def test_logits_and_a_shuffled_end() -> None:
     }
 
 
-def labelled(*end: onnx.NodeProto, output: str = "labels") -> bytes:
+def labeled(*end: onnx.NodeProto, output: str = "labels") -> bytes:
     """logits (1, 3, 8, 16) -> `end` -> labels."""
     sizes = numpy_helper.from_array(np.array([1, 3, 64, 128], np.int64), "sizes")
     factors = numpy_helper.from_array(np.array([1, 1, 8, 8], np.float32), "factors")
@@ -109,7 +109,7 @@ def argmax(source: str = "full", **attributes: Any) -> list[onnx.NodeProto]:
     ],
 )
 def test_only_a_bilinear_end_is_cut(attributes: dict[str, Any], enlarge: str | None) -> None:
-    found = cut_labels(labelled(resize(**attributes), *argmax()))
+    found = cut_labels(labeled(resize(**attributes), *argmax()))
     assert (found and found[1]) == enlarge
     if found:
         model = onnx.load_from_string(found[0])
@@ -119,18 +119,18 @@ def test_only_a_bilinear_end_is_cut(attributes: dict[str, Any], enlarge: str | N
 
 def test_ends_that_are_something_else() -> None:
     linear = resize(mode="linear")
-    assert cut_labels(labelled(resize(["relu", "", "factors"], mode="linear"), *argmax())) is None
-    assert cut_labels(labelled(linear, *argmax(axis=2))) is None
-    assert cut_labels(labelled(linear, *argmax(select_last_index=1))) is None
-    assert cut_labels(labelled(linear, output="full")) is None
+    assert cut_labels(labeled(resize(["relu", "", "factors"], mode="linear"), *argmax())) is None
+    assert cut_labels(labeled(linear, *argmax(axis=2))) is None
+    assert cut_labels(labeled(linear, *argmax(select_last_index=1))) is None
+    assert cut_labels(labeled(linear, output="full")) is None
     branch = helper.make_graph([helper.make_node("Relu", ["full"], ["out"])], "branch", [], [])
     loop = helper.make_node("If", ["logits"], ["seen"], then_branch=branch, else_branch=branch)
-    assert cut_labels(labelled(linear, *argmax(), loop)) is None, "it reads what would be cut off"
+    assert cut_labels(labeled(linear, *argmax(), loop)) is None, "it reads what would be cut off"
 
 
 def test_what_other_outputs_need_stays() -> None:
     """A model that also gives the full logits keeps its resize."""
-    model = onnx.load_from_string(labelled(resize(mode="linear"), *argmax()))
+    model = onnx.load_from_string(labeled(resize(mode="linear"), *argmax()))
     model.graph.output.append(helper.make_empty_tensor_value_info("full"))
     cut, _ = cut_labels(model.SerializeToString())  # type: ignore[misc]
     kept = onnx.load_from_string(cut).graph

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 from rtseg.data.classes import CAMVID, CITYSCAPES, CLASS_SETS, ClassSet, load_class_set
-from rtseg.data.datasets import CAMVID_COLOURS, DATASETS, DataError, open_data, segnet_split
-from rtseg.data.large_sets import devkit_colour
+from rtseg.data.datasets import DATASETS, CAMVID_ColorS, DataError, open_data, segnet_split
+from rtseg.data.large_sets import devkit_color
 from rtseg.data.pairs import Cached
 from tiny_camvid import write_camvid
 
@@ -55,8 +55,8 @@ def test_camvid_by_list_and_by_folder(tmp_path):
     assert np.array_equal(data[0].label, np.where(raw == 11, 255, raw))
 
 
-def test_camvid_in_32_colours(tmp_path):
-    rgb = [(128, 128, 128), (64, 128, 192), (0, 0, 0), (1, 2, 3)]  # sky, SUV, void, no colour
+def test_camvid_in_32_colors(tmp_path):
+    rgb = [(128, 128, 128), (64, 128, 192), (0, 0, 0), (1, 2, 3)]  # sky, SUV, void, no color
     frame(tmp_path / "701_StillsRaw_full/0006R0_f00930.png")
     label = np.array([rgb], np.uint8)[..., ::-1]
     write(tmp_path / "LabeledApproved_full/0006R0_f00930_L.png", label)
@@ -69,8 +69,8 @@ def test_camvid_in_32_colours(tmp_path):
     assert raw[0, 3] not in data.void
 
 
-def test_camvid_has_32_colours_in_all_11_classes():
-    rows = CAMVID_COLOURS.strip().splitlines()
+def test_camvid_has_32_colors_in_all_11_classes():
+    rows = CAMVID_ColorS.strip().splitlines()
     assert len(rows) == len({row.split(":")[1].split("->")[0] for row in rows}) == 32
     assert {row.split("-> ")[1] for row in rows} == {*CAMVID.names, "void"}
 
@@ -143,10 +143,10 @@ def test_bdd100k(tmp_path):
 def test_your_own_folder(tmp_path):
     frame(tmp_path / "images/train/drive1/a.jpg")
     ids(tmp_path / "labels/train/drive1/a.png", 0, 1, 2, 255)
-    (tmp_path / "classes.yaml").write_text("- {name: road, colour: [1, 2, 3]}\n- kerb\n")
+    (tmp_path / "classes.yaml").write_text("- {name: road, color: [1, 2, 3]}\n- kerb\n")
     data = open_data("folder", tmp_path, "train")
     assert data.classes.names == ("road", "kerb")
-    assert data.classes.palette == ((1, 2, 3), devkit_colour(2))
+    assert data.classes.palette == ((1, 2, 3), devkit_color(2))
     assert data[0].label.tolist() == [[0, 1, 255, 255]]
     frame(tmp_path / "images/new/a.jpg")
     assert open_data("folder", tmp_path, "new")[0].label is None
@@ -179,7 +179,7 @@ def test_bad_files_are_named(tmp_path):
         data[1]
 
 
-def test_labels_of_another_size_or_in_colour_are_refused(tmp_path):
+def test_labels_of_another_size_or_in_color_are_refused(tmp_path):
     write_camvid(tmp_path, frames=2)
     data = open_data("camvid", tmp_path, "train")
     ids(tmp_path / "trainannot/frame_0.png", 1, 2)
@@ -210,7 +210,7 @@ def test_class_sets_are_complete():
 def test_load_class_set_by_name_and_file(tmp_path):
     assert load_class_set("cityscapes") is CITYSCAPES
     path = tmp_path / "mine.yaml"
-    path.write_text("- {name: road, colour: [128, 64, 128]}\n- {name: rail, colour: [0, 0, 9]}\n")
+    path.write_text("- {name: road, color: [128, 64, 128]}\n- {name: rail, color: [0, 0, 9]}\n")
     assert load_class_set(path) == ClassSet("mine", ("road", "rail"), ((128, 64, 128), (0, 0, 9)))
 
 
@@ -219,8 +219,8 @@ def test_load_class_set_by_name_and_file(tmp_path):
     [
         ("road: 1", "should be a list"),
         ("- {name: road, color: [1, 2, 3]}\n- kerb", "unknown key 'color'"),
-        ("- {colour: [1, 2, 3]}\n- kerb", "class 0: write a name"),
-        ("- {name: road, colour: [1, 2, 300]}\n- kerb", "each 0..255"),
+        ("- {color: [1, 2, 3]}\n- kerb", "class 0: write a name"),
+        ("- {name: road, color: [1, 2, 300]}\n- kerb", "each 0..255"),
         ("- {name: road", "is no YAML"),
     ],
 )

@@ -31,7 +31,7 @@ def test_resize_repeats_labels_and_mixes_pixels():
     image = np.repeat(np.array([[0, 100]], np.uint8)[..., None], 3, axis=-1)
     image, label = resize(image, label, 2)
     assert label.tolist() == [[0, 0, 7, 7], [0, 0, 7, 7]]
-    assert image[0, :, 0].tolist() == [0, 25, 75, 100]  # bilinear, half-pixel centres
+    assert image[0, :, 0].tolist() == [0, 25, 75, 100]  # bilinear, half-pixel centers
 
 
 def test_resize_keeps_at_least_one_pixel():
@@ -93,10 +93,10 @@ def test_brightness_and_contrast():
     assert brightened(image, 2, 1)[0, :, 0].tolist() == [0, 255]
 
 
-def test_saturation_none_is_grey():
+def test_saturation_none_is_gray():
     image = np.array([[[10, 200, 90]]], np.uint8)
-    grey = saturated(image, 0)[0, 0]
-    assert grey[0] == grey[1] == grey[2]
+    gray = saturated(image, 0)[0, 0]
+    assert gray[0] == gray[1] == gray[2]
     assert np.array_equal(saturated(image, 1), image)
 
 

@@ -17,8 +17,8 @@ from rtseg.data.frames import open_source
 from rtseg.data.scenes import scenes
 from rtseg.data.sources import open_recording
 from rtseg.demo.layout import Seen, compose, plan
-from rtseg.demo.overlay import blend, colour, legend, legend_strip
-from rtseg.demo.palettes import colour_blind_safe, nearest_pair
+from rtseg.demo.overlay import blend, color, legend, legend_strip
+from rtseg.demo.palettes import color_blind_safe, nearest_pair
 from rtseg.demo.video import Look, demo, rounded
 from rtseg.demo.writers import has_display, open_writer
 from rtseg.export import export
@@ -149,26 +149,26 @@ def test_the_first_frame_pays_for_the_warm_up(clip: Path, tmp_path: Path) -> Non
     assert 0 < facts["median_ms"] <= facts["p99_ms"]
 
 
-def test_colours_and_blending_are_the_palette_s() -> None:
+def test_colors_and_blending_are_the_palette_s() -> None:
     labels = np.array([[0, 10], [255, 3]], np.uint8)
-    coloured = colour(labels, CAMVID.palette)
-    assert coloured[0, 1].tolist() == list(CAMVID.palette[10][::-1])
-    assert coloured[1, 0].tolist() == [0, 0, 0]
+    colored = color(labels, CAMVID.palette)
+    assert colored[0, 1].tolist() == list(CAMVID.palette[10][::-1])
+    assert colored[1, 0].tolist() == [0, 0, 0]
     frame = np.full((2, 2, 3), 100, np.uint8)
     np.testing.assert_array_equal(blend(frame, labels, CAMVID.palette, 0.0), frame)
-    np.testing.assert_array_equal(blend(frame, labels, CAMVID.palette, 1.0), coloured)
+    np.testing.assert_array_equal(blend(frame, labels, CAMVID.palette, 1.0), colored)
 
 
 @pytest.mark.parametrize("classes", [CITYSCAPES, CAMVID], ids=lambda c: c.name)
-def test_legends_have_every_colour(classes: ClassSet) -> None:
+def test_legends_have_every_color(classes: ClassSet) -> None:
     for picture in (legend(classes, 480), legend_strip(classes, 900), legend_strip(classes, 90)):
-        colours = set(map(tuple, picture.reshape(-1, 3).tolist()))
-        assert {rgb[::-1] for rgb in classes.palette} <= colours
+        colors = set(map(tuple, picture.reshape(-1, 3).tolist()))
+        assert {rgb[::-1] for rgb in classes.palette} <= colors
 
 
 @pytest.mark.parametrize("classes", [CITYSCAPES, CAMVID], ids=lambda c: c.name)
-def test_safe_colours_stay_apart_in_every_vision(classes: ClassSet) -> None:
-    safe = colour_blind_safe(classes)
+def test_safe_colors_stay_apart_in_every_vision(classes: ClassSet) -> None:
+    safe = color_blind_safe(classes)
     assert (safe.names, safe.label_ids) == (classes.names, classes.label_ids)
     assert nearest_pair(classes.palette) < 5  # CIE Lab; about 2 can just be told apart
     assert nearest_pair(safe.palette) > 15
@@ -218,7 +218,7 @@ def test_the_command_lays_models_side_by_side(
     made = export(nano.network, sizes, ["onnx"], out=tmp_path, classes=nano.classes)
     models = [word for artifact in made for word in ("--model", artifact.path)]
     out, ort = tmp_path / "demo.mp4", ("--backend", "onnxruntime")
-    facts = as_json(rtseg("demo", clip, *models, "-o", out, "--colour-blind", *ort, "--json"))
+    facts = as_json(rtseg("demo", clip, *models, "-o", out, "--color-blind", *ort, "--json"))
     assert (facts["frames"], facts["written"]) == (FRAMES, [str(out)])
     assert [model["size"] for model in facts["models"]] == ["64x96", "96x128"]
     assert frames_of(out)[0].shape[1] == 3 * SIZE[1] + 2 * 4

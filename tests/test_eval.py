@@ -14,7 +14,7 @@ from rtseg.data.datasets import DataError, open_data
 from rtseg.models import build
 from rtseg.train.evaluate import evaluate
 from rtseg.train.metric import Confusion
-from rtseg.train.predictor import Predictor, normalise, starts
+from rtseg.train.predictor import Predictor, normalize, starts
 from rtseg.train.report import table, worst_frames
 from rtseg.train.submit import submit
 from tiny_camvid import write_camvid
@@ -89,16 +89,16 @@ def test_a_split_without_labels_cannot_be_evaluated(tmp_path):
         evaluate(lambda frame: frame[..., 0], open_data("cityscapes", tmp_path, "test"))
 
 
-def test_normalise_is_rgb_by_mean_and_std(network):
+def test_normalize_is_rgb_by_mean_and_std(network):
     bgr = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 1, 1, 3)
-    red, green, blue = normalise(bgr, network.info).flatten().tolist()
+    red, green, blue = normalize(bgr, network.info).flatten().tolist()
     assert red == pytest.approx((1 - 0.485) / 0.229, rel=1e-5)
     assert green == pytest.approx((128 / 255 - 0.456) / 0.224, rel=1e-5)
     assert blue == pytest.approx((0 - 0.406) / 0.225, rel=1e-5)
 
 
 def test_whole_frame_is_the_network_itself(network, frame):
-    logits = network(normalise(torch.from_numpy(frame)[None], network.info))
+    logits = network(normalize(torch.from_numpy(frame)[None], network.info))
     assert torch.allclose(Predictor(network).scores(frame), logits, atol=1e-5)
 
 

@@ -75,9 +75,9 @@ def test_the_graph_is_typed_and_described(nano: Source, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["csfcn", "csfcn_tiny"])
 def test_frame_to_labels_is_the_papers_arithmetic(name: str) -> None:
-    """Normalise, network, argmax: with the graph's own shortcuts and without."""
+    """Normalize, network, argmax: with the graph's own shortcuts and without."""
     import torch
-    from rtseg.models.loading import normalised
+    from rtseg.models.loading import normalized
 
     torch.manual_seed(4)
     model = build(name, 7)
@@ -88,7 +88,7 @@ def test_frame_to_labels_is_the_papers_arithmetic(name: str) -> None:
     assert whole.folded
     with torch.inference_mode():
         labels, logits = whole(torch.from_numpy(frame[None]))
-        expected = model(normalised(frame, model))
+        expected = model(normalized(frame, model))
     assert (logits - expected).abs().max() / expected.abs().max() < 1e-5
     assert (labels == expected.argmax(1)).float().mean() > 0.9999
 

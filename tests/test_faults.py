@@ -45,9 +45,9 @@ def judged(graph: Graph, card: Card, expected: proof.Expected, folder: Path) -> 
 
 
 def swapped_channels(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
-    normalise = pipeline.FrameToLabels.normalise
+    normalize = pipeline.FrameToLabels.normalize
     monkeypatch.setattr(
-        pipeline.FrameToLabels, "normalise", lambda self, frame: normalise(self, frame.flip(3))
+        pipeline.FrameToLabels, "normalize", lambda self, frame: normalize(self, frame.flip(3))
     )
 
 
@@ -146,18 +146,18 @@ def test_int8_calibrated_on_noise_is_caught(
             noise = np.random.default_rng(self.left).integers(0, 256, (1, *SIZE, 3), np.uint8)
             return {"frame": noise}
 
-    plain, quantised = tmp_path / "plain.onnx", tmp_path / "int8.onnx"
+    plain, quantized = tmp_path / "plain.onnx", tmp_path / "int8.onnx"
     onnx.save(to_onnx(nano.network, SIZE, "fp32", ("labels",)), plain)
     quantization.quantize_static(
         plain,
-        quantised,
+        quantized,
         Noise(),
         op_types_to_quantize=["Conv"],
         per_channel=True,
         extra_options={"QuantizeBias": False},
     )
     card = card_of(nano, "fp32", tmp_path).model_copy(update={"precision": "int8"})
-    assert judged(onnx.load(quantised), card, expected, tmp_path).faults
+    assert judged(onnx.load(quantized), card, expected, tmp_path).faults
 
 
 def test_twenty_sound_exports_pass(tmp_path: Path) -> None:

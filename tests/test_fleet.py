@@ -1,4 +1,4 @@
-"""Logs through Ray Data: all labelled, bad ones told, nothing done twice, nothing lost."""
+"""Logs through Ray Data: all labeled, bad ones told, nothing done twice, nothing lost."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         np.testing.assert_array_equal(labels, theirs[name])
 
 
-def test_all_logs_are_labelled_and_a_second_run_does_what_is_left(
+def test_all_logs_are_labeled_and_a_second_run_does_what_is_left(
     artifact: Path, logs: Path, tmp_path: Path, cluster: str
 ) -> None:
     out, seen = tmp_path / "out", list[tuple[str, bool]]()
@@ -166,7 +166,7 @@ def test_a_worker_s_rows_tell_frames_from_what_was_skipped(
     assert sum(rows[0]["pixels"]) == 50 * 80
 
 
-def test_an_error_while_labelling_is_the_log_s_own(
+def test_an_error_while_labeling_is_the_log_s_own(
     artifact: Path, logs: Path, tmp_path: Path
 ) -> None:
     class Broken:

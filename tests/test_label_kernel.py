@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from labels_plain import plain
 from fake_cuda import (
     COARSE_SHAPE,
     SIZE,
@@ -18,6 +17,7 @@ from fake_cuda import (
     pretend,
     write_engine,
 )
+from labels_plain import plain
 from rtseg.runtime.argmax import LabelMaker
 from rtseg.runtime.artifact import ArtifactError, read_card, verify
 from rtseg.runtime.backends.argmax_kernel import KernelFile, kernel_path

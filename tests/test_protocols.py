@@ -28,7 +28,7 @@ def clock() -> Clock:
 
 
 def played(clock: Clock, ms: list[float], rate_hz: float) -> tuple[list[Shot], list[int]]:
-    """(shots, indices that were labelled) of frames whose calls take `ms` in turn."""
+    """(shots, indices that were labeled) of frames whose calls take `ms` in turn."""
     taken: list[int] = []
 
     def label(index: int) -> None:

@@ -15,7 +15,7 @@ from rtseg.data.frames import read_image
 from rtseg.data.scenes import scenes
 from rtseg.export import ExportError, ProofError, calibrate, export, sensitivity
 from rtseg.export import parity as proof
-from rtseg.export import quantize as quantise
+from rtseg.export import quantize as quantize
 from rtseg.export.calibrate import Calibration, CalibrationError, Picked, pick
 from rtseg.export.candidates import KINDS, Layer, layers, positions
 from rtseg.export.export import _Job
@@ -91,12 +91,12 @@ def test_a_few_bad_frames_are_left_out(street: Path, tmp_path: Path) -> None:
     images[5] = np.zeros_like(images[5])
     picked = pick(Calibration(write(tmp_path / "frames", images)))
     assert len(picked.used) + len(picked.held_out) == 23
-    assert picked.left_out == ("005.png is blank (its grey levels spread by 0.0)",)
+    assert picked.left_out == ("005.png is blank (its gray levels spread by 0.0)",)
 
 
 @pytest.fixture(scope="module")
 def plain(nano: Source) -> onnx.ModelProto:
-    return quantise.prepared(to_onnx(nano.network, SIZE, "fp32", ("labels",)))
+    return quantize.prepared(to_onnx(nano.network, SIZE, "fp32", ("labels",)))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_macs_of_a_layer_are_counted(plain: onnx.ModelProto) -> None:
 
 def test_only_what_layers_read_is_rounded(plain: onnx.ModelProto, spans: Any) -> None:
     found = layers(plain)
-    graph = quantise._quantised(plain, [layer.node for layer in found], spans).graph
+    graph = quantize._quantized(plain, [layer.node for layer in found], spans).graph
     makers = {output: node for node in graph.node for output in node.output}
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     inside = [
@@ -157,7 +157,7 @@ def test_a_layer_left_in_float_reads_its_input_in_full(plain: onnx.ModelProto, s
     """Also where another layer reads the same tensor in int8."""
     found = {layer.name: layer.node for layer in layers(plain)}
     left = found["backbone.layer2.0.shortcut.conv"]
-    graph = quantise._quantised(plain, [n for n in found.values() if n != left], spans).graph
+    graph = quantize._quantized(plain, [n for n in found.values() if n != left], spans).graph
     inputs = {node.name: node.input[0] for node in graph.node}
     assert inputs[left] == {node.name: node.input[0] for node in plain.graph.node}[left]
     assert (
@@ -169,10 +169,10 @@ def test_noise_is_the_layers_own_error(plain: onnx.ModelProto, spans: Any) -> No
     """Against the layer's result when it alone is rounded, which its inputs then are not."""
     found = layers(plain)
     frames = scenes(2, SIZE, seed=30)
-    every = quantise._quantised(plain, [layer.node for layer in found], spans)
+    every = quantize._quantized(plain, [layer.node for layer in found], spans)
     measured = sensitivity.noise(plain, every, found, frames)
     layer = found[9]
-    alone = quantise._quantised(plain, [layer.node], spans)
+    alone = quantize._quantized(plain, [layer.node], spans)
     (output,) = (n.output[0] for n in plain.graph.node if n.name == layer.node)
     ours, reference = (_results(graph, output, frames) for graph in (alone, plain))
     expected = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
@@ -243,7 +243,7 @@ def test_as_few_layers_as_needed_stay_in_float(
 ) -> None:
     found = [Layer(f"n{i}", f"l{i}", 1) for i in range(12)]
     monkeypatch.setattr(proof, "trial", _passes_from(needed))
-    graph, kept = quantise._hold_the_bar(list, found, None, None, lambda step: None)  # type: ignore[arg-type]
+    graph, kept = quantize._hold_the_bar(list, found, None, None, lambda step: None)  # type: ignore[arg-type]
     assert kept == found[needed:]
     assert graph == kept
 
@@ -251,8 +251,8 @@ def test_as_few_layers_as_needed_stay_in_float(
 def test_int8_that_cannot_hold_the_bar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [Layer(f"n{i}", f"l{i}", 1) for i in range(12)]
     monkeypatch.setattr(proof, "trial", _passes_from(7))  # more than half of the work
-    with pytest.raises(quantise.QuantiseError, match=r"6 costliest of 12 layers .*too far off"):
-        quantise._hold_the_bar(list, found, None, None, lambda step: None)  # type: ignore[arg-type]
+    with pytest.raises(quantize.QuantizeError, match=r"6 costliest of 12 layers .*too far off"):
+        quantize._hold_the_bar(list, found, None, None, lambda step: None)  # type: ignore[arg-type]
 
 
 def _passes_from(needed: int) -> Any:
@@ -278,9 +278,9 @@ def test_a_failure_leaves_no_artifact(
 
 
 def test_noise_in_place_of_frames_is_caught_by_the_proof(nano: Source, shared_data: Path) -> None:
-    """With this package's own quantiser, which rounds less than the one of the planted faults."""
+    """With this package's own quantizer, which rounds less than the one of the planted faults."""
     size, val = (360, 480), sorted((shared_data / "camvid/val").glob("*.png"))
-    plain = quantise.prepared(to_onnx(nano.network, size, "fp32", ("labels",)))
+    plain = quantize.prepared(to_onnx(nano.network, size, "fp32", ("labels",)))
     nodes = [layer.node for layer in layers(plain)]
     expected = proof.expect(nano.network, [(p.stem, read_image(p)) for p in val[::40]], size)
     random = np.random.default_rng(0)
@@ -289,7 +289,7 @@ def test_noise_in_place_of_frames_is_caught_by_the_proof(nano: Source, shared_da
     passed = []
     for frames in (noisy, real):
         spans = calibrate.ranges(plain, KINDS, frames, "percentile")
-        verdict = proof.trial(quantise._quantised(plain, nodes, spans), _card(nano, size), expected)
+        verdict = proof.trial(quantize._quantized(plain, nodes, spans), _card(nano, size), expected)
         passed.append(verdict.passed)
     assert passed == [False, True]
 
@@ -312,7 +312,7 @@ def test_an_int8_engine_builds(
     from rtseg.export.tensorrt import build_engine
 
     path = tmp_path / "graph.onnx"
-    graph = quantise._quantised(plain, [layer.node for layer in layers(plain)], spans)
+    graph = quantize._quantized(plain, [layer.node for layer in layers(plain)], spans)
     onnx.save(graph, path)
     built = build_engine(path, tmp_path / "x.engine", _card(nano))
     assert built.census["int8"] == census(graph)["int8"] - _zero_points(graph)

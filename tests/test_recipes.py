@@ -8,7 +8,7 @@ from rtseg.data.datasets import DATASETS
 from rtseg.models import VARIANTS
 from rtseg.models.shadow import shadow
 from rtseg.train.loss import Criterion
-from rtseg.train.optimizer import factor, make_optimiser
+from rtseg.train.optimizer import factor, make_optimizer
 from rtseg.train.recipe import RECIPES, load_recipe, recipes_by_variant
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -49,9 +49,9 @@ def test_its_losses_fit_the_network_s_outputs(recipe, network):
         assert not term.weight or output.grad.abs().max() > 0, name
 
 
-def test_its_optimiser_reaches_every_parameter_once(recipe, network):
-    optimiser = make_optimiser(network, recipe.optimiser)
-    grouped = [p for group in optimiser.param_groups for p in group["params"]]
+def test_its_optimizer_reaches_every_parameter_once(recipe, network):
+    optimizer = make_optimizer(network, recipe.optimizer)
+    grouped = [p for group in optimizer.param_groups for p in group["params"]]
     assert len({id(p) for p in grouped}) == len(grouped)
     assert {id(p) for p in grouped} == {id(p) for p in network.parameters() if p.requires_grad}
 
@@ -81,5 +81,5 @@ def test_the_variants_in_also_take_its_options_and_groups(name):
     recipe = load_recipe(name)
     for variant in recipe.also:
         other = shadow(variant, classes_of(recipe), **recipe.options)
-        make_optimiser(other, recipe.optimiser)
+        make_optimizer(other, recipe.optimizer)
         other.info.check_size(*recipe.augment.crop)

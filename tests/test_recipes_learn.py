@@ -1,6 +1,6 @@
-"""Each family takes optimiser steps on real frames with its recipe's own losses, and they fall.
+"""Each family takes optimizer steps on real frames with its recipe's own losses, and they fall.
 
-By the recipe's optimiser and its groups; two CamVid frames at a quarter of their size, whole and
+By the recipe's optimizer and its groups; two CamVid frames at a quarter of their size, whole and
 without random changes, so that the loss of every step is of the same pictures.
 """
 

@@ -109,7 +109,7 @@ def test_any_size_goes_in_and_comes_back(
         lambda f: f[::-1, ::-1],
         lambda f: np.asfortranarray(f),
     ],
-    ids=["grey", "grey 3-d", "BGRA", "whole floats", "int64", "reversed view", "fortran"],
+    ids=["gray", "gray 3-d", "BGRA", "whole floats", "int64", "reversed view", "fortran"],
 )
 def test_frames_that_convert_exactly(make: Any, frame: np.ndarray[Any, Any]) -> None:
     converted = as_bgr(make(frame))

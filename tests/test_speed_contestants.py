@@ -27,7 +27,7 @@ def test_an_artifact_is_timed_through_its_segmenter(backend):
     assert backend.log == ["upload", "compute", "download"]
     backend.log.clear()
     contestant.network()
-    assert backend.log == ["compute", "synchronise"]
+    assert backend.log == ["compute", "synchronize"]
     subject = contestant.subject
     assert (subject.model, subject.weights, subject.macs) == ("csfcn_nano", CARD.weights, 5_000_000)
     assert (subject.backend, subject.version, subject.threads) == ("fake", "1.0", 2)
@@ -45,7 +45,7 @@ def test_stages_end_where_the_work_of_each_has_ended(backend, monkeypatch, clock
             return step(self, *arguments)
 
         monkeypatch.setattr(FakeBackend, name, slow)
-    monkeypatch.setattr(FakeBackend, "synchronise", lambda self: clock.work(1))
+    monkeypatch.setattr(FakeBackend, "synchronize", lambda self: clock.work(1))
     contestant = Artifact(Segmenter(backend), frames_of((4, 8)))
     contestant.staged()
     assert contestant.laps == [

@@ -307,7 +307,7 @@ def test_kernels_go_to_the_users_cache_where_the_folder_is_read_only(
 
 def test_cuda_errors_name_the_call():
     with pytest.raises(CudaError, match="cudaStreamSynchronize: pretended error"):
-        Cuda(0, PretendedCuda()).synchronise(12345)
+        Cuda(0, PretendedCuda()).synchronize(12345)
     with pytest.raises(ArtifactError, match="no cuda:0: CUDA finds 0 GPUs"):
         Cuda(0, PretendedCuda(gpus=0))
 

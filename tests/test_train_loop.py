@@ -36,7 +36,7 @@ def rows(folder, key):
 def test_it_learns_and_leaves_weights_log_and_curves(camvid, tmp_path):
     recipe = tiny_recipe(
         camvid,
-        optimiser={"kind": "adamw", "learning_rate": 0.01, "clip": 5.0},
+        optimizer={"kind": "adamw", "learning_rate": 0.01, "clip": 5.0},
         augment={"scale": [1, 1]},
         schedule={"iterations": 40, "warmup": 5},
         precision="bf16",
@@ -72,8 +72,8 @@ def stop_at(iteration, monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"data": {"workers": 1}, "optimiser": {"kind": "adamw"}, "ema": 0.9, "precision": "bf16"},
-        {"accumulate": 2, "optimiser": {"clip": 1.0}, "loss": {"kind": "ohem", "dice": 0.5}},
+        {"data": {"workers": 1}, "optimizer": {"kind": "adamw"}, "ema": 0.9, "precision": "bf16"},
+        {"accumulate": 2, "optimizer": {"clip": 1.0}, "loss": {"kind": "ohem", "dice": 0.5}},
     ],
     ids=["adamw-ema-bf16", "sgd-accumulate-ohem"],
 )
@@ -115,7 +115,7 @@ def test_resuming_nothing_or_rubbish_says_so(camvid, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_files(camvid, tmp_path):
-    recipe = tiny_recipe(camvid, optimiser={"learning_rate": 1e30}, schedule={"iterations": 30})
+    recipe = tiny_recipe(camvid, optimizer={"learning_rate": 1e30}, schedule={"iterations": 30})
     with pytest.raises(TrainingError, match=r"batch of frame_\d, frame_\d: lower"):
         train(recipe, tmp_path, show=False)
 

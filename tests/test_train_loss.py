@@ -10,8 +10,8 @@ import torch
 from rtseg.models import build
 from rtseg.train.borders import border_weights, bordered, edge_loss, edges
 from rtseg.train.loss import Criterion, balance, cross_entropy, dice, ohem
-from rtseg.train.optimizer import Average, factor, make_optimiser, set_learning_rate
-from rtseg.train.sections import Group, Loss, Optimiser, Schedule, Term
+from rtseg.train.optimizer import Average, factor, make_optimizer, set_learning_rate
+from rtseg.train.sections import Group, Loss, Optimizer, Schedule, Term
 from torch import nn
 
 
@@ -108,12 +108,12 @@ def test_balance_evens_out_frequencies():
 
 def test_norms_and_biases_do_not_decay_and_the_backbone_is_slower():
     network = build("csfcn_nano")
-    options = Optimiser(kind="sgd", learning_rate=0.1, weight_decay=0.3, backbone=0.5)
-    optimiser = make_optimiser(network, options)
-    set_learning_rate(optimiser, 0.1)
+    options = Optimizer(kind="sgd", learning_rate=0.1, weight_decay=0.3, backbone=0.5)
+    optimizer = make_optimizer(network, options)
+    set_learning_rate(optimizer, 0.1)
     names = {id(p): name for name, p in network.named_parameters()}
     seen = set()
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
             seen.add(name)
@@ -321,14 +321,14 @@ def settings(network, options):
     names = {id(p): name for name, p in network.named_parameters()}
     return {
         names[id(p)]: (group["multiplier"], group["weight_decay"])
-        for group in make_optimiser(network, options).param_groups
+        for group in make_optimizer(network, options).param_groups
         for p in group["params"]
     }
 
 
 def test_groups_go_by_the_reference_s_names_and_the_first_counts():
     network = build("bisenetv1")
-    options = Optimiser(
+    options = Optimizer(
         weight_decay=0.5,
         decay_all=True,
         groups=(Group(names=("ffm.",), rate=10), Group(names=("ffm", "bn"), decay=0)),
@@ -343,14 +343,14 @@ def test_groups_go_by_the_reference_s_names_and_the_first_counts():
 
 def test_a_group_that_fits_nothing_is_refused():
     with pytest.raises(ValueError, match=r"no parameter of bisenetv1 .* has 'fmm'"):
-        make_optimiser(build("bisenetv1"), Optimiser(groups=(Group(names=("fmm",)),)))
+        make_optimizer(build("bisenetv1"), Optimizer(groups=(Group(names=("fmm",)),)))
 
 
 def test_adam_and_its_betas():
-    options = Optimiser(kind="adam", betas=(0.8, 0.99), weight_decay=0.1)
-    optimiser = make_optimiser(build("csfcn_nano"), options)
-    assert type(optimiser) is torch.optim.Adam
-    assert all(group["betas"] == (0.8, 0.99) for group in optimiser.param_groups)
+    options = Optimizer(kind="adam", betas=(0.8, 0.99), weight_decay=0.1)
+    optimizer = make_optimizer(build("csfcn_nano"), options)
+    assert type(optimizer) is torch.optim.Adam
+    assert all(group["betas"] == (0.8, 0.99) for group in optimizer.param_groups)
 
 
 def test_a_warm_up_within_the_decay_scales_it():

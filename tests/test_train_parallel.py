@@ -31,7 +31,7 @@ train(tiny_recipe(Path(sys.argv[2]), **eval(sys.argv[4])), Path(sys.argv[3]), sh
 CHANGES = {
     "schedule": {"iterations": 4},
     "augment": {"crop": [64, 96]},  # so that norms at stride 32 see enough values to be stable
-    "optimiser": {"learning_rate": 1e-4},  # more, and rounding grows from step to step
+    "optimizer": {"learning_rate": 1e-4},  # more, and rounding grows from step to step
     "loss": {"class_balance": 0.5},
     "data": {"workers": 0},
 }
@@ -76,4 +76,4 @@ def test_shared_norms_keep_names_and_statistics():
     assert isinstance(shared[1], SharedBatchNorm)
     assert isinstance(shared[2][0], SharedBatchNorm)
     assert shared[1].running_mean.tolist() == [3] * 4
-    assert shared[1].weight is scale, "an optimiser made before would train the old one"
+    assert shared[1].weight is scale, "an optimizer made before would train the old one"

@@ -32,9 +32,9 @@ def test_shipped_recipes_are_valid(name):
 
 def test_defaults_and_changes(write):
     path = write(MINIMAL)
-    assert load_recipe(path).optimiser.learning_rate == 0.01
-    recipe = load_recipe(path, ["optimiser.learning_rate=0.5", "data.root=/x", "seed=3"])
-    assert (recipe.optimiser.learning_rate, str(recipe.data.root), recipe.seed) == (0.5, "/x", 3)
+    assert load_recipe(path).optimizer.learning_rate == 0.01
+    recipe = load_recipe(path, ["optimizer.learning_rate=0.5", "data.root=/x", "seed=3"])
+    assert (recipe.optimizer.learning_rate, str(recipe.data.root), recipe.seed) == (0.5, "/x", 3)
 
 
 def test_a_schedule_can_change_its_unit(write):
@@ -61,8 +61,8 @@ def test_a_base_has_no_base(write):
     [
         ("modle=csfcn", "unknown key 'modle': did you mean 'model'"),
         ("augment.flp=1", "unknown key 'augment.flp': did you mean 'flip'"),
-        ("optimiser.lr=1", "unknown key 'optimiser.lr': known are kind, learning_rate"),
-        ("optimiser.learning_rate=fast", "optimiser.learning_rate: input should be a valid number"),
+        ("optimizer.lr=1", "unknown key 'optimizer.lr': known are kind, learning_rate"),
+        ("optimizer.learning_rate=fast", "optimizer.learning_rate: input should be a valid number"),
         ("batch=0", "batch: input should be greater than or equal to 1"),
         ("precision=int8", "precision: input should be 'fp32', 'bf16' or 'fp16'"),
         ("data=null", "data: input should be a valid"),

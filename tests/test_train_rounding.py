@@ -1,4 +1,4 @@
-"""Quantisation-aware training: rounds what export rounds and as it does, learns, and goes on."""
+"""Quantization-aware training: rounds what export rounds and as it does, learns, and goes on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from rtseg.data.scenes import scenes
 from rtseg.export import calibrate
-from rtseg.export import quantize as quantise
+from rtseg.export import quantize as quantize
 from rtseg.export.candidates import KINDS, layers
 from rtseg.export.graph import to_onnx
 from rtseg.models import build, load_checkpoint
@@ -21,7 +21,7 @@ from rtseg.models.stored import read
 from rtseg.train import qat as rounding
 from rtseg.train.log import read_log
 from rtseg.train.parallel import Place
-from rtseg.train.predictor import normalise
+from rtseg.train.predictor import normalize
 from rtseg.train.qat import ranges, round_layers, set_ranges
 from rtseg.train.recipe import RecipeError
 from rtseg.train.state import read_state
@@ -115,7 +115,7 @@ def test_state_dict_and_names_stay(nano):
 @pytest.fixture(scope="module")
 def plain(nano):
     """csfcn_nano as a float32 graph that gives logits."""
-    return quantise.prepared(to_onnx(nano.network, SIZE, "fp32", ("logits",)))
+    return quantize.prepared(to_onnx(nano.network, SIZE, "fp32", ("logits",)))
 
 
 def test_it_rounds_the_layers_that_export_rounds(nano, plain):
@@ -144,14 +144,14 @@ def spans(plain):
 def test_it_computes_what_the_exported_graph_computes(nano, plain, spans, monkeypatch, name):
     """With one layer in int8, and the range that calibration gave it."""
     layer = next(layer for layer in layers(plain) if layer.name == name)
-    graph = quantise._quantised(plain, [layer.node], spans)
+    graph = quantize._quantized(plain, [layer.node], spans)
     network = copy.deepcopy(nano.network)
     others = {other for other, _ in network.named_modules()} - {name}
     monkeypatch.setattr(rounding, "positions", lambda *_: others)
     assert round_layers(network, SIZE) == [name]
     set_ranges(network, {name: reach_in(graph, layer.node)})
     frame = scenes(1, SIZE, seed=4)[0]
-    image = normalise(torch.from_numpy(frame[None]), network.info)
+    image = normalize(torch.from_numpy(frame[None]), network.info)
     with torch.no_grad():
         rounded, plainly = (net.eval()(image).numpy() for net in (network, nano.network))
     session = onnxruntime.InferenceSession(graph.SerializeToString())
@@ -179,26 +179,26 @@ def test_training_brings_back_what_rounding_took(anything):
     wanted = x.sum(1, keepdim=True)
     assert torch.allclose(network(x), wanted, atol=1e-5)
     round_layers(network, SIZE)
-    optimiser = torch.optim.Adam(network.parameters(), 0.05)
+    optimizer = torch.optim.Adam(network.parameters(), 0.05)
     losses = []
     for _ in range(400):
         loss = (network(x) - wanted).square().mean()
         losses.append(loss.item())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert np.mean(losses[-50:]) < 0.25 * losses[0]
 
 
-def quantised(camvid, **changes):
-    settings = {"optimiser": {"kind": "adamw"}, "ema": 0.9, "precision": "bf16", "quantise": "int8"}
+def quantized(camvid, **changes):
+    settings = {"optimizer": {"kind": "adamw"}, "ema": 0.9, "precision": "bf16", "quantize": "int8"}
     return tiny_recipe(camvid, **(settings | changes))
 
 
 def test_a_run_learns_and_its_weights_load_anywhere(camvid, tmp_path):
-    recipe = quantised(
+    recipe = quantized(
         camvid,
-        optimiser={"kind": "adamw", "learning_rate": 0.01, "clip": 5.0},
+        optimizer={"kind": "adamw", "learning_rate": 0.01, "clip": 5.0},
         augment={"scale": [1, 1]},
         schedule={"iterations": 30, "warmup": 5},
     )
@@ -215,7 +215,7 @@ def test_a_run_learns_and_its_weights_load_anywhere(camvid, tmp_path):
 def test_going_on_is_bit_for_bit(camvid, tmp_path):
     """`stop` ends the schedule halfway, as a signal would."""
     for folder, stop in (("straight", 1.0), ("halves", 0.5), ("halves", 1.0)):
-        recipe = quantised(camvid, schedule={"iterations": 8, "stop": stop}, accumulate=2)
+        recipe = quantized(camvid, schedule={"iterations": 8, "stop": stop}, accumulate=2)
         train(recipe, tmp_path / folder, resume=stop == 1 and folder == "halves", show=False)
     one, two = (read_state(tmp_path / folder / STATE) for folder in ("straight", "halves"))
     assert one["iteration"] == two["iteration"] == 8
@@ -227,7 +227,7 @@ def test_going_on_is_bit_for_bit(camvid, tmp_path):
 
 def test_validation_rounds_the_averaged_weights_too(camvid, tmp_path):
     """Its numbers are those of the rounded network, by the ranges of training."""
-    run = Run(quantised(camvid), tmp_path, Place(0, 1, torch.device("cpu")))
+    run = Run(quantized(camvid), tmp_path, Place(0, 1, torch.device("cpu")))
     batches = iter(run._loader())
     run.step(batches)
     run.validate()
@@ -238,19 +238,19 @@ def test_validation_rounds_the_averaged_weights_too(camvid, tmp_path):
 
 
 def test_a_run_of_before_goes_on_rounded(camvid, tmp_path):
-    train(quantised(camvid, quantise=None, schedule={"iterations": 2}), tmp_path, show=False)
+    train(quantized(camvid, quantize=None, schedule={"iterations": 2}), tmp_path, show=False)
     state = read_state(tmp_path / STATE)
     assert state.pop("ranges") == {}
     torch.save(state, tmp_path / STATE)  # as states were before there were ranges
-    train(quantised(camvid), tmp_path, resume=True, show=False)
+    train(quantized(camvid), tmp_path, resume=True, show=False)
     found = read_state(tmp_path / STATE)["ranges"]
     assert found
     assert all(reach > 0 for reach in found.values())
 
 
 def test_an_unknown_kind_is_one_clear_error(camvid):
-    with pytest.raises(RecipeError, match=r"^the recipe: quantise: input should be 'int8'$"):
-        tiny_recipe(camvid, quantise="int4")
+    with pytest.raises(RecipeError, match=r"^the recipe: quantize: input should be 'int8'$"):
+        tiny_recipe(camvid, quantize="int4")
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_a_compiled_network_takes_the_same_first_step(camvid, tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     for name, option in (("plain", False), ("compiled", True)):
-        recipe = quantised(camvid, precision="fp32", schedule={"iterations": 1}, compile=option)
+        recipe = quantized(camvid, precision="fp32", schedule={"iterations": 1}, compile=option)
         train(recipe, tmp_path / name, show=False)
     one, two = (read_state(tmp_path / name / STATE)["ranges"] for name in ("plain", "compiled"))
     assert one.keys() == two.keys()

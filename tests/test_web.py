@@ -39,7 +39,7 @@ from rtseg.demo.web import WAIT_S, Server
 SIZE = (90, 160)
 DEADLINE_MS = 40.0
 WAIT_MS = 60_000
-ARTEFACTS = ROOT / "build" / "artefacts"
+ArtifactS = ROOT / "build" / "artifacts"
 
 
 def result(number: int, size: tuple[int, int] = SIZE, age_ms: float = 20.0) -> Result:
@@ -294,8 +294,8 @@ def test_the_page_lives(browser: Any, live: tuple[LivePage, Server, threading.Ev
     assert text("#state") == "running"
     assert text("#level") == "nano_90x160"
     assert tab.locator("#legend li").all_inner_texts() == list(CAMVID.names)
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
-    shot = tab.screenshot(path=ARTEFACTS / "live-page.png", full_page=True)
+    ArtifactS.mkdir(parents=True, exist_ok=True)
+    shot = tab.screenshot(path=ArtifactS / "live-page.png", full_page=True)
     assert len(shot) > 20_000
     assert troubles == []
 
@@ -312,8 +312,8 @@ def test_its_controls_work(browser: Any, live: tuple[LivePage, Server, threading
     assert tab.evaluate("document.getElementById('labels').style.opacity") == "0.2"
     tab.keyboard.press("]")
     assert tab.evaluate("document.getElementById('labels').style.opacity") == "0.25"
-    colours = {tuple(rgb) for rgb in CAMVID.palette}
-    assert tuple(tab.evaluate(COLUMN, 20)) in colours
+    colors = {tuple(rgb) for rgb in CAMVID.palette}
+    assert tuple(tab.evaluate(COLUMN, 20)) in colors
     tab.keyboard.press("c")
     safe = {tuple(rgb) for rgb in page.about()["safe_palette"]}
     assert tuple(tab.evaluate(COLUMN, 20)) in safe

@@ -85,8 +85,8 @@ def test_it_plays_and_a_key_ends_it(display: str, tmp_path: Path) -> None:
         text=True,
     )
     try:
-        colour, end = CAMVID.palette[SHOWN][::-1], time.monotonic() + LIMIT_S
-        while np.mean((screen_of(tmp_path) == colour).all(axis=2)) < 0.03:
+        color, end = CAMVID.palette[SHOWN][::-1], time.monotonic() + LIMIT_S
+        while np.mean((screen_of(tmp_path) == color).all(axis=2)) < 0.03:
             assert player.poll() is None, player.communicate()[1]
             assert time.monotonic() < end, "the picture never came"
             time.sleep(0.2)

@@ -163,7 +163,7 @@ def test_one_network_in_full(monkeypatch, capsys):
         "ADE20K val: 46, several scales and flip 46.4 (published)",
         "at 512x512, 150 classes: 143.954 M, 203.3",
         "senformer_swin_ade20k",
-        "github.com/WalBouss/SenFormer, licence MIT",
+        "github.com/WalBouss/SenFormer, license MIT",
         "such as backbone.patch_embed.projection.weight",
         "our names, such as backbone.stem.weight",
         "multiples of 4",
@@ -171,10 +171,10 @@ def test_one_network_in_full(monkeypatch, capsys):
         assert part in text, part
 
 
-def test_a_network_of_ours_has_no_reference_and_a_licence_may_be_unknown():
+def test_a_network_of_ours_has_no_reference_and_a_license_may_be_unknown():
     nano = listing.one("csfcn_nano")
-    assert (nano["reference"], nano["licence"]) == (None, None)
+    assert (nano["reference"], nano["license"]) == (None, None)
     assert nano["checkpoint"]["official"] is None
     assert nano["weights"] == "csfcn_nano_camvid"
-    assert row("pidnet_s")["licence"] is None
+    assert row("pidnet_s")["license"] is None
     assert row("pidnet_s")["reference"] == "github.com/XuJiacong/PIDNet"

@@ -23,7 +23,7 @@ from rtseg.models import (
 )
 from rtseg.models.checkpoints import COUNTERS, official_names
 from rtseg.models.layers import ConvNorm, RepConv
-from rtseg.models.loading import normalised, untrained
+from rtseg.models.loading import normalized, untrained
 from rtseg.models.pipeline import _first_convolution
 from torch import nn
 
@@ -197,7 +197,7 @@ def test_a_trainers_prefix_and_loss_buffers_are_taken_off() -> None:
     assert torch.equal(weight, plain["final_layer.conv2.weight"])
 
 
-def test_an_image_with_two_readers_is_normalised_in_front_of_them() -> None:
+def test_an_image_with_two_readers_is_normalized_in_front_of_them() -> None:
     cases = {"pidnet_s": True, "bisenetv2": False, "swiftnet_r18_pyramid": False, "icnet": False}
     for name, folded in cases.items():
         with torch.device("meta"):
@@ -210,7 +210,7 @@ def test_an_image_with_two_readers_is_normalised_in_front_of_them() -> None:
 @torch.inference_mode()
 def test_untrained_weights_do_not_amplify_half_precisions_rounding(name: str) -> None:
     network = untrained(name, 19)
-    image = normalised(next(iter(scenes(1, (64, 128), seed=1))), network)
+    image = normalized(next(iter(scenes(1, (64, 128), seed=1))), network)
     rounded = deploy(network)
     for module in rounded.modules():
         if not list(module.children()):
@@ -231,7 +231,7 @@ def test_sfnet_lite_costs_what_its_paper_says() -> None:
     assert cost.macs == pytest.approx(44.489e9, rel=0.01)
 
 
-def test_a_reparameterised_convolution_folds_exactly() -> None:
+def test_a_reparameterized_convolution_folds_exactly() -> None:
     torch.manual_seed(0)
     for inputs, outputs in ((8, 8), (8, 12)):
         conv = RepConv(inputs, outputs).double()
@@ -248,7 +248,7 @@ def test_a_reparameterised_convolution_folds_exactly() -> None:
 
 @pytest.mark.parametrize("name", ["sfnet_r18", "csfcn", "csfcn_nano"])
 @torch.inference_mode()
-def test_a_plain_checkpoint_starts_a_reparameterised_head_unchanged(
+def test_a_plain_checkpoint_starts_a_reparameterized_head_unchanged(
     name: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -265,7 +265,7 @@ def test_a_plain_checkpoint_starts_a_reparameterised_head_unchanged(
         assert torch.allclose(deploy(network)(image), network(image), atol=1e-5)
 
 
-def test_half_of_a_reparameterised_head_is_refused() -> None:
+def test_half_of_a_reparameterized_head_is_refused() -> None:
     network = build("csfcn_nano_rep")
     state = {k: v for k, v in network.state_dict().items() if "head.identity" not in k}
     with pytest.raises(CheckpointError) as error:

@@ -285,7 +285,7 @@ def naive_deformable(
     offsets = attention.offsets(queries).view(n, count_, heads, levels, points, 2)
     weights = attention.weights(queries).view(n, count_, heads, -1).softmax(-1)
     weights = weights.view(n, count_, heads, levels, points)
-    centres = torch.cat(
+    centers = torch.cat(
         [
             torch.stack([(torch.arange(h * w) % w + 0.5) / w, (torch.arange(h * w) // w + 0.5) / h])
             for h, w in asked
@@ -295,7 +295,7 @@ def naive_deformable(
     total = torch.zeros(n, count_, heads, width // heads)
     parts = attention.value(values).split([h * w for h, w in read], dim=1)
     for level, ((h, w), part) in enumerate(zip(read, parts, strict=True)):
-        places = centres + offsets[:, :, :, level] / torch.tensor([w, h])
+        places = centers + offsets[:, :, :, level] / torch.tensor([w, h])
         maps = part.transpose(1, 2).reshape(n * heads, -1, h, w)
         grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)
         found = F.grid_sample(maps, grid, align_corners=False).view(n, heads, -1, count_, points)

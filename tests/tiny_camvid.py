@@ -15,7 +15,7 @@ RECIPE = {
     "model": "csfcn_nano",
     "data": {"name": "camvid", "workers": 0},
     "augment": {"crop": [32, 64], "scale": [0.75, 1.5], "flip": 0.5, "brightness": 0.2},
-    "optimiser": {"learning_rate": 0.01},
+    "optimizer": {"learning_rate": 0.01},
     "schedule": {"iterations": 4, "warmup": 2},
     "batch": 2,
     "val_size": [32, 64],
@@ -26,7 +26,7 @@ RECIPE = {
 
 
 def write_camvid(root: Path, frames: int = 6) -> Path:
-    """`train` and `val` of blocky frames whose colour tells the class, as SegNet lays them out."""
+    """`train` and `val` of blocky frames whose color tells the class, as SegNet lays them out."""
     random = np.random.default_rng(0)
     for split in ("train", "val"):
         (root / split).mkdir(parents=True)

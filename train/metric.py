@@ -15,7 +15,7 @@ class Confusion:
         self.matrix = np.zeros((classes, classes), np.int64) if matrix is None else matrix
 
     def update(self, label: np.ndarray, prediction: np.ndarray) -> None:
-        """Count a frame: both (H, W) uint8; pixels labelled 255 do not count.
+        """Count a frame: both (H, W) uint8; pixels labeled 255 do not count.
 
         Raises ValueError for different shapes or a prediction that is no class.
         """

@@ -1,4 +1,4 @@
-"""The optimiser, its learning rates, and the averaged copy of the weights."""
+"""The optimizer, its learning rates, and the averaged copy of the weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 
 from ..models import Network
 from ..models.checkpoints import official_names
-from .sections import Group, Optimiser, Schedule
+from .sections import Group, Optimizer, Schedule
 
 UNCHANGED = Group(names=("",))
 
 
-def make_optimiser(model: Network, options: Optimiser) -> torch.optim.Optimizer:
+def make_optimizer(model: Network, options: Optimizer) -> torch.optim.Optimizer:
     """Groups of parameters by weight decay and by what their learning rate is multiplied with, in
     each group's `multiplier`. Raises ValueError for a group of the recipe that fits no parameter.
     """
@@ -34,7 +34,7 @@ def make_optimiser(model: Network, options: Optimiser) -> torch.optim.Optimizer:
             groups.setdefault((decay, rate), []).append(parameter)
     for group in unseen:
         raise ValueError(
-            f"optimiser.groups: no parameter of {model.info.name} that an earlier group leaves has "
+            f"optimizer.groups: no parameter of {model.info.name} that an earlier group leaves has "
             f"{' or '.join(map(repr, group.names))} in its reference's name"
         )
     rows = [
@@ -47,26 +47,26 @@ def make_optimiser(model: Network, options: Optimiser) -> torch.optim.Optimizer:
     return kind(rows, lr=options.learning_rate, betas=options.betas)
 
 
-def _group(name: str, options: Optimiser) -> Group:
+def _group(name: str, options: Optimizer) -> Group:
     """The first of the recipe's groups that fits, or one that changes nothing."""
     fits = (g for g in options.groups if any(word in name for word in g.names))
     return next(fits, UNCHANGED)
 
 
-def state_by_name(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+def state_by_name(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
     """{parameter's name: its moments}; unlike PyTorch's numbers, names outlive a new order."""
     names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {names[parameter]: dict(state) for parameter, state in optimiser.state.items()}
+    return {names[parameter]: dict(state) for parameter, state in optimizer.state.items()}
 
 
 def load_state_by_name(
-    optimiser: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]
+    optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]
 ) -> None:
     names = {parameter: name for name, parameter in model.named_parameters()}
-    order = [names[p] for group in optimiser.param_groups for p in group["params"]]
+    order = [names[p] for group in optimizer.param_groups for p in group["params"]]
     numbered = {number: saved[name] for number, name in enumerate(order) if name in saved}
-    groups = optimiser.state_dict()["param_groups"]
-    optimiser.load_state_dict({"state": numbered, "param_groups": groups})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": numbered, "param_groups": groups})
 
 
 def factor(schedule: Schedule, iteration: int, total: int, epoch: int = 1) -> float:
@@ -90,8 +90,8 @@ def _warmed(schedule: Schedule, progress: float) -> float:
     return schedule.warmup_from + (1 - schedule.warmup_from) * progress
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
         group["lr"] = rate * group["multiplier"]
 
 

@@ -107,7 +107,7 @@ def with_shared_norms(model: nn.Module) -> nn.Module:
 
 
 def _shared(norm: nn.BatchNorm2d) -> SharedBatchNorm:
-    """With the same parameters, which an optimiser may hold already."""
+    """With the same parameters, which an optimizer may hold already."""
     shared = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
     shared.load_state_dict(norm.state_dict())
     shared.weight, shared.bias = norm.weight, norm.bias

@@ -19,7 +19,7 @@ from ..models import Info, Network
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def normalise(frames: Tensor, info: Info) -> Tensor:
+def normalize(frames: Tensor, info: Info) -> Tensor:
     """frames (N, H, W, 3) uint8 BGR -> (N, 3, H, W) float32 RGB as `info` says, channels last."""
     rgb = frames.flip(-1).float()
     mean = torch.tensor(info.mean, device=frames.device) * 255
@@ -71,7 +71,7 @@ class Predictor:
         """(1, K, H, W) float32: logits, or mean probabilities where several views are taken."""
         height, width = frame.shape[:2]
         image = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
-        image = normalise(image[None], self.network.info)
+        image = normalize(image[None], self.network.info)
         views = [self._logits(view, flip) for view, flip in self._views(image)]
         views = [resized(view, (height, width)) for view in views]
         if len(views) == 1:
@@ -102,7 +102,7 @@ class Predictor:
         return resized(logits, view.shape[-2:], self.network.info.align_corners)
 
     def _slid(self, view: Tensor) -> Tensor:
-        """Windows are averaged where they overlap; a smaller view is padded in the mean colour."""
+        """Windows are averaged where they overlap; a smaller view is padded in the mean color."""
         assert self.window is not None
         height, width = view.shape[-2:]
         low, wide = (max(w, v) for w, v in zip(self.window, (height, width), strict=True))

@@ -1,4 +1,4 @@
-"""Quantisation-aware training: layers that export rounds to int8 compute with rounded values.
+"""Quantization-aware training: layers that export rounds to int8 compute with rounded values.
 
 After Jacob et al., "Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference", CVPR 2018. What a layer reads is rounded with one scale, its

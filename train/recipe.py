@@ -69,7 +69,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parsed(change: str) -> dict[str, Any]:
-    """`optimiser.clip=1` -> {"optimiser": {"clip": 1}}"""
+    """`optimizer.clip=1` -> {"optimizer": {"clip": 1}}"""
     keys, equals, value = change.partition("=")
     if not equals or not keys:
         raise RecipeError(f"{change!r} is no change: write key=value or section.key=value")

@@ -37,7 +37,7 @@ class Group(Section):
     decay: float = Field(default=1.0, ge=0)
 
 
-class Optimiser(Section):
+class Optimizer(Section):
     """Weight decay spares all parameters of one dimension (norms and biases) unless `decay_all`.
     `clip` bounds the norm of the whole gradient; `backbone` multiplies the backbone's learning
     rate. Of `groups` the first that fits a parameter counts."""
@@ -148,7 +148,7 @@ class Recipe(Section):
     iterations, that is updates. `ema` is the decay of the averaged weights, which are then the ones
     validated and kept; null: no averaging.
 
-    `quantise: int8` rounds, in training and validation, what an int8 export will round, see
+    `quantize: int8` rounds, in training and validation, what an int8 export will round, see
     `rounding`; null: nothing.
 
     `pretrained`: a file that starts the backbone; `weights`: one that starts the whole network, all
@@ -161,13 +161,13 @@ class Recipe(Section):
     data: Data
     augment: Augment
     options: dict[str, Any] = {}
-    optimiser: Optimiser = Optimiser()
+    optimizer: Optimizer = Optimizer()
     schedule: Schedule
     loss: Loss = Loss()
     batch: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    quantise: Literal["int8"] | None = None
+    quantize: Literal["int8"] | None = None
     ema: float | None = Field(default=None, gt=0, lt=1)
     compile: bool = False
     sync_norm: bool = True

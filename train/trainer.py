@@ -27,12 +27,12 @@ from .optimizer import (
     Average,
     factor,
     load_state_by_name,
-    make_optimiser,
+    make_optimizer,
     set_learning_rate,
     state_by_name,
 )
 from .parallel import Place, any_process, averaged, distribute, joined, summed
-from .predictor import Predictor, autocast, channels_last, normalise
+from .predictor import Predictor, autocast, channels_last, normalize
 from .pretrained import start
 from .qat import ranges, round_layers, set_ranges
 from .sections import Recipe
@@ -98,10 +98,10 @@ class Run:
         self.network = build(recipe.model, len(self.data.classes), **recipe.options).train()
         self.network.info.check_size(*recipe.augment.crop)
         self.started = start(self.network, recipe)
-        self.rounded = round_layers(self.network, recipe.augment.crop) if recipe.quantise else []
+        self.rounded = round_layers(self.network, recipe.augment.crop) if recipe.quantize else []
         channels_last(self.network.to(place.device))
         self.average = Average(self.network, recipe.ema) if recipe.ema else None
-        self.optimiser = make_optimiser(self.network, recipe.optimiser)
+        self.optimizer = make_optimizer(self.network, recipe.optimizer)
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=recipe.precision == "fp16")
         criterion = Criterion(recipe.loss, self._class_weights(), self.network.info.align_corners)
         self.criterion: Callable[..., Tensor] = criterion.to(place.device)
@@ -133,7 +133,7 @@ class Run:
         state = read_state(self.path(STATE))
         self.network.load_state_dict(state["network"])
         set_ranges(self.network, state.get("ranges", {}))
-        load_state_by_name(self.optimiser, self.network, state["optimiser"])
+        load_state_by_name(self.optimizer, self.network, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.model.load_state_dict(state["average"])
@@ -149,7 +149,7 @@ class Run:
             "best": self.best,
             "network": self.network.state_dict(),
             "ranges": ranges(self.network),
-            "optimiser": state_by_name(self.optimiser, self.network),
+            "optimizer": state_by_name(self.optimizer, self.network),
             "scaler": self.scaler.state_dict(),
             "average": average.model.state_dict() if average else {},
             "updates": average.updates if average else 0,
@@ -208,7 +208,7 @@ class Run:
         epoch = max(1, round(len(self.data) / self._images))
         iteration = min(self.iteration, self.length - 1)
         scale = factor(self.recipe.schedule, iteration, self.length, epoch)
-        return self.recipe.optimiser.learning_rate * scale
+        return self.recipe.optimizer.learning_rate * scale
 
     def _loader(self) -> Any:
         recipe, place = self.recipe, self.place
@@ -221,17 +221,17 @@ class Run:
     def step(self, batches: Iterator[Batch]) -> float:
         """One update from `accumulate` batches; returns their mean loss."""
         torch.manual_seed(self._seed())
-        set_learning_rate(self.optimiser, self.rate)
+        set_learning_rate(self.optimizer, self.rate)
         total, count = 0.0, self.recipe.accumulate
         for number in range(1, count + 1):
             with self._gradients_shared(last=number == count):
                 total += self._backward(self._next(batches)) / count
-        if self.recipe.optimiser.clip is not None:
-            self.scaler.unscale_(self.optimiser)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimiser.clip)
-        self.scaler.step(self.optimiser)
+        if self.recipe.optimizer.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimizer.clip)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(self.network)
         return total
@@ -255,7 +255,7 @@ class Run:
 
     def _backward(self, batch: Batch) -> float:
         device = self.place.device
-        image = normalise(batch.images.to(device, non_blocking=True), self.network.info)
+        image = normalize(batch.images.to(device, non_blocking=True), self.network.info)
         label = batch.labels.to(device, non_blocking=True).long()
         with autocast(device, self.recipe.precision):
             outputs = self.step_model(image)
@@ -266,7 +266,7 @@ class Run:
             names = ", ".join(self.data.name(index) for index in batch.indices)
             raise TrainingError(
                 f"the loss is {value} at iteration {self.iteration}, batch of {names}: lower "
-                "optimiser.learning_rate or set optimiser.clip, and go on with --resume"
+                "optimizer.learning_rate or set optimizer.clip, and go on with --resume"
             )
         torch.autograd.backward(self.scaler.scale(loss / self.recipe.accumulate))
         return value

@@ -16,13 +16,13 @@ from ..attention import Block, Groups, RelativeBias, window_plan
 from ..layers import to_map, to_tokens
 from ..variant import Keys
 
-# Which axis of (row, column, channel) of a 2x2 neighbourhood is outermost in the merged channels:
+# Which axis of (row, column, channel) of a 2x2 neighborhood is outermost in the merged channels:
 # the original release lays out whole maps, column by column; the toolbox unfolds by channel.
 ORIGINAL, UNFOLDED = (1, 0, 2), (2, 0, 1)
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours become one token of twice the width: (N, H * W, C) -> (N, H/2 * W/2, 2C).
+    """Four neighbors become one token of twice the width: (N, H * W, C) -> (N, H/2 * W/2, 2C).
 
     layout: ORIGINAL or UNFOLDED, the order of the 4C values that norm and reduction take.
     """

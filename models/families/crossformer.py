@@ -38,7 +38,7 @@ HIDDEN = -3e4  # the score of a padded key: nothing is left of it, and half prec
 
 @lru_cache(maxsize=64)
 def crossing_plan(height: int, width: int, size: int, interval: int, code: int) -> Plan:
-    """Groups of `size` x `size` neighbours (interval 0), or of tokens that are `interval` apart.
+    """Groups of `size` x `size` neighbors (interval 0), or of tokens that are `interval` apart.
 
     Distant groups span the whole padded map in the code of 2021, so that they grow with it, and are
     of `size` x `size` tokens in that of 2023. A map with a side of at most `size` has near groups

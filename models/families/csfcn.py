@@ -195,7 +195,7 @@ class CSFCN(Network):
     calibration; one convolution and a classifier follow.
 
     shuffle: the classifier gives each position its 8x8 pixels' logits (pixel shuffle); otherwise
-    one value a class, enlarged bilinearly. head: "plain", or "rep" for a reparameterised
+    one value a class, enlarged bilinearly. head: "plain", or "rep" for a reparameterized
     convolution.
     """
 
@@ -220,14 +220,14 @@ class CSFCN(Network):
         self.head = head_conv(spatial, spatial, head)
         self.classifier = nn.Conv2d(spatial, num_classes * (64 if shuffle else 1), 1)
         self.enlarge = nn.PixelShuffle(8) if shuffle else Enlarge(8, align_corners=True)
-        self._initialise()
+        self._initialize()
 
     def coarse(self, image: Tensor) -> Tensor:
         features = self.backbone(image)
         deep = self.context(features[3])
         return self.classifier(self.head(self.spatial(features[1], deep)))
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module is not self.classifier:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

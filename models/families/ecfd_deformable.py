@@ -98,20 +98,20 @@ def _step(*sides: int) -> Tensor:
 
 
 def _base(levels: int, *sides: int) -> Tensor:
-    """The centre of each query in each of the `levels` maps: (queries, levels, 1, 2), x first.
+    """The center of each query in each of the `levels` maps: (queries, levels, 1, 2), x first.
 
     sides: height and width of the maps that are read, then of those that the queries come from.
     """
     read, asked = _pairs(sides)[:levels], _pairs(sides)[levels:]
-    centres = []
+    centers = []
     for height, width in asked:
         y, x = np.meshgrid(
             (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij"
         )
-        centres.append(np.stack([x, y], axis=-1).reshape(-1, 1, 2))
+        centers.append(np.stack([x, y], axis=-1).reshape(-1, 1, 2))
     scale = np.array([(width, height) for height, width in read])
     first = np.array([(column, row) for row, column in corners(read)[0]])
-    places = (np.concatenate(centres) * scale + first) * _unit(read) - 1
+    places = (np.concatenate(centers) * scale + first) * _unit(read) - 1
     return torch.from_numpy(places[:, :, None].astype(np.float32))
 
 
@@ -143,7 +143,7 @@ class DeformableAttention(nn.Module):
         self.atlas = Atlas()
         self.step, self.bounds = Constant(_step), Constant(_bounds)
         self.base = Constant(partial(_base, levels))
-        self._initialise()
+        self._initialize()
 
     def forward(
         self, queries: Tensor, values: Tensor, asked: Sequence[Size], read: Sequence[Size]
@@ -151,7 +151,7 @@ class DeformableAttention(nn.Module):
         n, count, width = queries.shape
         offsets, weights = self.offsets_weights(queries)
         maps = self.atlas.lay(self.value(values), read)
-        # Places and weights in float32: half precision cannot tell neighbouring pixels apart.
+        # Places and weights in float32: half precision cannot tell neighboring pixels apart.
         shape = (n, count, self.heads, self.levels, self.points)
         moves = offsets.float().reshape(*shape, 2).transpose(1, 2).flatten(0, 1)
         sides: tuple[int, ...] = sum(read, ())
@@ -174,7 +174,7 @@ class DeformableAttention(nn.Module):
     def deployed(self) -> DeployedDeformableAttention:
         return DeployedDeformableAttention(self)
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Points at 1, 2, 3 and 4 pixels, a direction per head; even weights."""
         angles = [2 * math.pi * head / self.heads for head in range(self.heads)]
         directions = torch.tensor([(math.cos(a), math.sin(a)) for a in angles])

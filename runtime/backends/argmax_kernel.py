@@ -133,7 +133,7 @@ class LabelKernel:
             places |= {COARSE: coarse, LABELS: self.labels}
             given = [places[name] for name in file.call.arguments]
             self._arguments = _Arguments([*given, *[0] * file.call.unused])
-            cuda.synchronise(stream)  # the tables were copied from memory that goes now
+            cuda.synchronize(stream)  # the tables were copied from memory that goes now
         except BaseException:
             self.close()
             raise

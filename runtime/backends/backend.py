@@ -42,7 +42,7 @@ class Backend(Protocol):
     """A loaded model. Not thread-safe; the next call may overwrite the labels, so copy to keep.
 
     A call is `upload`, `compute` and `download` in turn; they are apart so that each can be timed,
-    with `synchronise` between them where work is only queued.
+    with `synchronize` between them where work is only queued.
     """
 
     card: Card
@@ -58,7 +58,7 @@ class Backend(Protocol):
 
     def download(self) -> Labels: ...
 
-    def synchronise(self) -> None: ...
+    def synchronize(self) -> None: ...
 
     def logits(self) -> NDArray[np.floating[Any]] | None:
         """The logits of the last call (1, K, h, w), if the artifact gives them."""

@@ -99,7 +99,7 @@ class Cuda:
     def destroy_stream(self, stream: int) -> None:
         self._call("cudaStreamDestroy", stream)
 
-    def synchronise(self, stream: int) -> None:
+    def synchronize(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", stream)
 
     def begin_capture(self, stream: int) -> None:

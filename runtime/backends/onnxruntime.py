@@ -105,7 +105,7 @@ class OnnxRuntime(InTurn):
         value: NDArray[Any] = self.binding.get_outputs()[self.names.index(name)].numpy()
         return value
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         self.binding.synchronize_outputs()
 
     def close(self) -> None:

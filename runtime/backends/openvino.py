@@ -114,7 +114,7 @@ class OpenVino(InTurn):
         data: NDArray[Any] = self.request.get_tensor(name).data
         return data
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Every step here ends before it returns."""
 
     def close(self) -> None:

@@ -152,7 +152,7 @@ class PyTorch(InTurn):
 
     def _replay(self, graph: Any) -> None:
         graph.replay()
-        self.synchronise()
+        self.synchronize()
 
     def upload(self, image: Image) -> None:
         if self.staging is None:
@@ -171,7 +171,7 @@ class PyTorch(InTurn):
         value: NDArray[Any] = self.results[self.names.index(name)].cpu().numpy()
         return value
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

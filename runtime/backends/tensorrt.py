@@ -125,7 +125,7 @@ class TensorRT(InTurn):
         self._cuda.to_device(self._tensors["frame"].address, self.frame, self._stream)
         began = time.perf_counter()
         self._plan.enqueue(self._stream)
-        self.synchronise()
+        self.synchronize()
         self.first_run_ms = (time.perf_counter() - began) * 1e3
         return self._plan.capture() if cuda_graph else "off"
 
@@ -148,7 +148,7 @@ class TensorRT(InTurn):
 
     def upload(self, image: Image) -> None:
         """image (1, H, W, 3) uint8. Queues the copy; `frame` must stay as it is until `download`
-        or `synchronise`. Raises ValueError for another shape or type."""
+        or `synchronize`. Raises ValueError for another shape or type."""
         self._use()
         if image.shape != self.frame.shape or image.dtype != np.uint8:
             raise ValueError(
@@ -189,12 +189,12 @@ class TensorRT(InTurn):
         self._use()
         host = self._host[name]
         self._cuda.to_host(host, self._tensors[name].address, self._stream)
-        self.synchronise()
+        self.synchronize()
         return host
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         self._use()
-        self._cuda.synchronise(self._stream)
+        self._cuda.synchronize(self._stream)
 
     def close(self) -> None:
         self._finalizer()

@@ -32,7 +32,7 @@ class Tensor:
 
 
 class Plan:
-    """Deserialises `content`; creating the context compiles the kernels of a TensorRT-RTX engine.
+    """Deserializes `content`; creating the context compiles the kernels of a TensorRT-RTX engine.
 
     jit_caches: where those kernels may lie from an earlier start; the first that can be written
     keeps them. `jit` says what came of it: "read", "written" or "none". `behind`, if it is set,

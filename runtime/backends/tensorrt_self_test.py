@@ -59,7 +59,7 @@ def measure(trt: Any, log: Any, cuda: Cuda) -> dict[str, float]:
         for name, expected in answers(image, grid).items():
             found = np.empty(expected.shape, np.float32)
             cuda.to_host(found, plan.tensors[name].address, stream)
-            cuda.synchronise(stream)
+            cuda.synchronize(stream)
             errors[name] = float(np.abs(found - expected).max())
         return errors
     finally:
@@ -148,7 +148,7 @@ def resize(image: Map, shape: tuple[int, ...], corners: bool) -> Map:
 
     def position(length: int, large: int) -> Map:
         step = (length - 1) / (large - 1) if corners else length / large
-        shift = 0 if corners else (step - 1) / 2  # pixels lie at their centres
+        shift = 0 if corners else (step - 1) / 2  # pixels lie at their centers
         at = np.arange(large) * step + shift
         return np.asarray(np.clip(at, 0, length - 1), np.float32)
 

@@ -13,9 +13,9 @@ from ...data.files import write_atomically
 from ..drive.messages import Message, Result
 
 Picture = NDArray[np.uint8]
-Colours = Sequence[tuple[int, int, int]]
+Colors = Sequence[tuple[int, int, int]]
 FASTEST_HZ = 240.0
-Paint = Callable[[Picture, Picture, Colours], Picture]  # image, labels, palette -> overlay
+Paint = Callable[[Picture, Picture, Colors], Picture]  # image, labels, palette -> overlay
 
 
 class LabelPngs:
@@ -47,7 +47,7 @@ class OverlayVideo:
     records = True
     LEARNS_FROM = 10  # results, before a rate is settled
 
-    def __init__(self, path: Path, palette: Colours, paint: Paint, fps: float | None = None):
+    def __init__(self, path: Path, palette: Colors, paint: Paint, fps: float | None = None):
         self.path, self.palette, self.paint, self.fps = path, palette, paint, fps
         path.parent.mkdir(parents=True, exist_ok=True)
         self.partial = path.with_name(f".{path.stem}.partial.mp4")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..drive.messages import Message, Result
-from .label_files import Colours, Paint, encoded
+from .label_files import Colors, Paint, encoded
 
 INSTALL = 'MCAP logs need the mcap package: pip install "rtseg[drive]"'
 TIME: dict[str, Any] = {
@@ -43,7 +43,7 @@ class McapRecorder:
     capacity = 64
     records = True
 
-    def __init__(self, path: Path, classes: Sequence[str], palette: Colours, paint: Paint):
+    def __init__(self, path: Path, classes: Sequence[str], palette: Colors, paint: Paint):
         try:
             from mcap.writer import Writer
         except ImportError as error:
@@ -54,7 +54,7 @@ class McapRecorder:
         self._file = self.partial.open("wb")
         self._writer = Writer(self._file)
         self._writer.start(profile="", library="rtseg")
-        names = json.dumps([list(classes), [list(colour) for colour in palette]])
+        names = json.dumps([list(classes), [list(color) for color in palette]])
         self._writer.add_metadata("rtseg", {"classes_and_palette": names})
         self._channels = {
             topic: self._channel(topic, schema)
