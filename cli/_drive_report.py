@@ -44,8 +44,10 @@ def table_of(facts: dict[str, Any]) -> Table:
     table.add_row("results", _counts(facts["results_by_level"]))
     for change in facts["level_changes"]:
         table.add_row(f"at {change['at_s']:.1f} s", f"to {change['to']}: {change['why']}")
-    for loss in facts["losses"]:
-        table.add_row(f"at {loss['at_s']:.1f} s", f"{loss['engine']} replaced: {loss['reason']}")
+    for failure in facts["engine_failures"]:
+        table.add_row(
+            f"at {failure['at_s']:.1f} s", f"{failure['engine']} replaced: {failure['reason']}"
+        )
     for sink in facts["sinks"]:
         counts = {name: sink[name] for name in ("delivered", "dropped", "failed", "unflushed")}
         table.add_row(sink["name"], f"{_counts(counts)}  {sink['last_error']}".rstrip())

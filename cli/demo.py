@@ -135,11 +135,11 @@ def _serve(
     are the levels of its ladder."""
     from ..data.camera import is_camera
     from ..data.sources import open_drive_source
-    from ..runtime import Drive, Limits
+    from ..runtime import Drive, DriveLimits
 
     artifacts = [_artifact(model, backend) for model in models]
     page = new_page(artifacts[0], deadline_ms, "demo")
-    limits = Limits(max_age_ms=max(500.0, 5 * deadline_ms), deadline_ms=deadline_ms)
+    limits = DriveLimits(max_age_ms=max(500.0, 5 * deadline_ms), deadline_ms=deadline_ms)
     camera = open_drive_source(source, fps, loops=not is_camera(source), topic=topic)
     drive = Drive(camera, artifacts, [page], limits=limits, backend=backend, device=device)
     page.watch = drive.snapshot

@@ -18,7 +18,7 @@ from ._live import Host, Port, Token, new_page, serving
 from ._options import Backend, Device, Json
 
 if TYPE_CHECKING:
-    from ..runtime.drive.faults import Plan
+    from ..runtime.drive.faults import FaultPlan
     from ..runtime.drive.messages import Health
 
 
@@ -80,10 +80,10 @@ def drive(
     rtseg drive 0 --model artifacts/csfcn_512x1024_fp16.engine --deadline 40 --health 8080
     """
     from ..data.sources import open_drive_source
-    from ..runtime import Drive, Limits
-    from ..runtime.drive.drive import artifact_task
+    from ..runtime import Drive, DriveLimits
+    from ..runtime.drive.drive import build_artifact_task
     from ..runtime.drive.faults import FaultySink, FaultySource, with_faults
-    from ..runtime.drive.realtime import Wishes
+    from ..runtime.drive.realtime import RealtimeOptions
     from ..runtime.drive.verdict import verdict
     from ._drive_sinks import open_sinks
 
@@ -91,12 +91,12 @@ def drive(
         raise ValueError("a ladder of several models works for a deadline: give --deadline MS")
     every_frame = rate == 0
     if max_age is None and not every_frame:
-        max_age = Limits.max_age_ms
-    limits = Limits(max_age_ms=max_age, deadline_ms=deadline)
+        max_age = DriveLimits.max_age_ms
+    limits = DriveLimits(max_age_ms=max_age, deadline_ms=deadline)
     frames = open_drive_source(source, rate, loop, topic)
-    wishes = Wishes(cores=tuple(core or ())) if realtime else None
+    wishes = RealtimeOptions(cores=tuple(core or ())) if realtime else None
     artifacts = [_artifact(each, backend) for each in model]
-    task = artifact_task(artifacts, backend, device, wishes)
+    task = build_artifact_task(artifacts, backend, device, wishes)
 
     open_drive = partial(
         Drive,
@@ -159,12 +159,12 @@ def _artifact(model: str, backend: str | None) -> Path:
         return Path(exported_model(model, backend, step))
 
 
-def _plan(path: Path | None) -> Plan | None:
+def _plan(path: Path | None) -> FaultPlan | None:
     if path is None:
         return None
-    from ..runtime.drive.faults import Plan, read_plan
+    from ..runtime.drive.faults import FaultPlan, read_plan
 
-    return Plan(read_plan(path), time.monotonic_ns())
+    return FaultPlan(read_plan(path), time.monotonic_ns())
 
 
 def _say(at_s: float, health: Health) -> None:

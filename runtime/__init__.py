@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from .artifact import ArtifactError, Card, EngineFacts, Proof, read_card, verify
+from .drive.clock import DriveLimits
 from .drive.drive import Drive
-from .drive.limits import Limits
-from .drive.messages import Kind, Result, State, Status
+from .drive.messages import Result, State, Status, StatusKind
 from .segmenter import Segmenter, load
 
 __all__ = [
     "ArtifactError",
     "Card",
     "Drive",
+    "DriveLimits",
     "EngineFacts",
-    "Kind",
-    "Limits",
     "Proof",
     "Result",
     "Segmenter",
     "State",
     "Status",
+    "StatusKind",
     "load",
     "read_card",
     "verify",

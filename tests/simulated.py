@@ -9,22 +9,20 @@ from typing import Any
 
 import numpy as np
 from rtseg.data.frames import Frame
-from rtseg.runtime.drive.capture import Capture
-from rtseg.runtime.drive.clock import Bell
+from rtseg.runtime.drive.capture import Capture, Mailbox
+from rtseg.runtime.drive.clock import DriveLimits, LoopClock
 from rtseg.runtime.drive.engine import Answer
-from rtseg.runtime.drive.health import History, assess
-from rtseg.runtime.drive.limits import Limits
+from rtseg.runtime.drive.health import History, assess_health
 from rtseg.runtime.drive.loop import Loop
-from rtseg.runtime.drive.mailbox import Mailbox
 from rtseg.runtime.drive.messages import Message, Result, Status
-from rtseg.runtime.drive.stats import Tally
-from rtseg.runtime.drive.supervisor import Crew
+from rtseg.runtime.drive.stats import FrameCounters
+from rtseg.runtime.drive.supervisor import Supervisor
 
 SECOND = 1_000_000_000
 SIZE = 4, 6
 
 
-class SimulatedBell(Bell):
+class SimulatedClock(LoopClock):
     """Waiting lets the events of that time happen."""
 
     def __init__(self) -> None:
@@ -39,7 +37,7 @@ class SimulatedBell(Bell):
     def wall_ns(self) -> int:
         return 10**18 + self.now
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         self.rung = True
 
     def after(self, seconds: float, event: Callable[[], None]) -> None:
@@ -61,24 +59,24 @@ class SimulatedEngine:
 
     def __init__(
         self,
-        bell: SimulatedBell,
+        clock: SimulatedClock,
         latency_s: Callable[[int], float] = lambda level: 0.01,
         levels: Sequence[str] = ("large",),
         baselines_ms: Sequence[float] | None = None,
         plan: list[str] | None = None,
         start_s: float = 0.0,
     ):
-        self.bell, self.latency_s, self.levels = bell, latency_s, levels
+        self.clock, self.latency_s, self.levels = clock, latency_s, levels
         self.baselines_ms = baselines_ms or [1000 * latency_s(i) for i in range(len(levels))]
         self.plan = [] if plan is None else plan
         self.ready, self.fault, self.killed = start_s == 0, "", False
         self.answer: Answer | None = None
         if start_s:
-            bell.after(start_s, self._be_ready)
+            clock.after(start_s, self._be_ready)
 
     def _be_ready(self) -> None:
         self.ready = True
-        self.bell.ring()
+        self.clock.wake()
 
     def submit(self, job: int, image: np.ndarray[Any, Any], level: int) -> None:
         fate = self.plan.pop(0) if self.plan else ""
@@ -87,14 +85,14 @@ class SimulatedEngine:
         labels = image[:, :, 0].copy()
         error = Answer(job, None, error="CUDA error 700")
         answer = error if fate == "error" else Answer(job, labels, 1000 * self.latency_s(level))
-        self.bell.after(self.latency_s(level), lambda: self._done(fate, answer))
+        self.clock.after(self.latency_s(level), lambda: self._done(fate, answer))
 
     def _done(self, fate: str, answer: Answer) -> None:
         if fate == "die":
             self.fault = "the worker process ended by signal 11"
         else:
             self.answer = answer
-        self.bell.ring()
+        self.clock.wake()
 
     def take(self) -> Answer | None:
         answer, self.answer = self.answer, None
@@ -105,18 +103,18 @@ class SimulatedEngine:
 
 
 class Recorder:
-    """An outlet that keeps what it is offered, with the time."""
+    """An queue that keeps what it is offered, with the time."""
 
     name = "recorder"
     failed_ns = 0
     last_error = ""
 
-    def __init__(self, bell: Bell):
-        self.bell = bell
+    def __init__(self, clock: LoopClock):
+        self.clock = clock
         self.messages: list[tuple[int, Message]] = []
 
     def offer(self, message: Message) -> None:
-        self.messages.append((self.bell.now_ns(), message))
+        self.messages.append((self.clock.now_ns(), message))
 
     def blocked_s(self) -> float:
         return 0.0
@@ -131,27 +129,27 @@ class Simulation:
 
     def __init__(
         self,
-        starts: Callable[[SimulatedBell], Sequence[Callable[[], SimulatedEngine]]],
-        standby: Callable[[SimulatedBell], SimulatedEngine] | None = None,
+        starts: Callable[[SimulatedClock], Sequence[Callable[[], SimulatedEngine]]],
+        standby: Callable[[SimulatedClock], SimulatedEngine] | None = None,
         **limits: Any,
     ):
-        self.bell = bell = SimulatedBell()
+        self.clock = clock = SimulatedClock()
         self.started: list[SimulatedEngine] = []
         self.reopened_at: list[float] = []
-        queue = list(starts(bell))
-        tally, mailbox = Tally(), Mailbox(bell)
-        self.capture = Capture([], mailbox, tally, bell)
+        queue = list(starts(clock))
+        counters, mailbox = FrameCounters(), Mailbox(clock)
+        self.capture = Capture([], mailbox, counters, clock)
         self.capture.reopen = self._reopen  # type: ignore[method-assign]
-        self.crew = Crew(
-            bell,
+        self.supervisor = Supervisor(
+            clock,
             lambda: self._started(queue.pop(0) if len(queue) > 1 else queue[0]),
-            (lambda: standby(bell)) if standby else None,
+            (lambda: standby(clock)) if standby else None,
         )
-        self.recorder = Recorder(bell)
-        outlets: Any = [self.recorder]
-        limit = Limits(**limits)
-        self.loop = Loop(self.capture, mailbox, self.crew, outlets, tally, bell, limit)
-        self.began = bell.now
+        self.recorder = Recorder(clock)
+        queues: Any = [self.recorder]
+        limit = DriveLimits(**limits)
+        self.loop = Loop(self.capture, mailbox, self.supervisor, queues, counters, clock, limit)
+        self.began = clock.now
         self.history = History()
         self._shown = 0
 
@@ -165,24 +163,24 @@ class Simulation:
 
     @property
     def seconds(self) -> float:
-        return (self.bell.now - self.began) / SECOND
+        return (self.clock.now - self.began) / SECOND
 
     def show(self) -> None:
         """The camera gives a frame whose every value is its index."""
         image = np.full((*SIZE, 3), self._shown % 256, np.uint8)
-        self.capture.accept(Frame(image, self._shown, self.bell.now))
+        self.capture.accept(Frame(image, self._shown, self.clock.now))
         self._shown += 1
 
     def camera(self, period_s: float, from_s: float, to_s: float) -> None:
         for place in range(round((to_s - from_s) / period_s)):
             at = from_s + place * period_s - self.seconds
-            self.bell.after(at, self.show)
+            self.clock.after(at, self.show)
 
     def run(self, until_s: float) -> None:
         while self.seconds < until_s:
-            self.bell.wait(min(self.loop.wake_s(), until_s - self.seconds + 1e-9))
+            self.clock.wait(min(self.loop.wake_s(), until_s - self.seconds + 1e-9))
             self.loop.step()
-            self.history.note(self.seconds, assess(self.loop))
+            self.history.note(self.seconds, assess_health(self.loop))
 
     @property
     def results(self) -> list[tuple[float, Result]]:
@@ -198,7 +196,7 @@ class Simulation:
 
     @property
     def frames(self) -> Any:
-        return self.loop.tally.facts()
+        return self.loop.counters.facts()
 
     @property
     def states(self) -> list[str]:

@@ -24,9 +24,9 @@ from rtseg.data.frames import Frame, read_image
 from rtseg.data.scenes import scene
 from rtseg.export import Artifact, export
 from rtseg.models.loading import Source
-from rtseg.runtime import Drive, Limits, Result, State, Status, read_card
-from rtseg.runtime.drive.drive import artifact_task
-from rtseg.runtime.drive.faults import Fault, Plan, with_faults
+from rtseg.runtime import Drive, DriveLimits, Result, State, Status, read_card
+from rtseg.runtime.drive.drive import build_artifact_task
+from rtseg.runtime.drive.faults import Fault, FaultPlan, with_faults
 from rtseg.runtime.drive.health import HealthServer, Systemd
 from rtseg.runtime.drive.messages import Health
 
@@ -105,7 +105,7 @@ def test_what_a_sink_accepted_is_flushed_at_the_end() -> None:
 
     slow.capacity = 1000  # type: ignore[attr-defined]
     report = Drive(
-        frames(60), first_channel, [slow], every_frame=True, limits=Limits(max_age_ms=None)
+        frames(60), first_channel, [slow], every_frame=True, limits=DriveLimits(max_age_ms=None)
     ).run()
     assert got == list(range(60))
     assert (report["sinks"][0]["delivered"], report["sinks"][0]["unflushed"]) == (60, 0)
@@ -272,10 +272,10 @@ def test_the_command_labels_a_clip(
 def test_a_worker_that_dies_is_replaced_while_the_fallback_serves(
     artifacts: list[Artifact],
 ) -> None:
-    plan = Plan([Fault(0, "worker_death")], time.monotonic_ns())
-    task = with_faults(artifact_task([artifacts[0].path], "onnxruntime", "cpu"), plan)
+    plan = FaultPlan([Fault(0, "worker_death")], time.monotonic_ns())
+    task = with_faults(build_artifact_task([artifacts[0].path], "onnxruntime", "cpu"), plan)
     drive = Drive(
-        endless(), task, fallback=artifacts[1].path, limits=Limits(max_age_ms=1000 * LIMIT_S)
+        endless(), task, fallback=artifacts[1].path, limits=DriveLimits(max_age_ms=1000 * LIMIT_S)
     )
 
     def recovered(at_s: float, health: Health) -> None:
@@ -284,7 +284,7 @@ def test_a_worker_that_dies_is_replaced_while_the_fallback_serves(
 
     report = drive.run(10 * LIMIT_S, recovered)
     assert report["ended"] == "stop()"
-    assert [loss["reason"] for loss in report["losses"]] == [
+    assert [failure["reason"] for failure in report["engine_failures"]] == [
         "the worker process ended with exit code 70"
     ]
     assert report["frames"]["open"] == 0
@@ -373,13 +373,13 @@ def test_levels_answer_in_the_same_classes(
     given = dict(zip(paths, [cards[0], other], strict=True))
     monkeypatch.setattr("rtseg.runtime.drive.drive.read_card", given.get)
     with pytest.raises(ValueError, match="has other classes than"):
-        artifact_task(paths)
+        build_artifact_task(paths)
 
 
 @pytest.mark.slow
 def test_a_worker_is_steady_over_50_000_frames(artifacts: list[Artifact]) -> None:
     drive = Drive(
-        frames(50_000), artifacts[1].path, every_frame=True, limits=Limits(max_age_ms=None)
+        frames(50_000), artifacts[1].path, every_frame=True, limits=DriveLimits(max_age_ms=None)
     )
     report = drive.run()
     assert report["frames"]["published"] == 50_000

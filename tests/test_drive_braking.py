@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rtseg.data.classes import CAMVID, CITYSCAPES
 from rtseg.demo.braking import Advice, BrakingPlanner, View, free_space_m, zone
-from rtseg.runtime import Kind, Result, Status
+from rtseg.runtime import Result, Status, StatusKind
 
 VIEW = View(focal_px=500, height_m=1.5, horizon_row=100)
 ROAD, CAR = CITYSCAPES.names.index("road"), CITYSCAPES.names.index("car")
@@ -54,7 +54,7 @@ def test_the_planner_is_a_sink() -> None:
     labels = street(200)
     image = np.zeros((*labels.shape, 3), np.uint8)
     planner(Result(7, 7, "", 0, 0, labels, image, "nano", {}, 100.0, 0, 1))
-    planner(Status(Kind.LATE, "late", "", 0, 0, 8))
+    planner(Status(StatusKind.LATE, "late", "", 0, 0, 8))
     assert told[0].frame_id == 7
     assert told[0].free_m == pytest.approx(VIEW.distance_m(201) - 0.5)  # 0.1 s at 5 m/s
     assert told[0].zone == "clear"

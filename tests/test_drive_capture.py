@@ -12,11 +12,10 @@ import pytest
 from rtseg.data.frames import Frame
 from rtseg.data.playback import Paced
 from rtseg.runtime.drive import capture as capturing
-from rtseg.runtime.drive.capture import Capture
-from rtseg.runtime.drive.clock import Bell
-from rtseg.runtime.drive.faults import FaultySource, Plan
-from rtseg.runtime.drive.mailbox import Captured, Mailbox
-from rtseg.runtime.drive.stats import Spread, Tally
+from rtseg.runtime.drive.capture import Capture, CapturedFrame, Mailbox
+from rtseg.runtime.drive.clock import LoopClock
+from rtseg.runtime.drive.faults import FaultPlan, FaultySource
+from rtseg.runtime.drive.stats import FrameCounters, TimeHistogram
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 LIMIT_S = 20.0
@@ -34,8 +33,8 @@ def until(holds: Callable[[], Any]) -> None:
 
 
 def capture_of(source: Any, every_frame: bool = False) -> Capture:
-    bell = Bell()
-    return Capture(source, Mailbox(bell), Tally(), bell, every_frame)
+    clock = LoopClock()
+    return Capture(source, Mailbox(clock), FrameCounters(), clock, every_frame)
 
 
 class Breaking:
@@ -53,8 +52,8 @@ class Breaking:
 
 
 def test_the_mailbox_keeps_the_newest() -> None:
-    mailbox = Mailbox(Bell())
-    frames = [Captured(i, frame(i), 0) for i in range(3)]
+    mailbox = Mailbox(LoopClock())
+    frames = [CapturedFrame(i, frame(i), 0) for i in range(3)]
     assert mailbox.put(frames[0]) is None
     assert mailbox.put(frames[1]) is frames[0]
     assert mailbox.put(frames[2]) is frames[1]
@@ -104,10 +103,10 @@ def test_a_silent_camera_is_left_to_its_thread() -> None:
     capture.start()
     until(lambda: capture.last_ns)
     assert capture.reopen()
-    until(lambda: capture.tally.facts()["captured"] == 2)
+    until(lambda: capture.counters.facts()["captured"] == 2)
     stuck.set()
     until(lambda: capture.ended)
-    assert capture.tally.facts()["captured"] == 2
+    assert capture.counters.facts()["captured"] == 2
     taken = capture.mailbox.take()
     assert taken is not None
     assert taken.frame.index == 2
@@ -155,11 +154,11 @@ def test_a_recording_that_breaks_is_not_played_again() -> None:
     capture.start()
     until(lambda: capture.gone)
     assert once.opened == 1
-    capture = capture_of(FaultySource(Paced(round_and_round, 0, loops=True), Plan([], 0)))
+    capture = capture_of(FaultySource(Paced(round_and_round, 0, loops=True), FaultPlan([], 0)))
     capture.start()
     until(lambda: round_and_round.opened > 1)
     capture.stop()
-    assert not capture_of(FaultySource(Paced(once, 0), Plan([], 0))).reopen()
+    assert not capture_of(FaultySource(Paced(once, 0), FaultPlan([], 0))).reopen()
 
 
 def test_a_source_may_wait_for_inference() -> None:
@@ -170,18 +169,18 @@ def test_a_source_may_wait_for_inference() -> None:
         waiting = capture.mailbox.take()
         if waiting is not None:
             taken.append(waiting.frame.index)
-        capture.bell.wait(0.01)
+        capture.clock.wait(0.01)
     assert taken == [0, 1, 2, 3, 4]
-    assert capture.tally.facts()["dropped"] == {}
+    assert capture.counters.facts()["dropped"] == {}
 
 
 def test_a_waiting_source_ends_when_told() -> None:
     capture = capture_of((frame(i) for i in range(5)), every_frame=True)
     capture.start()
-    until(lambda: capture.tally.facts()["captured"] == 2)
+    until(lambda: capture.counters.facts()["captured"] == 2)
     capture.stop()
     capture.join(LIMIT_S)
-    assert capture.tally.facts() == {
+    assert capture.counters.facts() == {
         "captured": 2,
         "published": 0,
         "dropped": {"stopped": 1},
@@ -195,7 +194,7 @@ def test_the_last_back_off_is_short_enough() -> None:
 
 def test_quantiles_are_right_to_one_percent() -> None:
     times = np.random.default_rng(0).lognormal(3, 1, 20_000)
-    spread = Spread()
+    spread = TimeHistogram()
     for ms in times:
         spread.add(float(ms))
     facts = spread.facts()

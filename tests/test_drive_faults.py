@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from rtseg.runtime.drive import usage as using
-from rtseg.runtime.drive.faults import KINDS, Fault, Plan, read_plan
+from rtseg.runtime.drive.faults import KINDS, Fault, FaultPlan, read_plan
 from rtseg.runtime.drive.health import History
 from rtseg.runtime.drive.messages import Health, State
 from rtseg.runtime.drive.sheet import MOST_ROWS, to_markdown
@@ -54,7 +54,7 @@ def report(*states: tuple[float, str, str], lost: int = 0, still_open: int = 0) 
     }
 
 
-PLAN = Plan([Fault(10, "camera_stall", 2), Fault(20, "backend_error")], start_ns=0)
+PLAN = FaultPlan([Fault(10, "camera_stall", 2), Fault(20, "backend_error")], start_ns=0)
 GOOD = (
     (1, "running", ""),
     (11, "stale", WHY["camera_stall"]),
@@ -90,7 +90,7 @@ def test_faults_that_were_not(changed: dict[str, Any]) -> None:
 
 def test_a_worker_s_fault_ends_when_it_struck() -> None:
     """However long the dead worker would have hung; and what runs already runs at its end."""
-    plan = Plan([Fault(10, "backend_hang", 30), Fault(50, "camera_stall", 9)], start_ns=0)
+    plan = FaultPlan([Fault(10, "backend_hang", 30), Fault(50, "camera_stall", 9)], start_ns=0)
     states = (
         (1, "running", ""),
         (12, "degraded", WHY["backend_hang"]),
@@ -103,7 +103,7 @@ def test_a_worker_s_fault_ends_when_it_struck() -> None:
 
 
 def test_two_faults_of_a_kind_are_noticed_each() -> None:
-    plan = Plan([Fault(10, "camera_stall", 1), Fault(20, "camera_stall", 1)], start_ns=0)
+    plan = FaultPlan([Fault(10, "camera_stall", 1), Fault(20, "camera_stall", 1)], start_ns=0)
     once = (1, "running", ""), (20.5, "stale", WHY["camera_stall"]), (21, "running", "")
     rows = verdict(plan, report(*once))["faults"]
     assert [row["noticed_after_s"] for row in rows] == [None, 0.5]

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 from rtseg.data.frames import Frame, Unreadable
+from rtseg.runtime.drive.clock import DriveLimits
 from rtseg.runtime.drive.engine import Answer
-from rtseg.runtime.drive.limits import Limits
-from rtseg.runtime.drive.messages import Kind
+from rtseg.runtime.drive.messages import StatusKind
 from rtseg.runtime.drive.usage import usage
-from simulated import SECOND, SIZE, SimulatedBell, SimulatedEngine, Simulation
+from simulated import SECOND, SIZE, SimulatedClock, SimulatedEngine, Simulation
 
 PERIOD = 0.1
 
 
 def steady(latency_s: float, **options: Any) -> Any:
-    return lambda bell: [lambda: SimulatedEngine(bell, lambda level: latency_s, **options)]
+    return lambda clock: [lambda: SimulatedEngine(clock, lambda level: latency_s, **options)]
 
 
 def accounted(drive: Simulation) -> bool:
@@ -61,7 +61,7 @@ def test_a_mask_that_grows_too_old_is_withheld_and_told_at_once() -> None:
     drive.run(4)
     assert drive.results == []
     told, late = drive.statuses[0]
-    assert (late.kind, late.cause, late.frame_id) == (Kind.LATE, "late", 0)
+    assert (late.kind, late.cause, late.frame_id) == (StatusKind.LATE, "late", 0)
     assert told == pytest.approx(0.3, abs=0.001)  # not when the answer comes, at 0.9
     assert drive.frames["dropped"]["late"] == 2
     assert accounted(drive)
@@ -75,10 +75,10 @@ def test_the_sinks_hear_of_a_cut_camera_within_two_periods() -> None:
     last_frame = 4.9
     cut = [(t, s) for t, s in drive.statuses if t < 8]
     assert last_frame + PERIOD < cut[0][0] <= last_frame + 2 * PERIOD
-    assert cut[0][1].kind is Kind.STALE
+    assert cut[0][1].kind is StatusKind.STALE
     gaps = np.diff([t for t, _ in cut])
     assert max(gaps) <= 1.01 * PERIOD  # and goes on hearing
-    assert {s.kind for t, s in cut if t > last_frame + 1.01} == {Kind.LOST}
+    assert {s.kind for t, s in cut if t > last_frame + 1.01} == {StatusKind.LOST}
     assert drive.reopened_at[0] == pytest.approx(last_frame + 1.05, abs=0.05)
     back = next(t for t, _ in drive.results if t > 5.5)
     assert back == pytest.approx(8.03, abs=0.01)
@@ -99,10 +99,10 @@ def test_the_sinks_hear_of_a_cut_camera_within_two_periods() -> None:
 def test_a_frame_that_is_none_is_skipped_and_told(item: Any, cause: str) -> None:
     drive = Simulation(steady(0.03))
     drive.camera(PERIOD, 0, 2)
-    drive.bell.after(1.05, lambda: drive.capture.accept(item))
+    drive.clock.after(1.05, lambda: drive.capture.accept(item))
     drive.run(5)
     (status,) = (s for _, s in drive.statuses if s.cause == cause)
-    assert (status.kind, status.frame_id) == (Kind.LOST, 11)
+    assert (status.kind, status.frame_id) == (StatusKind.LOST, 11)
     assert drive.frames["dropped"] == {cause: 1}
     assert len(drive.results) == 20
     assert "degraded" in drive.states
@@ -112,16 +112,18 @@ def test_a_frame_that_is_none_is_skipped_and_told(item: Any, cause: str) -> None
 def test_the_first_error_restarts_and_the_second_leaves_it_to_the_fallback() -> None:
     plans = [["", "", "error"], [*[""] * 20, "error"], []]
 
-    def starts(bell: SimulatedBell) -> Any:
-        return [lambda p=p: SimulatedEngine(bell, plan=p, start_s=0.5) for p in plans]
+    def starts(clock: SimulatedClock) -> Any:
+        return [lambda p=p: SimulatedEngine(clock, plan=p, start_s=0.5) for p in plans]
 
-    drive = Simulation(starts, lambda bell: SimulatedEngine(bell, levels=("small",), start_s=0.2))
+    drive = Simulation(starts, lambda clock: SimulatedEngine(clock, levels=("small",), start_s=0.2))
     drive.camera(PERIOD, 0, 60)
     drive.run(61)
     assert len(drive.started) == 3
     assert [engine.killed for engine in drive.started] == [True, True, False]
-    assert [loss.cause for loss in drive.crew.losses] == ["backend", "backend"]
-    first, second = (loss.at_ns / SECOND - drive.began / SECOND for loss in drive.crew.losses)
+    assert [failure.cause for failure in drive.supervisor.failures] == ["backend", "backend"]
+    first, second = (
+        failure.at_ns / SECOND - drive.began / SECOND for failure in drive.supervisor.failures
+    )
     levels = [(t, r.level) for t, r in drive.results]
     # Restarted at once after the first error; the fallback bridges the gap.
     assert {level for t, level in levels if first < t < first + 0.5} == {"small"}
@@ -135,39 +137,41 @@ def test_the_first_error_restarts_and_the_second_leaves_it_to_the_fallback() -> 
 
 
 def test_stuck_inference_is_killed_and_replaced() -> None:
-    def starts(bell: SimulatedBell) -> Any:
-        return [lambda: SimulatedEngine(bell, plan=["", "hang"]), lambda: SimulatedEngine(bell)]
+    def starts(clock: SimulatedClock) -> Any:
+        return [lambda: SimulatedEngine(clock, plan=["", "hang"]), lambda: SimulatedEngine(clock)]
 
     drive = Simulation(starts, stuck_periods=10, stuck_ms=1.0, period_ms=100.0)
     drive.camera(PERIOD, 0, 5)
     drive.run(6)
-    assert [loss.cause for loss in drive.crew.losses] == ["stuck"]
+    assert [failure.cause for failure in drive.supervisor.failures] == ["stuck"]
     assert drive.started[0].killed
-    assert drive.crew.losses[0].at_ns / SECOND - drive.began / SECOND == pytest.approx(1.1, 0.01)
+    assert drive.supervisor.failures[0].at_ns / SECOND - drive.began / SECOND == pytest.approx(
+        1.1, 0.01
+    )
     assert drive.frames["dropped"]["late"] == 1  # told at max_age, before it is given up
     assert drive.states[:4] == ["starting", "running", "degraded", "running"]
     assert accounted(drive)
 
 
 def test_a_worker_that_dies_loses_one_frame() -> None:
-    def starts(bell: SimulatedBell) -> Any:
-        return [lambda: SimulatedEngine(bell, plan=["", "die"]), lambda: SimulatedEngine(bell)]
+    def starts(clock: SimulatedClock) -> Any:
+        return [lambda: SimulatedEngine(clock, plan=["", "die"]), lambda: SimulatedEngine(clock)]
 
     drive = Simulation(starts)
     drive.camera(PERIOD, 0, 5)
     drive.run(6)
     assert drive.frames["dropped"] == {"worker": 1}
     (lost,) = (s for _, s in drive.statuses if s.cause == "worker")
-    assert (lost.kind, lost.frame_id) == (Kind.LOST, 1)
+    assert (lost.kind, lost.frame_id) == (StatusKind.LOST, 1)
     assert "signal 11" in lost.text
     assert accounted(drive)
 
 
 def test_replacements_are_at_most_five_a_minute_and_go_on() -> None:
-    drive = Simulation(lambda bell: [lambda: SimulatedEngine(bell, plan=["error"] * 99)])
+    drive = Simulation(lambda clock: [lambda: SimulatedEngine(clock, plan=["error"] * 99)])
     drive.camera(PERIOD, 0, 130)
     drive.run(131)
-    ends = [loss.at_ns / SECOND for loss in drive.crew.losses]
+    ends = [failure.at_ns / SECOND for failure in drive.supervisor.failures]
     assert len(ends) == 1 + 3 * 5  # the first engine, then five in each of three minutes
     assert all(late - early > 59 for early, late in zip(ends[1:], ends[6:], strict=False))
     assert drive.history.entries[-1][1] in ("failed", "starting")
@@ -177,11 +181,11 @@ def test_replacements_are_at_most_five_a_minute_and_go_on() -> None:
 
 def test_an_engine_that_never_becomes_ready_is_replaced() -> None:
     drive = Simulation(
-        lambda bell: [lambda: SimulatedEngine(bell, start_s=9999), lambda: SimulatedEngine(bell)]
+        lambda clock: [lambda: SimulatedEngine(clock, start_s=9999), lambda: SimulatedEngine(clock)]
     )
     drive.camera(PERIOD, 0, 190)
     drive.run(191)
-    assert drive.crew.losses[0].reason == "not ready within 180 s"
+    assert drive.supervisor.failures[0].reason == "not ready within 180 s"
     assert drive.states[:3] == ["starting", "degraded", "running"]
     assert drive.frames["dropped"]["starting"] > 1700
 
@@ -191,14 +195,14 @@ def test_load_makes_it_step_down_and_back() -> None:
     levels = ("1024x2048", "768x1536", "512x1024", "nano")
     costs = (0.06, 0.035, 0.016, 0.005)
 
-    def starts(bell: SimulatedBell) -> Any:
+    def starts(clock: SimulatedClock) -> Any:
         milliseconds = [1000 * cost for cost in costs]
-        return [lambda: SimulatedEngine(bell, lambda i: load[0] * costs[i], levels, milliseconds)]
+        return [lambda: SimulatedEngine(clock, lambda i: load[0] * costs[i], levels, milliseconds)]
 
     drive = Simulation(starts, deadline_ms=80.0, period_ms=100.0)
     drive.camera(PERIOD, 0, 60)
-    drive.bell.after(10, lambda: load.__setitem__(0, 4.0))
-    drive.bell.after(30, lambda: load.__setitem__(0, 1.0))
+    drive.clock.after(10, lambda: load.__setitem__(0, 4.0))
+    drive.clock.after(30, lambda: load.__setitem__(0, 1.0))
     drive.run(61)
     at = {round(t): r.level for t, r in drive.results}
     assert at[9] == "1024x2048"  # 60 ms of 80
@@ -237,7 +241,7 @@ def test_memory_and_handles_are_steady() -> None:
 )
 def test_limits_that_cannot_be_kept(limits: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Limits(**limits)  # type: ignore[arg-type]
+        DriveLimits(**limits)  # type: ignore[arg-type]
 
 
 def test_the_frame_s_size_is_its_own() -> None:
@@ -252,11 +256,11 @@ def test_a_loop_that_was_held_up_publishes_no_old_mask() -> None:
     drive = Simulation(steady(0.3))
     drive.camera(PERIOD, 0, 0.1)
     drive.run(0.2)
-    drive.bell.wait(0.15)
-    drive.bell.now += SECOND
+    drive.clock.wait(0.15)
+    drive.clock.now += SECOND
     drive.run(2)
     assert drive.results == []
-    assert [s.kind for _, s in drive.statuses if s.frame_id == 0] == [Kind.LATE]
+    assert [s.kind for _, s in drive.statuses if s.frame_id == 0] == [StatusKind.LATE]
     assert drive.frames["dropped"] == {"late": 1}
 
 
@@ -267,6 +271,6 @@ def test_labels_of_another_frame_are_not_published() -> None:
     engine, job = drive.started[0], drive.loop.job
     assert job is not None
     engine.answer = Answer(job.number - 1, np.full(SIZE, 9, np.uint8))
-    drive.bell.ring()
+    drive.clock.wake()
     drive.run(2)
     assert [(r.labels == 0).all() for _, r in drive.results] == [True]

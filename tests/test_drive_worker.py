@@ -13,12 +13,12 @@ from rtseg.export import Artifact, export
 from rtseg.models.loading import Source
 from rtseg.runtime import ArtifactError, load
 from rtseg.runtime.drive import known_frame
-from rtseg.runtime.drive.clock import Bell
-from rtseg.runtime.drive.drive import artifact_task
+from rtseg.runtime.drive.clock import LoopClock
+from rtseg.runtime.drive.drive import build_artifact_task
 from rtseg.runtime.drive.engine import Answer
-from rtseg.runtime.drive.realtime import Wishes, apply
+from rtseg.runtime.drive.realtime import RealtimeOptions, apply
 from rtseg.runtime.drive.usage import usage
-from rtseg.runtime.drive.worker import Task, Worker, wait_ready
+from rtseg.runtime.drive.worker import Worker, WorkerTask, wait_ready
 
 LIMIT_S = 60.0
 PRETENDER = """
@@ -48,13 +48,13 @@ def none():
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> Callable[..., Task]:
+def task(tmp_path: Path) -> Callable[..., WorkerTask]:
     (tmp_path / "pretender.py").write_text(PRETENDER)
 
-    def make(loader: str = "both", **options: Any) -> Task:
+    def make(loader: str = "both", **options: Any) -> WorkerTask:
         environment = {"PYTHONPATH": str(tmp_path)}
         name = f"pretender:{loader}"
-        return Task(("first", "second"), {}, name, environment=environment, **options)
+        return WorkerTask(("first", "second"), {}, name, environment=environment, **options)
 
     return make
 
@@ -66,7 +66,7 @@ def ask(worker: Worker, image: np.ndarray[Any, Any], level: int = 0, job: int = 
         if (answer := worker.take()) is not None:
             return answer
         assert not worker.fault, worker.fault
-        worker.bell.wait(0.05)
+        worker.clock.wait(0.05)
     raise AssertionError("no answer")
 
 
@@ -74,12 +74,12 @@ def until_broken(worker: Worker) -> str:
     end = time.monotonic() + LIMIT_S
     while not worker.fault:
         assert time.monotonic() < end
-        worker.bell.wait(0.05)
+        worker.clock.wait(0.05)
     return worker.fault
 
 
-def test_frames_of_any_size_come_back_as_labels(task: Callable[..., Task]) -> None:
-    worker = Worker(task(), Bell())
+def test_frames_of_any_size_come_back_as_labels(task: Callable[..., WorkerTask]) -> None:
+    worker = Worker(task(), LoopClock())
     try:
         wait_ready(worker, LIMIT_S)
         assert len(worker.baselines_ms) == 2
@@ -104,9 +104,9 @@ def test_frames_of_any_size_come_back_as_labels(task: Callable[..., Task]) -> No
     [(251, "RuntimeError: CUDA error 700"), (254, r"ValueError: labels of shape \(2, 8\)")],
 )
 def test_an_error_there_is_an_answer_here(
-    task: Callable[..., Task], value: int, message: str
+    task: Callable[..., WorkerTask], value: int, message: str
 ) -> None:
-    worker = Worker(task(), Bell())
+    worker = Worker(task(), LoopClock())
     try:
         wait_ready(worker, LIMIT_S)
         answer = ask(worker, np.full((6, 8, 3), value, np.uint8))
@@ -118,8 +118,8 @@ def test_an_error_there_is_an_answer_here(
         worker.join(LIMIT_S)
 
 
-def test_a_death_there_is_told_with_its_cause(task: Callable[..., Task]) -> None:
-    worker = Worker(task(), Bell())
+def test_a_death_there_is_told_with_its_cause(task: Callable[..., WorkerTask]) -> None:
+    worker = Worker(task(), LoopClock())
     wait_ready(worker, LIMIT_S)
     worker.submit(1, np.full((6, 8, 3), 253, np.uint8), 0)
     assert until_broken(worker) == "the worker process ended with exit code 70"
@@ -128,9 +128,9 @@ def test_a_death_there_is_told_with_its_cause(task: Callable[..., Task]) -> None
     worker.join(LIMIT_S)
 
 
-def test_a_worker_that_hangs_is_killed_and_leaves_nothing(task: Callable[..., Task]) -> None:
+def test_a_worker_that_hangs_is_killed_and_leaves_nothing(task: Callable[..., WorkerTask]) -> None:
     before = usage().handles
-    worker = Worker(task(), Bell())
+    worker = Worker(task(), LoopClock())
     wait_ready(worker, LIMIT_S)
     worker.submit(1, np.full((6, 8, 3), 252, np.uint8), 0)
     worker.kill()
@@ -139,8 +139,8 @@ def test_a_worker_that_hangs_is_killed_and_leaves_nothing(task: Callable[..., Ta
     assert usage().handles == before
 
 
-def test_a_loader_that_fails_says_why(task: Callable[..., Task]) -> None:
-    worker = Worker(task("none"), Bell())
+def test_a_loader_that_fails_says_why(task: Callable[..., WorkerTask]) -> None:
+    worker = Worker(task("none"), LoopClock())
     assert until_broken(worker) == "OSError: no GPU answers"
     with pytest.raises(RuntimeError, match="no GPU answers"):
         wait_ready(worker, LIMIT_S)
@@ -163,9 +163,9 @@ def test_an_artifact_is_served_as_without_a_worker(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     frame = np.random.default_rng(0).integers(0, 256, (90, 150, 3), np.uint8)
-    task = artifact_task([artifact.path], "onnxruntime", "cpu", Wishes(priority=0))
+    task = build_artifact_task([artifact.path], "onnxruntime", "cpu", RealtimeOptions(priority=0))
     known: dict[str, str] = {}
-    worker = Worker(task, Bell(), known)
+    worker = Worker(task, LoopClock(), known)
     try:
         wait_ready(worker, LIMIT_S)
         answer = ask(worker, frame)
@@ -177,7 +177,7 @@ def test_an_artifact_is_served_as_without_a_worker(
         worker.kill()
         worker.join(LIMIT_S)
     # One that computes anything else than the first did must not serve.
-    other = Worker(task, Bell(), {artifact.path.name: "other"})
+    other = Worker(task, LoopClock(), {artifact.path.name: "other"})
     assert "gives other labels for the known frame than at the start" in until_broken(other)
     assert not other.ready
     other.kill()
@@ -199,8 +199,10 @@ def test_the_known_digest_is_kept_and_held_to(
 
 
 def test_what_is_not_granted_is_said() -> None:
-    granted = apply(Wishes(cores=(4096,), priority=0, lock_memory=False, freeze_garbage=False))
+    granted = apply(
+        RealtimeOptions(cores=(4096,), priority=0, lock_memory=False, freeze_garbage=False)
+    )
     assert granted["cores"].startswith("not ")
-    assert apply(Wishes(priority=0, lock_memory=False, freeze_garbage=False)) == {}
-    refused = apply(Wishes(priority=1000, lock_memory=False, freeze_garbage=False))
+    assert apply(RealtimeOptions(priority=0, lock_memory=False, freeze_garbage=False)) == {}
+    refused = apply(RealtimeOptions(priority=1000, lock_memory=False, freeze_garbage=False))
     assert refused["SCHED_FIFO"].startswith("not ")

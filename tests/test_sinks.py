@@ -20,13 +20,13 @@ from rtseg.data.classes import CAMVID
 from rtseg.data.frames import Frame, Unreadable
 from rtseg.data.mcap_reader import McapLog
 from rtseg.demo.overlay import blend
-from rtseg.runtime.drive.messages import Kind, Message, Result, Status
-from rtseg.runtime.sinks import Outlet
+from rtseg.runtime.drive.messages import Message, Result, Status, StatusKind
+from rtseg.runtime.sinks import SinkQueue
 from rtseg.runtime.sinks.label_files import LabelPngs, OverlayVideo
 from rtseg.runtime.sinks.mcap_writer import McapRecorder
 from rtseg.runtime.sinks.prometheus import serve
 from rtseg.runtime.sinks.shared_memory import Ring, RingReader
-from simulated import SECOND, SimulatedBell
+from simulated import SECOND, SimulatedClock
 
 LIMIT_S = 20.0
 SIZE = 48, 64
@@ -51,7 +51,7 @@ def result(frame_id: int = 0, captured_ns: int = 0, size: tuple[int, int] = SIZE
     )
 
 
-def status(kind: Kind = Kind.STALE, frame_id: int | None = None) -> Status:
+def status(kind: StatusKind = StatusKind.STALE, frame_id: int | None = None) -> Status:
     return Status(kind, "camera", "no frame for 120 ms", 7, 10**18, frame_id)
 
 
@@ -79,42 +79,42 @@ class Blocked:
         self.closed = True
 
 
-def outlet_of(sink: Any, bell: SimulatedBell | None = None) -> Outlet:
-    outlet = Outlet(sink, bell or SimulatedBell())
-    outlet.start()
-    return outlet
+def start_queue(sink: Any, clock: SimulatedClock | None = None) -> SinkQueue:
+    queue = SinkQueue(sink, clock or SimulatedClock())
+    queue.start()
+    return queue
 
 
 def test_a_blocked_sink_loses_the_oldest_and_nobody_waits() -> None:
-    bell, sink = SimulatedBell(), Blocked()
-    outlet = outlet_of(sink, bell)
-    outlet.offer(result(0, bell.now))
+    clock, sink = SimulatedClock(), Blocked()
+    queue = start_queue(sink, clock)
+    queue.offer(result(0, clock.now))
     assert sink.holds.wait(LIMIT_S)
     for frame_id in range(1, 11):
-        outlet.offer(result(frame_id, bell.now))
-    assert outlet.blocked_s() == 0
-    bell.now += SECOND // 4
-    assert outlet.counters()["dropped"] == 6
-    bell.now += SECOND  # less than max_age would be
-    assert outlet.blocked_s() == 1.25
-    bell.now -= SECOND
+        queue.offer(result(frame_id, clock.now))
+    assert queue.blocked_s() == 0
+    clock.now += SECOND // 4
+    assert queue.counters()["dropped"] == 6
+    clock.now += SECOND  # less than max_age would be
+    assert queue.blocked_s() == 1.25
+    clock.now -= SECOND
     sink.goes_on.set()
-    outlet.close()
-    assert outlet.join(LIMIT_S)
+    queue.close()
+    assert queue.join(LIMIT_S)
     assert [m.frame_id for m in sink.taken] == [0, 7, 8, 9, 10]
     assert sink.closed
-    assert outlet.blocked_s() == 0
+    assert queue.blocked_s() == 0
 
 
 def test_a_sink_that_never_ends_is_left_and_counted() -> None:
     sink = Blocked()
-    outlet = outlet_of(sink)
+    queue = start_queue(sink)
     for frame_id in range(3):
-        outlet.offer(status(frame_id=frame_id))
+        queue.offer(status(frame_id=frame_id))
     assert sink.holds.wait(LIMIT_S)
-    outlet.close()
-    assert outlet.join(0.01) is False
-    assert outlet.unflushed == 3
+    queue.close()
+    assert queue.join(0.01) is False
+    assert queue.unflushed == 3
     sink.goes_on.set()
 
 
@@ -126,35 +126,35 @@ def test_a_sink_that_raises_is_counted_and_asked_again() -> None:
             raise KeyError("no such topic")
         taken.append(message)
 
-    outlet = outlet_of(unlucky)
+    queue = start_queue(unlucky)
     for frame_id in range(3):
-        outlet.offer(status(frame_id=frame_id))
-    outlet.close()
-    assert outlet.join(LIMIT_S)
+        queue.offer(status(frame_id=frame_id))
+    queue.close()
+    assert queue.join(LIMIT_S)
     assert [m.frame_id for m in taken] == [0, 2]
-    assert (outlet.failed, outlet.delivered) == (1, 2)
-    assert outlet.last_error == "KeyError: 'no such topic'"
-    assert outlet.name == "unlucky"
+    assert (queue.failed, queue.delivered) == (1, 2)
+    assert queue.last_error == "KeyError: 'no such topic'"
+    assert queue.name == "unlucky"
 
 
 @pytest.mark.parametrize("records", [False, True])
 def test_a_mask_that_waited_too_long_becomes_a_status(records: bool) -> None:
     """But not for a sink that keeps things for later."""
-    bell, sink = SimulatedBell(), Blocked()
+    clock, sink = SimulatedClock(), Blocked()
     sink.records = records  # type: ignore[attr-defined]
-    outlet = outlet_of(sink, bell)
-    outlet.offer(status())
+    queue = start_queue(sink, clock)
+    queue.offer(status())
     assert sink.holds.wait(LIMIT_S)
-    outlet.offer(result(3, bell.now))
-    bell.now += SECOND // 2 + 1
+    queue.offer(result(3, clock.now))
+    clock.now += SECOND // 2 + 1
     sink.goes_on.set()
-    outlet.close()
-    assert outlet.join(LIMIT_S)
+    queue.close()
+    assert queue.join(LIMIT_S)
     last = sink.taken[-1]
     assert last.frame_id == 3
     assert isinstance(last, Result if records else Status)
-    assert outlet.withheld == (not records)
-    assert records or last.kind is Kind.LATE  # type: ignore[union-attr]
+    assert queue.withheld == (not records)
+    assert records or last.kind is StatusKind.LATE  # type: ignore[union-attr]
 
 
 def test_label_pngs(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_recording_reads_back_as_foxglove_images(tmp_path: Path) -> None:
     sink = McapRecorder(path, CAMVID.names, CAMVID.palette, blend)
     for frame_id in range(3):
         sink(result(frame_id, 5))
-    sink(status(Kind.LOST))
+    sink(status(StatusKind.LOST))
     assert not path.exists()
     sink.close()
     with pytest.raises(ValueError, match="images on /rtseg/labels, /rtseg/overlay: name one"):
@@ -248,7 +248,7 @@ def test_the_ring_gives_the_newest_to_another_process(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from rtseg.runtime.sinks.ring import RingReader
+from rtseg.runtime.sinks.shared_memory import RingReader
 entry = RingReader(Path(sys.argv[1])).latest()
 print(entry.number, entry.frame_id, entry.captured_ns, entry.text, entry.labels.shape,
       entry.labels[0, 0], entry.labels[5, 5])
@@ -286,11 +286,11 @@ def test_the_ring_as_documented(tmp_path: Path) -> None:
 def test_the_ring_tells_statuses_and_grows(tmp_path: Path) -> None:
     path = tmp_path / "labels.ring"
     ring = Ring(path)
-    ring(status(Kind.LOST))
+    ring(status(StatusKind.LOST))
     reader = RingReader(path)
     entry = reader.latest()
     assert entry is not None
-    assert (entry.kind, entry.frame_id, entry.text) == (Kind.LOST, None, "camera")
+    assert (entry.kind, entry.frame_id, entry.text) == (StatusKind.LOST, None, "camera")
     ring(result(1))
     ring(result(2, size=(96, 128)))
     entry = reader.latest(after=entry.number)

@@ -29,8 +29,8 @@ from rtseg.data.scenes import scenes
 from rtseg.demo.live import LivePage, histogram
 from rtseg.export import export
 from rtseg.models.loading import Source
-from rtseg.runtime import Kind, Result, Status
-from rtseg.runtime.sinks import Outlet
+from rtseg.runtime import Result, Status, StatusKind
+from rtseg.runtime.sinks import SinkQueue
 
 pytest.importorskip("starlette", reason='needs Starlette: pip install "rtseg[web]"')
 pytest.importorskip("uvicorn", reason='needs uvicorn: pip install "rtseg[web]"')
@@ -101,14 +101,14 @@ def test_large_frames_are_sent_smaller() -> None:
     png = picture.body[picture.facts["jpeg_bytes"] :]
     labels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     assert labels.shape == (640, 1280)
-    assert page.newer_than(-1, 0) is picture  # encoded once for all viewers
+    assert page.newer_than(-1, 0) is picture  # encode_picture once for all viewers
 
 
 def test_the_numbers_are_those_of_the_results() -> None:
     page = fed()
     for number in range(10):
         page(result(number, age_ms=90.0 if number < 3 else 20.0))
-    page(Status(Kind.LATE, "late", "no mask within 500 ms", 0, 0))
+    page(Status(StatusKind.LATE, "late", "no mask within 500 ms", 0, 0))
     facts = page.status()
     assert (facts["published"], facts["deadline_misses"], facts["level"]) == (10, 3, "nano_90x160")
     assert facts["last_status"] == "LATE (late): no mask within 500 ms"
@@ -163,8 +163,8 @@ def test_a_short_token_is_refused() -> None:
 def test_clients_that_stop_reading_do_not_slow_the_loop() -> None:
     """They ask for many frames and read none; results flow on, and another viewer sees them."""
     page = fed()
-    outlet = Outlet(page)
-    outlet.start()
+    queue = SinkQueue(page)
+    queue.start()
     scenes_and_labels = [result(number, (360, 640)) for number in range(5)]
     times_ms: list[float] = []
     with Server(page, port=0) as server:
@@ -177,7 +177,7 @@ def test_clients_that_stop_reading_do_not_slow_the_loop() -> None:
             assert time.monotonic() < until
             newest = replace(scenes_and_labels[len(times_ms) % 5], frame_id=len(times_ms))
             began = time.perf_counter()
-            outlet.offer(newest)
+            queue.offer(newest)
             times_ms.append(1000 * (time.perf_counter() - began))
             time.sleep(0.01)
             if len(times_ms) % 10 == 0:
@@ -185,10 +185,10 @@ def test_clients_that_stop_reading_do_not_slow_the_loop() -> None:
                 seen.add(json.loads(headers["X-Frame"])["frame_id"])
         for each in deaf:
             each.close()
-    outlet.close()
-    assert outlet.join(10)
-    assert outlet.delivered + outlet.dropped == len(times_ms)
-    assert outlet.delivered > len(times_ms) / 4  # the page took its share of them
+    queue.close()
+    assert queue.join(10)
+    assert queue.delivered + queue.dropped == len(times_ms)
+    assert queue.delivered > len(times_ms) / 4  # the page took its share of them
     assert np.median(times_ms) < 5  # a single one may meet a busy machine
     assert max(times_ms) < 1000
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from ...data.frames import Frame, Unreadable
 from ..segmenter import as_bgr
-from .clock import Bell
-from .mailbox import Captured, Mailbox
-from .stats import Tally
+from .clock import LoopClock
+from .stats import FrameCounters
 
 BACK_OFF_S = (0.05, 0.1, 0.2, 0.4, 0.5)  # before each further attempt; the last one stays
 FUTURE_NS = 5_000_000  # a capture time this far ahead of now is no capture time
@@ -21,12 +20,66 @@ Source = Iterable["Frame | Unreadable"]
 
 
 @dataclass(frozen=True)
-class Spoiled:
+class SkippedFrame:
     """A frame that was counted and skipped."""
 
     frame_id: int
     cause: str
     reason: str
+
+
+@dataclass(frozen=True)
+class CapturedFrame:
+    """A frame as it came in: the loop's own count of it, and its capture time since 1970."""
+
+    frame_id: int
+    frame: Frame
+    wall_ns: int
+
+
+class Mailbox:
+    """Holds one frame. A newer one takes the place of one that still waits, so that a slow network
+    never works through a queue of old frames."""
+
+    def __init__(self, clock: LoopClock):
+        self._bell = clock
+        self._lock = threading.Condition()
+        self._frame: CapturedFrame | None = None
+        self._open = True
+
+    def put(self, frame: CapturedFrame) -> CapturedFrame | None:
+        """Gives back the frame that it replaces, if one waited."""
+        with self._lock:
+            replaced, self._frame = self._frame, frame
+        self._bell.wake()
+        return replaced
+
+    def put_in_turn(self, frame: CapturedFrame) -> CapturedFrame | None:
+        """Waits for the frame before to be taken: for logs of which every frame counts. Gives back
+        `frame` itself if the mailbox was closed meanwhile."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._frame is None or not self._open)
+            if not self._open:
+                return frame
+            self._frame = frame
+        self._bell.wake()
+        return None
+
+    def take(self) -> CapturedFrame | None:
+        """The newest frame, if there is one that was not taken yet."""
+        with self._lock:
+            frame, self._frame = self._frame, None
+            self._lock.notify()
+        return frame
+
+    @property
+    def empty(self) -> bool:
+        return self._frame is None
+
+    def close(self) -> None:
+        with self._lock:
+            self._open = False
+            self._lock.notify_all()
 
 
 class Capture:
@@ -46,18 +99,18 @@ class Capture:
         self,
         source: Source,
         mailbox: Mailbox,
-        tally: Tally,
-        bell: Bell,
+        counters: FrameCounters,
+        clock: LoopClock,
         every_frame: bool = False,
     ):
-        self.source, self.mailbox, self.tally, self.bell = source, mailbox, tally, bell
+        self.source, self.mailbox, self.counters, self.clock = source, mailbox, counters, clock
         self.every_frame = every_frame
         self.lost = ""
         self.gone = self.ended = False
         self.last_ns = 0
         self.reopened = 0
         self.period_ms = 0.0
-        self.spoiled: deque[Spoiled] = deque(maxlen=1000)
+        self.skipped: deque[SkippedFrame] = deque(maxlen=1000)
         self._rhythm: deque[int] = deque(maxlen=15)
         self._turn = 0  # the thread that may deliver; older ones only end
         self._newest_ns = 0
@@ -99,7 +152,7 @@ class Capture:
                 continue
             if ended:
                 self.ended = True
-                self.bell.ring()
+                self.clock.wake()
                 return
 
     def _read(self, turn: int) -> bool:
@@ -116,23 +169,23 @@ class Capture:
 
     def accept(self, item: Any) -> None:
         """One item of the source: into the mailbox, or counted and skipped."""
-        frame_id = self.tally.capture()
+        frame_id = self.counters.capture()
         try:
             frame = self._checked(item)
         except ValueError as error:
             cause = "repeated" if isinstance(error, _Repeated) else "corrupt"
-            self._spoil(Spoiled(frame_id, cause, str(error)))
+            self._spoil(SkippedFrame(frame_id, cause, str(error)))
             return
         self._mark(frame)
         wall_ns = frame.wall_ns
         if wall_ns is None:
-            wall_ns = self.bell.wall_ns() - (self.bell.now_ns() - frame.captured_ns)
-        captured = Captured(frame_id, frame, wall_ns)
+            wall_ns = self.clock.wall_ns() - (self.clock.now_ns() - frame.captured_ns)
+        captured = CapturedFrame(frame_id, frame, wall_ns)
         if self.every_frame:
             if self.mailbox.put_in_turn(captured) is not None:
-                self.tally.drop("stopped")
+                self.counters.drop("stopped")
         elif self.mailbox.put(captured) is not None:
-            self.tally.drop("replaced")
+            self.counters.drop("replaced")
 
     def _checked(self, item: Any) -> Frame:
         if isinstance(item, Unreadable):
@@ -140,7 +193,7 @@ class Capture:
         if not isinstance(item, Frame):
             raise ValueError(f"the source gave a {type(item).__name__}, not a Frame")
         image = as_bgr(item.image)
-        now = self.bell.now_ns()
+        now = self.clock.now_ns()
         if item.captured_ns > now + FUTURE_NS:
             raise ValueError("captured in the future: captured_ns is time.monotonic_ns()")
         if item.captured_ns <= self._newest_ns:
@@ -148,7 +201,7 @@ class Capture:
         return replace(item, image=image)
 
     def _mark(self, frame: Frame) -> None:
-        now = self.bell.now_ns()
+        now = self.clock.now_ns()
         if self.last_ns and not self.lost:
             self._rhythm.append(now - self.last_ns)
             if len(self._rhythm) > 1:
@@ -157,10 +210,10 @@ class Capture:
         self.last_ns = now
         self.lost, self._failures = "", 0
 
-    def _spoil(self, spoiled: Spoiled) -> None:
-        self.tally.drop(spoiled.cause)
-        self.spoiled.append(spoiled)
-        self.bell.ring()
+    def _spoil(self, skipped: SkippedFrame) -> None:
+        self.counters.drop(skipped.cause)
+        self.skipped.append(skipped)
+        self.clock.wake()
 
     def _lose(self, turn: int, error: Exception) -> bool:
         """Whether to try again."""
@@ -170,7 +223,7 @@ class Capture:
         self.lost = f"{type(error).__name__}: {error}"
         self.gone = not restarts(self.source)
         self.reopened += not self.gone
-        self.bell.ring()
+        self.clock.wake()
         return not self.gone
 
 

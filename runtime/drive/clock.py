@@ -1,12 +1,16 @@
-"""What the loop waits on, and the clock that it waits by; tests bring a simulated one."""
+"""Clock and time limits of the loop; tests bring a simulated clock."""
 
 from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
+
+UNKNOWN_PERIOD_MS = 100.0  # until the camera has shown its own
+OVERDUE = 1.75  # periods without a frame after which sinks hear of it
 
 
-class Bell:
+class LoopClock:
     """Rung by whatever has news for the loop: a frame, an answer, a request to stop."""
 
     def __init__(self) -> None:
@@ -20,10 +24,48 @@ class Bell:
         """Since 1970."""
         return time.time_ns()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         self._rung.set()
 
     def wait(self, timeout_s: float) -> None:
-        """Until the bell was rung since the last wait, at most `timeout_s`."""
+        """Until the clock was rung since the last wait, at most `timeout_s`."""
         self._rung.wait(max(0.0, timeout_s))
         self._rung.clear()
+
+
+@dataclass(frozen=True)
+class DriveLimits:
+    """max_age_ms: no mask older than that is published; None: any age will do, for logs.
+    deadline_ms: of a result's age, which the ladder works for. period_ms: between frames; 0: as the
+    camera shows it. silence_s: without a frame, after which the camera is taken for lost.
+    stuck_periods: that inference may take before its process is replaced, at least `stuck_ms`.
+
+    Raises ValueError for a time that cannot be kept to.
+    """
+
+    max_age_ms: float | None = 500.0
+    deadline_ms: float | None = None
+    period_ms: float = 0.0
+    silence_s: float = 1.0
+    stuck_periods: int = 30
+    stuck_ms: float = 2000.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_age_ms", "deadline_ms", "silence_s", "stuck_periods", "stuck_ms"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be more than 0, not {value}")
+        if self.max_age_ms and self.deadline_ms and self.deadline_ms > self.max_age_ms:
+            raise ValueError(
+                f"a deadline of {self.deadline_ms:g} ms never counts when masks older than "
+                f"max_age {self.max_age_ms:g} ms are withheld: make it the shorter one"
+            )
+
+    def expiry_ns(self, captured_ns: int) -> int:
+        """When a frame's mask must not be used any more; far away where any age will do."""
+        if self.max_age_ms is None:
+            return 1 << 62
+        return captured_ns + int(self.max_age_ms * 1e6)
+
+    def stuck_ns(self, period_ms: float) -> int:
+        return int(max(self.stuck_ms, self.stuck_periods * period_ms) * 1e6)

@@ -12,21 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact import read_card
-from ..sinks.queue import Outlet, Sink
-from .capture import Capture, Source
-from .clock import Bell
-from .engine import Inline, Segment, Starter
-from .health import HealthFile, HealthServer, History, Systemd, assess
-from .limits import Limits
+from ..sinks.queue import Sink, SinkQueue
+from .capture import Capture, Mailbox, Source
+from .clock import DriveLimits, LoopClock
+from .engine import EngineFactory, InlineEngine, Segment
+from .health import HealthFile, HealthServer, History, Systemd, assess_health
 from .loop import Loop
-from .mailbox import Mailbox
 from .messages import Health
-from .realtime import Wishes, apply
+from .realtime import RealtimeOptions, apply
 from .report import report, snapshot
-from .stats import Tally
-from .supervisor import Crew
+from .stats import FrameCounters
+from .supervisor import Supervisor
 from .usage import UsageLog
-from .worker import Task, Worker
+from .worker import Worker, WorkerTask
 
 Artifact = str | os.PathLike[str]
 LAST_JOB_S = 0.3  # the frame in inference may still be answered when the loop is told to stop
@@ -54,36 +52,37 @@ class Drive:
     def __init__(
         self,
         source: Source,
-        segmenter: Artifact | Segment | Task | Sequence[Artifact | Segment],
+        segmenter: Artifact | Segment | WorkerTask | Sequence[Artifact | Segment],
         sinks: Sequence[Sink] = (),
         *,
-        fallback: Artifact | Segment | Task | None = None,
-        limits: Limits | None = None,
+        fallback: Artifact | Segment | WorkerTask | None = None,
+        limits: DriveLimits | None = None,
         every_frame: bool = False,
         health: Artifact | int | None = None,
         backend: str | None = None,
         device: str | None = None,
-        realtime: Wishes | None = None,
-        bell: Bell | None = None,
+        realtime: RealtimeOptions | None = None,
+        clock: LoopClock | None = None,
     ):
-        self.bell = bell or Bell()
+        self.clock = clock or LoopClock()
         self.realtime, self.health_at = realtime, health
-        tally, mailbox = Tally(), Mailbox(self.bell)
+        counters, mailbox = FrameCounters(), Mailbox(self.clock)
         options = {"backend": backend, "device": device, "realtime": realtime}
         on_cpu = options | {"backend": None, "device": "cpu"}
-        crew = Crew(
-            self.bell,
-            _starter(segmenter, self.bell, options),
-            None if fallback is None else _starter(fallback, self.bell, on_cpu),
+        supervisor = Supervisor(
+            self.clock,
+            _starter(segmenter, self.clock, options),
+            None if fallback is None else _starter(fallback, self.clock, on_cpu),
         )
         self.loop = Loop(
-            capture=Capture(source, mailbox, tally, self.bell, every_frame),
+            capture=Capture(source, mailbox, counters, self.clock, every_frame),
             mailbox=mailbox,
-            crew=crew,
-            outlets=[Outlet(sink, self.bell) for sink in sinks],
-            tally=tally,
-            bell=self.bell,
-            limits=limits or Limits(max_age_ms=None if every_frame else Limits.max_age_ms),
+            supervisor=supervisor,
+            queues=[SinkQueue(sink, self.clock) for sink in sinks],
+            counters=counters,
+            clock=self.clock,
+            limits=limits
+            or DriveLimits(max_age_ms=None if every_frame else DriveLimits.max_age_ms),
         )
         self.granted: dict[str, str] = {}
         self._history = History()
@@ -105,9 +104,9 @@ class Drive:
             watchers = self._start()
             end_ns = None if duration_s is None else loop.began_ns + int(duration_s * 1e9)
             while not (ended := self._ended(end_ns)):
-                self.bell.wait(loop.wake_s())
+                self.clock.wait(loop.wake_s())
                 loop.step()
-                systemd.tell(self.bell.now_ns(), self._note(on_state))
+                systemd.tell(self.clock.now_ns(), self._note(on_state))
             systemd.stopping()
             # The state that counts is the last one while it ran.
             last: dict[str, Any] = {
@@ -115,26 +114,26 @@ class Drive:
                 "reasons": [*health.reasons],
             }
             self._over = ended
-            self._usage.add(self._at_s(), loop.crew.processes())
+            self._usage.add(self._at_s(), loop.supervisor.processes())
             for watcher in watchers:
                 watcher.close()
-            ending_ns = self.bell.now_ns()
+            ending_ns = self.clock.now_ns()
             self._finish(STOP_S if self._stopped_by else FLUSH_S)
         facts = report(loop, self._history, ended, self.granted)
-        last["end_s"] = round((self.bell.now_ns() - ending_ns) / 1e9, 3)
+        last["end_s"] = round((self.clock.now_ns() - ending_ns) / 1e9, 3)
         return facts | last | {"usage": [asdict(each) for each in self._usage.samples]}
 
     def stop(self, why: str = "stop()") -> None:
         """End `run` from any thread."""
         self._stopped_by = why
-        self.bell.ring()
+        self.clock.wake()
 
     def snapshot(self) -> dict[str, Any]:
         """State, counters and times now, and why it ended, if it did; from any thread."""
         return snapshot(self.loop) | {"ended": self._over}
 
     def health(self) -> Health:
-        return assess(self.loop)
+        return assess_health(self.loop)
 
     def _start(self) -> list[HealthFile | HealthServer]:
         loop, watchers = self.loop, list[HealthFile | HealthServer]()
@@ -142,31 +141,31 @@ class Drive:
             watchers.append(HealthServer(self.health_at, self.snapshot))
         elif self.health_at is not None:
             watchers.append(HealthFile(Path(self.health_at), self.snapshot))
-        for outlet in loop.outlets:
-            outlet.start()
+        for queue in loop.queues:
+            queue.start()
         if self.realtime is not None:
             # After the sinks' threads: a thread inherits its scheduler from the one that starts it.
             self.granted = apply(self.realtime)
-        loop.began_ns = loop.stepped_ns = self.bell.now_ns()
-        loop.crew.tick()
+        loop.began_ns = loop.stepped_ns = self.clock.now_ns()
+        loop.supervisor.poll()
         loop.capture.start()
         return watchers
 
     def _note(self, on_state: Callable[[float, Health], None]) -> Health:
-        health, at_s = assess(self.loop), self._at_s()
+        health, at_s = assess_health(self.loop), self._at_s()
         if self._history.note(at_s, health):
             on_state(at_s, health)
-        self._usage.note(at_s, self.loop.crew.processes())
+        self._usage.note(at_s, self.loop.supervisor.processes())
         return health
 
     def _at_s(self) -> float:
-        return (self.bell.now_ns() - self.loop.began_ns) / 1e9
+        return (self.clock.now_ns() - self.loop.began_ns) / 1e9
 
     def _ended(self, end_ns: int | None) -> str:
         """Why the drive is over, or ""."""
         if self._stopped_by:
             return self._stopped_by
-        if end_ns is not None and self.bell.now_ns() >= end_ns:
+        if end_ns is not None and self.clock.now_ns() >= end_ns:
             return "duration"
         if not self.loop.over:
             return ""
@@ -174,20 +173,20 @@ class Drive:
 
     def _finish(self, limit_s: float) -> None:
         """Answer the frame in inference, then let every sink take what it accepted."""
-        loop, began = self.loop, self.bell.now_ns()
+        loop, began = self.loop, self.clock.now_ns()
         loop.capture.stop()
-        while loop.job is not None and self.bell.now_ns() - began < LAST_JOB_S * 1e9:
-            self.bell.wait(0.02)
-            loop.finish()
-        loop.crew.kill()
+        while loop.job is not None and self.clock.now_ns() - began < LAST_JOB_S * 1e9:
+            self.clock.wait(0.02)
+            loop.publish_finished()
+        loop.supervisor.kill()
         loop.capture.join(0.1)
         loop.abandon("stopped")
-        for outlet in loop.outlets:
-            outlet.close()
-        for outlet in loop.outlets:
-            left_s = limit_s - (self.bell.now_ns() - began) / 1e9
+        for queue in loop.queues:
+            queue.close()
+        for queue in loop.queues:
+            left_s = limit_s - (self.clock.now_ns() - began) / 1e9
             # A sink that is blocked anyway is not waited for.
-            outlet.join(min(left_s, 0.5) if outlet.blocked_s() else left_s)
+            queue.join(min(left_s, 0.5) if queue.blocked_s() else left_s)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -208,31 +207,31 @@ class Drive:
                 signal.signal(each, handler)
 
 
-def _starter(what: Any, bell: Bell, options: dict[str, Any]) -> Starter:
+def _starter(what: Any, clock: LoopClock, options: dict[str, Any]) -> EngineFactory:
     """What starts the engine of artifacts, callables or a ready-made task."""
-    if isinstance(what, Task):
-        return _worker(what, bell)
+    if isinstance(what, WorkerTask):
+        return _worker(what, clock)
     items = list(what) if isinstance(what, (list, tuple)) else [what]
     if not items:
         raise ValueError("a drive needs a segmenter: an artifact's path or a callable")
     if all(callable(item) for item in items):
-        return lambda: Inline(items, bell)
+        return lambda: InlineEngine(items, clock)
     if any(callable(item) for item in items):
         raise ValueError("segmenters are artifacts or callables, not some of each")
-    return _worker(artifact_task([Path(item) for item in items], **options), bell)
+    return _worker(build_artifact_task([Path(item) for item in items], **options), clock)
 
 
-def _worker(task: Task, bell: Bell) -> Callable[[], Worker]:
+def _worker(task: WorkerTask, clock: LoopClock) -> Callable[[], Worker]:
     known: dict[str, str] = {}
-    return lambda: Worker(task, bell, known)
+    return lambda: Worker(task, clock, known)
 
 
-def artifact_task(
+def build_artifact_task(
     paths: Sequence[Path],
     backend: str | None = None,
     device: str | None = None,
-    realtime: Wishes | None = None,
-) -> Task:
+    realtime: RealtimeOptions | None = None,
+) -> WorkerTask:
     """A worker's task from artifacts, largest first. Raises ArtifactError for one that is none, and
     ValueError where they do not have the same classes."""
     cards = [read_card(path) for path in paths]
@@ -243,4 +242,4 @@ def artifact_task(
                 "same ones"
             )
     arguments = {"paths": [str(path) for path in paths], "backend": backend, "device": device}
-    return Task(tuple(path.name for path in paths), arguments, realtime=realtime)
+    return WorkerTask(tuple(path.name for path in paths), arguments, realtime=realtime)

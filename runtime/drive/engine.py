@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .clock import Bell
+from .clock import LoopClock
 
 Picture = NDArray[np.uint8]
 Segment = Callable[[Picture], NDArray[np.uint8]]
@@ -28,8 +28,8 @@ class Answer:
     error: str = ""
 
 
-class Engine(Protocol):
-    """Runs one frame at a time at one of several levels. Rings the bell when `ready`, `fault` or
+class InferenceEngine(Protocol):
+    """Runs one frame at a time at one of several levels. Rings the clock when `ready`, `fault` or
     an answer changes. Methods return at once; none raises.
 
     levels: names, largest first. ready: takes frames. fault: why it will never take one again, or
@@ -56,16 +56,16 @@ class Engine(Protocol):
         ...
 
 
-Starter = Callable[[], Engine]
+EngineFactory = Callable[[], InferenceEngine]
 
 
-class Inline:
+class InlineEngine:
     """Python callables in a thread of this process: for tests, and for segmenters that need no
     protection. A callable that hangs cannot be ended, only left alone."""
 
-    def __init__(self, segmenters: Sequence[Segment], bell: Bell):
-        self.segmenters, self.bell = segmenters, bell
-        self.levels = names_of(segmenters)
+    def __init__(self, segmenters: Sequence[Segment], clock: LoopClock):
+        self.segmenters, self.clock = segmenters, clock
+        self.levels = level_names(segmenters)
         self.ready, self.fault = True, ""
         self.baselines_ms = [0.0] * len(segmenters)
         self._job: tuple[int, Picture, int] | None = None
@@ -95,23 +95,23 @@ class Inline:
                 if self._killed or self._job is None:
                     return
                 (job, image, level), self._job = self._job, None
-            self._answer = segmented(job, self.segmenters[level], image)
-            self.bell.ring()
+            self._answer = run_segmenter(job, self.segmenters[level], image)
+            self.clock.wake()
 
 
-def segmented(job: int, segment: Segment, image: Picture) -> Answer:
+def run_segmenter(job: int, segment: Segment, image: Picture) -> Answer:
     """The answer of a segmenter, or what it raised; labels of another shape are an error too."""
     began = time.perf_counter()
     try:
         labels: Any = segment(image)
         took_ms = (time.perf_counter() - began) * 1000
-        labels = checked(labels, image)
+        labels = check_labels(labels, image)
     except Exception as error:  # a backend raises what it likes
         return Answer(job, None, error=f"{type(error).__name__}: {error}")
     return Answer(job, labels, took_ms)
 
 
-def checked(labels: Any, image: Picture) -> Picture:
+def check_labels(labels: Any, image: Picture) -> Picture:
     """Raises ValueError unless `labels` are a label map of `image`."""
     if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8:
         raise ValueError("a segmenter gives a numpy array of uint8 class ids")
@@ -120,7 +120,7 @@ def checked(labels: Any, image: Picture) -> Picture:
     return labels
 
 
-def names_of(segmenters: Sequence[Segment]) -> list[str]:
+def level_names(segmenters: Sequence[Segment]) -> list[str]:
     """What to call them: the model and size on their cards, else the callables' own names."""
     names = []
     for place, segmenter in enumerate(segmenters):

@@ -21,7 +21,7 @@ from ...data.frames import Frame, Unreadable
 from ..segmenter import Segmenter, load
 from .engine import Picture
 from .messages import Message
-from .worker import Task
+from .worker import WorkerTask
 
 KINDS = {
     "camera_stall": "the camera hangs for `seconds`",
@@ -52,7 +52,7 @@ class Fault:
             raise ValueError(f"{self.fault}: `at` and `seconds` are 0 or more")
 
 
-class Plan:
+class FaultPlan:
     """Faults and the moment that they count from (monotonic nanoseconds)."""
 
     def __init__(self, faults: Sequence[Fault], start_ns: int):
@@ -90,7 +90,7 @@ def read_plan(path: Path) -> list[Fault]:
 class FaultySource:
     """A source with the plan's camera faults."""
 
-    def __init__(self, source: Iterable[Frame | Unreadable], plan: Plan):
+    def __init__(self, source: Iterable[Frame | Unreadable], plan: FaultPlan):
         self.source, self.plan = source, plan
         self.restarts: bool = getattr(source, "restarts", True)
 
@@ -113,7 +113,7 @@ class FaultySink:
 
     name = "faulty sink"
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: FaultPlan):
         self.plan = plan
 
     def __call__(self, message: Message) -> None:
@@ -127,7 +127,7 @@ class FaultySegmenter(Segmenter):
     """A Segmenter with the plan's faults. Each strikes once, whatever became of the worker that it
     struck: `marks` is a folder where those that did are noted."""
 
-    def __init__(self, inner: Segmenter, plan: Plan, marks: Path):
+    def __init__(self, inner: Segmenter, plan: FaultPlan, marks: Path):
         super().__init__(inner.backend)
         self.plan, self.marks = plan, marks
 
@@ -157,13 +157,13 @@ def load_faulty(
     start_ns: int,
     marks: str,
 ) -> list[Segmenter]:
-    """A worker's loader, see `Task`: artifacts of which the first has the plan's faults."""
-    plan = Plan([Fault(**f) for f in faults if f["fault"] in IN_WORKER], start_ns)
+    """A worker's loader, see `WorkerTask`: artifacts of which the first has the plan's faults."""
+    plan = FaultPlan([Fault(**f) for f in faults if f["fault"] in IN_WORKER], start_ns)
     segmenters = [load(path, backend, device) for path in paths]
     return [FaultySegmenter(segmenters[0], plan, Path(marks)), *segmenters[1:]]
 
 
-def with_faults(task: Task, plan: Plan) -> Task:
+def with_faults(task: WorkerTask, plan: FaultPlan) -> WorkerTask:
     """A worker's task whose artifacts have the plan's faults."""
     arguments = task.arguments | {
         "faults": [asdict(fault) for fault in plan.faults],

@@ -23,14 +23,18 @@ DEAD_LOOP_S = 2.0  # without a step
 EVERY_S = 0.5  # the file is written
 
 
-def assess(loop: Loop) -> Health:
+def assess_health(loop: Loop) -> Health:
     """What a loop's state is now, worst reasons first."""
-    if (stalled_s := (loop.bell.now_ns() - loop.stepped_ns) / 1e9) > DEAD_LOOP_S:
+    if (stalled_s := (loop.clock.now_ns() - loop.stepped_ns) / 1e9) > DEAD_LOOP_S:
         return Health(State.failed, (f"the loop has not turned for {stalled_s:.0f} s",))
     if loop.capture.gone:
         return Health(State.failed, (f"the source is lost for good ({loop.capture.lost})",))
-    if loop.crew.exhausted():
-        reason = loop.crew.losses[-1].reason if loop.crew.losses else "none could be started"
+    if loop.supervisor.exhausted():
+        reason = (
+            loop.supervisor.failures[-1].reason
+            if loop.supervisor.failures
+            else "none could be started"
+        )
         return Health(State.failed, (f"no inference until it may be started again: {reason}",))
     if not loop.ages.count:
         return Health(State.starting, _starting(loop))
@@ -41,9 +45,9 @@ def assess(loop: Loop) -> Health:
 
 
 def _starting(loop: Loop) -> tuple[str, ...]:
-    waits = [] if loop.crew.serving() else ["inference is not ready yet"]
-    if loop.crew.losses:
-        waits.append(loop.crew.losses[-1].reason)
+    waits = [] if loop.supervisor.serving() else ["inference is not ready yet"]
+    if loop.supervisor.failures:
+        waits.append(loop.supervisor.failures[-1].reason)
     if not loop.capture.last_ns:
         waits.append(f"no frame has come yet {loop.capture.lost}".rstrip())
     return tuple(waits) or ("no mask has been published yet",)
@@ -58,16 +62,18 @@ def _camera(loop: Loop) -> str:
 
 
 def _inference(loop: Loop) -> tuple[str, ...]:
-    serving = loop.crew.serving()
-    if serving is loop.crew.primary:
+    serving = loop.supervisor.serving()
+    if serving is loop.supervisor.primary:
         return ()
-    reason = loop.crew.losses[-1].reason if loop.crew.losses else "it is not ready yet"
+    reason = (
+        loop.supervisor.failures[-1].reason if loop.supervisor.failures else "it is not ready yet"
+    )
     who = "the fallback serves" if serving else "no inference is ready"
     return (f"{who}: {reason}",)
 
 
 def _recent(loop: Loop) -> tuple[str, ...]:
-    now = loop.bell.now_ns()
+    now = loop.clock.now_ns()
     reasons = [
         f"{cause}: {text}"
         for cause, (at_ns, text) in loop.trouble.items()
@@ -79,12 +85,12 @@ def _recent(loop: Loop) -> tuple[str, ...]:
 
 
 def _sinks(loop: Loop) -> tuple[str, ...]:
-    now, reasons = loop.bell.now_ns(), []
-    for outlet in loop.outlets:
-        if outlet.blocked_s():
-            reasons.append(f"the sink {outlet.name} is blocked")
-        if outlet.failed_ns and now - outlet.failed_ns < RECENT_NS:
-            reasons.append(f"the sink {outlet.name} failed: {outlet.last_error}")
+    now, reasons = loop.clock.now_ns(), []
+    for queue in loop.queues:
+        if queue.blocked_s():
+            reasons.append(f"the sink {queue.name} is blocked")
+        if queue.failed_ns and now - queue.failed_ns < RECENT_NS:
+            reasons.append(f"the sink {queue.name} failed: {queue.last_error}")
     return tuple(reasons)
 
 

@@ -1,7 +1,7 @@
 """The loop: newest frame in, labels or a status out, one step at a time.
 
 Everything that waits does so elsewhere: the camera, inference and each sink have threads of their
-own that ring the bell. A step looks at what came, acts on it and returns at once.
+own that ring the clock. A step looks at what came, acts on it and returns at once.
 """
 
 from __future__ import annotations
@@ -10,28 +10,26 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..sinks.queue import Outlet
-from .capture import Capture
-from .clock import Bell
-from .engine import Answer, Engine
-from .limits import OVERDUE, UNKNOWN_PERIOD_MS, Limits
-from .mailbox import Captured, Mailbox
-from .messages import Kind, Message, Result, Status
-from .quality import Change, Ladder
-from .stats import Spread, Tally
-from .supervisor import Crew, Place
+from ..sinks.queue import SinkQueue
+from .capture import Capture, CapturedFrame, Mailbox
+from .clock import OVERDUE, UNKNOWN_PERIOD_MS, DriveLimits, LoopClock
+from .engine import Answer, InferenceEngine
+from .messages import Message, Result, Status, StatusKind
+from .quality import LevelChange, QualityLadder
+from .stats import FrameCounters, TimeHistogram
+from .supervisor import EngineSlot, Supervisor
 
 IDLE_S = 0.2  # a step at least that often
 
 
 @dataclass
-class Job:
+class InferenceJob:
     """A frame in inference. told: the sinks were told already that its mask comes too late."""
 
     number: int
-    captured: Captured
-    place: Place
-    engine: Engine
+    captured: CapturedFrame
+    slot: EngineSlot
+    engine: InferenceEngine
     level: int
     begun_ns: int
     told: bool = False
@@ -48,23 +46,23 @@ class Loop:
         self,
         capture: Capture,
         mailbox: Mailbox,
-        crew: Crew,
-        outlets: Sequence[Outlet],
-        tally: Tally,
-        bell: Bell,
-        limits: Limits,
+        supervisor: Supervisor,
+        queues: Sequence[SinkQueue],
+        counters: FrameCounters,
+        clock: LoopClock,
+        limits: DriveLimits,
     ):
-        self.capture, self.mailbox, self.crew = capture, mailbox, crew
-        self.outlets, self.tally, self.bell, self.limits = outlets, tally, bell, limits
-        self.began_ns = bell.now_ns()
+        self.capture, self.mailbox, self.supervisor = capture, mailbox, supervisor
+        self.queues, self.counters, self.clock, self.limits = queues, counters, clock, limits
+        self.began_ns = clock.now_ns()
         self.stepped_ns = self.began_ns
-        self.job: Job | None = None
-        self.ladder: Ladder | None = None
-        self.ages, self.latencies = Spread(), Spread()
+        self.job: InferenceJob | None = None
+        self.ladder: QualityLadder | None = None
+        self.ages, self.latencies = TimeHistogram(), TimeHistogram()
         self.misses = 0
         self.levels: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
-        self.changes: deque[Change] = deque(maxlen=1000)
+        self.changes: deque[LevelChange] = deque(maxlen=1000)
         self.trouble: dict[str, tuple[int, str]] = {}
         self._jobs = 0
         self._told_camera_ns = 0
@@ -81,19 +79,19 @@ class Loop:
         return ended and self.mailbox.empty and self.job is None
 
     def step(self) -> None:
-        self.stepped_ns = self.bell.now_ns()
-        self.finish()
-        self.crew.tick()
-        self._watch_job()
-        self._tell_spoiled()
-        self._watch_camera()
-        self._begin()
+        self.stepped_ns = self.clock.now_ns()
+        self.publish_finished()
+        self.supervisor.poll()
+        self.check_inference_timeout()
+        self.report_dropped_frames()
+        self.check_camera()
+        self.submit_newest()
 
     def wake_s(self) -> float:
-        """Until a step has something to do that no bell will tell, in seconds."""
-        now = self.bell.now_ns()
+        """Until a step has something to do that no clock will tell, in seconds."""
+        now = self.clock.now_ns()
         times = [now + int(IDLE_S * 1e9), self._camera_due_ns()]
-        if (due := self.crew.wake_ns()) is not None:
+        if (due := self.supervisor.wake_ns()) is not None:
             times.append(due)
         if self.job is not None:
             times.append(self.job.begun_ns + self.limits.stuck_ns(self.period_ms))
@@ -105,60 +103,64 @@ class Loop:
     def abandon(self, cause: str) -> None:
         """Count the frames that are still on their way as dropped, at the end."""
         if self.job is not None and not self.job.told:
-            self.tally.drop(cause)
+            self.counters.drop(cause)
         self.job = None
         if self.mailbox.take() is not None:
-            self.tally.drop(cause)
+            self.counters.drop(cause)
 
-    def tell(self, kind: Kind, cause: str, text: str, captured: Captured | None = None) -> None:
+    def tell(
+        self, kind: StatusKind, cause: str, text: str, captured: CapturedFrame | None = None
+    ) -> None:
         """A status to all sinks."""
         frame_id = captured.frame_id if captured else None
         captured_ns = captured.frame.captured_ns if captured else None
-        now, wall = self.bell.now_ns(), self.bell.wall_ns()
+        now, wall = self.clock.now_ns(), self.clock.wall_ns()
         self.statuses[kind.value] += 1
         self._offer(Status(kind, cause, text, now, wall, frame_id, captured_ns))
 
     def _offer(self, message: Message) -> None:
-        for outlet in self.outlets:
-            outlet.offer(message)
+        for queue in self.queues:
+            queue.offer(message)
 
-    def _drop(self, kind: Kind, cause: str, text: str, captured: Captured) -> None:
-        self.tally.drop(cause)
-        self.trouble[cause] = self.bell.now_ns(), text
+    def _drop(self, kind: StatusKind, cause: str, text: str, captured: CapturedFrame) -> None:
+        self.counters.drop(cause)
+        self.trouble[cause] = self.clock.now_ns(), text
         self.tell(kind, cause, text, captured)
 
-    def _begin(self) -> None:
+    def submit_newest(self) -> None:
         """The newest frame to whoever serves."""
-        place = self.crew.serving()
-        waits = self.capture.every_frame and place is None
+        slot = self.supervisor.serving()
+        waits = self.capture.every_frame and slot is None
         if self.job is not None or waits or (captured := self.mailbox.take()) is None:
             return
-        now = self.bell.now_ns()
-        if place is None or place.engine is None:
+        now = self.clock.now_ns()
+        if slot is None or slot.engine is None:
             cause = "unserved" if self.ages.count else "starting"
-            self._drop(Kind.LOST, cause, "no inference is ready", captured)
+            self._drop(StatusKind.LOST, cause, "no inference is ready", captured)
             return
         if now > self.limits.expiry_ns(captured.frame.captured_ns):
             age_ms = (now - captured.frame.captured_ns) / 1e6
-            self._drop(Kind.LATE, "expired", f"it came {age_ms:.0f} ms after its capture", captured)
+            self._drop(
+                StatusKind.LATE, "expired", f"it came {age_ms:.0f} ms after its capture", captured
+            )
             return
         self._jobs += 1
-        level = self._level(place)
-        self.job = Job(self._jobs, captured, place, place.engine, level, now)
-        place.engine.submit(self._jobs, captured.frame.image, level)
+        level = self._level(slot)
+        self.job = InferenceJob(self._jobs, captured, slot, slot.engine, level, now)
+        slot.engine.submit(self._jobs, captured.frame.image, level)
 
-    def _level(self, place: Place) -> int:
-        if place is not self.crew.primary or place.engine is None:
+    def _level(self, slot: EngineSlot) -> int:
+        if slot is not self.supervisor.primary or slot.engine is None:
             return 0
         if self.ladder is None:
-            engine, limits = place.engine, self.limits
-            self.ladder = Ladder(
+            engine, limits = slot.engine, self.limits
+            self.ladder = QualityLadder(
                 engine.levels, engine.baselines_ms, limits.deadline_ms, self.period_ms
             )
         self.ladder.period_ms = self.period_ms
         return self.ladder.level
 
-    def finish(self) -> None:
+    def publish_finished(self) -> None:
         """Publish the labels of the frame in inference, if they came."""
         job = self.job
         answer = job.engine.take() if job is not None else None
@@ -169,12 +171,12 @@ class Loop:
             self._publish(job, answer)
             return
         if not job.told:
-            self._drop(Kind.LOST, "backend", answer.error, job.captured)
-        self.crew.lose(job.place, "backend", answer.error)
+            self._drop(StatusKind.LOST, "backend", answer.error, job.captured)
+        self.supervisor.fail(job.slot, "backend", answer.error)
 
-    def _publish(self, job: Job, answer: Answer) -> None:
+    def _publish(self, job: InferenceJob, answer: Answer) -> None:
         assert answer.labels is not None
-        frame, now = job.captured.frame, self.bell.now_ns()
+        frame, now = job.captured.frame, self.clock.now_ns()
         age_ms, latency_ms = (now - frame.captured_ns) / 1e6, (now - job.begun_ns) / 1e6
         self._observe(job, latency_ms, age_ms)
         if job.told or now > self.limits.expiry_ns(frame.captured_ns):
@@ -186,7 +188,7 @@ class Loop:
             "inference": answer.inference_ms,
             "transfer": max(0.0, latency_ms - answer.inference_ms),
         }
-        self.tally.publish()
+        self.counters.publish()
         self.ages.add(age_ms)
         self.latencies.add(latency_ms)
         self.levels[level] += 1
@@ -207,72 +209,72 @@ class Loop:
             )
         )
 
-    def _observe(self, job: Job, latency_ms: float, age_ms: float) -> None:
+    def _observe(self, job: InferenceJob, latency_ms: float, age_ms: float) -> None:
         deadline_ms = self.limits.deadline_ms
         if deadline_ms is not None and age_ms > deadline_ms:
             self.misses += 1
-        if self.ladder is None or job.place is not self.crew.primary:
+        if self.ladder is None or job.slot is not self.supervisor.primary:
             return
         if job.level != self.ladder.level:
             return  # begun before the last step of the ladder
-        change = self.ladder.observe(self.bell.now_ns(), latency_ms, age_ms)
+        change = self.ladder.observe(self.clock.now_ns(), latency_ms, age_ms)
         if change is not None:
             self.changes.append(change)
 
-    def _tell_late(self, job: Job) -> None:
+    def _tell_late(self, job: InferenceJob) -> None:
         """Once for each frame."""
         if not job.told:
-            age_ms = (self.bell.now_ns() - job.captured.frame.captured_ns) / 1e6
+            age_ms = (self.clock.now_ns() - job.captured.frame.captured_ns) / 1e6
             text = f"no mask within {age_ms:.0f} ms of its capture"
-            self._drop(Kind.LATE, "late", text, job.captured)
+            self._drop(StatusKind.LATE, "late", text, job.captured)
         job.told = True
 
-    def _watch_job(self) -> None:
+    def check_inference_timeout(self) -> None:
         """Tell the sinks when a mask is overdue; end inference that is stuck or gone."""
         job = self.job
         if job is None:
             return
-        now = self.bell.now_ns()
-        if job.place.engine is not job.engine:  # the crew ended it
-            reason, cause = self.crew.losses[-1].reason, "worker"
+        now = self.clock.now_ns()
+        if job.slot.engine is not job.engine:  # the supervisor ended it
+            reason, cause = self.supervisor.failures[-1].reason, "worker"
         elif now >= job.begun_ns + self.limits.stuck_ns(self.period_ms):
             took_ms = (now - job.begun_ns) / 1e6
             reason, cause = f"inference has been stuck for {took_ms:.0f} ms", "stuck"
-            self.crew.lose(job.place, cause, reason)
+            self.supervisor.fail(job.slot, cause, reason)
         else:
             if now > self.limits.expiry_ns(job.captured.frame.captured_ns):
                 self._tell_late(job)
             return
         self.job = None
         if not job.told:
-            self._drop(Kind.LOST, cause, reason, job.captured)
+            self._drop(StatusKind.LOST, cause, reason, job.captured)
 
-    def _tell_spoiled(self) -> None:
+    def report_dropped_frames(self) -> None:
         """Frames that the capture thread counted and skipped."""
-        while self.capture.spoiled:
-            spoiled = self.capture.spoiled.popleft()
-            now, wall = self.bell.now_ns(), self.bell.wall_ns()
-            self.trouble[spoiled.cause] = now, spoiled.reason
-            self.statuses[Kind.LOST.value] += 1
+        while self.capture.skipped:
+            skipped = self.capture.skipped.popleft()
+            now, wall = self.clock.now_ns(), self.clock.wall_ns()
+            self.trouble[skipped.cause] = now, skipped.reason
+            self.statuses[StatusKind.LOST.value] += 1
             self._offer(
-                Status(Kind.LOST, spoiled.cause, spoiled.reason, now, wall, spoiled.frame_id)
+                Status(StatusKind.LOST, skipped.cause, skipped.reason, now, wall, skipped.frame_id)
             )
 
     def silent_s(self) -> float:
         """Since the last good frame, or since the start."""
-        return (self.bell.now_ns() - max(self.capture.last_ns, self.began_ns)) / 1e9
+        return (self.clock.now_ns() - max(self.capture.last_ns, self.began_ns)) / 1e9
 
     def _camera_due_ns(self) -> int:
-        """When `_watch_camera` may have something to tell."""
+        """When `check_camera` may have something to tell."""
         if self.capture.every_frame or self.capture.ended:
             return 1 << 62
         period_ns = int(self.period_ms * 1e6)
         overdue = max(self.capture.last_ns, self.began_ns) + int(OVERDUE * period_ns)
         return max(overdue, self._told_camera_ns + period_ns)
 
-    def _watch_camera(self) -> None:
+    def check_camera(self) -> None:
         """Tell the sinks when no frame comes, once a period; open a camera that is silent anew."""
-        capture, now = self.capture, self.bell.now_ns()
+        capture, now = self.capture, self.clock.now_ns()
         silent = self.silent_s() > self.limits.silence_s
         if capture.ended or (capture.every_frame and not capture.lost):
             return
@@ -284,7 +286,7 @@ class Loop:
             return
         self._told_camera_ns = now
         text = capture.lost or f"no frame for {self.silent_s() * 1000:.0f} ms"
-        self.tell(Kind.LOST if lost else Kind.STALE, "camera", text)
+        self.tell(StatusKind.LOST if lost else StatusKind.STALE, "camera", text)
 
     def _reopen(self, now: int) -> None:
         if now - self._reopened_ns >= self.limits.silence_s * 1e9:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Kind(str, Enum):
+class StatusKind(str, Enum):
     """Why there is no mask. LATE: it is or would be older than `max_age`. STALE: no new frame came
     when one was due. LOST: a frame, the camera or the inference failed."""
 
@@ -69,7 +69,7 @@ class Status:
     frame_id, captured_ns: of the frame concerned, None where there is none. at_ns: monotonic;
     at_wall_ns: the same moment since 1970."""
 
-    kind: Kind
+    kind: StatusKind
     cause: str
     text: str
     at_ns: int

@@ -14,7 +14,7 @@ LONGEST_HOLD_S = 300.0
 
 
 @dataclass(frozen=True)
-class Change:
+class LevelChange:
     """A step between levels, and why it was made."""
 
     at_ns: int
@@ -23,7 +23,7 @@ class Change:
     why: str
 
 
-class Ladder:
+class QualityLadder:
     """Levels from the largest artifact to the smallest.
 
     baselines_ms: each one's p95 latency as measured at the start, on this machine. deadline_ms: of
@@ -61,7 +61,7 @@ class Ladder:
         """Whether the smallest artifact misses the deadline too."""
         return self.level == len(self.names) - 1 and sum(self._late) >= MISSES
 
-    def observe(self, now_ns: int, latency_ms: float, age_ms: float) -> Change | None:
+    def observe(self, now_ns: int, latency_ms: float, age_ms: float) -> LevelChange | None:
         """A result at the present level: from the start of the work to publication, and its age.
         Gives back the step that it caused."""
         if self.deadline_ms is None:
@@ -82,7 +82,7 @@ class Ladder:
         holds = [i for i, ms in enumerate(self.baselines_ms) if ms <= self.deadline_ms]
         return holds[0] if holds else len(self.names) - 1
 
-    def _down(self, now_ns: int) -> Change:
+    def _down(self, now_ns: int) -> LevelChange:
         why = f"{sum(self._late)} of {len(self._late)} results missed {self.deadline_ms:g} ms"
         if self._climbed:
             self._hold_s = min(2 * self._hold_s, LONGEST_HOLD_S)
@@ -90,7 +90,7 @@ class Ladder:
         self._climbed = False
         return self._step(now_ns, self.level + 1, why)
 
-    def _up(self, now_ns: int) -> Change:
+    def _up(self, now_ns: int) -> LevelChange:
         if self._climbed:  # the climb before this one held
             self._hold_s = HOLD_S
         expected = self._expected_above()
@@ -98,8 +98,8 @@ class Ladder:
         self._climbed = True
         return self._step(now_ns, self.level - 1, why)
 
-    def _step(self, now_ns: int, level: int, why: str) -> Change:
-        change = Change(now_ns, self.name, self.names[level], why)
+    def _step(self, now_ns: int, level: int, why: str) -> LevelChange:
+        change = LevelChange(now_ns, self.name, self.names[level], why)
         self.level, self._changed_ns = level, now_ns
         for seen in (self._latencies, self._waits, self._late):
             seen.clear()

@@ -12,7 +12,7 @@ LOCK_NOW_AND_LATER = 1 | 2  # MCL_CURRENT | MCL_FUTURE
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RealtimeOptions:
     """cores: to run on, by number; empty: all that this process may use. priority: of SCHED_FIFO,
     1 to 99; 0: the ordinary scheduler. lock_memory: no page of this process is swapped out.
     freeze_garbage: objects that live now are never looked at again by the garbage collector."""
@@ -23,7 +23,7 @@ class Wishes:
     freeze_garbage: bool = True
 
 
-def apply(wishes: Wishes) -> dict[str, str]:
+def apply(wishes: RealtimeOptions) -> dict[str, str]:
     """Ask for everything wished for; what was granted, or why it was not, by name. Raises nothing:
     a loop without them still runs."""
     granted = {}

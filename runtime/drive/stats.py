@@ -6,11 +6,11 @@ import math
 import threading
 from collections import Counter
 
-GROWTH = 1.01  # of one bucket of a Spread to the next: quantiles are right to 1 %
+GROWTH = 1.01  # of one bucket of a TimeHistogram to the next: quantiles are right to 1 %
 SMALLEST_MS = 0.001
 
 
-class Tally:
+class FrameCounters:
     """Counters that both the capture thread and the loop move.
 
     Every captured frame ends as published or dropped with a cause; `open` are still on their way.
@@ -48,7 +48,7 @@ class Tally:
             }
 
 
-class Spread:
+class TimeHistogram:
     """A distribution of times in ms as a histogram of logarithmic buckets."""
 
     def __init__(self) -> None:

@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from .clock import Bell
-from .engine import Engine, Starter
+from .clock import LoopClock
+from .engine import EngineFactory, InferenceEngine
 
 MOST_STARTS = 5  # replacements in a minute
 MINUTE_NS = 60_000_000_000
@@ -17,7 +17,7 @@ LONGEST_RETRY_S = 600.0
 
 
 @dataclass(frozen=True)
-class Loss:
+class EngineFailure:
     """An engine that was ended or ended itself. cause: one word, as the counters have it."""
 
     at_ns: int
@@ -26,20 +26,20 @@ class Loss:
     reason: str
 
 
-class Place:
-    """One of the two places in the crew, and the engine that fills it now."""
+class EngineSlot:
+    """One of the two slots in the supervisor, and the engine that fills it now."""
 
-    def __init__(self, role: str, start: Starter):
+    def __init__(self, role: str, start: EngineFactory):
         self.role, self.start = role, start
-        self.engine: Engine | None = None
+        self.engine: InferenceEngine | None = None
         self.started_ns = 0
         self.due_ns: int | None = 0  # when to start the next engine; None: one is there
-        self.lost_ns: deque[int] = deque(maxlen=100)
+        self.failed_ns: deque[int] = deque(maxlen=100)
         self.retry_s = RETRY_S
         self.facts: dict[str, Any] = {}
 
 
-class Crew:
+class Supervisor:
     """`primary` serves whenever it can; the `standby` (a smaller artifact on the CPU), started with
     it, serves while it cannot.
 
@@ -48,93 +48,95 @@ class Crew:
     most five a minute.
     """
 
-    def __init__(self, bell: Bell, primary: Starter, standby: Starter | None = None):
-        self.bell = bell
-        self.primary = Place("primary", primary)
-        self.standby = Place("standby", standby) if standby else None
-        self.losses: deque[Loss] = deque(maxlen=1000)
-        self.lost = 0
+    def __init__(
+        self, clock: LoopClock, primary: EngineFactory, standby: EngineFactory | None = None
+    ):
+        self.clock = clock
+        self.primary = EngineSlot("primary", primary)
+        self.standby = EngineSlot("standby", standby) if standby else None
+        self.failures: deque[EngineFailure] = deque(maxlen=1000)
+        self.failure_count = 0
         self._replaced_ns: deque[int] = deque(maxlen=MOST_STARTS)
 
     @property
-    def places(self) -> list[Place]:
+    def slots(self) -> list[EngineSlot]:
         return [self.primary, self.standby] if self.standby else [self.primary]
 
-    def serving(self) -> Place | None:
+    def serving(self) -> EngineSlot | None:
         """Who takes the next frame; None while nobody can."""
-        for place in self.places:
-            if place.engine is not None and place.engine.ready and not place.engine.fault:
-                return place
+        for slot in self.slots:
+            if slot.engine is not None and slot.engine.ready and not slot.engine.fault:
+                return slot
         return None
 
     def processes(self) -> list[int]:
         """Ids of the engines' processes; those in this one have none."""
-        ids = (getattr(place.engine, "process_id", None) for place in self.places)
+        ids = (getattr(slot.engine, "process_id", None) for slot in self.slots)
         return [each for each in ids if each is not None]
 
     def facts(self) -> dict[str, Any]:
-        """What the engines said of themselves when they became ready, by place; of the last one
+        """What the engines said of themselves when they became ready, by slot; of the last one
         that did."""
-        return {place.role: place.facts for place in self.places if place.facts}
+        return {slot.role: slot.facts for slot in self.slots if slot.facts}
 
     def exhausted(self) -> bool:
         """Whether nobody serves, and nobody may be started yet."""
-        now = self.bell.now_ns()
-        waiting = [p.due_ns is not None and p.due_ns > now for p in self.places]
+        now = self.clock.now_ns()
+        waiting = [p.due_ns is not None and p.due_ns > now for p in self.slots]
         return self.serving() is None and all(waiting)
 
-    def tick(self) -> None:
+    def poll(self) -> None:
         """Start who is due, and end who broke or never became ready."""
-        now = self.bell.now_ns()
-        for place in self.places:
-            engine = place.engine
+        now = self.clock.now_ns()
+        for slot in self.slots:
+            engine = slot.engine
             if engine is None:
-                if place.due_ns is not None and now >= place.due_ns:
-                    self._start(place, now)
+                if slot.due_ns is not None and now >= slot.due_ns:
+                    self._start(slot, now)
             elif engine.fault:
-                self.lose(place, "worker", engine.fault)
+                self.fail(slot, "worker", engine.fault)
             elif engine.ready:
-                place.facts = getattr(engine, "facts", {})
-            elif now - place.started_ns > START_LIMIT_S * 1e9:
-                self.lose(place, "worker", f"not ready within {START_LIMIT_S:g} s")
+                slot.facts = getattr(engine, "facts", {})
+            elif now - slot.started_ns > START_LIMIT_S * 1e9:
+                self.fail(slot, "worker", f"not ready within {START_LIMIT_S:g} s")
 
     def wake_ns(self) -> int | None:
-        """When `tick` has something to do that the bell will not tell."""
-        due = [p.due_ns for p in self.places if p.engine is None and p.due_ns is not None]
+        """When `tick` has something to do that the clock will not tell."""
+        due = [p.due_ns for p in self.slots if p.engine is None and p.due_ns is not None]
         return min(due, default=None)
 
-    def lose(self, place: Place, cause: str, reason: str) -> None:
-        """End a place's engine, and settle when the next one starts."""
-        engine, place.engine = place.engine, None
+    def fail(self, slot: EngineSlot, cause: str, reason: str) -> None:
+        """End a slot's engine, and settle when the next one starts."""
+        engine, slot.engine = slot.engine, None
         if engine is not None:
             engine.kill()
-        now = self.bell.now_ns()
-        self.lost += 1
-        self.losses.append(Loss(now, place.role, cause, reason))
-        again = bool(place.lost_ns) and now - place.lost_ns[-1] < MINUTE_NS
-        place.lost_ns.append(now)
-        place.due_ns = now
-        if again and place is self.primary and self.standby is not None:
-            place.due_ns = now + int(place.retry_s * 1e9)
-            place.retry_s = min(2 * place.retry_s, LONGEST_RETRY_S)
+        now = self.clock.now_ns()
+        self.failure_count += 1
+        self.failures.append(EngineFailure(now, slot.role, cause, reason))
+        again = bool(slot.failed_ns) and now - slot.failed_ns[-1] < MINUTE_NS
+        slot.failed_ns.append(now)
+        slot.due_ns = now
+        if again and slot is self.primary and self.standby is not None:
+            slot.due_ns = now + int(slot.retry_s * 1e9)
+            slot.retry_s = min(2 * slot.retry_s, LONGEST_RETRY_S)
         elif not again:
-            place.retry_s = RETRY_S
+            slot.retry_s = RETRY_S
 
     def kill(self) -> None:
-        for place in self.places:
-            if place.engine is not None:
-                place.engine.kill()
-            place.engine, place.due_ns = None, None
+        for slot in self.slots:
+            if slot.engine is not None:
+                slot.engine.kill()
+            slot.engine, slot.due_ns = None, None
 
-    def _start(self, place: Place, now: int) -> None:
-        if place.lost_ns:  # the first start of a place is no replacement
+    def _start(self, slot: EngineSlot, now: int) -> None:
+        if slot.failed_ns:  # the first start of a slot is no replacement
             full = len(self._replaced_ns) == MOST_STARTS
             if full and now - self._replaced_ns[0] < MINUTE_NS:
-                place.due_ns = self._replaced_ns[0] + MINUTE_NS
+                slot.due_ns = self._replaced_ns[0] + MINUTE_NS
                 return
             self._replaced_ns.append(now)
-        place.started_ns, place.due_ns = now, None
+        slot.started_ns, slot.due_ns = now, None
         try:
-            place.engine = place.start()
+            slot.engine = slot.start()
         except OSError as error:  # no memory or no process to be had
-            self.lose(place, "worker", f"it cannot be started: {error}")
+            self.fail(slot, "worker", f"it cannot be started: {error}")

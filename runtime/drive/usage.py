@@ -20,7 +20,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Sample:
+class UsageSample:
     """Of a drive's own process, and the memory of its worker processes together."""
 
     at_s: float
@@ -33,7 +33,7 @@ class UsageLog:
     """Samples over a run, ever rarer the longer it lasts, so that they stay few."""
 
     def __init__(self) -> None:
-        self.samples: list[Sample] = []
+        self.samples: list[UsageSample] = []
         self._every_s = EVERY_S
 
     def note(self, at_s: float, workers: Sequence[int]) -> None:
@@ -48,7 +48,7 @@ class UsageLog:
         own = usage()
         memory = [each.resident_mib for each in map(usage, workers) if each.resident_mib]
         workers_mib = round(sum(memory), 1) if own.resident_mib else None
-        self.samples.append(Sample(round(at_s, 3), own.resident_mib, own.handles, workers_mib))
+        self.samples.append(UsageSample(round(at_s, 3), own.resident_mib, own.handles, workers_mib))
 
 
 def usage(process: int | None = None) -> Usage:

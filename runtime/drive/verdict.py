@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .faults import IN_WORKER, Fault, Plan
+from .faults import IN_WORKER, Fault, FaultPlan
 
 Fate = dict[str, Any]
 SIGNS = {  # a word of the reason that the state must give
@@ -22,7 +22,7 @@ SIGNS = {  # a word of the reason that the state must give
 }
 
 
-def verdict(plan: Plan, report: dict[str, Any]) -> dict[str, Any]:
+def verdict(plan: FaultPlan, report: dict[str, Any]) -> dict[str, Any]:
     """What the drive made of the plan, times in seconds.
 
     For each fault: when the state first gave its reason, and when it was `running` again, counted

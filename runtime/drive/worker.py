@@ -25,23 +25,23 @@ from typing import Any
 
 import numpy as np
 
-from .clock import Bell
+from .clock import LoopClock
 from .engine import Answer, Picture
-from .realtime import Wishes
+from .realtime import RealtimeOptions
 
 FIRST_BYTES = 1 << 20
 ARTIFACTS = "rtseg.runtime.drive.worker_process:load_artifacts"
 
 
 @dataclass(frozen=True)
-class Task:
+class WorkerTask:
     """What a worker serves. loader: "module:function", called in the worker with `arguments` (JSON
     values), gives the segmenters, largest first. levels: their names."""
 
     levels: tuple[str, ...]
     arguments: dict[str, Any]
     loader: str = ARTIFACTS
-    realtime: Wishes | None = None
+    realtime: RealtimeOptions | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -80,14 +80,14 @@ class SharedPicture:
 
 
 class Worker:
-    """An Engine in another process, running `rtseg.runtime.drive.worker_process`.
+    """An InferenceEngine in another process, running `rtseg.runtime.drive.worker_process`.
 
     known: digests of the known frame's labels by level, which workers of one task share: the first
     that is ready fills it in, and one that computes anything else later is broken.
     """
 
-    def __init__(self, task: Task, bell: Bell, known: dict[str, str] | None = None):
-        self.levels, self.bell = task.levels, bell
+    def __init__(self, task: WorkerTask, clock: LoopClock, known: dict[str, str] | None = None):
+        self.levels, self.clock = task.levels, clock
         self.known = {} if known is None else known
         self.ready, self.fault = False, ""
         self.baselines_ms: Sequence[float] = [0.0] * len(task.levels)
@@ -142,7 +142,7 @@ class Worker:
     def _hear(self, kind: str, *rest: Any) -> None:
         if kind == "ready":
             (self.facts,) = rest
-            self._begin()
+            self.submit_newest()
         elif kind == "refused":
             self._break(*rest)
         elif kind == "labels":
@@ -153,9 +153,9 @@ class Worker:
         elif kind == "error":
             job, text = rest
             self._answers.append(Answer(job, None, error=text))
-        self.bell.ring()
+        self.clock.wake()
 
-    def _begin(self) -> None:
+    def submit_newest(self) -> None:
         for level, digest in zip(self.levels, self.facts["digests"], strict=True):
             if self.known.setdefault(level, digest) != digest:
                 self._break(f"{level} gives other labels for the known frame than at the start")
@@ -166,12 +166,12 @@ class Worker:
     def _break(self, why: str) -> None:
         self.fault = self.fault or why
         self.ready = False
-        self.bell.ring()
+        self.clock.wake()
 
 
-def _spawn(task: Task, connection: int, memory: int) -> subprocess.Popen[bytes]:
+def _spawn(task: WorkerTask, connection: int, memory: int) -> subprocess.Popen[bytes]:
     facts = asdict(task) | {"parent": os.getpid(), "environment": None}
-    module = f"{__package__}.serve"
+    module = f"{__package__}.worker_process"
     command = [sys.executable, "-m", module, str(connection), str(memory), json.dumps(facts)]
     return subprocess.Popen(
         command,
@@ -198,4 +198,4 @@ def wait_ready(worker: Worker, limit_s: float) -> None:
     while not worker.ready:
         if worker.fault or time.monotonic() > end:
             raise RuntimeError(worker.fault or f"not ready within {limit_s:g} s")
-        worker.bell.wait(0.1)
+        worker.clock.wait(0.1)

@@ -18,9 +18,9 @@ from typing import Any
 from ...data.scenes import scene
 from ..segmenter import Segmenter, load
 from . import known_frame
-from .engine import Picture, Segment, segmented
+from .engine import Picture, Segment, run_segmenter
 from .quality import p95
-from .realtime import Wishes, apply
+from .realtime import RealtimeOptions, apply
 from .worker import SharedPicture
 
 WARM_UPS = 3
@@ -32,17 +32,17 @@ def main(arguments: list[str]) -> None:
     connection, memory = Connection(int(arguments[0])), SharedPicture(int(arguments[1]))
     task = json.loads(arguments[2])
     _belong_to(task["parent"])
-    granted = apply(Wishes(**task["realtime"])) if task["realtime"] else {}
+    granted = apply(RealtimeOptions(**task["realtime"])) if task["realtime"] else {}
     try:
         segmenters = loader(task["loader"])(**task["arguments"])
-        baselines = [prepared(segmenter) for segmenter in segmenters]
+        baselines = [measure_baseline(segmenter) for segmenter in segmenters]
         digests = [digest_of(*each) for each in zip(task["levels"], segmenters, strict=True)]
     except Exception as error:  # told to the parent, whatever it is
         connection.send(("refused", f"{type(error).__name__}: {error}"))
         return
     facts = {
         "levels": task["levels"],
-        "backends": [backend_of(segmenter) for segmenter in segmenters],
+        "backends": [describe_backend(segmenter) for segmenter in segmenters],
         "baselines_ms": baselines,
         "digests": digests,
         "realtime": granted,
@@ -58,7 +58,7 @@ def answer(connection: Connection, memory: SharedPicture, segmenters: list[Segme
             _, job, shape, level = connection.recv()
         except (EOFError, OSError):
             return
-        given = segmented(job, segmenters[level], memory.view(shape))
+        given = run_segmenter(job, segmenters[level], memory.view(shape))
         if given.labels is None:
             connection.send(("error", job, given.error))
             continue
@@ -76,7 +76,7 @@ def digest_of(level: str, segmenter: Segment) -> str:
     return known_frame.prove(segmenter, level) if isinstance(segmenter, Segmenter) else ""
 
 
-def backend_of(segmenter: Segment) -> str:
+def describe_backend(segmenter: Segment) -> str:
     """What computes it, for the report; "" for what is no artifact."""
     if not isinstance(segmenter, Segmenter):
         return ""
@@ -85,7 +85,7 @@ def backend_of(segmenter: Segment) -> str:
     return f"{info.name} {info.version}, {info.precision}, {info.device}{threads}"
 
 
-def prepared(segmenter: Segment) -> float:
+def measure_baseline(segmenter: Segment) -> float:
     """p95 of a warm segmenter's latency, in ms."""
     card = getattr(segmenter, "card", None)
     image = scene(card.size if card else (64, 128))

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .queue import Outlet, Sink
+from .queue import Sink, SinkQueue
 
-__all__ = ["Outlet", "Sink"]
+__all__ = ["Sink", "SinkQueue"]

@@ -32,7 +32,7 @@ class LabelPngs:
     def __call__(self, message: Message) -> None:
         if isinstance(message, Result):
             file = "_".join(filter(None, (f"{message.frame_id:08d}", message.name))) + ".png"
-            write_atomically(self.folder / file, encoded(".png", message.labels))
+            write_atomically(self.folder / file, encode_picture(".png", message.labels))
 
 
 class OverlayVideo:
@@ -95,7 +95,7 @@ class OverlayVideo:
             self.partial.replace(self.path)
 
 
-def encoded(suffix: str, picture: Picture) -> bytes:
+def encode_picture(suffix: str, picture: Picture) -> bytes:
     """The picture as a file's content. Raises ValueError where OpenCV cannot encode it."""
     done, content = cv2.imencode(suffix, picture)
     if not done:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..drive.messages import Message, Result
-from .label_files import Colors, Paint, encoded
+from .label_files import Colors, Paint, encode_picture
 
 INSTALL = 'MCAP logs need the mcap package: pip install "rtseg[drive]"'
 TIME: dict[str, Any] = {
@@ -77,8 +77,8 @@ class McapRecorder:
             return
         overlay = self.paint(message.image, message.labels, self.palette)
         at_ns = message.captured_wall_ns
-        self._add_image("/rtseg/overlay", "jpeg", encoded(".jpg", overlay), at_ns)
-        self._add_image("/rtseg/labels", "png", encoded(".png", message.labels), at_ns)
+        self._add_image("/rtseg/overlay", "jpeg", encode_picture(".jpg", overlay), at_ns)
+        self._add_image("/rtseg/labels", "png", encode_picture(".png", message.labels), at_ns)
         self._add("/rtseg/result", message.facts(), at_ns)
 
     def _add_image(self, topic: str, kind: str, content: bytes, at_ns: int) -> None:

@@ -9,7 +9,7 @@ INSTALL = 'Prometheus metrics need prometheus-client: pip install "rtseg[drive]"
 STATES = ("starting", "running", "degraded", "stale", "failed")
 
 
-class Collector:
+class PrometheusCollector:
     """Asks the drive when Prometheus asks, so that it costs the loop nothing."""
 
     def __init__(self, snapshot: Callable[[], dict[str, Any]]):
@@ -62,6 +62,6 @@ def serve(
     except ImportError as error:
         raise RuntimeError(INSTALL) from error
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Collector(snapshot))
+    registry.register(PrometheusCollector(snapshot))
     server, thread = start_http_server(port, addr=host, registry=registry)
     return server, thread

@@ -17,15 +17,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ..drive.clock import Bell
-from ..drive.messages import Kind, Message, Result, Status
+from ..drive.clock import LoopClock
+from ..drive.messages import Message, Result, Status, StatusKind
 
 Sink = Callable[[Message], Any]
 CAPACITY = 4
 BLOCKED_S = 1.0  # a sink that has been busy with one message for longer is called blocked
 
 
-class Outlet:
+class SinkQueue:
     """One sink with its queue, thread and counters.
 
     delivered: messages that the sink took; dropped: pushed out of a full queue; failed: the sink
@@ -33,9 +33,9 @@ class Outlet:
     counts as delivered); unflushed: still waiting when the loop had to end.
     """
 
-    def __init__(self, sink: Sink, bell: Bell | None = None):
-        self.sink, self.bell = sink, bell or Bell()
-        self.name = name_of(sink)
+    def __init__(self, sink: Sink, clock: LoopClock | None = None):
+        self.sink, self.clock = sink, clock or LoopClock()
+        self.name = sink_name(sink)
         self.capacity: int = getattr(sink, "capacity", CAPACITY)
         self.records: bool = getattr(sink, "records", False)
         self.delivered = self.dropped = self.failed = self.withheld = self.unflushed = 0
@@ -78,7 +78,7 @@ class Outlet:
     def blocked_s(self) -> float:
         """How long it has been busy with one message, in seconds, if that is too long; else 0."""
         since = self._busy_since_ns
-        busy_s = (self.bell.now_ns() - since) / 1e9 if since else 0.0
+        busy_s = (self.clock.now_ns() - since) / 1e9 if since else 0.0
         return busy_s if busy_s > BLOCKED_S else 0.0
 
     def counters(self) -> dict[str, int]:
@@ -97,7 +97,7 @@ class Outlet:
             self._news.wait_for(lambda: self._queue or self._closing)
             if not self._queue:
                 return None
-            self._busy_since_ns = self.bell.now_ns()
+            self._busy_since_ns = self.clock.now_ns()
             return self._queue.popleft()
 
     def _deliver(self, message: Message) -> None:
@@ -112,30 +112,30 @@ class Outlet:
             call()
         except Exception as error:  # whatever a sink raises is the sink's own trouble
             self.failed += 1
-            self.failed_ns = self.bell.now_ns()
+            self.failed_ns = self.clock.now_ns()
             self.last_error = f"{type(error).__name__}: {error}"
             return False
         return True
 
     def _still_fresh(self, result: Result) -> Message:
-        now = self.bell.now_ns()
+        now = self.clock.now_ns()
         if now <= result.expires_ns:
             return result
         self.withheld += 1
         age_ms = (now - result.captured_ns) / 1e6
         text = f"its mask waited for this sink until it was {age_ms:.0f} ms old"
         return Status(
-            Kind.LATE,
+            StatusKind.LATE,
             "sink",
             text,
             now,
-            self.bell.wall_ns(),
+            self.clock.wall_ns(),
             result.frame_id,
             result.captured_ns,
         )
 
 
-def name_of(sink: Sink) -> str:
+def sink_name(sink: Sink) -> str:
     """How reports call it: its `name`, else the function's or the class's."""
     for owner in (sink, type(sink)):
         for attribute in ("name", "__name__"):

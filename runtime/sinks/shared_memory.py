@@ -40,12 +40,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..drive.messages import Kind, Message, Result
+from ..drive.messages import Message, Result, StatusKind
 
 MAGIC, VERSION = b"RTSEGRNG", 1
 HEADER, SLOT_HEADER = 64, 128
 FACTS = struct.Struct("<QQQQQII64s")  # from the slot's byte 16 on
-KINDS = (None, Kind.LATE, Kind.STALE, Kind.LOST)
+KINDS = (None, StatusKind.LATE, StatusKind.STALE, StatusKind.LOST)
 NO_FRAME = (1 << 64) - 1
 
 
@@ -109,12 +109,12 @@ def _facts(message: Message, shape: tuple[int, ...]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RingEntry:
     """A message as a reader sees it: number from 1; kind None for a result, whose labels (H, W)
     uint8 are the reader's own; text: the level, or a status' cause. Times in monotonic ns."""
 
     number: int
-    kind: Kind | None
+    kind: StatusKind | None
     frame_id: int | None
     captured_ns: int
     captured_wall_ns: int
@@ -141,7 +141,7 @@ class RingReader:
         if magic != MAGIC or version != VERSION:
             raise ValueError(f"{path} is no ring of layout {VERSION}")
 
-    def latest(self, after: int = 0) -> Entry | None:
+    def latest(self, after: int = 0) -> RingEntry | None:
         """The newest message, if its number is above `after`."""
         if self.path.exists() and self.path.stat().st_ino != self._file:
             self._open()
@@ -159,7 +159,7 @@ class RingReader:
         start = HEADER + (count - 1) % self.slots * self.slot_bytes
         return bool(struct.unpack_from("<Q", self._map, start)[0] == 0)
 
-    def _read(self, start: int, number: int) -> Entry | None:
+    def _read(self, start: int, number: int) -> RingEntry | None:
         """None if the slot changed while it was read."""
         before, kind, checksum = struct.unpack_from("<QII", self._map, start)
         slot = self._map[start + 16 : start + self.slot_bytes]
@@ -173,7 +173,9 @@ class RingReader:
         labels = np.frombuffer(body, np.uint8, height * width, FACTS.size).reshape(height, width)
         known = None if frame_id == NO_FRAME else frame_id
         name = text.rstrip(b"\0").decode(errors="replace")
-        return Entry(number, KINDS[kind], known, captured, wall, published, expires, labels, name)
+        return RingEntry(
+            number, KINDS[kind], known, captured, wall, published, expires, labels, name
+        )
 
     def close(self) -> None:
         self._map.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from rtseg.runtime.drive.quality import HOLD_S, Change, Ladder
+from rtseg.runtime.drive.quality import HOLD_S, LevelChange, QualityLadder
 
 SECOND = 1_000_000_000
 NAMES, BASELINES = ("large", "medium", "small"), (50.0, 20.0, 5.0)
@@ -14,9 +14,9 @@ NAMES, BASELINES = ("large", "medium", "small"), (50.0, 20.0, 5.0)
 class Road:
     """Feeds a ladder one result every 50 ms, at `load` times the baselines."""
 
-    def __init__(self, ladder: Ladder):
+    def __init__(self, ladder: QualityLadder):
         self.ladder, self.now, self.load = ladder, SECOND, 1.0
-        self.changes: list[Change] = []
+        self.changes: list[LevelChange] = []
 
     def go(self, seconds: float) -> None:
         for _ in range(round(seconds * 20)):
@@ -31,11 +31,11 @@ class Road:
     ("deadline", "level"), [(None, "large"), (60, "large"), (49, "medium"), (1, "small")]
 )
 def test_the_largest_that_holds_the_deadline_is_first(deadline: float | None, level: str) -> None:
-    assert Ladder(NAMES, BASELINES, deadline).name == level
+    assert QualityLadder(NAMES, BASELINES, deadline).name == level
 
 
 def test_one_level_at_a_time_and_at_the_third_miss() -> None:
-    road = Road(Ladder(NAMES, BASELINES, 70.0))
+    road = Road(QualityLadder(NAMES, BASELINES, 70.0))
     road.go(1)
     road.load = 20.0
     road.go(0.10)
@@ -50,14 +50,14 @@ def test_one_level_at_a_time_and_at_the_third_miss() -> None:
 
 
 def test_without_a_deadline_nothing_changes() -> None:
-    road = Road(Ladder(NAMES, BASELINES, None))
+    road = Road(QualityLadder(NAMES, BASELINES, None))
     road.load = 100.0
     road.go(10)
     assert road.changes == []
 
 
 def test_it_does_not_climb_while_the_load_lasts() -> None:
-    road = Road(Ladder(NAMES, BASELINES, 70.0))
+    road = Road(QualityLadder(NAMES, BASELINES, 70.0))
     road.load = 2.0
     road.go(60)
     assert [c.after for c in road.changes] == ["medium"]
@@ -68,7 +68,7 @@ def test_it_does_not_climb_while_the_load_lasts() -> None:
 
 def test_a_climb_needs_room() -> None:
     """50 ms plus a wait of 1 ms fit into 60 ms, but not into 80 % of it."""
-    road = Road(Ladder(NAMES, BASELINES, 60.0))
+    road = Road(QualityLadder(NAMES, BASELINES, 60.0))
     road.load = 1.5
     road.go(1)
     road.load = 1.0
@@ -78,7 +78,7 @@ def test_a_climb_needs_room() -> None:
 
 def test_climbs_that_fail_become_rare() -> None:
     """The large artifact is slower in use than it was when measured."""
-    ladder = Ladder(NAMES, BASELINES, 70.0)
+    ladder = QualityLadder(NAMES, BASELINES, 70.0)
     road = Road(ladder)
     for _ in range(120 * 20):
         road.load = 2.0 if ladder.level == 0 else 1.0
@@ -91,7 +91,7 @@ def test_climbs_that_fail_become_rare() -> None:
 
 
 def test_a_level_slower_than_the_camera_counts_a_period_of_waiting() -> None:
-    ladder = Ladder(("large", "small"), (60.0, 10.0), 120.0, period_ms=50.0)
+    ladder = QualityLadder(("large", "small"), (60.0, 10.0), 120.0, period_ms=50.0)
     road = Road(ladder)
     road.load = 3.0
     road.go(1)
