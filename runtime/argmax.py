@@ -120,15 +120,15 @@ class LabelMaker:
 
     def _work(self, logits: NDArray[np.float32], queue: Any) -> int:
         """Take pieces until none is left; the number of cells that were interpolated."""
-        from . import argmax_cpu as labels_cpu
+        from . import argmax_cpu
 
         mixed = 0
         for first, last in queue:  # next() of a list's iterator is atomic
             if self.factor is not None:
-                labels_cpu.shuffled(logits, self.factor, first, last, self.labels[0])
+                argmax_cpu.shuffled(logits, self.factor, first, last, self.labels[0])
                 continue
             axes: tuple[Any, ...] = (*self.rows.arrays, *self.columns.arrays)
-            bilinear: Any = labels_cpu.bilinear
+            bilinear: Any = argmax_cpu.bilinear
             mixed += bilinear(logits, *axes, first, last, self.most_mixed, self.labels[0])
         return mixed
 

@@ -1,4 +1,4 @@
-"""The compiled loops of `labels.py`, whose head says why they are exact. Needs numba.
+"""The compiled loops of `argmax.py`, whose head says why they are exact. Needs numba.
 
 Compiled code is kept in the folder `__pycache__` here, else in the user's cache.
 """

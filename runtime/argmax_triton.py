@@ -1,7 +1,7 @@
 """Labels of coarse logits on a GPU, one Triton kernel each: nothing of classes x H x W is written.
 
 `BilinearLabels` interpolates and keeps the running maximum of each pixel in registers; a program
-reads the corners of its cells once for all rows of a band. Its arithmetic is that of `labels.py`,
+reads the corners of its cells once for all rows of a band. Its arithmetic is that of `argmax.py`,
 fused and rounded alike, so the labels are those of interpolation in float32 and argmax, ties to the
 lowest id, whatever the logits' own type. `ShuffledLabels` is the end of a pixel-shuffle network: a
 1x1 convolution to K * factor^2 channels, of which only the winner of each pixel leaves the kernel.
@@ -41,7 +41,7 @@ STAGES = (
 
 @triton.jit
 def mix(a, near, b, far, fused: tl.constexpr):
-    """a * near + b * far, of which the first product is not rounded, as in `labels_cpu.mix`."""
+    """a * near + b * far, of which the first product is not rounded, as in `argmax_cpu.mix`."""
     if fused:
         return tl.fma(a, near, b * far)
     exact = a.to(tl.float64) * near.to(tl.float64) + (b * far).to(tl.float64)

@@ -1,4 +1,4 @@
-"""Cuts an OpenVINO model before its last enlargement, so that `labels.py` can make the labels."""
+"""Cuts an OpenVINO model before its last enlargement, so that `argmax.py` can make the labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cuts an ONNX model before its last enlargement, so that `labels.py` can make the labels.
+"""Cuts an ONNX model before its last enlargement, so that `argmax.py` can make the labels.
 
 ONNX Runtime computes every output of the graph that it loads, asked for or not, so the end has to
 go before that. The model stays serialized: of protobuf's messages only the few fields that matter

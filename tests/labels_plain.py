@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rtseg.runtime import load
-from rtseg.runtime.backends.backend import WAYS
+from rtseg.runtime.backends.backend import ARGMAX
 
 Logits = NDArray[Any]
 Frames = list[tuple[str, Any]]
@@ -65,12 +65,12 @@ KINDS = (random, ties, regions, near_ties, extremes, tiny, constant)
 
 
 def agree_in_both_ways(artifact: Path, backend: str, frames: Frames, **options: Any) -> None:
-    """Assert that a backend's cells give its graph's labels, but for its arithmetic's last place:
+    """Assert that a backend's argmax gives its graph's labels, but for its arithmetic's last place:
     PyTorch's kernel for channels last, ONNX Runtime and OpenVINO round in another order."""
     found = {}
-    for labels in WAYS:
-        with load(artifact, backend, "cpu", labels=labels, **options) as segment:
-            assert dict(segment.info.options)["labels"] == labels
-            found[labels] = [segment(frame) for _, frame in frames]
-    for cells, graphs in zip(found["cells"], found["graph"], strict=True):
-        assert (cells == graphs).mean() > 0.9999
+    for argmax in ARGMAX:
+        with load(artifact, backend, "cpu", argmax=argmax, **options) as segment:
+            assert dict(segment.info.options)["argmax"] == argmax
+            found[argmax] = [segment(frame) for _, frame in frames]
+    for ours, graphs in zip(found["runtime"], found["graph"], strict=True):
+        assert (ours == graphs).mean() > 0.9999

@@ -38,18 +38,18 @@ def test_cells_give_the_graphs_labels(
 
 def test_a_cpu_takes_cells_where_it_can(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with load(artifact, "onnxruntime", "cpu") as segment:
-        assert dict(segment.info.options)["labels"] == "cells"
-    with pytest.raises(ArtifactError, match='labels is "graph" or "cells"'):
-        load(artifact, "onnxruntime", "cpu", labels="both")
+        assert dict(segment.info.options)["argmax"] == "runtime"
+    with pytest.raises(ArtifactError, match='argmax is "graph" or "runtime"'):
+        load(artifact, "onnxruntime", "cpu", argmax="both")
     monkeypatch.setattr("rtseg.runtime.backends.onnxruntime.compiled_available", lambda: False)
     with load(artifact, "onnxruntime", "cpu") as segment:
-        assert dict(segment.info.options)["labels"] == "graph"
+        assert dict(segment.info.options)["argmax"] == "graph"
 
 
 def test_neither_onnx_nor_torch_is_loaded(artifact: Path) -> None:
     code = (
         "import sys; from rtseg.runtime import load; "
-        f"load({str(artifact)!r}, 'onnxruntime', 'cpu', labels='cells'); "
+        f"load({str(artifact)!r}, 'onnxruntime', 'cpu', argmax='runtime'); "
         "print('onnx' in sys.modules, 'torch' in sys.modules, 'openvino' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

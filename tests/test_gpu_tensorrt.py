@@ -231,7 +231,7 @@ def test_a_label_kernel_behind_the_engine(name, tmp_path):
             pytest.skip(str(verdict))
         with load(made.path) as segment:
             options = dict(segment.info.options)
-            assert options["labels"] == ("cells" if kernel else "graph")
+            assert options["argmax"] == ("runtime" if kernel else "graph")
             assert options["cuda_graph"] == "on"
             found[kernel] = np.stack([segment(frame) for frame in frames])
     # The graph compares logits in half precision, the kernel in float32.

@@ -294,7 +294,7 @@ def test_the_backend_makes_labels_with_the_kernel(made, monkeypatch, tmp_path, c
     assert world.cuda.allocations == allocations
     assert world.cuda.launches - launches == (3 if cuda_graph else 0)
     options = dict(backend.info.options)
-    assert (options["labels"], options["cuda_graph"]) == ("cells", "on" if cuda_graph else "off")
+    assert (options["argmax"], options["cuda_graph"]) == ("runtime", "on" if cuda_graph else "off")
     assert backend.names == ("labels",)
     assert backend.on_device().__cuda_array_interface__["shape"] == (1, *SIZE)
     backend.close()

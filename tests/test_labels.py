@@ -162,10 +162,10 @@ def test_openvino_gives_the_graphs_labels_without_the_graphs_end(
 def test_openvino_takes_the_cells_by_default_and_refuses_what_is_neither(
     nano_artifact: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ArtifactError, match='labels is "graph" or "cells"'):
-        load(nano_artifact, "openvino", labels="both")
+    with pytest.raises(ArtifactError, match='argmax is "graph" or "runtime"'):
+        load(nano_artifact, "openvino", argmax="both")
     with load(nano_artifact, "openvino") as segment:
-        assert dict(segment.info.options)["labels"] == "cells"
+        assert dict(segment.info.options)["argmax"] == "runtime"
     monkeypatch.setattr("rtseg.runtime.backends.openvino.compiled_available", lambda: False)
     with load(nano_artifact, "openvino") as segment:
         assert dict(segment.info.options)["labels"] == "graph"

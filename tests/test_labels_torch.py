@@ -26,22 +26,24 @@ def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_cells_give_the_graphs_labels(
+def test_the_runtimes_argmax_gives_the_graphs_labels(
     threads: int, artifact: Path, street_frames: list[tuple[str, Any]]
 ) -> None:
     agree_in_both_ways(artifact, "torch", street_frames, threads=threads)
 
 
-def test_a_cpu_takes_cells_where_it_can(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_argmaxes_in_the_runtime_where_it_can(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with load(artifact, device="cpu") as segment:
-        assert dict(segment.info.options) == {"labels": "cells"}
+        assert dict(segment.info.options) == {"argmax": "runtime"}
     monkeypatch.setattr("rtseg.runtime.argmax_torch.compiled_available", lambda: False)
     with load(artifact, device="cpu") as segment:
         options = dict(segment.info.options)
-        assert options["labels"] == "graph"
-        assert options["no_cells"] == 'numba: pip install "rtseg[fast]"'
-    with pytest.raises(ArtifactError, match='rtseg\\[fast\\]"; or load it with labels="graph"'):
-        load(artifact, device="cpu", labels="cells")
+        assert options["argmax"] == "graph"
+        assert options["no_runtime_argmax"] == 'numba: pip install "rtseg[fast]"'
+    with pytest.raises(ArtifactError, match='rtseg\\[fast\\]"; or load it with argmax="graph"'):
+        load(artifact, device="cpu", argmax="runtime")
 
 
 def test_logits_keep_the_labels_in_the_graph(nano: Source, tmp_path: Path) -> None:
@@ -50,13 +52,13 @@ def test_logits_keep_the_labels_in_the_graph(nano: Source, tmp_path: Path) -> No
     )
     with load(made[0].path, device="cpu") as segment:
         labels = segment(np.full((*SIZE, 3), 90, np.uint8))
-        assert dict(segment.info.options)["labels"] == "graph"
+        assert dict(segment.info.options)["argmax"] == "graph"
         assert (segment.backend.logits()[0].argmax(0) == labels).all()
 
 
 def test_a_way_that_there_is_not(artifact: Path) -> None:
-    with pytest.raises(ArtifactError, match='labels is "graph" or "cells", not \'fast\''):
-        load(artifact, device="cpu", labels="fast")
+    with pytest.raises(ArtifactError, match='argmax is "graph" or "runtime", not \'fast\''):
+        load(artifact, device="cpu", argmax="fast")
 
 
 class Recording:
@@ -70,19 +72,19 @@ class Recording:
 
 
 @pytest.mark.parametrize(
-    ("cells", "graph", "choose", "best"),
-    [(1, 2, True, "cells"), (2, 1, True, "graph"), (2, 1, False, "cells")],
+    ("runtime", "graph", "choose", "best"),
+    [(1, 2, True, "runtime"), (2, 1, True, "graph"), (2, 1, False, "runtime")],
 )
 def test_the_faster_recording_is_kept(
-    cells: float, graph: float, choose: bool, best: str, artifact: Path, monkeypatch: Any
+    runtime: float, graph: float, choose: bool, best: str, artifact: Path, monkeypatch: Any
 ) -> None:
     clock = [0.0]
     backend = PyTorch(artifact, "cpu")
     recorded = []
 
     def record() -> tuple[Recording, tuple[torch.Tensor, ...]]:
-        recorded.append("cells" if backend._maker else "graph")
-        return Recording(cells if backend._maker else graph, clock), backend._run()
+        recorded.append("runtime" if backend._maker else "graph")
+        return Recording(runtime if backend._maker else graph, clock), backend._run()
 
     monkeypatch.setattr(backend, "_recorded", record)
     monkeypatch.setattr(
@@ -90,11 +92,11 @@ def test_the_faster_recording_is_kept(
         lambda runs: median_ms(runs, now=lambda: int(clock[0] * 1e9)),
     )
     said = dict(backend._capture(choose))
-    assert recorded == (["cells", "graph"] if choose else ["cells"])
-    assert said["labels"] == best
-    assert f"cells {1e3 * cells:.3f}" in said["labels_ms"]
-    assert (backend._maker is not None) == (best == "cells")
-    assert backend.graph.seconds == {"cells": cells, "graph": graph}[best]
+    assert recorded == (["runtime", "graph"] if choose else ["runtime"])
+    assert said["argmax"] == best
+    assert f"runtime {1e3 * runtime:.3f}" in said["argmax_ms"]
+    assert (backend._maker is not None) == (best == "runtime")
+    assert backend.graph.seconds == {"runtime": runtime, "graph": graph}[best]
     backend.close()
 
 
@@ -136,3 +138,10 @@ def test_times_are_medians_of_turns() -> None:
     )
     assert spent == {"a": 2.0, "b": 3.0}
     assert order == ["a", "b"] * 3
+
+
+def test_the_old_spelling_is_taken_for_one_version(artifact: Path) -> None:
+    with pytest.warns(FutureWarning, match=r"labels='cells' is now argmax='runtime'"):
+        segment = load(artifact, device="cpu", labels="cells")
+    assert dict(segment.info.options)["argmax"] == "runtime"
+    segment.close()

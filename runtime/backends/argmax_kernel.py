@@ -1,7 +1,7 @@
 """Labels of an engine's coarse logits by a GPU kernel that travels with the engine.
 
-The kernels are those of `labels_gpu.py`, as machine code in `NAME.engine.labels.npz`; only CUDA's
-driver is needed to run them.
+The kernels are those of `argmax_triton.py`, as machine code in `NAME.engine.labels.npz`; only
+CUDA's driver is needed to run them.
 """
 
 from __future__ import annotations

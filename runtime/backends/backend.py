@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ Image = NDArray[np.uint8]  # (1, H, W, 3) BGR
 Labels = NDArray[np.uint8]  # (1, H, W) class ids
 
 
-WAYS = ("graph", "cells")  # how labels are made: by the model's own end, or of its coarse logits
+# Where the argmax runs: in the graph as exported, or in the runtime, on coarse logits.
+ARGMAX = ("graph", "runtime")
 
 
 class MissingPackage(ArtifactError):
@@ -69,10 +71,10 @@ class Backend(Protocol):
         ...
 
 
-def check_way(labels: str | None) -> None:
-    """Raises ArtifactError unless `labels` is one of WAYS, or None for the backend's own choice."""
-    if labels not in (None, *WAYS):
-        raise ArtifactError(f'labels is "graph" or "cells", not {labels!r}')
+def check_argmax(argmax: str | None) -> None:
+    """Refuse anything but a value of ARGMAX, or None for the backend's own choice."""
+    if argmax not in (None, *ARGMAX):
+        raise ArtifactError(f'argmax is "graph" or "runtime", not {argmax!r}')
 
 
 class InTurn:
@@ -175,6 +177,12 @@ def cuda_available() -> bool:
 
 
 def open_backend(name: str, path: Path, device: str | None, **options: Any) -> Backend:
+    if "labels" in options:  # its name until 0.2
+        old = options.pop("labels")
+        options["argmax"] = "runtime" if old == "cells" else old
+        warnings.warn(
+            f"labels={old!r} is now argmax={options['argmax']!r}", FutureWarning, stacklevel=3
+        )
     entry = BACKENDS[name]
     module = importlib.import_module(f".{entry.module}", __package__)
     backend: Backend = getattr(module, entry.cls)(path, device, **options)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..argmax import LabelMaker, compiled_available
 from ..artifact import ArtifactError, read_card
 from ..cut_onnx import COARSE, cut_labels
-from .backend import Image, Info, InTurn, Labels, check_way
+from .backend import Image, Info, InTurn, Labels, check_argmax
 
 
 class OnnxRuntime(InTurn):
@@ -22,9 +22,9 @@ class OnnxRuntime(InTurn):
     copy of the frame on the CPU.
 
     device: "cpu" or "cuda[:N]"; by default CUDA where ONNX Runtime and the machine have it.
-    threads: on the CPU, by default one per core that this process may use. labels: on the CPU,
-    "graph" makes them in the model as it was exported, "cells" from its coarse logits, by
-    `labels.py`; by default "cells" where the model ends in a bilinear resize and numba is
+    threads: on the CPU, by default one per core that this process may use. argmax: on the CPU,
+    "graph" makes them in the model as it was exported, "runtime" from its coarse logits, by
+    `argmax.py`; by default "runtime" where the model ends in a bilinear resize and numba is
     installed, since that was the faster (docs/speed-notes.md).
     """
 
@@ -33,9 +33,9 @@ class OnnxRuntime(InTurn):
         path: Path,
         device: str | None = None,
         threads: int | None = None,
-        labels: str | None = None,
+        argmax: str | None = None,
     ):
-        check_way(labels)
+        check_argmax(argmax)
         self.card = read_card(path)
         kind, index = _device(device)
         options = onnxruntime.SessionOptions()
@@ -46,14 +46,14 @@ class OnnxRuntime(InTurn):
         if kind == "cuda":
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
         start = partial(_start, path, options, providers)
-        wanted = labels == "cells" or (labels is None and kind == "cpu" and compiled_available())
+        wanted = argmax == "runtime" or (argmax is None and kind == "cpu" and compiled_available())
         cut = None
         if wanted and kind == "cpu":
-            cut = _cut(path, self.card.size, start, threads, shuffled=labels == "cells")
-        if labels == "cells" and cut is None:
+            cut = _cut(path, self.card.size, start, threads, shuffled=argmax == "runtime")
+        if argmax == "runtime" and cut is None:
             raise ArtifactError(
                 "ONNX Runtime makes labels of coarse logits on a CPU, for models whose labels are "
-                'the argmax of enlarged logits: load this one with labels="graph"'
+                'the argmax of enlarged logits: load this one with argmax="graph"'
             )
         self._maker: LabelMaker | None = None
         if cut is not None:
@@ -76,7 +76,7 @@ class OnnxRuntime(InTurn):
             device=kind if kind == "cpu" else f"cuda:{index}",
             threads=threads if kind == "cpu" else None,
             precision=self.card.precision,
-            options=(("labels", "cells" if self._maker else "graph"),),
+            options=(("argmax", "runtime" if self._maker else "graph"),),
         )
 
     def _bind_outputs(self) -> None:

@@ -13,7 +13,7 @@ from ..argmax import LabelMaker, compiled_available
 from ..artifact import ArtifactError, Card, read_card
 from ..cut import cut_labels
 from ..cut_onnx import COARSE
-from .backend import Image, Info, InTurn, Labels, check_way
+from .backend import Image, Info, InTurn, Labels, check_argmax
 from .onnxruntime import usable_cores
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -35,8 +35,8 @@ class OpenVino(InTurn):
 
     threads: by default one per core that this process may use. precision: what it computes in,
     "fp32", "bf16" or "fp16"; by default bf16 where the CPU has it in hardware and the artifact's
-    proof was passed in it, else fp32. labels: "graph" makes them in the model as it was exported,
-    "cells" from its coarse logits, by `labels.py`; by default "cells" where the model ends in a
+    proof was passed in it, else fp32. argmax: "graph" makes them in the model as it was exported,
+    "runtime" from its coarse logits, by `argmax.py`; by default "runtime" where the model ends in a
     bilinear resize and numba is installed, since that was the faster (docs/speed-notes.md).
     """
 
@@ -46,9 +46,9 @@ class OpenVino(InTurn):
         device: str | None = None,
         threads: int | None = None,
         precision: str | None = None,
-        labels: str | None = None,
+        argmax: str | None = None,
     ):
-        check_way(labels)
+        check_argmax(argmax)
         if device not in (None, "cpu"):
             raise ArtifactError(f'the OpenVINO backend runs on "cpu", not on {device!r}')
         self.card = read_card(path)
@@ -63,7 +63,7 @@ class OpenVino(InTurn):
             "INFERENCE_PRECISION_HINT": HINTS[hint],
         }
         model = with_positions(core, path)
-        self._maker = None if labels == "graph" else self._cut(model, threads, labels is not None)
+        self._maker = None if argmax == "graph" else self._cut(model, threads, argmax is not None)
         try:
             self.model = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
@@ -80,7 +80,7 @@ class OpenVino(InTurn):
             device="cpu",
             threads=threads,
             precision=_reached(self.card.precision, NAMES.get(chosen, chosen)),
-            options=(("labels", "cells" if self._maker else "graph"),),
+            options=(("argmax", "runtime" if self._maker else "graph"),),
         )
 
     def _cut(self, model: openvino.Model, threads: int, asked_for: bool) -> LabelMaker | None:
@@ -95,7 +95,7 @@ class OpenVino(InTurn):
             return LabelMaker(coarse.shape, self.card.size, coarse.enlarge, threads)
         if asked_for:
             raise ArtifactError(
-                'this model\'s labels are no argmax of enlarged logits: load it with labels="graph"'
+                'this model\'s labels are no argmax of enlarged logits: load it with argmax="graph"'
             )
         return None
 

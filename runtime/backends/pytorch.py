@@ -13,7 +13,7 @@ from ...models import FrameToLabels, build, deploy, digest, load_checkpoint
 from ...models.pipeline import enlargement
 from ..argmax_torch import CellLabels, Maker, head_of, make, median_ms, needs, without
 from ..artifact import ArtifactError, read_card
-from .backend import Image, Info, InTurn, check_way
+from .backend import Image, Info, InTurn, check_argmax
 from .onnxruntime import usable_cores
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -26,9 +26,9 @@ class PyTorch(InTurn):
     frame to labels is captured once and replayed, with pinned host buffers. On a CPU half precision
     falls back to float32, which is faster there.
 
-    labels: "graph" enlarges and compares in PyTorch, "cells" makes the labels of the coarse logits
-    (`labels_torch.py`). By default a CPU takes "cells" where the network ends in a bilinear resize
-    and numba is installed, since that was the faster (docs/speed-notes.md), and CUDA times both at
+    argmax: "graph" enlarges and compares in PyTorch, "runtime" makes the labels of the coarse
+    logits (`argmax_torch.py`). By default a CPU takes "runtime" where the network ends in a bilinear
+    resize and numba is installed, since that was the faster (speed-notes.md), and CUDA times both at
     load and keeps the faster one; `info.options` says which. Artifacts that give logits too keep
     "graph", so that the labels are the argmax of these.
     """
@@ -38,9 +38,9 @@ class PyTorch(InTurn):
         path: Path,
         device: str | None = None,
         threads: int | None = None,
-        labels: str | None = None,
+        argmax: str | None = None,
     ):
-        check_way(labels)
+        check_argmax(argmax)
         self.card = card = read_card(path)
         self.names = card.outputs
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -64,26 +64,30 @@ class PyTorch(InTurn):
         self.graph: Any = None
         self._maker: Maker | None = None
         self._head: str | None = None
-        why = self._prepare_cells(threads, asked=labels == "cells") if labels != "graph" else ""
-        options = [("labels", "cells" if self._maker else "graph")]
+        why = (
+            self._prepare_runtime_argmax(threads, asked=argmax == "runtime")
+            if argmax != "graph"
+            else ""
+        )
+        options = [("argmax", "runtime" if self._maker else "graph")]
         self.results = self._run()
         if on_gpu:
-            options = self._capture(choose=labels is None)
+            options = self._capture(choose=argmax is None)
         self.info = Info(
             name="torch",
             version=torch.__version__,
             device=torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
             threads=None if on_gpu else threads,
             precision=precision,
-            options=(*options, *([("no_cells", why)] if why else [])),
+            options=(*options, *([("no_runtime_argmax", why)] if why else [])),
         )
 
-    def _prepare_cells(self, threads: int, asked: bool) -> str:
+    def _prepare_runtime_argmax(self, threads: int, asked: bool) -> str:
         """Make `_maker`, or say why there is none; where it was asked for, raise that."""
         why = needs(self.device) or ""
         how = enlargement(self.module.network, self.card.size)
         if self.card.outputs != ("labels",) or how is None:
-            why = "cells need an artifact that enlarges its logits and gives labels only"
+            why = "it needs an artifact that enlarges its logits and gives labels only"
         if how == "shuffle" and self.device.type == "cpu" and not asked:
             why = "a shuffled head's labels gain nothing from them on a CPU"
         try:
@@ -92,7 +96,7 @@ class PyTorch(InTurn):
         except Exception as error:  # Triton's compiler has many of its own, on GPUs unknown to it
             why, self._maker = str(error).strip().splitlines()[0][:200], None
         if why and asked:
-            raise ArtifactError(f'{why}; or load it with labels="graph"')
+            raise ArtifactError(f'{why}; or load it with argmax="graph"')
         return why
 
     def _start_maker(self, how: Any, threads: int) -> None:
@@ -123,7 +127,7 @@ class PyTorch(InTurn):
 
     def _capture(self, choose: bool) -> list[tuple[str, str]]:
         """Record the graph, of both ways the faster one if that is open; what to say of it."""
-        makers: dict[str, Maker | None] = {"cells": self._maker} if self._maker else {}
+        makers: dict[str, Maker | None] = {"runtime": self._maker} if self._maker else {}
         if choose or not makers:
             makers["graph"] = None
         recorded = {}
@@ -136,7 +140,7 @@ class PyTorch(InTurn):
         self._maker = makers[best]
         self.graph, self.results = recorded[best]
         times = ", ".join(f"{way} {ms:.3f}" for way, ms in spent.items())
-        return [("labels", best), ("labels_ms", times)]
+        return [("argmax", best), ("argmax_ms", times)]
 
     def _recorded(self) -> tuple[Any, tuple[torch.Tensor, ...]]:
         """(the graph of `_run`, its results)."""

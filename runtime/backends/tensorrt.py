@@ -138,7 +138,7 @@ class TensorRT(InTurn):
             precision=self.card.precision,
             options=(
                 ("flavour", facts.flavour),
-                ("labels", "cells" if COARSE in self.card.outputs else "graph"),
+                ("argmax", "runtime" if COARSE in self.card.outputs else "graph"),
                 ("cuda_graph", graph),
                 ("jit_cache", self._plan.jit),
                 ("load_ms", f"{self.load_ms:.1f}"),
