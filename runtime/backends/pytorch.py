@@ -27,10 +27,10 @@ class PyTorch(InTurn):
     falls back to float32, which is faster there.
 
     argmax: "graph" enlarges and compares in PyTorch, "runtime" makes the labels of the coarse
-    logits (`argmax_torch.py`). By default a CPU takes "runtime" where the network ends in a bilinear
-    resize and numba is installed, since that was the faster (speed-notes.md), and CUDA times both at
-    load and keeps the faster one; `info.options` says which. Artifacts that give logits too keep
-    "graph", so that the labels are the argmax of these.
+    logits (`argmax_torch.py`). By default a CPU takes "runtime" where the network ends in a
+    bilinear resize and numba is installed, since that was the faster (docs/speed-notes.md), and
+    CUDA times both at load and keeps the faster one; `info.options` says which. Artifacts that give
+    logits too keep "graph", so that the labels are the argmax of these.
     """
 
     def __init__(
