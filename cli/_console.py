@@ -20,18 +20,20 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ..errors import MissingPackage, RtsegError
+
 out = Console()
 err = Console(stderr=True)
 
 
-class JobFailed(Exception):
+class JobFailed(RtsegError):
     """The command ran and its answer is no: exit code 1, after the message if there is one."""
 
 
 def need(module: str, title: str, extra: str, command: str) -> None:
-    """Raises JobFailed with the pip line if an extra is missing."""
+    """Raises MissingPackage with the pip line if an extra is missing."""
     if importlib.util.find_spec(module) is None:
-        raise JobFailed(f'rtseg {command} needs {title}: pip install "rtseg[{extra}]"')
+        raise MissingPackage(f'rtseg {command} needs {title}: pip install "rtseg[{extra}]"')
 
 
 def show(as_text: str, table: Any, as_json: bool) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
+
 if TYPE_CHECKING:
     from ..runtime.sinks import Sink
 
@@ -35,7 +37,7 @@ def open_sinks(paths: Sequence[Path], artifact: Path, rate_hz: float | None) -> 
         elif path.suffix == ".ring":
             sinks.append(Ring(path))
         elif path.suffix:
-            raise ValueError(f"--out is a folder, or ends in .mp4, .mcap or .ring, not {path}")
+            raise UsageError(f"--out is a folder, or ends in .mp4, .mcap or .ring, not {path}")
         else:
             sinks.append(LabelPngs(path))
     return sinks

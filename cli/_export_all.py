@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import UsageError
 from ._console import JobFailed, need, show, working
 from ._options import parse_sizes
 
@@ -32,7 +33,7 @@ def export_zoo(
 
     asked = parse_sizes(sizes) or [DEFAULT_SIZE]
     if len(asked) > 1:
-        raise ValueError("--all exports at one size: give one, and another folder for the next")
+        raise UsageError("--all exports at one size: give one, and another folder for the next")
     wanted = {"targets": tuple(targets), "precisions": tuple(precisions)}
     with working() as step:
         rows = export_all(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from ._console import need, note, working
 from ._options import View, class_set, parse_sizes
 
@@ -31,7 +32,7 @@ def labeller(
 
     if backend or is_artifact(model):
         if view != View():
-            raise ValueError("an artifact runs as exported: leave out --size, --scale, --flip, ...")
+            raise UsageError("an artifact runs as exported: leave out --size, --scale, --flip, ...")
         with open_model(model, backend, device) as segmenter:
             yield segmenter, segmenter.card.classes
         return
@@ -56,7 +57,7 @@ def labeller(
 def check_classes(names: Sequence[str], classes: ClassSet) -> None:
     """Raises ValueError where a model answers in other classes than the labels are in."""
     if tuple(names) != classes.names:
-        raise ValueError(
+        raise UsageError(
             f"the model knows {len(names)} classes ({', '.join(names[:3])}, ...), "
             f"the data {len(classes)} ({', '.join(classes.names[:3])}, ...): they must be the same"
         )

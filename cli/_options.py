@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from ..errors import UsageError
+
 if TYPE_CHECKING:
     from ..data.classes import ClassSet
 
@@ -79,7 +81,7 @@ def parse_sizes(texts: list[str] | None) -> list[tuple[int, int]]:
     for text in texts or ():
         height, _, width = text.lower().partition("x")
         if not (height.isdigit() and width.isdigit()):
-            raise ValueError(f"a size is HEIGHTxWIDTH, such as 512x1024, not {text!r}")
+            raise UsageError(f"a size is HEIGHTxWIDTH, such as 512x1024, not {text!r}")
         sizes.append((int(height), int(width)))
     return sizes
 

@@ -11,7 +11,8 @@ import typer
 from typer import Option
 
 from .. import __version__
-from ._console import JobFailed, err, out
+from ..errors import RtsegError
+from ._console import err, out
 from .bench import bench
 from .bench_labels import bench_labels
 from .check import check
@@ -69,15 +70,16 @@ def _version(wanted: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 the job failed, 2 wrong usage."""
-    from ..runtime.backends.backend import MissingPackage
+    """Run the command line. Exit codes: 0 done, 1 the job failed, 2 wrong usage.
 
+    An exception that is neither an RtsegError nor an OSError is a bug: it keeps its traceback.
+    """
     try:
         app()
-    except (JobFailed, MissingPackage, OSError, RuntimeError) as error:
+    except RtsegError as error:
+        fail(error, error.exit_code)
+    except OSError as error:
         fail(error, 1)
-    except ValueError as error:
-        fail(error, 2)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ..errors import UsageError
 from ._console import show, working
 from ._options import Classes, Device, Json, Sizes, class_set, parse_sizes
 
@@ -166,7 +167,7 @@ def _under_latency(
     from ..speed.sequence import sequence
 
     if root is None:
-        raise ValueError("--sequence needs the data set's folder: add --root")
+        raise UsageError("--sequence needs the data set's folder: add --root")
     return sequence(setup, open_data(name, root, split), name, rates[0] if rates else 15.0)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ..errors import UsageError
 from ._console import JobFailed, bar, err, need, show, working
 from ._live import Host, Port, Token, new_page, serving
 from ._opening import open_model
@@ -58,7 +59,7 @@ def demo(
     from ..demo.video import demo as run
 
     if fps is not None and fps <= 0:
-        raise ValueError(f"--fps is frames a second, above 0, not {fps:g}")
+        raise UsageError(f"--fps is frames a second, above 0, not {fps:g}")
     if web:
         _serve(source, topic, model, fps, (host, port, token), deadline, backend, device)
         return
@@ -104,7 +105,7 @@ def _open(
     from ..speed.plan import is_artifact
 
     if artifact := next((model for model in models if is_artifact(model)), None):
-        raise ValueError(f"{artifact} has its size already: leave --size out, or name a network")
+        raise UsageError(f"{artifact} has its size already: leave --size out, or name a network")
     need("torch", "PyTorch", "export", "demo")
     from ..models.loading import open_source
     from ..runtime.backends.backend import installed

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from ..errors import UsageError
 from ._console import note, show
 from ._drive_compare import compare_with_bench, tell_age
 from ._drive_report import judge, table_of, what_ran, write_report
@@ -88,7 +89,7 @@ def drive(
     from ._drive_sinks import open_sinks
 
     if len(model) > 1 and deadline is None:
-        raise ValueError("a ladder of several models works for a deadline: give --deadline MS")
+        raise UsageError("a ladder of several models works for a deadline: give --deadline MS")
     every_frame = rate == 0
     if max_age is None and not every_frame:
         max_age = DriveLimits.max_age_ms
@@ -109,7 +110,7 @@ def drive(
     ran = what_ran(source, task.arguments["paths"])
     if compare_bench:
         if duration is None or inject or to or web or len(model) > 1:
-            raise ValueError(
+            raise UsageError(
                 "--compare-bench takes one --model and a --duration, and no -o, --web or --inject"
             )
         found = compare_with_bench(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from ..errors import UsageError
 from ._console import JobFailed, need, note, show, working
 from ._export_all import export_zoo
 from ._options import (
@@ -79,11 +80,11 @@ def export(
     rtseg export --all --size 512x1024 --no-keep -o zoo
     """
     if (model is None) != whole_zoo:
-        raise ValueError("name a model, or give --all for every variant: one of the two")
+        raise UsageError("name a model, or give --all for every variant: one of the two")
     targets = [target.value for target in to or []]
     if model is None:
         if weights or classes or frames or labels or calib or label_kernel:
-            raise ValueError(
+            raise UsageError(
                 "--all takes the variants as they come: leave out --weights, --classes, --frames, "
                 "--labels, --calib and --label-kernel"
             )
@@ -91,7 +92,7 @@ def export(
         export_zoo(size, only or [], targets, chosen, scenes, keep, folder, as_json)
         return
     need("torch", "PyTorch", "export", "export")
-    from ..export import ProofError
+    from ..errors import ProofError
     from ..export import export as run
     from ..export.artifact import entry
     from ..export.calibrate import Calibration
@@ -143,8 +144,8 @@ def export(
 
 def _write_repository(artifacts: Sequence[Artifact], repository: Path) -> None:
     """A model of every ONNX file and engine; an engine that Triton cannot serve is told of."""
+    from ..errors import ArtifactError
     from ..export.triton import write_model
-    from ..runtime import ArtifactError
 
     for artifact in artifacts:
         if artifact.target == "onnx":

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import DataError
 from .classes import IGNORE, ClassSet
 from .images import legend, overlaid, sheet, titled
-from .pairs import DataError, SegmentationData, read_image
+from .pairs import SegmentationData, read_image
 
 SHOWN = 12  # frames on the contact sheet
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from ..errors import UsageError
 from . import large_sets
 from .large_sets import devkit_color, names_in
 
@@ -29,7 +30,7 @@ class ClassSet:
     def __post_init__(self) -> None:
         for what in (self.palette, self.label_ids):
             if what is not None and len(what) != len(self.names):
-                raise ValueError(
+                raise UsageError(
                     f"class set {self.name!r} has {len(self.names)} names but {len(what)} "
                     "colors or label ids: give one for each"
                 )
@@ -132,15 +133,15 @@ def load_class_set(source: str | Path) -> ClassSet:
     if not path.is_file():
         near = get_close_matches(str(source), CLASS_SETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(CLASS_SETS)}"
-        raise ValueError(f"no class set is called {str(source)!r}, nor is it a YAML file: {hint}")
+        raise UsageError(f"no class set is called {str(source)!r}, nor is it a YAML file: {hint}")
     import yaml  # only those who bring their own classes need it
 
     try:
         entries = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not 2 <= len(entries) <= IGNORE:
-        raise ValueError(
+        raise UsageError(
             f"{path} should be a list of 2 to 255 entries `- {{name: ..., color: ...}}`"
         )
     rows = [_entry(entry, number, path) for number, entry in enumerate(entries)]
@@ -152,10 +153,10 @@ def _entry(entry: object, number: int, path: Path) -> tuple[str, Color]:
     if isinstance(entry, str):
         return entry, devkit_color(number + 1)
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise ValueError(f"{where}: write a name, or {{name: road, color: [128, 64, 128]}}")
+        raise UsageError(f"{where}: write a name, or {{name: road, color: [128, 64, 128]}}")
     if unknown := set(entry) - {"name", "color"}:
-        raise ValueError(f"{where}: unknown key {unknown.pop()!r}: known are name, color")
+        raise UsageError(f"{where}: unknown key {unknown.pop()!r}: known are name, color")
     color = entry.get("color", devkit_color(number + 1))
     if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
-        raise ValueError(f"{where}: color is [red, green, blue], each 0..255, not {color}")
+        raise UsageError(f"{where}: color is [red, green, blue], each 0..255, not {color}")
     return entry["name"], (color[0], color[1], color[2])

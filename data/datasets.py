@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import DataError, UsageError
 from .classes import (
     ADE20K,
     BDD100K,
@@ -20,16 +21,7 @@ from .classes import (
     ClassSet,
     load_class_set,
 )
-from .pairs import (
-    Cached,
-    DataError,
-    Files,
-    Sample,
-    SegmentationData,
-    identity_ids,
-    images_in,
-    read_image,
-)
+from .pairs import Cached, Files, Sample, SegmentationData, identity_ids, images_in, read_image
 
 __all__ = ["DATASETS", "Cached", "DataError", "Sample", "SegmentationData", "open_data"]
 
@@ -335,7 +327,7 @@ def open_data(
     if name not in DATASETS:
         near = get_close_matches(name, DATASETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(DATASETS)}"
-        raise ValueError(f"no data set is called {name!r}: {hint}")
+        raise UsageError(f"no data set is called {name!r}: {hint}")
     if name == "folder":
         return Folder(root, split, classes)
     return DATASETS[name](root, split)

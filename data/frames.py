@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from .scenes import scenes
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
@@ -123,7 +124,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _of_paths(paths: list[Path], where: Path) -> Source:
     if not paths:
-        raise ValueError(
+        raise UsageError(
             f"no images at {where}: give an image, a folder of {', '.join(IMAGES[:3])} files, a "
             "quoted glob or a video"
         )
@@ -141,7 +142,7 @@ def _open_video(path: Path) -> Source:
     capture = cv2.VideoCapture(str(path))
     try:
         if not capture.isOpened():
-            raise ValueError(
+            raise UsageError(
                 f"{path} cannot be opened as a video: damaged, or of a codec that OpenCV lacks here"
             )
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -155,11 +156,11 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     # imread would print its own complaint, and hides why it failed.
     image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
     if image is None:
-        raise ValueError(f"{path} is damaged or not an image")
+        raise UsageError(f"{path} is damaged or not an image")
     return np.asarray(image, np.uint8)
 
 

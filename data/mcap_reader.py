@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 
+from ..errors import UsageError
 from .frames import Frame, Unreadable
 
 SCHEMAS = (
@@ -42,11 +43,11 @@ class McapLog:
         self.path = path
         topics = self._topics()
         if not topics:
-            raise ValueError(f"{path} has no topic with compressed images ({', '.join(SCHEMAS)})")
+            raise UsageError(f"{path} has no topic with compressed images ({', '.join(SCHEMAS)})")
         if topic is None and len(topics) > 1:
-            raise ValueError(f"{path} has images on {', '.join(topics)}: name one with --topic")
+            raise UsageError(f"{path} has images on {', '.join(topics)}: name one with --topic")
         if topic is not None and topic not in topics:
-            raise ValueError(f"{path} has no images on {topic}: they are on {', '.join(topics)}")
+            raise UsageError(f"{path} has no images on {topic}: they are on {', '.join(topics)}")
         self.topic = topic or next(iter(topics))
         self.count = topics[self.topic]
         self.fps = self._rate()
@@ -89,7 +90,7 @@ class McapLog:
         with _damage_told(self.path):
             decoder = _decoder(encoding, schema)
         if decoder is None:
-            raise ValueError(
+            raise UsageError(
                 f"{self.path} has images in the encoding {encoding!r}, which cannot be read: "
                 "ROS 2, protobuf and JSON can"
             )
@@ -113,7 +114,7 @@ def _damage_told(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # of mcap, its decompressors and its message decoders
         why = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
+        raise UsageError(
             f"{path} is damaged or no MCAP log ({why}): `mcap recover` may mend it"
         ) from error
 

@@ -9,13 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..errors import DataError
 from .classes import IGNORE, ClassSet
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-
-
-class DataError(ValueError):
-    """A file or folder of a data set that is missing, unreadable or not what it should be."""
 
 
 @dataclass(frozen=True)

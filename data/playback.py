@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import count
 
+from ..errors import UsageError
 from .frames import Frame, Unreadable
 
 CITYSCAPES_HZ = 17.0
@@ -23,7 +24,7 @@ class Paced:
         self, frames: Iterable[Frame | Unreadable], rate_hz: float | None, loops: bool = False
     ):
         if rate_hz is not None and not 0 <= rate_hz <= 1000:
-            raise ValueError(f"a rate is 0 (as fast as possible) to 1000 Hz, not {rate_hz}")
+            raise UsageError(f"a rate is 0 (as fast as possible) to 1000 Hz, not {rate_hz}")
         self.frames, self.rate_hz, self.loops = frames, rate_hz, loops
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..errors import UsageError
 from .camera import Camera, is_camera
 from .frames import Frame, Recording, Unreadable, open_source
 from .mcap_reader import McapLog
@@ -26,9 +27,9 @@ def open_drive_source(
     """
     if is_camera(where):
         if loops or rate_hz == 0:
-            raise ValueError("a camera has a rate of its own and no end: no --loop, no --rate 0")
+            raise UsageError("a camera has a rate of its own and no end: no --loop, no --rate 0")
         if topic is not None:
-            raise ValueError(ONLY_LOGS)
+            raise UsageError(ONLY_LOGS)
         return Camera(where)
     recording = open_recording(where, topic)
     own_hz = None if isinstance(recording, McapLog) else recording.fps or CITYSCAPES_HZ
@@ -42,8 +43,8 @@ def open_recording(where: str, topic: str | None = None) -> Recording:
     """
     if where.endswith(".mcap"):
         if not Path(where).is_file():
-            raise ValueError(f"no log at {where}")
+            raise UsageError(f"no log at {where}")
         return McapLog(Path(where), topic)
     if topic is not None:
-        raise ValueError(ONLY_LOGS)
+        raise UsageError(ONLY_LOGS)
     return open_source(where)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from ..runtime.drive.messages import Message, Result
 
 DRIVABLE = ("road", "lane marking")
@@ -40,7 +41,7 @@ class View:
 
     def __post_init__(self) -> None:
         if min(self.focal_px, self.height_m, self.lane_m) <= 0:
-            raise ValueError("focal_px, height_m and lane_m are more than 0")
+            raise UsageError("focal_px, height_m and lane_m are more than 0")
 
     def distance_m(self, row: float) -> float:
         """Of the road that a row below the horizon shows."""
@@ -109,7 +110,7 @@ class BrakingPlanner:
     ):
         self.drivable = [i for i, name in enumerate(classes) if name in DRIVABLE]
         if not self.drivable:
-            raise ValueError(f"none of the classes is drivable: {', '.join(classes)}")
+            raise UsageError(f"none of the classes is drivable: {', '.join(classes)}")
         self.view, self.speed, self.tell = view, speed, tell
 
     def __call__(self, message: Message) -> None:

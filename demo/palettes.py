@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.classes import ClassSet, Color
+from ..errors import UsageError
 
 STEPS = (0, 51, 102, 153, 204, 255)  # of red, green and blue, from which colors are chosen
 GAPS = (*range(30, 1, -1), 1.0, 0.5, 0.0)  # CIE Lab distances to try, the widest first
@@ -38,7 +39,7 @@ def color_blind_safe(classes: ClassSet) -> ClassSet:
         if chosen := _choose(classes, grid, gap):
             break
     else:  # a gap of nothing always succeeds while there are colors left
-        raise ValueError(f"{len(classes)} classes are more than there are colors to tell apart")
+        raise UsageError(f"{len(classes)} classes are more than there are colors to tell apart")
     palette = [(int(red), int(green), int(blue)) for red, green, blue in grid[chosen]]
     return replace(classes, palette=tuple(palette))
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.frames import Frame, Source, Unreadable
+from ..errors import UsageError
 from ..runtime import Segmenter
 from .overlay import blend
 from .writers import Video, write_png
@@ -45,7 +46,7 @@ def predict(
     but the class set has none.
     """
     if label_ids and segmenter.card.label_ids is None:
-        raise ValueError(
+        raise UsageError(
             f"the class set {segmenter.card.class_set!r} has no label ids of its own: "
             "leave --label-ids out"
         )

@@ -22,6 +22,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..errors import UsageError
 from .live import LivePage, header
 
 PAGE = Path(__file__).with_name("page")
@@ -142,7 +143,7 @@ class Server:
         self, page: LivePage, host: str = "127.0.0.1", port: int = 8017, token: str | None = None
     ):
         if token is not None and not (len(token) >= 8 and token.isascii() and token.isprintable()):
-            raise ValueError("a token is 8 or more printable ASCII characters")
+            raise UsageError("a token is 8 or more printable ASCII characters")
         only_here = is_loopback(host)
         if token is None and not only_here:
             token = secrets.token_urlsafe(18)

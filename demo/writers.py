@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import cv2
 
 from ..data.files import write_atomically
+from ..errors import UsageError
 from .lettering import Picture
 
 CODECS = {".mp4": "mp4v", ".webm": "VP90", ".avi": "MJPG", ".mkv": "mp4v"}
@@ -52,7 +53,7 @@ def open_writer(out: Path | None, fps: float) -> Writer:
         return Single(out)
     if ending == "":
         return Folder(out)
-    raise ValueError(
+    raise UsageError(
         f"{out} has an ending that the demo does not write: take {', '.join(CODECS)}, .gif, .png, "
         "or a folder for one PNG a frame"
     )
@@ -78,7 +79,7 @@ class Video:
         size = (picture.shape[1], picture.shape[0])
         writer = cv2.VideoWriter(str(self.partial), code, self.fps, size)
         if not writer.isOpened():
-            raise ValueError(
+            raise UsageError(
                 f"OpenCV cannot write {self.path} here: it lacks the encoder, or the folder is "
                 "not writable; try another ending, such as .avi"
             )
@@ -102,7 +103,7 @@ class Gif:
 
     def __init__(self, path: Path, fps: float):
         if importlib.util.find_spec("PIL") is None:
-            raise ValueError("a GIF needs Pillow: pip install pillow, or take .mp4 or .webm")
+            raise UsageError("a GIF needs Pillow: pip install pillow, or take .mp4 or .webm")
         self.path, self.fps = path, fps
         self.pictures: list[Any] = []  # a byte a pixel
 
@@ -175,7 +176,7 @@ class Window:
 
     def __init__(self, fps: float):
         if not has_display():
-            raise ValueError(
+            raise UsageError(
                 "there is no display to open a window on: name a file with -o, such as -o demo.mp4"
             )
         self.period_s, self.shown, self.ended, self.next_s = 1 / fps, 0, False, 0.0

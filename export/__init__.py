@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from ..errors import ExportError, ProofError
 from .artifact import Artifact
-from .export import ExportError, ProofError, export
+from .export import export
 
 __all__ = ["Artifact", "ExportError", "ProofError", "export"]

@@ -19,9 +19,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from ..runtime.artifact import ArtifactError, Card, Enlargement
+from ..errors import ArtifactError, MissingPackage
+from ..runtime.artifact import Card, Enlargement
 from ..runtime.backends.argmax_kernel import LABELS, Call, KernelFile, runs_on
-from ..runtime.backends.backend import MissingPackage
 from ..runtime.cut_onnx import COARSE, labels_source
 from .graph import rename
 

@@ -20,6 +20,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod
 
 from ..data.frames import IMAGES, numeric_order, read_image
+from ..errors import ExportError
 
 Image = NDArray[np.uint8]  # (H, W, 3) BGR
 METHODS = {
@@ -40,7 +41,7 @@ LEAST_CHANGE = 1.2  # gray levels of 24 x 32 cells; sensor noise moves them by 0
 FAULTY = 0.1  # share of the picked frames that may be blank or noise, and are left out
 
 
-class CalibrationError(ValueError):
+class CalibrationError(ExportError):
     """Frames that nothing can be calibrated on; the message says what is wrong with them."""
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..data.frames import read_folder
+from ..errors import UsageError
 from ..models import Network
 from ..models.loading import normalized
 from ..runtime.parity import MARGIN_STEPS, Reference
@@ -78,7 +79,7 @@ def read_frames(
     """
     if frames is None:
         if labels is not None:
-            raise ValueError("--labels are of the images in --frames: give that folder too")
+            raise UsageError("--labels are of the images in --frames: give that folder too")
         return None, []
     pictures = read_folder(frames)
     if labels is None:
@@ -89,7 +90,7 @@ def read_frames(
         found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
         truth.append(None if found is None else np.asarray(found, np.uint8))
     if not any(map_ is not None for map_ in truth):
-        raise ValueError(f"{labels} has no label PNG of any frame, such as {pictures[0][0]}.png")
+        raise UsageError(f"{labels} has no label PNG of any frame, such as {pictures[0][0]}.png")
     return pictures, truth
 
 

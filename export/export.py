@@ -18,6 +18,7 @@ from .. import __version__
 from ..data.classes import CITYSCAPES, ClassSet
 from ..data.files import digest_of, write_atomically
 from ..data.scenes import scenes
+from ..errors import ExportError, ProofError
 from ..models import Network, count, digest, save_checkpoint
 from ..runtime.artifact import Card, Precision, append_card, read_card, sidecar
 from ..runtime.backends.backend import installed
@@ -38,14 +39,6 @@ OUTPUTS = {"labels": ("labels",), "logits": ("logits",), "both": ("labels", "log
 PRECISIONS = (*DTYPES, "int8")
 ONNX_LIMIT = 2**31  # bytes; protobuf holds no more
 Frames = Sequence[tuple[str, NDArray[np.uint8]]]
-
-
-class ExportError(ValueError):
-    """An export that cannot be made as asked; nothing was written."""
-
-
-class ProofError(RuntimeError):
-    """Artifacts that fell below the parity bar; they were kept under a `.failed` name."""
 
 
 def export(

@@ -20,9 +20,10 @@ import torch
 from .. import __version__
 from ..data.files import write_atomically
 from ..data.scenes import scenes
+from ..errors import ProofError, UsageError
 from ..models import VARIANTS, build, count
 from ..models.loading import open_source
-from .export import ProofError, export
+from .export import export
 from .graph import DTYPES
 
 TABLE = "zoo.json"
@@ -104,7 +105,7 @@ def export_all(
     if unknown := [name for name in names if name not in VARIANTS]:
         build(unknown[0])  # says what the name might have been
     if unknown := [precision for precision in precisions if precision not in DTYPES]:
-        raise ValueError(f"precision is {' or '.join(DTYPES)}, not {unknown[0]!r}")
+        raise UsageError(f"precision is {' or '.join(DTYPES)}, not {unknown[0]!r}")
     held = read_rows(out / TABLE)
     jobs = [
         Job(name, size, precision, tuple(targets), frames)
@@ -127,7 +128,7 @@ def matching(patterns: Sequence[str]) -> list[str]:
     """
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in VARIANTS):
-            raise ValueError(f"no variant fits {pattern!r}: `rtseg models` lists them")
+            raise UsageError(f"no variant fits {pattern!r}: `rtseg models` lists them")
     wanted = patterns or ["*"]
     return [name for name in VARIANTS if any(fnmatch(name, pattern) for pattern in wanted)]
 
@@ -230,7 +231,7 @@ def read_rows(table: Path) -> dict[str, Row]:
     try:
         rows = [Row(**entry) for entry in json.loads(table.read_text())]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{table} is not a table of this version: move it away") from error
+        raise UsageError(f"{table} is not a table of this version: move it away") from error
     return {row.key: row for row in rows}
 
 

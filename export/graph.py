@@ -14,6 +14,7 @@ import onnxslim
 import torch
 from onnx import TensorProto, helper
 
+from ..errors import ExportError
 from ..models import FrameToLabels, Network, deploy
 
 OPSET = 18
@@ -71,7 +72,7 @@ def _finished(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise RuntimeError(f"the exported graph is not valid ONNX: {error}") from error
+        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
     return model
 
 

@@ -17,6 +17,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from ..errors import RtsegError
 from ..runtime.artifact import Card, Int8Facts
 from . import calibrate, sensitivity
 from . import parity as proof
@@ -37,7 +38,7 @@ OPTIONS = {
 LEAST_SHARE = 0.5  # of the multiply-adds; below, the graph is not int8 but float with int8 in it
 
 
-class QuantizeError(RuntimeError):
+class QuantizeError(RtsegError):
     """No int8 graph of this network holds the bar; the message says how far it came."""
 
 

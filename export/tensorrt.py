@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files import digest_of, write_atomically
-from ..runtime.artifact import ArtifactError, Card, EngineFacts, sidecar
+from ..errors import ArtifactError, MissingPackage, UsageError
+from ..runtime.artifact import Card, EngineFacts, sidecar
 from ..runtime.backends.argmax_kernel import kernel_path
-from ..runtime.backends.backend import MissingPackage
 from ..runtime.packages import (
     FLAVOURS,
     INSTALL,
@@ -215,7 +215,7 @@ def _set_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> tuple[str
             offered[f"{name[2:-1]}.{name[-1]}"] = member
     chosen = tuple(dict.fromkeys(wanted)) or tuple(c for c in offered if c not in NOT_BY_DEFAULT)
     if unknown := [capability for capability in chosen if capability not in offered]:
-        raise ValueError(
+        raise UsageError(
             f"{trt.__name__} {trt.__version__} builds for compute capability "
             f"{', '.join(offered)}, not {', '.join(unknown)}"
         )

@@ -12,7 +12,8 @@ from pathlib import Path
 import onnx
 
 from ..data.files import write_atomically
-from ..runtime.artifact import ArtifactError, Card, read_card, sidecar, verify
+from ..errors import ArtifactError
+from ..runtime.artifact import Card, read_card, sidecar, verify
 
 LABELS = "labels.txt"
 VERSION = "1"

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..runtime import Card, Segmenter, load, read_card
 from .logs import Log, Progress, find_logs
 from .workers import Labeller, Row, read_log
@@ -76,7 +77,7 @@ def fleet(
     """
     options = options or Options()
     if options.form not in FORMS:
-        raise ValueError(f"labels are written as {' or '.join(FORMS)}, not {options.form!r}")
+        raise UsageError(f"labels are written as {' or '.join(FORMS)}, not {options.form!r}")
     artifact, out = artifact.absolute(), out.absolute()
     card = read_card(artifact)
     job = {"model": artifact.name, "weights": card.weights, "form": options.form}

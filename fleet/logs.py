@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data.files import write_atomically
 from ..data.frames import numeric_order
+from ..errors import UsageError
 from .workers import Row
 
 REPORT = "log.json"  # written last: a log that has it is done
@@ -50,7 +51,7 @@ def find_logs(inputs: Sequence[str]) -> list[Log]:
         else:
             paths.append(Path(each))  # a missing one is reported as a bad log
     if not paths:
-        raise ValueError(f"no logs at {', '.join(inputs)}: give folders, videos or quoted globs")
+        raise UsageError(f"no logs at {', '.join(inputs)}: give folders, videos or quoted globs")
     paths = [path.absolute() for path in dict.fromkeys(paths)]
     stems = [path.stem for path in paths]
     return [Log(str(path), _name(path, stems.count(path.stem) > 1)) for path in paths]

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
+
 Runs = tuple[NDArray[np.uint8], NDArray[np.uint32]]  # values, lengths
 
 
@@ -25,7 +27,7 @@ def decode(
     """The label map (height, W). Raises ValueError if the runs do not fill whole rows."""
     flat = np.repeat(values, lengths)
     if height <= 0 or flat.size % height:
-        raise ValueError(f"runs of {flat.size} pixels do not fill {height} rows: a damaged file?")
+        raise UsageError(f"runs of {flat.size} pixels do not fill {height} rows: a damaged file?")
     return flat.reshape(height, -1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
+from ..errors import CheckpointError, UsageError
 from .checkpoints import digest, load_checkpoint, save_checkpoint
 from .cost import Cost, count
 from .families import (
@@ -24,7 +25,6 @@ from .families import (
 from .fuse import deploy
 from .network import Info, Network
 from .pipeline import FrameToLabels
-from .stored import CheckpointError
 from .variant import Variant
 
 VARIANTS: dict[str, Variant] = (  # a new family: one import, one more term
@@ -67,9 +67,9 @@ def build(variant: str, num_classes: int = 19, **options: Any) -> Network:
     if variant not in VARIANTS:
         near = get_close_matches(variant, VARIANTS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(VARIANTS)}"
-        raise ValueError(f"no model is called {variant!r}: {hint}")
+        raise UsageError(f"no model is called {variant!r}: {hint}")
     if not 2 <= num_classes <= 255:
-        raise ValueError(f"num_classes must lie in 2..255 (labels are uint8), not {num_classes}")
+        raise UsageError(f"num_classes must lie in 2..255 (labels are uint8), not {num_classes}")
     entry = VARIANTS[variant]
     network = entry.build(num_classes, **options)
     network.info = Info(

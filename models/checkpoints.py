@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save as dump_safetensors
 
 from ..data.files import write_atomically
+from ..errors import CheckpointError
 from .layers import RepConv
 from .network import Network
-from .stored import CheckpointError, State, read, unwrap
+from .stored import State, read, unwrap
 from .variant import Keys
 
 COUNTERS = "num_batches_tracked"  # of no use in inference; some tools drop them

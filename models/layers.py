@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..errors import UsageError
+
 
 class ConvNorm(nn.Module):
     """Convolution, batch norm, and (unless `act=False`) ReLU; same padding; no bias by default.
@@ -97,7 +99,7 @@ def head_conv(inputs: int, outputs: int, kind: str, bias: bool = False) -> ConvN
     """The 3x3 convolution of a head: "plain", or "rep" for a reparameterized one."""
     kinds = {"plain": ConvNorm, "rep": RepConv}
     if kind not in kinds:
-        raise ValueError(f"head is {' or '.join(kinds)}, not {kind!r}")
+        raise UsageError(f"head is {' or '.join(kinds)}, not {kind!r}")
     return kinds[kind](inputs, outputs, bias=bias)
 
 

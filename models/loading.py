@@ -15,11 +15,12 @@ from torch import nn
 
 from ..data.classes import CITYSCAPES, CLASS_SETS, ClassSet
 from ..data.scenes import scenes
+from ..errors import CheckpointError
 from . import VARIANTS, build
 from .checkpoints import load_checkpoint
 from .identify import SURE, likely
 from .network import Network
-from .stored import CheckpointError, read, read_header, unwrap
+from .stored import read, read_header, unwrap
 
 PRETRAINED = Path(__file__).with_name("pretrained")
 SEED = 0

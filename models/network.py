@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..errors import UsageError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -35,7 +37,7 @@ class Info:
         down = [max(step, side // step * step) for side in (height, width)]
         up = [max(step, math.ceil(side / step) * step) for side in (height, width)]
         near = " or ".join(dict.fromkeys(f"{h}x{w}" for h, w in (down, up)))
-        raise ValueError(
+        raise UsageError(
             f"{self.name} takes sizes that are multiples of {step}, not {height}x{width}: "
             f"use {near}"
         )

@@ -7,7 +7,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from ..errors import CheckpointError
+
 State = dict[str, Tensor]
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 LOSSES = ("loss.", "sem_loss.", "bd_loss.", "criterion.")  # buffers that trainers save along
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that does not fit; nothing was loaded.
-
-    `missing`, `unexpected`: keys, `misshaped`: "key: found, expected", all of them, by our names.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        missing: Iterable[str] = (),
-        unexpected: Iterable[str] = (),
-        misshaped: Iterable[str] = (),
-    ):
-        super().__init__(message)
-        self.missing, self.unexpected = list(missing), list(unexpected)
-        self.misshaped = list(misshaped)
 
 
 def read(path: Path) -> Mapping[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .artifact import ArtifactError, Card, EngineFacts, Proof, read_card, verify
+from ..errors import ArtifactError
+from .artifact import Card, EngineFacts, Proof, read_card, verify
 from .drive.clock import DriveLimits
 from .drive.drive import Drive
 from .drive.messages import Result, State, Status, StatusKind

@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .artifact import ArtifactError, Enlargement
+from ..errors import ArtifactError
+from .artifact import Enlargement
 
 Labels = NDArray[np.uint8]  # (1, H, W) class ids
 CHUNKS = 4  # a thread: borders are not spread evenly over a frame

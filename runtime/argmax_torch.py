@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArtifactError
 from .argmax import LabelMaker, compiled_available
-from .artifact import ArtifactError, Enlargement
+from .artifact import Enlargement
 
 TURNS = 15  # of each way, when they are timed
 Maker = Callable[[Tensor], Tensor]  # coarse logits, or a head's features -> labels (1, H, W)

@@ -26,8 +26,9 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import ArtifactError
 from .argmax import MOST_CLASSES, Axis
-from .artifact import ArtifactError, Enlargement
+from .artifact import Enlargement
 
 COLUMNS = 128  # of a program: with 8 rows, 8 pixels a thread
 MOST_ROWS = 8

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..data.classes import ClassSet
 from ..data.files import digest_of
+from ..errors import ArtifactError
 from .protobuf import read_varint, varint
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -26,10 +27,6 @@ KEY = b"rtseg"
 # How protobuf writes the metadata property `rtseg` at the end of an ONNX model: field 14 of the
 # model holds an entry whose field 1 is the key and whose field 2 is the value.
 _FIELD, _ENTRY = b"\x72", b"\x0a" + bytes([len(KEY)]) + KEY + b"\x12"
-
-
-class ArtifactError(ValueError):
-    """A file that is no artifact, is damaged or does not run here; the message says what to do."""
 
 
 class _Facts(BaseModel):

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .artifact import ArtifactError, Card, read_card
+from ..errors import ArtifactError
+from .artifact import Card, read_card
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from .backends.backend import MissingPackage
+from ..errors import MissingPackage, UsageError
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt_rtx")
@@ -75,7 +75,7 @@ def make_log(trt: Any, level: str = "warning", file: TextIO | None = None) -> An
     """
     names = {name.lower(): place for place, name in enumerate(LEVELS)}
     if level not in names:
-        raise ValueError(f"no log level is called {level!r}: choose from {', '.join(names)}")
+        raise UsageError(f"no log level is called {level!r}: choose from {', '.join(names)}")
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

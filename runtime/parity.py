@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.files import write_atomically
-from .artifact import ArtifactError, Precision
+from ..errors import ArtifactError
+from .artifact import Precision
 
 LabelMap = NDArray[np.uint8]  # (H, W)
 BAND = 3  # pixels on each side of a border between classes

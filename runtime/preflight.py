@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .artifact import ArtifactError, Card, EngineFacts, read_card, sidecar, verify
+from ..errors import ArtifactError
+from .artifact import Card, EngineFacts, read_card, sidecar, verify
 from .backends.backend import BACKENDS
 from .packages import FLAVOURS, INSTALL, MINIMUM_DRIVER, Package, find_package, read_header
 

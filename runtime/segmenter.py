@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from .artifact import Card, read_card, verify
 from .backends.backend import Backend, Info, choose, open_backend
 
@@ -99,9 +100,9 @@ def as_bgr(frame: NDArray[Any]) -> NDArray[np.uint8]:
     could not write to; ValueError where that would lose something."""
     frame = np.asarray(frame)
     if frame.size == 0:
-        raise ValueError(f"the frame is empty, of shape {frame.shape}: was the image read at all?")
+        raise UsageError(f"the frame is empty, of shape {frame.shape}: was the image read at all?")
     if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] not in (1, 3, 4)):
-        raise ValueError(
+        raise UsageError(
             f"a frame has shape (H, W, 3), not {frame.shape}: pass one image, channels last"
         )
     frame = _as_uint8(frame)
@@ -115,7 +116,7 @@ def _as_uint8(frame: NDArray[Any]) -> NDArray[np.uint8]:
         return frame
     if frame.dtype.kind in "iuf" and _whole_bytes(frame):
         return frame.astype(np.uint8)
-    raise ValueError(
+    raise UsageError(
         f"a frame holds uint8 values 0..255, not {frame.dtype} that does not convert exactly: "
         "scale it to 0..255, round it and convert it with .astype(np.uint8)"
     )

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..data.files import digest_of, write_atomically
-from .artifact import ArtifactError, Card
+from ..errors import ArtifactError
+from .artifact import Card
 from .backends.backend import Backend, Image, Labels
 from .parity import Figures, Reference, bars_of, compare, faults
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import BackendError
 from ..runtime import Drive, Result, Status
 from .timing import MS, Call, warm_up
 
@@ -99,7 +100,7 @@ def compare(
     """Bench, drive, bench, drive, ..., bench: both meet the same machine, and never each other.
 
     frame_to_labels: one run of the bench's protocol. drive: a new drive that tells the sink, which
-    lasts `drive_s` from its first result. Raises RuntimeError if there is none.
+    lasts `drive_s` from its first result. Raises BackendError if there is none.
     """
     warm_up(frame_to_labels)
     progress("bench")
@@ -132,7 +133,7 @@ def _driven(drive: Drive, ages: Ages, seconds: float) -> dict[str, Any]:
 
 def _turn(bench: Sequence[float], rows: Sequence[dict[str, float]], report: dict[str, Any]) -> Turn:
     if not rows:
-        raise RuntimeError(f"the drive answered no frame: {'; '.join(report['reasons'])}")
+        raise BackendError(f"the drive answered no frame: {'; '.join(report['reasons'])}")
     frames = report["frames"]
     # Before inference is ready, and after the end was asked for, frames are dropped by design.
     by_design = sum(frames["dropped"].get(cause, 0) for cause in ("starting", "stopped"))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime import ArtifactError
-from ..runtime.backends.backend import MissingPackage, cuda_available
+from ..errors import ArtifactError, MissingPackage, RtsegError, UsageError
+from ..runtime.backends.backend import cuda_available
 from .eager import Eager
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def check_peers(names: Iterable[str]) -> None:
         if name == "all":
             continue
         if name not in PEERS:
-            raise ValueError(f"no peer is called {name!r}: choose from {', '.join(PEERS)}")
+            raise UsageError(f"no peer is called {name!r}: choose from {', '.join(PEERS)}")
         if importlib.util.find_spec(PEERS[name].package) is None:
             peer = PEERS[name]
             raise MissingPackage(f"the peer {peer.title} is not installed: {peer.install}")
@@ -127,7 +127,7 @@ def _as_artifact_error(title: str) -> Iterator[None]:
     """Compilers and runtimes raise classes of their own; a peer that fails is only left out."""
     try:
         yield
-    except ArtifactError:
+    except RtsegError:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import __version__
+from ..errors import UsageError
 from ..runtime.packages import cache_folder
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def exported(
     from ..models import digest
 
     if graph == "int8" and calib is None:
-        raise ValueError(
+        raise UsageError(
             "int8 needs frames to be calibrated on: add --calib FOLDER, or measure an int8 artifact"
         )
 

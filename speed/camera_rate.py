@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from .timing import MS, Now, Timing
 
 RATES_HZ = (10.0, 17.0, 30.0, 60.0)  # lidar-synchronized, Cityscapes, and common cameras
@@ -38,7 +39,7 @@ def play(
     is never dropped. Returns all frames in the order they were due.
     """
     if rate_hz <= 0 or count < 1:
-        raise ValueError("a camera needs a rate above 0 Hz and at least one frame")
+        raise UsageError("a camera needs a rate above 0 Hz and at least one frame")
     start = now()
     due = [start + round(index * 1e9 / rate_hz) for index in range(count)]
     shots = [Shot(moment) for moment in due]

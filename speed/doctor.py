@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..runtime.artifact import ArtifactError
+from ..errors import ArtifactError
 from ..runtime.backends.backend import BACKENDS, cuda_available, installed
 from ..runtime.packages import FLAVOURS, INSTALL, find_package, import_package
 from ..runtime.preflight import BINDINGS, Gpu, gpus, this_machine

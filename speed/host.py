@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
-from ..runtime import ArtifactError
+from ..errors import ArtifactError, MissingPackage
 from ..runtime.preflight import gpus
 from .baselines import PEERS, usual_peers
 from .camera_rate import Pace, Shot, Stalled, answered_ms, play
@@ -65,7 +65,7 @@ class Host:
         for entry in contest.entries:
             try:
                 opened.append(self.open(entry, frames, stack))
-            except ArtifactError as error:
+            except (ArtifactError, MissingPackage) as error:
                 if entry.asked_for:
                     raise
                 absent.append(f"{entry.backend} left out: {error}")
@@ -74,7 +74,7 @@ class Host:
         for peer in self._peer_entries(contest, opened):
             try:
                 opened.append(self.open(peer, frames, stack))
-            except ArtifactError as error:
+            except (ArtifactError, MissingPackage) as error:
                 if PEERS[peer.peer].by_name_only:
                     raise
                 absent.append(f"{peer.title} left out: {error}")

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from .timing import Lane, Limits, Ratio, race, ratio
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def label_cost(
 
     how = enlargement(network, size)
     if how is None:
-        raise ValueError(f"{network.info.name} enlarges no logits: nothing to measure")
+        raise UsageError(f"{network.info.name} enlarges no logits: nothing to measure")
     end = _End(network, size, how, device)
     inputs = [end.given(image) for image in images]
     maker = make(inputs[0], size, how, threads, end.head)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runtime.backends.backend import MissingPackage
+from ..errors import MissingPackage, UsageError
 from .timing import MS
 
 SUMMARY = "mlperf_log_summary.txt"
@@ -123,7 +123,7 @@ def read_summary(text: str, queries: int) -> SingleStream:
     times = [_number(text, rf"{re.escape(p)} percentile latency \(ns\)") * MS for p in PERCENTILES]
     verdict = re.search(r"Result is\s*:\s*(\w+)", text)
     if verdict is None:
-        raise ValueError("LoadGen's summary has no result: see its mlperf_log_detail.txt")
+        raise UsageError("LoadGen's summary has no result: see its mlperf_log_detail.txt")
     rounded = [round(ms, 4) for ms in times]
     qps = _number(text, r"QPS w/o loadgen overhead")
     return SingleStream(verdict[1], queries, round(qps, 3), *rounded)
@@ -132,5 +132,5 @@ def read_summary(text: str, queries: int) -> SingleStream:
 def _number(text: str, name: str) -> float:
     found = re.search(rf"{name}\s*[:=]\s*([\d.]+)", text)
     if found is None:
-        raise ValueError(f"LoadGen's summary has no {name}: see its mlperf_log_detail.txt")
+        raise UsageError(f"LoadGen's summary has no {name}: see its mlperf_log_detail.txt")
     return float(found[1])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files import write_atomically
+from ..errors import UsageError
 from .sheet import figure, percent
 
 Row = Mapping[str, Any]
@@ -22,7 +23,7 @@ def read_machines(folder: Path) -> list[dict[str, Any]]:
         try:
             value = json.loads(path.read_text())
         except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
+            raise UsageError(f"{path} is no JSON: {error}") from error
         if not isinstance(value, dict) or value.get("format") != FORMAT or "rows" not in value:
             continue  # other results live here too
         found.append(value)
@@ -37,7 +38,7 @@ def write(folder: Path, readme: Path | None = None) -> list[Path]:
     """
     machines = read_machines(folder)
     if not machines:
-        raise ValueError(f"no machine's table in {folder}: run `rtseg bench --table` first")
+        raise UsageError(f"no machine's table in {folder}: run `rtseg bench --table` first")
     full = folder / "speed.md"
     write_atomically(full, full_page(machines).encode())
     written = [full]
@@ -59,7 +60,7 @@ def put_between_marks(page: Path, text: str) -> str:
     content = page.read_text()
     start, end = (content.find(mark) for mark in MARKS)
     if start < 0 or end < start:
-        raise ValueError(f"{page} has no lines {MARKS[0]} and {MARKS[1]} to write a table between")
+        raise UsageError(f"{page} has no lines {MARKS[0]} and {MARKS[1]} to write a table between")
     return content[: start + len(MARKS[0])] + f"\n\n{text.strip()}\n\n" + content[end:]
 
 

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.datasets import SegmentationData
-from ..export import ProofError, export
+from ..errors import ProofError, UsageError
+from ..export import export
 from ..export.calibrate import Calibration
 from ..models.loading import Source
 from ..runtime import Segmenter, load
@@ -130,7 +131,7 @@ def pareto(
     Raises ExportError as `export` does, and ValueError where no CPU backend is installed.
     """
     if not any(installed(backend) for backend in BACKENDS):
-        raise ValueError('no CPU backend is installed: pip install "rtseg[openvino]"')
+        raise UsageError('no CPU backend is installed: pip install "rtseg[openvino]"')
     chosen = np.linspace(0, len(data) - 1, min(images or len(data), len(data))).round().astype(int)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as open_ones:
         files, failed = _files(source, size, calibration, Path(folder), progress)

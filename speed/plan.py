@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from ..data.classes import ClassSet
 from ..data.scenes import scenes
-from ..runtime import ArtifactError, Card, read_card
-from ..runtime.backends.backend import BACKENDS, MissingPackage, choose, cuda_available, installed
+from ..errors import ArtifactError, MissingPackage, UsageError
+from ..runtime import Card, read_card
+from ..runtime.backends.backend import BACKENDS, choose, cuda_available, installed
 from ..runtime.preflight import gpus
 from .baselines import PEERS, Plain, peer_class
 from .cache import exported as exported
@@ -144,7 +145,7 @@ def plan(
     Raises ValueError for names, sizes, backends and precisions that do not fit each other.
     """
     if not models:
-        raise ValueError("nothing to measure: name a variant, a checkpoint or an artifact")
+        raise UsageError("nothing to measure: name a variant, a checkpoint or an artifact")
     _check(backends)
     wish = _Wish(sizes, backends, precisions, device, progress, calib, classes)
     contests: dict[tuple[str, int, Size], Contest] = {}
@@ -154,7 +155,7 @@ def plan(
             key = card.model, len(card.classes), card.size
             contests.setdefault(key, Contest(card, [])).entries.append(entry)
     if not contests:
-        raise ValueError("; ".join(wish.absent))
+        raise UsageError("; ".join(wish.absent))
     return list(contests.values()), wish.absent
 
 
@@ -162,7 +163,7 @@ def _check(backends: Sequence[str]) -> None:
     for backend in backends:
         if backend not in BACKENDS:
             known = ", ".join(BACKENDS)
-            raise ValueError(f"no backend is called {backend!r}: choose from {known}")
+            raise UsageError(f"no backend is called {backend!r}: choose from {known}")
         if not installed(backend):
             extra = BACKENDS[backend].extra
             raise MissingPackage(f'{backend} is not installed: pip install "rtseg[{extra}]"')
@@ -198,7 +199,7 @@ class _Wish:
     def _of_artifact(self, path: Path) -> Iterable[Entry]:
         card = read_card(path)
         if self.sizes and card.size not in self.sizes:
-            raise ValueError(
+            raise UsageError(
                 f"{path.name} takes {text_of(card.size)} only, as exported: leave the size out, "
                 f"or name {card.model} instead to have it exported at other sizes"
             )
@@ -208,7 +209,7 @@ class _Wish:
             if graph == card.precision
         ]
         if not ways:
-            raise ValueError(
+            raise UsageError(
                 f"{path.name} is {card.precision} and does not run as "
                 f"{' or '.join(self.precisions)}: leave the precision out, or name {card.model} "
                 "instead to have it exported"

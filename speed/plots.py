@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.backends.backend import MissingPackage
+from ..errors import MissingPackage
 from .published import reported_miou
 
 Machines = Sequence[Mapping[str, Any]]

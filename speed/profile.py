@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime import ArtifactError, read_card
+from ..errors import ArtifactError, MissingPackage
+from ..runtime import read_card
 from .contestant import random_frame
 from .plan import Entry
 from .preparation import Setup
@@ -148,7 +149,7 @@ def profile(setup: Setup) -> Sheet:
             setup.host.progress(f"{entry.title}: layers", 0.0)
             try:
                 found = costliest(entry.path, entry.backend, setup.host.threads, entry.hint)
-            except ArtifactError as error:
+            except (ArtifactError, MissingPackage) as error:
                 setup.warnings.append(str(error))
                 continue
             tables.append(_table(entry, found))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime import ArtifactError
+from ..errors import ArtifactError, MissingPackage
 from .camera_rate import RATES_HZ, Pace, Shot, play
 from .contestant import Contestant
 from .host import Opened
@@ -168,7 +168,7 @@ def _several(
         with ExitStack() as stack:
             try:
                 copies = _copies(setup, contest, entry, count, stack)
-            except ArtifactError as error:
+            except (ArtifactError, MissingPackage) as error:
                 setup.warnings.append(f"{entry.title}: no {count} streams: {error}")
                 continue
             subject = copies[0].subject

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.datasets import Cached, SegmentationData
+from ..errors import UsageError
 from ..train.metric import Confusion
 from .camera_rate import Pace, Shot, play
 from .contestant import Contestant
@@ -187,7 +188,7 @@ def best_line(facts: Sequence[Mapping[str, Any]], rate_hz: float) -> str:
 
 def _check_classes(names: Sequence[str], samples: Cached) -> None:
     if tuple(names) != samples.classes.names:
-        raise ValueError(
+        raise UsageError(
             f"the model knows {len(names)} classes ({', '.join(names[:3])}, ...), the sequence "
             f"{len(samples.classes)} ({', '.join(samples.classes.names[:3])}, ...): they must be "
             "the same"

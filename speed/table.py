@@ -12,7 +12,7 @@ from typing import Any
 from .. import __version__
 from ..data.classes import CITYSCAPES
 from ..data.files import write_atomically
-from ..runtime import ArtifactError
+from ..errors import RtsegError
 from ..runtime.packages import cache_folder, slug
 from .bench import bench
 from .machine import Machine, machine
@@ -69,7 +69,7 @@ def measure(wanted: Wanted, folder: Path, progress: Progress = lambda step, shar
         progress(f"{title}, {done + 1} of {len(pairs)}", done / len(pairs))
         try:
             rows += _cell(cells / f"{title.replace(' ', '_')}.json", key, model, size, wanted)
-        except (ArtifactError, ValueError, RuntimeError) as error:
+        except (RtsegError, RuntimeError) as error:
             absent[title] = str(error).splitlines()[0][:300]
         _save(path, here, key, rows, absent)
     return path

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
+
 Call = Callable[[], object]
 Now = Callable[[], int]  # nanoseconds, never going back
 Progress = Callable[[float], None]  # takes the share done, 0..1
@@ -30,7 +32,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if self.runs < 1 or self.seconds <= 0 or self.rounds < 2:
-            raise ValueError("a measurement needs runs >= 1, seconds > 0 and rounds >= 2")
+            raise UsageError("a measurement needs runs >= 1, seconds > 0 and rounds >= 2")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import Run, as_json
+from rtseg.errors import MissingPackage, ProofError, UsageError
 from rtseg.models import build, save_checkpoint
 
 COMMANDS = ("quickstart", "doctor", "models", "export", "inspect", "check", "predict", "bench")
@@ -172,7 +174,7 @@ def test_an_absent_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(terminal.importlib.util, "find_spec", lambda name: None)
     expected = r'rtseg export needs PyTorch: pip install "rtseg\[exp'
-    with pytest.raises(terminal.JobFailed, match=expected):
+    with pytest.raises(MissingPackage, match=expected):
         terminal.need("torch", "PyTorch", "export", "export")
 
 
@@ -197,3 +199,26 @@ def test_quickstart_makes_a_report(rtseg: Run, tmp_path: Path) -> None:
     sizes = {p.name.split("_")[2] for p in (tmp_path / "qs" / "artifacts").glob("*.onnx")}
     assert sizes == {"512x1024", "768x1536", "1024x2048"}
     assert json.loads((tmp_path / "qs" / "bench.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UsageError("a wish"), 2), (ProofError("fell"), 1), (OSError("full"), 1)]
+)
+def test_errors_on_purpose_become_a_line(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rtseg.cli import app
+
+    monkeypatch.setattr(app, "app", Mock(side_effect=error))
+    with pytest.raises(SystemExit) as left:
+        app.main()
+    assert left.value.code == code
+    assert capsys.readouterr().err == f"rtseg: {error}\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rtseg.cli import app
+
+    monkeypatch.setattr(app, "app", Mock(side_effect=ValueError("a bug")))
+    with pytest.raises(ValueError, match="a bug"):
+        app.main()

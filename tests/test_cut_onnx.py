@@ -13,10 +13,11 @@ import onnxruntime
 import pytest
 from labels_plain import agree_in_both_ways
 from onnx import TensorProto, helper, numpy_helper
+from rtseg.errors import ArtifactError
 from rtseg.export import export
 from rtseg.export.graph import to_onnx
 from rtseg.models.loading import Source, untrained
-from rtseg.runtime import ArtifactError, load
+from rtseg.runtime import load
 from rtseg.runtime.cut_onnx import COARSE, cut_labels
 from rtseg.runtime.protobuf import fields, message, read_varint, varint
 

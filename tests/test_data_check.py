@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 from rtseg.data.check import check, contact_sheet
-from rtseg.data.datasets import DataError, open_data
+from rtseg.data.datasets import open_data
+from rtseg.errors import DataError
 from tiny_camvid import write_camvid
 
 

@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 import pytest
 from rtseg.data.classes import CAMVID, CITYSCAPES, CLASS_SETS, ClassSet, load_class_set
-from rtseg.data.datasets import DATASETS, CAMVID_ColorS, DataError, open_data, segnet_split
+from rtseg.data.datasets import DATASETS, CAMVID_ColorS, open_data, segnet_split
 from rtseg.data.large_sets import devkit_color
 from rtseg.data.pairs import Cached
+from rtseg.errors import DataError
 from tiny_camvid import write_camvid
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rtseg.errors import ArtifactError
 from rtseg.export import Artifact, export
 from rtseg.models.loading import Source
-from rtseg.runtime import ArtifactError, load
+from rtseg.runtime import load
 from rtseg.runtime.drive import known_frame
 from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.drive import build_artifact_task

@@ -7,11 +7,11 @@ onnx = pytest.importorskip("onnx")
 trt = pytest.importorskip("tensorrt_rtx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from rtseg.errors import ArtifactError, MissingPackage  # noqa: E402
 from rtseg.export import tensorrt as module  # noqa: E402
 from rtseg.export.tensorrt import build_engine, choose_package  # noqa: E402
-from rtseg.runtime.artifact import ArtifactError, Card, read_card, sidecar, verify  # noqa: E402
+from rtseg.runtime.artifact import Card, read_card, sidecar, verify  # noqa: E402
 from rtseg.runtime.backends import tensorrt_self_test as self_test  # noqa: E402
-from rtseg.runtime.backends.backend import MissingPackage  # noqa: E402
 from rtseg.runtime.packages import Package, make_log, read_header  # noqa: E402
 from rtseg.runtime.parity import Reference  # noqa: E402
 from rtseg.runtime.preflight import Gpu, block_digests, check, this_platform  # noqa: E402

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from rtseg.data.classes import CAMVID, CITYSCAPES
-from rtseg.data.datasets import DataError, open_data
+from rtseg.data.datasets import open_data
+from rtseg.errors import DataError
 from rtseg.models import build
 from rtseg.train.evaluate import evaluate
 from rtseg.train.metric import Confusion

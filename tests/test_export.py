@@ -12,7 +12,8 @@ import onnx
 import onnxruntime
 import pytest
 from rtseg.data.classes import CAMVID
-from rtseg.export import ExportError, ProofError, export
+from rtseg.errors import ExportError, ProofError
+from rtseg.export import export
 from rtseg.export import parity as proof
 from rtseg.export.graph import census
 from rtseg.models import FrameToLabels, build, deploy

@@ -14,12 +14,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from rtseg.data.scenes import scenes  # noqa: E402
+from rtseg.errors import ArtifactError  # noqa: E402
 from rtseg.export import export  # noqa: E402
 from rtseg.export.parity import expect  # noqa: E402
 from rtseg.export.tensorrt import build_engine  # noqa: E402
 from rtseg.models.loading import untrained  # noqa: E402
 from rtseg.runtime import load  # noqa: E402
-from rtseg.runtime.artifact import ArtifactError, read_card  # noqa: E402
+from rtseg.runtime.artifact import read_card  # noqa: E402
 from rtseg.runtime.backends import tensorrt_self_test as self_test  # noqa: E402
 from rtseg.runtime.backends.cuda import Cuda  # noqa: E402
 from rtseg.runtime.backends.tensorrt import TensorRT  # noqa: E402

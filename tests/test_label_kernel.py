@@ -18,8 +18,9 @@ from fake_cuda import (
     write_engine,
 )
 from labels_plain import plain
+from rtseg.errors import ArtifactError
 from rtseg.runtime.argmax import LabelMaker
-from rtseg.runtime.artifact import ArtifactError, read_card, verify
+from rtseg.runtime.artifact import read_card, verify
 from rtseg.runtime.backends.argmax_kernel import KernelFile, kernel_path
 from rtseg.runtime.backends.tensorrt import TensorRT
 
@@ -27,8 +28,9 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("triton", reason="needs Triton, which there is for Linux only")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from rtseg.export import ExportError, export  # noqa: E402
+from rtseg.errors import ExportError  # noqa: E402
 from rtseg.export import argmax_kernel as label_kernel  # noqa: E402
+from rtseg.export import export  # noqa: E402
 from rtseg.export.argmax_kernel import Ending, compiled, cut  # noqa: E402
 from rtseg.export.graph import to_onnx  # noqa: E402
 from rtseg.export.probes import session_of  # noqa: E402

@@ -20,9 +20,10 @@ from labels_plain import (
     ties,
 )
 from openvino import opset11 as ops
+from rtseg.errors import ArtifactError
 from rtseg.export import export
 from rtseg.models.loading import Source
-from rtseg.runtime import ArtifactError, load
+from rtseg.runtime import load
 from rtseg.runtime.argmax import MOST_MIXED, Axis, LabelMaker, classes_and_factor
 from rtseg.runtime.cut import Coarse, cut_labels
 

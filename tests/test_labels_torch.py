@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from labels_plain import agree_in_both_ways
+from rtseg.errors import ArtifactError
 from rtseg.export import export
 from rtseg.models.loading import Source
-from rtseg.runtime import ArtifactError, load
+from rtseg.runtime import load
 from rtseg.runtime.argmax_torch import head_of, median_ms, without
 from rtseg.runtime.backends.pytorch import PyTorch
 from torch import nn

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rtseg.errors import MissingPackage
 from rtseg.runtime import Segmenter
-from rtseg.runtime.backends.backend import MissingPackage
 from rtseg.speed import loadgen
 from rtseg.speed import scenarios as protocols
 from rtseg.speed.camera_rate import Pace, Shot, Stalled, answered_ms, play

@@ -13,7 +13,8 @@ import pytest
 from onnx import numpy_helper
 from rtseg.data.frames import read_image
 from rtseg.data.scenes import scenes
-from rtseg.export import ExportError, ProofError, calibrate, export, sensitivity
+from rtseg.errors import ExportError, ProofError
+from rtseg.export import calibrate, export, sensitivity
 from rtseg.export import parity as proof
 from rtseg.export import quantize as quantize
 from rtseg.export.calibrate import Calibration, CalibrationError, Picked, pick

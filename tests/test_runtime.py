@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rtseg.errors import ArtifactError, MissingPackage
 from rtseg.export import Artifact, export
 from rtseg.models.loading import Source
-from rtseg.runtime import ArtifactError, Segmenter, load, read_card
-from rtseg.runtime.backends.backend import MissingPackage, choose
+from rtseg.runtime import Segmenter, load, read_card
+from rtseg.runtime.backends.backend import choose
 from rtseg.runtime.segmenter import as_bgr
 
 SIZE = 64, 128

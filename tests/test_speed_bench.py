@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from rtseg.runtime import ArtifactError, Segmenter
+from rtseg.errors import ArtifactError
+from rtseg.runtime import Segmenter
 from rtseg.speed import bench as bench_function
 from rtseg.speed import plan
 from rtseg.speed.contestant import Artifact

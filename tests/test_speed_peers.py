@@ -7,8 +7,7 @@ from types import ModuleType
 
 import pytest
 from rtseg.data.scenes import scenes
-from rtseg.runtime import ArtifactError
-from rtseg.runtime.backends.backend import MissingPackage
+from rtseg.errors import ArtifactError, MissingPackage
 from rtseg.speed import baselines as peers
 from rtseg.speed.baselines import PEERS, check_peers, usual_peers
 from speed_parts import SIZE, planned

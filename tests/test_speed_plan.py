@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rtseg.runtime import ArtifactError
+from rtseg.errors import ArtifactError
 from rtseg.speed import plan
 from speed_parts import CARD, onnx_with_card, planned
 

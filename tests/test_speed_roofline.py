@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from rtseg.errors import ArtifactError
 from rtseg.export import export
 from rtseg.models import build, count
 from rtseg.models.loading import Source
-from rtseg.runtime import ArtifactError
 from rtseg.speed.ceilings import fastest, measure_ceilings
 from rtseg.speed.profile import _kernels, costliest
 from rtseg.speed.roofline import Ceilings, Work, _layer_counter, share, work_of

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from rtseg.runtime import ArtifactError
+from rtseg.errors import ArtifactError
 from rtseg.speed import pages, plots, table
 from rtseg.speed.result import Speedup
 from rtseg.speed.timing import Histogram, Ratio

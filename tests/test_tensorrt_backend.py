@@ -19,13 +19,12 @@ from fake_cuda import (
     pretend,
     write_engine,
 )
+from rtseg.errors import ArtifactError, MissingPackage
 from rtseg.runtime import verify as first_load
-from rtseg.runtime.artifact import ArtifactError
 from rtseg.runtime.backends import cuda as cuda_module
 from rtseg.runtime.backends import tensorrt as module
 from rtseg.runtime.backends import tensorrt_engine as plan
 from rtseg.runtime.backends import tensorrt_self_test as self_test
-from rtseg.runtime.backends.backend import MissingPackage
 from rtseg.runtime.backends.cuda import Cuda, CudaError, stream_handle
 from rtseg.runtime.backends.tensorrt import TensorRT
 from rtseg.runtime.packages import Package

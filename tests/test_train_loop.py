@@ -11,14 +11,14 @@ import signal
 import cv2
 import pytest
 import torch
-from rtseg.data.datasets import DataError
-from rtseg.models import CheckpointError, build, load_checkpoint
+from rtseg.errors import CheckpointError, DataError, TrainingError
+from rtseg.models import build, load_checkpoint
 from rtseg.models.stored import read_header
 from rtseg.train import trainer as loop
 from rtseg.train.loader import Stream
 from rtseg.train.log import read_log
 from rtseg.train.state import SaveError, read_state
-from rtseg.train.trainer import BEST, CURVES, LOG, STATE, TrainingError, train
+from rtseg.train.trainer import BEST, CURVES, LOG, STATE, train
 from tiny_camvid import tiny_recipe, write_camvid
 
 pytestmark = pytest.mark.usefixtures("one_thread")

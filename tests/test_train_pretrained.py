@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rtseg.models import CheckpointError, Info, build
+from rtseg.errors import CheckpointError
+from rtseg.models import Info, build
 from rtseg.models.backbones.swin import ORIGINAL, ORIGINAL_KEYS, UNFOLDED, Swin
 from rtseg.models.checkpoints import official_names, rename
 from rtseg.models.families.senformer import SenFormer

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from rtseg.errors import RecipeError
 from rtseg.models import VARIANTS
-from rtseg.train.recipe import RECIPES, RecipeError, load_recipe
+from rtseg.train.recipe import RECIPES, load_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 MINIMAL = """

@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from rtseg.data.scenes import scenes
+from rtseg.errors import RecipeError
 from rtseg.export import calibrate
 from rtseg.export import quantize as quantize
 from rtseg.export.candidates import KINDS, layers
@@ -23,7 +24,6 @@ from rtseg.train.log import read_log
 from rtseg.train.parallel import Place
 from rtseg.train.predictor import normalize
 from rtseg.train.qat import ranges, round_layers, set_ranges
-from rtseg.train.recipe import RecipeError
 from rtseg.train.state import read_state
 from rtseg.train.trainer import BEST, LOG, STATE, Run, train
 from tiny_camvid import tiny_recipe, write_camvid

@@ -8,9 +8,10 @@ from typing import Any
 import onnxruntime
 import pytest
 from conftest import Run
+from rtseg.errors import ArtifactError
 from rtseg.export.triton import write_model
 from rtseg.models.loading import Source
-from rtseg.runtime.artifact import ArtifactError, Card, EngineFacts, Proof, read_card, sidecar
+from rtseg.runtime.artifact import Card, EngineFacts, Proof, read_card, sidecar
 
 schema = pytest.importorskip(
     "tritonclient.grpc.model_config_pb2", reason="needs Triton's schema: pip install tritonclient"

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import read_golden
-from rtseg.models import CheckpointError, build, digest, load_checkpoint, save_checkpoint
+from rtseg.errors import CheckpointError
+from rtseg.models import build, digest, load_checkpoint, save_checkpoint
 from rtseg.models.checkpoints import official_names
 from rtseg.models.families.senformer_older import modern
 from rtseg.models.identify import class_entries

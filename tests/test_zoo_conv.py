@@ -12,15 +12,8 @@ import pytest
 import torch
 from conftest import RULE, Golden, read_golden
 from rtseg.data.scenes import scenes
-from rtseg.models import (
-    CheckpointError,
-    Network,
-    build,
-    count,
-    deploy,
-    load_checkpoint,
-    save_checkpoint,
-)
+from rtseg.errors import CheckpointError
+from rtseg.models import Network, build, count, deploy, load_checkpoint, save_checkpoint
 from rtseg.models.checkpoints import COUNTERS, official_names
 from rtseg.models.layers import ConvNorm, RepConv
 from rtseg.models.loading import normalized, untrained

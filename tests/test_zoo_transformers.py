@@ -14,17 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GOLDEN, RULE, Golden, read_golden
+from rtseg.errors import CheckpointError
 from rtseg.export.graph import to_onnx
-from rtseg.models import (
-    CheckpointError,
-    FrameToLabels,
-    Info,
-    Network,
-    build,
-    count,
-    deploy,
-    load_checkpoint,
-)
+from rtseg.models import FrameToLabels, Info, Network, build, count, deploy, load_checkpoint
 from rtseg.models.attention import Groups, group, window_plan
 from rtseg.models.backbones.convnext import ConvNeXt
 from rtseg.models.backbones.swin import ORIGINAL, UNFOLDED, PatchMerging, Swin

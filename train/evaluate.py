@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..data.classes import ClassSet
-from ..data.datasets import Cached, DataError, SegmentationData
+from ..data.datasets import Cached, SegmentationData
+from ..errors import DataError
 from .metric import Confusion
 
 Segment = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 BGR -> (H, W) uint8 class ids

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..data.datasets import Cached, DataError, SegmentationData
+from ..data.datasets import Cached, SegmentationData
 from ..data.transforms import Augment
+from ..errors import DataError
 from .borders import border_weights, edges
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..errors import MissingPackage
+
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a JSONL log; a last line cut short by a crash is left out."""
@@ -53,7 +55,7 @@ def _tensorboard(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError("tensorboard: true needs `pip install tensorboard`") from error
+        raise MissingPackage("tensorboard: true needs `pip install tensorboard`") from error
     return SummaryWriter(str(folder / "tensorboard"))
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.classes import IGNORE
+from ..errors import UsageError
 from .borders import bordered, edge_loss
 from .sections import Loss, Term
 
@@ -109,17 +110,17 @@ class Criterion(nn.Module):
             if name not in outputs:
                 near = get_close_matches(name, outputs, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(outputs)}"
-                raise ValueError(f"loss.outputs: the network has no output {name!r}: {hint}")
+                raise UsageError(f"loss.outputs: the network has no output {name!r}: {hint}")
         classes = outputs["logits"].shape[1]
         if self.class_weights is not None and len(self.class_weights) != classes:
-            raise ValueError(
+            raise UsageError(
                 f"loss.class_weights has {len(self.class_weights)} values for {classes} classes"
             )
         for name, output in outputs.items():
             term, channels = self.term(name), output.shape[1]
             expected = 1 if term.kind == "edges" else classes
             if term.weight and channels != expected:
-                raise ValueError(
+                raise UsageError(
                     f"output {name!r} has {channels} channels, not {expected}: give it a term of "
                     f"its own in loss.outputs, or weight 0 there"
                 )

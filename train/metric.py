@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..data.classes import IGNORE
+from ..errors import UsageError
 
 
 class Confusion:
@@ -20,11 +21,11 @@ class Confusion:
         Raises ValueError for different shapes or a prediction that is no class.
         """
         if label.shape != prediction.shape:
-            raise ValueError(f"prediction is {prediction.shape}, its label {label.shape}")
+            raise UsageError(f"prediction is {prediction.shape}, its label {label.shape}")
         valid = label != IGNORE
         truth, guess = label[valid].astype(np.int64), prediction[valid]
         if guess.size and (worst := max(int(guess.max()), int(truth.max()))) >= self.classes:
-            raise ValueError(f"class id {worst} in an evaluation of {self.classes} classes")
+            raise UsageError(f"class id {worst} in an evaluation of {self.classes} classes")
         counts = np.bincount(truth * self.classes + guess, minlength=self.classes**2)
         self.matrix += counts.reshape(self.classes, self.classes)
 

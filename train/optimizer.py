@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import UsageError
 from ..models import Network
 from ..models.checkpoints import official_names
 from .sections import Group, Optimizer, Schedule
@@ -33,7 +34,7 @@ def make_optimizer(model: Network, options: Optimizer) -> torch.optim.Optimizer:
         if parameter.requires_grad:
             groups.setdefault((decay, rate), []).append(parameter)
     for group in unseen:
-        raise ValueError(
+        raise UsageError(
             f"optimizer.groups: no parameter of {model.info.name} that an earlier group leaves has "
             f"{' or '.join(map(repr, group.names))} in its reference's name"
         )

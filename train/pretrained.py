@@ -9,7 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..models import VARIANTS, CheckpointError, Network, load_checkpoint
+from ..errors import CheckpointError
+from ..models import VARIANTS, Network, load_checkpoint
 from ..models.attention import resized_table
 from ..models.checkpoints import COMPUTED, rename
 from ..models.identify import class_entries

@@ -10,13 +10,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ..errors import RecipeError
 from .sections import Recipe
 
 RECIPES = Path(__file__).with_name("recipes")
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be used; the message names the key and what to write instead."""
 
 
 def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:

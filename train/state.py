@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..data.files import write_atomically
-from ..models import CheckpointError
+from ..errors import CheckpointError
 
 
 class SaveError(OSError):

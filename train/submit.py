@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.datasets import SegmentationData
 from ..data.images import png
+from ..errors import UsageError
 from .evaluate import Segment
 
 
@@ -25,7 +26,7 @@ def submit(
     that the data set's own files use. Raises ValueError for a class set without such ids.
     """
     if data.classes.label_ids is None:
-        raise ValueError(f"{data.classes.name} has no label ids of a test server: use cityscapes")
+        raise UsageError(f"{data.classes.name} has no label ids of a test server: use cityscapes")
     table = np.zeros(256, np.uint8)
     table[: len(data.classes)] = data.classes.label_ids
     archive.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.datasets import DataError
+from ..errors import DataError, TrainingError, UsageError
 from ..models import build, save_checkpoint
 from .curves import draw_curves
 from .evaluate import Evaluation, evaluate
@@ -41,10 +41,6 @@ from .state import SaveError, git_revision, read_state, save_state
 from .stop import Stop, stop_signals
 
 STATE, BEST, LOG, CURVES = "last.pt", "best.safetensors", "log.jsonl", "curves.png"
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True)
         if resume:
             run.restore()
         elif run.path(STATE).exists():
-            raise ValueError(f"{folder} holds a run already: --resume it or name another folder")
+            raise UsageError(f"{folder} holds a run already: --resume it or name another folder")
         try:
             with stop_signals() as stop:
                 return run.go(stop, show and place.first)

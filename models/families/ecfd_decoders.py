@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import UsageError
 from ..heads import small_normal
 from ..layers import ConvNorm, resize, to_map, to_tokens
 from .ecfd_deformable import Size
@@ -135,7 +136,7 @@ class ECFD(Decoder):
     ):
         super().__init__(inputs, num_classes, width)
         if add_context and blocks != 3:
-            raise ValueError(f"add_context needs three blocks, one for each map, not {blocks}")
+            raise UsageError(f"add_context needs three blocks, one for each map, not {blocks}")
         self.spatial = narrowed(inputs, embed)
         self.context = context_of(inputs[1:], inputs[0], embed, fused)
         self.positions = PositionEmbedding(embed, crop)

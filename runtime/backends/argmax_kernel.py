@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from ..artifact import ArtifactError
+from ...errors import ArtifactError
 from ..cut_onnx import COARSE
 from .cuda import Cuda
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact import ArtifactError, Card
+from ...errors import ArtifactError, MissingPackage
+from ..artifact import Card
 
 Image = NDArray[np.uint8]  # (1, H, W, 3) BGR
 Labels = NDArray[np.uint8]  # (1, H, W) class ids
@@ -21,10 +22,6 @@ Labels = NDArray[np.uint8]  # (1, H, W) class ids
 
 # Where the argmax runs: in the graph as exported, or in the runtime, on coarse logits.
 ARGMAX = ("graph", "runtime")
-
-
-class MissingPackage(ArtifactError):
-    """A backend whose package is not installed; the message is the command that mends it."""
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..artifact import ArtifactError
+from ...errors import ArtifactError, BackendError, MissingPackage, UsageError
 from ..packages import INSTALL
-from .backend import MissingPackage
 
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel has without asking
 
 
-class CudaError(RuntimeError):
+class CudaError(BackendError):
     """A CUDA call failed; the message names the call and CUDA's reason."""
 
 
@@ -191,7 +190,7 @@ def stream_handle(stream: Any) -> int:
     for name in ("cuda_stream", "handle"):
         if hasattr(stream, name):
             return int(getattr(stream, name))
-    raise ValueError(
+    raise UsageError(
         f"a stream is a handle or an object with __cuda_stream__, not {type(stream).__name__}"
     )
 
@@ -206,13 +205,13 @@ def device_address(frame: Any, shape: tuple[int, ...]) -> int:
         return frame
     facts = getattr(frame, "__cuda_array_interface__", None)
     if facts is None:
-        raise ValueError(
+        raise UsageError(
             f"a frame on the GPU has __cuda_array_interface__; {type(frame).__name__} has not"
         )
     found, dtype = tuple(facts["shape"]), np.dtype(facts["typestr"])
     contiguous = tuple(int(np.prod(shape[axis + 1 :])) for axis in range(len(shape)))
     if found != shape or dtype != np.uint8 or facts.get("strides") not in (None, contiguous):
-        raise ValueError(
+        raise UsageError(
             f"a frame on the GPU is contiguous uint8 of shape {shape}, not {dtype} {found}"
         )
     return int(facts["data"][0])

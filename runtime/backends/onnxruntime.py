@@ -11,8 +11,9 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from ...errors import ArtifactError
 from ..argmax import LabelMaker, compiled_available
-from ..artifact import ArtifactError, read_card
+from ..artifact import read_card
 from ..cut_onnx import COARSE, cut_labels
 from .backend import Image, Info, InTurn, Labels, check_argmax
 

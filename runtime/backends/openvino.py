@@ -9,8 +9,9 @@ from typing import Any
 import openvino
 from numpy.typing import NDArray
 
+from ...errors import ArtifactError
 from ..argmax import LabelMaker, compiled_available
-from ..artifact import ArtifactError, Card, read_card
+from ..artifact import Card, read_card
 from ..cut import cut_labels
 from ..cut_onnx import COARSE
 from .backend import Image, Info, InTurn, Labels, check_argmax

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from ...errors import ArtifactError
 from ...models import FrameToLabels, build, deploy, digest, load_checkpoint
 from ...models.pipeline import enlargement
 from ..argmax_torch import CellLabels, Maker, head_of, make, median_ms, needs, without
-from ..artifact import ArtifactError, read_card
+from ..artifact import read_card
 from .backend import Image, Info, InTurn, check_argmax
 from .onnxruntime import usable_cores
 

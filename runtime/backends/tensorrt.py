@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..artifact import ArtifactError, Card, EngineFacts, read_card
+from ...errors import ArtifactError, UsageError
+from ..artifact import Card, EngineFacts, read_card
 from ..cut_onnx import COARSE
 from ..packages import cache_folder, import_package, make_log, slug
 from ..preflight import Machine, check_machine, gpus, this_machine
@@ -151,7 +152,7 @@ class TensorRT(InTurn):
         or `synchronize`. Raises ValueError for another shape or type."""
         self._use()
         if image.shape != self.frame.shape or image.dtype != np.uint8:
-            raise ValueError(
+            raise UsageError(
                 f"the engine takes uint8 of shape {self.frame.shape}, "
                 f"not {image.dtype} of shape {image.shape}"
             )

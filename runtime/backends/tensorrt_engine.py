@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...data.files import write_atomically
-from ..artifact import ArtifactError
+from ...errors import ArtifactError, BackendError
 from ..packages import last_line, members
 from .cuda import Cuda, CudaError
 
@@ -65,9 +65,9 @@ class Plan:
             raise
 
     def enqueue(self, stream: int) -> None:
-        """Queue one run. Raises RuntimeError if TensorRT refuses."""
+        """Queue one run. Raises BackendError if TensorRT refuses."""
         if not self._context.execute_async_v3(stream):
-            raise RuntimeError(f"TensorRT could not run the engine: {last_line(self._log.errors)}")
+            raise BackendError(f"TensorRT could not run the engine: {last_line(self._log.errors)}")
         if self.behind is not None:
             self.behind(stream)
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.files import write_atomically
-from ..artifact import ArtifactError
+from ...errors import ArtifactError
 from ..packages import cache_folder, last_line, members, slug
 from ..verify import Place
 from .cuda import Cuda

@@ -6,6 +6,8 @@ import threading
 import time
 from dataclasses import dataclass
 
+from ...errors import UsageError
+
 UNKNOWN_PERIOD_MS = 100.0  # until the camera has shown its own
 OVERDUE = 1.75  # periods without a frame after which sinks hear of it
 
@@ -54,9 +56,9 @@ class DriveLimits:
         for name in ("max_age_ms", "deadline_ms", "silence_s", "stuck_periods", "stuck_ms"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} must be more than 0, not {value}")
+                raise UsageError(f"{name} must be more than 0, not {value}")
         if self.max_age_ms and self.deadline_ms and self.deadline_ms > self.max_age_ms:
-            raise ValueError(
+            raise UsageError(
                 f"a deadline of {self.deadline_ms:g} ms never counts when masks older than "
                 f"max_age {self.max_age_ms:g} ms are withheld: make it the shorter one"
             )

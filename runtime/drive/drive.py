@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...errors import UsageError
 from ..artifact import read_card
 from ..sinks.queue import Sink, SinkQueue
 from .capture import Capture, Mailbox, Source
@@ -213,11 +214,11 @@ def _starter(what: Any, clock: LoopClock, options: dict[str, Any]) -> EngineFact
         return _worker(what, clock)
     items = list(what) if isinstance(what, (list, tuple)) else [what]
     if not items:
-        raise ValueError("a drive needs a segmenter: an artifact's path or a callable")
+        raise UsageError("a drive needs a segmenter: an artifact's path or a callable")
     if all(callable(item) for item in items):
         return lambda: InlineEngine(items, clock)
     if any(callable(item) for item in items):
-        raise ValueError("segmenters are artifacts or callables, not some of each")
+        raise UsageError("segmenters are artifacts or callables, not some of each")
     return _worker(build_artifact_task([Path(item) for item in items], **options), clock)
 
 
@@ -237,7 +238,7 @@ def build_artifact_task(
     cards = [read_card(path) for path in paths]
     for card, path in zip(cards, paths, strict=True):
         if card.classes != cards[0].classes:
-            raise ValueError(
+            raise UsageError(
                 f"{path} has other classes than {paths[0]}: all levels of a drive answer in the "
                 "same ones"
             )

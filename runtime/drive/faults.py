@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.frames import Frame, Unreadable
+from ...errors import MissingPackage, UsageError
 from ..segmenter import Segmenter, load
 from .engine import Picture
 from .messages import Message
@@ -47,9 +48,9 @@ class Fault:
 
     def __post_init__(self) -> None:
         if self.fault not in KINDS:
-            raise ValueError(f"no fault is called {self.fault!r}: choose from {', '.join(KINDS)}")
+            raise UsageError(f"no fault is called {self.fault!r}: choose from {', '.join(KINDS)}")
         if self.at < 0 or self.seconds < 0:
-            raise ValueError(f"{self.fault}: `at` and `seconds` are 0 or more")
+            raise UsageError(f"{self.fault}: `at` and `seconds` are 0 or more")
 
 
 class FaultPlan:
@@ -69,21 +70,21 @@ class FaultPlan:
 
 
 def read_plan(path: Path) -> list[Fault]:
-    """Raises ValueError, naming the entry that is wrong; RuntimeError where PyYAML is missing."""
+    """Raises ValueError, naming the entry that is wrong; MissingPackage where PyYAML is missing."""
     try:
         import yaml
     except ImportError as error:
-        raise RuntimeError('--inject needs PyYAML: pip install "rtseg[drive]"') from error
+        raise MissingPackage('--inject needs PyYAML: pip install "rtseg[drive]"') from error
     try:
         entries = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list):
-        raise ValueError(f"{path} should be a list of `- {{at: 20, fault: camera_stall, ...}}`")
+        raise UsageError(f"{path} should be a list of `- {{at: 20, fault: camera_stall, ...}}`")
     try:
         faults = [Fault(**entry) for entry in entries]
     except TypeError as error:
-        raise ValueError(f"{path}: an entry has `at`, `fault` and `seconds` ({error})") from error
+        raise UsageError(f"{path}: an entry has `at`, `fault` and `seconds` ({error})") from error
     return sorted(faults, key=lambda fault: fault.at)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...data.files import write_atomically
 from ...data.scenes import scene
-from ..artifact import ArtifactError
+from ...errors import ArtifactError
 from ..packages import cache_folder
 from ..segmenter import Segmenter
 

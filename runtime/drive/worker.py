@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import BackendError
 from .clock import LoopClock
 from .engine import Answer, Picture
 from .realtime import RealtimeOptions
@@ -193,9 +194,9 @@ def _ending(code: int) -> str:
 
 
 def wait_ready(worker: Worker, limit_s: float) -> None:
-    """Until it is ready. Raises RuntimeError if it breaks or takes longer."""
+    """Until it is ready. Raises BackendError if it breaks or takes longer."""
     end = time.monotonic() + limit_s
     while not worker.ready:
         if worker.fault or time.monotonic() > end:
-            raise RuntimeError(worker.fault or f"not ready within {limit_s:g} s")
+            raise BackendError(worker.fault or f"not ready within {limit_s:g} s")
         worker.clock.wait(0.1)

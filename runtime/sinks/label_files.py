@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.files import write_atomically
+from ...errors import UsageError
 from ..drive.messages import Message, Result
 
 Picture = NDArray[np.uint8]
@@ -99,5 +100,5 @@ def encode_picture(suffix: str, picture: Picture) -> bytes:
     """The picture as a file's content. Raises ValueError where OpenCV cannot encode it."""
     done, content = cv2.imencode(suffix, picture)
     if not done:
-        raise ValueError(f"a picture of shape {picture.shape} cannot be written as {suffix}")
+        raise UsageError(f"a picture of shape {picture.shape} cannot be written as {suffix}")
     return content.tobytes()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...errors import MissingPackage
 from ..drive.messages import Message, Result
 from .label_files import Colors, Paint, encode_picture
 
@@ -36,7 +37,7 @@ class McapRecorder:
     Log times are capture times. The metadata `rtseg` holds classes and palette.
 
     The file gets its name when it is closed; until then it is `.NAME.partial`, from which
-    `mcap recover` saves what a crash left. Raises RuntimeError where the package is missing.
+    `mcap recover` saves what a crash left. Raises MissingPackage where the package is missing.
     """
 
     name = "MCAP recorder"
@@ -47,7 +48,7 @@ class McapRecorder:
         try:
             from mcap.writer import Writer
         except ImportError as error:
-            raise RuntimeError(INSTALL) from error
+            raise MissingPackage(INSTALL) from error
         self.path, self.palette, self.paint = path, palette, paint
         path.parent.mkdir(parents=True, exist_ok=True)
         self.partial = path.with_name(f".{path.name}.partial")

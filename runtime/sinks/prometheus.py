@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from ...errors import MissingPackage
+
 INSTALL = 'Prometheus metrics need prometheus-client: pip install "rtseg[drive]"'
 STATES = ("starting", "running", "degraded", "stale", "failed")
 
@@ -54,13 +56,13 @@ def serve(
 ) -> tuple[Any, Any]:
     """GET /metrics from a thread of its own; gives prometheus_client's (server, thread).
 
-    snapshot: `Drive.snapshot`. Raises RuntimeError where prometheus-client is missing, OSError if
+    snapshot: `Drive.snapshot`. Raises MissingPackage where prometheus-client is missing, OSError if
     the port is taken.
     """
     try:
         from prometheus_client import CollectorRegistry, start_http_server
     except ImportError as error:
-        raise RuntimeError(INSTALL) from error
+        raise MissingPackage(INSTALL) from error
     registry = CollectorRegistry(auto_describe=False)
     registry.register(PrometheusCollector(snapshot))
     server, thread = start_http_server(port, addr=host, registry=registry)

@@ -40,6 +40,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ...errors import UsageError
 from ..drive.messages import Message, Result, StatusKind
 
 MAGIC, VERSION = b"RTSEGRNG", 1
@@ -57,7 +58,7 @@ class Ring:
 
     def __init__(self, path: Path, slots: int = 4):
         if slots < 2:
-            raise ValueError(f"a ring has at least 2 slots, not {slots}")
+            raise UsageError(f"a ring has at least 2 slots, not {slots}")
         self.path, self.slots = path, slots
         self._map: mmap.mmap | None = None
         self._room = 0
@@ -139,7 +140,7 @@ class RingReader:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         magic, version, self.slots, self.slot_bytes = struct.unpack_from("<8sIIQ", self._map)
         if magic != MAGIC or version != VERSION:
-            raise ValueError(f"{path} is no ring of layout {VERSION}")
+            raise UsageError(f"{path} is no ring of layout {VERSION}")
 
     def latest(self, after: int = 0) -> RingEntry | None:
         """The newest message, if its number is above `after`."""
