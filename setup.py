@@ -59,6 +59,7 @@ setup(
         "numpy>=1.26",
         "opencv-python>=4.9",
         "onnxruntime>=1.20",
+        "psutil>=5.9",
         "pydantic>=2.7",
         "typer>=0.15",
         "rich>=13.7",
@@ -75,7 +76,7 @@ setup(
         "fleet": FLEET,
         "drive": DRIVE,
         "all": ALL,
-        "dev": [*ALL, *FLEET, *TESTS, "ruff>=0.9", "mypy>=1.14", "types-PyYAML"],
+        "dev": [*ALL, *FLEET, *TESTS, "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-psutil"],
     },
     entry_points={"console_scripts": ["rtseg=rtseg.cli:main"]},
 )

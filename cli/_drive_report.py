@@ -13,14 +13,14 @@ from ._console import JobFailed
 def what_ran(source: str, paths: list[str]) -> dict[str, Any]:
     """The report's first lines. Folders above a recording's own are left out: they say nothing to
     another machine."""
-    from ..speed.machine import machine
+    from ..system import read_system
 
     where = Path(source)
     shown = "/".join(where.absolute().parts[-2:]) if where.exists() else source
     return {
         "source": shown,
         "artifacts": [Path(path).name for path in paths],
-        "machine": str(machine()),
+        "machine": str(read_system()),
     }
 
 

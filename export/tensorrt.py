@@ -28,8 +28,9 @@ from ..runtime.packages import (
     slug,
 )
 from ..runtime.parity import Reference
-from ..runtime.preflight import block_digests, gpus, this_platform
+from ..runtime.preflight import block_digests, this_platform
 from ..runtime.verify import reference_path
+from ..system import gpus
 
 NOT_BY_DEFAULT = ("7.5",)  # TensorRT-RTX: makes the engine slower on every newer GPU
 ONNX_NAMES = {"float32": "float", "half": "float16", "bf16": "bfloat16"}

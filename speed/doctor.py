@@ -16,8 +16,8 @@ from rich.text import Text
 from ..errors import ArtifactError
 from ..runtime.backends.backend import BACKENDS, cuda_available, installed
 from ..runtime.packages import FLAVOURS, INSTALL, find_package, import_package
-from ..runtime.preflight import BINDINGS, Gpu, gpus, this_machine
-from .machine import Machine, machine
+from ..runtime.preflight import BINDINGS, this_machine
+from ..system import Gpu, SystemInfo, gpus, read_system
 
 EXPORT = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors")
 BUILDS = "builds engines here; running them needs an NVIDIA GPU"
@@ -42,7 +42,7 @@ class Finding:
 class Findings:
     """`backends`: one a backend, then `export`."""
 
-    machine: Machine
+    machine: SystemInfo
     gpus: Sequence[Gpu]
     backends: Sequence[Finding]
 
@@ -71,7 +71,7 @@ def _cells(finding: Finding) -> list[str]:
     return [finding.name, ready, "\n".join(versions), ", ".join(finding.devices), notes]
 
 
-def _machine_table(here: Machine, found: Sequence[Gpu]) -> Table:
+def _machine_table(here: SystemInfo, found: Sequence[Gpu]) -> Table:
     table = Table(show_header=False, title="Machine", title_justify="left")
     memory = f"{here.memory_gib:g} GiB" if here.memory_gib else "unknown"
     table.add_row("CPU", Text(f"{here.cpu}, {here.cores} cores for this process"))
@@ -95,7 +95,7 @@ def examine() -> Findings:
     """Look at the machine and import each backend; a broken one is a finding, not an error."""
     found = gpus()
     backends = [_backend(name, found) for name in BACKENDS]
-    return Findings(machine(), found, [*backends, _export()])
+    return Findings(read_system(), found, [*backends, _export()])
 
 
 def _backend(name: str, found: Sequence[Gpu]) -> Finding:

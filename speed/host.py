@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..errors import ArtifactError, MissingPackage
-from ..runtime.preflight import gpus
+from ..system import GpuState, Noise, NoiseWatch, PeakMemory, SystemInfo, gpus, watch_gpu
 from .baselines import PEERS, usual_peers
 from .camera_rate import Pace, Shot, Stalled, answered_ms, play
 from .contestant import Contestant, Frames, per_run
-from .gpu import under_load
-from .machine import Machine, Noise, Watch
-from .memory import PeakMemory
 from .plan import Contest, Entry, PeerEntry
 from .result import STAGES, Result, Speedup
 from .roofline import Ceilings, Share, Work, share
@@ -39,7 +36,7 @@ class Host:
     backend's own; peers: names of PEERS, "eager" among them unless it is not wanted; camera_hz:
     None for no camera; stall_ms: injected into the camera's calls every 10 s, 0 for none."""
 
-    machine: Machine
+    machine: SystemInfo
     threads: int
     device: str | None
     limits: Limits
@@ -102,7 +99,7 @@ class Host:
 
     def _race(self, contest: Contest, opened: Sequence[Opened]) -> list[Result]:
         lanes = [_lane(each.contestant) for each in opened]
-        watch = Watch()
+        watch = NoiseWatch()
         race(
             lanes,
             self.limits,
@@ -166,10 +163,16 @@ class Host:
             against=_speedups(each, lane, opened, lanes),
             noise=noise,
             machine=self.machine,
-            gpu=None if subject.threads else under_load(contestant.frame_to_labels),
+            gpu=self._gpu_state(contestant),
             share=self._share(each, network, work),
             histograms=histograms,
         )
+
+    def _gpu_state(self, contestant: Contestant) -> GpuState | None:
+        if contestant.subject.threads:
+            return None
+        index = (self.device or "").partition(":")[2]  # of "cuda:1"
+        return watch_gpu(contestant.frame_to_labels, int(index or 0))
 
     def _share(self, each: Opened, network: Timing, work: Work | None) -> Share | None:
         ceilings = self.ceilings.get(kind_of(each))

@@ -15,12 +15,11 @@ from ..data.scenes import scenes
 from ..errors import ArtifactError, MissingPackage, UsageError
 from ..runtime import Card, read_card
 from ..runtime.backends.backend import BACKENDS, choose, cuda_available, installed
-from ..runtime.preflight import gpus
+from ..system import NoiseWatch, gpus
 from .baselines import PEERS, Plain, peer_class
 from .cache import exported as exported
 from .cache import plain_export, text_of
 from .contestant import Artifact, Contestant, Frames
-from .machine import Watch
 from .roofline import Work, work_of
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class PeerEntry:
         kind = peer_class(self.peer)
         if issubclass(kind, Plain):
             kind = kind.on(plain_export(self.source, self.size))
-        watch = Watch()
+        watch = NoiseWatch()
         peer = kind(network, self.size, weights, macs, frames, on, threads, self.source.trained)
         peer.frame_to_labels()
         if on == "cpu" and self.peer == "eager" and not watch.noise().quiet:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.classes import ClassSet
-from ..runtime.preflight import gpus
+from ..system import Noise, NoiseWatch, gpus, read_system, usable_cores
 from .baselines import check_peers
 from .ceilings import measure_ceilings
 from .contestant import Frames
 from .host import Host, Opened, Progress
-from .machine import Noise, Watch, machine, usable_cores
 from .plan import Contest, plan
 from .roofline import Ceilings
 from .sheet import Figures, Sheet, utc_now
@@ -39,7 +38,7 @@ class Setup:
     @contextmanager
     def opened(self, contest: Contest) -> Iterator[list[Opened]]:
         """The contest's entries and peers, warm; notes what is absent, and a busy machine."""
-        watch = Watch()
+        watch = NoiseWatch()
         with ExitStack() as stack:
             opened, absent = self.host.open_all(contest, self.frames_of(contest), stack)
             self.warnings.extend(absent)
@@ -108,7 +107,7 @@ def set_up(
     has_torch = importlib.util.find_spec("torch") is not None
     cores = threads or usable_cores()
     host = Host(
-        machine=machine(),
+        machine=read_system(),
         threads=cores,
         device=device,
         limits=limits,

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from .machine import Machine
+from ..system import SystemInfo
 from .result import STAGES, Result
 from .roofline import Ceilings
-from .sheet import Figures, figure, machine_lines, page, percent
+from .sheet import Figures, figure, page, percent
 from .timing import Limits, Ratio
 
 FULL = ("mean", "p50", "p90", "p99", "max", "std")
@@ -24,7 +24,7 @@ class Report:
     for; settings: further facts of how it was measured."""
 
     rows: Sequence[Result]
-    machine: Machine
+    machine: SystemInfo
     limits: Limits
     started: str
     warnings: Sequence[str]
@@ -146,7 +146,7 @@ class Report:
         threads = dict.fromkeys(str(s.threads) for s in subjects if s.threads)
         gpu = dict.fromkeys(str(row.gpu) for row in self.rows if row.gpu)
         return [
-            *machine_lines(self.machine),
+            *self.machine.lines(),
             *([str(self.ceilings)] if self.ceilings else []),
             *gpu,
             f"threads {', '.join(threads) or 'not set'}; weights {', '.join(digests)}; "

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..system import GpuState, Noise, SystemInfo
 from .camera_rate import Pace
-from .gpu import GpuState
-from .machine import Machine, Noise
 from .roofline import Share
 from .timing import Histogram, Ratio, Timing, WarmUp
 
@@ -97,7 +96,7 @@ class Result:
     warm_up: WarmUp
     against: Mapping[str, Speedup]
     noise: Noise
-    machine: Machine
+    machine: SystemInfo
     papers: Timing | None = None
     camera: Pace | None = None
     gpu: GpuState | None = None

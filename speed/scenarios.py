@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, MissingPackage
+from ..system import NoiseWatch
 from .camera_rate import RATES_HZ, Pace, Shot, play
 from .contestant import Contestant
 from .host import Opened
 from .loadgen import single_stream
-from .machine import Watch
 from .plan import Contest, Entry
 from .preparation import Setup
 from .sheet import Figures, Sheet, figure, percent
@@ -163,7 +163,7 @@ def _several(
     rows: list[list[str]],
 ) -> None:
     """Adds a row for each entry of the contest, opened `count` times."""
-    watch = Watch()
+    watch = NoiseWatch()
     for entry in contest.entries:
         with ExitStack() as stack:
             try:

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .machine import Machine
+from ..system import SystemInfo
 
 NAMES = ("model", "size", "run by")  # the first cells of every row
 
@@ -55,7 +55,7 @@ class Sheet:
     protocol: str
     tables: Sequence[Figures]
     facts: Sequence[Mapping[str, Any]]
-    machine: Machine
+    machine: SystemInfo
     started: str
     settings: Mapping[str, Any]
     warnings: Sequence[str] = ()
@@ -87,7 +87,7 @@ class Sheet:
         return page(self.tables, self._lines(), self.warnings, self.answer)
 
     def _lines(self) -> list[str]:
-        return [*self.notes, *machine_lines(self.machine)]
+        return [*self.notes, *self.machine.lines()]
 
 
 def page(
@@ -100,11 +100,6 @@ def page(
         *(Text(line, style="dim") for line in notes),
         *(Text(line, style="yellow") for line in warnings),
     )
-
-
-def machine_lines(machine: Machine) -> list[str]:
-    packages = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
-    return [str(machine), f"{machine.system}, Python {machine.python}; {packages}"]
 
 
 def figure(value: float | None) -> str:

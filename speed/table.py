@@ -14,8 +14,8 @@ from ..data.classes import CITYSCAPES
 from ..data.files import write_atomically
 from ..errors import RtsegError
 from ..runtime.packages import cache_folder, slug
+from ..system import SystemInfo, read_system
 from .bench import bench
-from .machine import Machine, machine
 from .pages import FORMAT
 from .published import REAL_TIME, SIZES
 from .sheet import utc_now
@@ -42,7 +42,7 @@ class Wanted:
     calib: Path | None = None
     device: str | None = None
 
-    def key(self, here: Machine) -> dict[str, Any]:
+    def key(self, here: SystemInfo) -> dict[str, Any]:
         """What a cell has to agree in to be taken for measured already."""
         value = asdict(self) | {"calib": str(self.calib), "machine": str(here)}
         packages = dict(here.packages) | {"rtseg": __version__}
@@ -58,7 +58,7 @@ def measure(wanted: Wanted, folder: Path, progress: Progress = lambda step, shar
 
     What cannot be exported or run is listed in the file under `absent`, with the reason.
     """
-    here = machine()
+    here = read_system()
     cells, key = cache_folder() / "table" / slug(str(here)), wanted.key(here)
     path = folder / f"{slug(_short(here))}.json"
     pairs = [(model, size) for size in wanted.sizes for model in wanted.models]
@@ -77,7 +77,7 @@ def measure(wanted: Wanted, folder: Path, progress: Progress = lambda step, shar
 
 def _save(
     path: Path,
-    here: Machine,
+    here: SystemInfo,
     key: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     absent: Mapping[str, str],
@@ -149,7 +149,7 @@ ROW = (
 )  # fmt: skip
 
 
-def _short(here: Machine) -> str:
+def _short(here: SystemInfo) -> str:
     """A machine's name for a heading: its GPU, or its processor and cores."""
     if here.gpus:
         return " + ".join(dict.fromkeys(here.gpus))

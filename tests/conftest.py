@@ -18,7 +18,7 @@ import pytest
 import torch
 from rtseg.data.frames import read_folder
 from rtseg.models.loading import Source, open_source
-from rtseg.runtime.preflight import gpus
+from rtseg.system import gpus
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"

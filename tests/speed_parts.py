@@ -8,9 +8,9 @@ import numpy as np
 from rtseg.runtime import Card
 from rtseg.runtime.backends.backend import Info, InTurn
 from rtseg.speed import plan
-from rtseg.speed.machine import Machine, Noise
 from rtseg.speed.result import STAGES, Result, Speedup, Subject
 from rtseg.speed.timing import Timing, WarmUp
+from rtseg.system import Noise, SystemInfo
 
 SIZE = (64, 128)
 
@@ -83,7 +83,7 @@ def frames_of(*sizes: tuple[int, int]) -> list[np.ndarray]:
     return [np.zeros((*size, 3), np.uint8) for size in sizes]
 
 
-MACHINE = Machine(
+MACHINE = SystemInfo(
     "Some CPU", 4, ("avx2", "vnni"), 16.0, "Linux 6 x86_64", "3.11.7", (), {"rtseg": "0.1.0"}
 )
 

@@ -8,8 +8,8 @@ import json
 import pytest
 from rich.console import Console
 from rtseg.runtime.backends.backend import BACKENDS
-from rtseg.runtime.preflight import Gpu
 from rtseg.speed import doctor
+from rtseg.system import Gpu
 
 GPU = Gpu(0, "NVIDIA Test", "8.6", "580.65", 8 * 2**30)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rtseg.runtime.drive import usage as using
+from rtseg import system
 from rtseg.runtime.drive.faults import KINDS, Fault, FaultPlan, read_plan
 from rtseg.runtime.drive.health import History
 from rtseg.runtime.drive.messages import Health, State
 from rtseg.runtime.drive.sheet import MOST_ROWS, to_markdown
-from rtseg.runtime.drive.usage import UsageLog, usage
 from rtseg.runtime.drive.verdict import SIGNS, verdict
+from rtseg.system import Usage, UsageLog, read_usage
 
 
 @pytest.mark.parametrize(
@@ -127,22 +127,22 @@ def test_history_tells_new_reasons_but_not_new_numbers() -> None:
 
 
 def test_usage_of_a_long_run_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(using, "usage", lambda process=None: using.Usage(10.0, 5))
+    monkeypatch.setattr(system, "read_usage", lambda process=None: Usage(10.0, 5))
     log = UsageLog()
     for second in range(0, 30_000, 2):
         log.note(second, [7, 8])
     times = [sample.at_s for sample in log.samples]
-    assert using.MOST / 3 < len(times) <= using.MOST
+    assert UsageLog.MOST / 3 < len(times) <= UsageLog.MOST
     assert times[0] == 0
     assert times[-1] > 29_000
     assert {sample.workers_mib for sample in log.samples} == {20.0}
 
 
 def test_usage_of_another_process() -> None:
-    own = usage(os.getpid())
+    own = read_usage(os.getpid())
     assert own.handles
-    assert own.resident_mib == pytest.approx(usage().resident_mib, rel=0.1)
-    assert usage(2**22 + 1) == using.Usage(None, None)  # beyond the largest id
+    assert own.resident_mib == pytest.approx(read_usage().resident_mib, rel=0.1)
+    assert read_usage(2**22 + 1) == Usage(None, None)  # beyond the largest id
 
 
 FACTS: dict[str, Any] = {

@@ -10,7 +10,7 @@ from rtseg.data.frames import Frame, Unreadable
 from rtseg.runtime.drive.clock import DriveLimits
 from rtseg.runtime.drive.engine import Answer
 from rtseg.runtime.drive.messages import StatusKind
-from rtseg.runtime.drive.usage import usage
+from rtseg.system import read_usage
 from simulated import SECOND, SIZE, SimulatedClock, SimulatedEngine, Simulation
 
 PERIOD = 0.1
@@ -221,10 +221,10 @@ def test_memory_and_handles_are_steady() -> None:
     drive.recorder.offer = lambda message: None  # type: ignore[method-assign]
     for minute in range(5):
         if minute == 1:
-            before = usage()
+            before = read_usage()
         drive.camera(0.02, 200.0 * minute, 200.0 * (minute + 1))
         drive.run(200.0 * (minute + 1))
-    after = usage()
+    after = read_usage()
     assert drive.frames["captured"] == 50_000
     assert after.handles == before.handles
     if after.resident_mib is not None and before.resident_mib is not None:

@@ -18,8 +18,8 @@ from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.drive import build_artifact_task
 from rtseg.runtime.drive.engine import Answer
 from rtseg.runtime.drive.realtime import RealtimeOptions, apply
-from rtseg.runtime.drive.usage import usage
 from rtseg.runtime.drive.worker import Worker, WorkerTask, wait_ready
+from rtseg.system import read_usage
 
 LIMIT_S = 60.0
 PRETENDER = """
@@ -130,14 +130,14 @@ def test_a_death_there_is_told_with_its_cause(task: Callable[..., WorkerTask]) -
 
 
 def test_a_worker_that_hangs_is_killed_and_leaves_nothing(task: Callable[..., WorkerTask]) -> None:
-    before = usage().handles
+    before = read_usage().handles
     worker = Worker(task(), LoopClock())
     wait_ready(worker, LIMIT_S)
     worker.submit(1, np.full((6, 8, 3), 252, np.uint8), 0)
     worker.kill()
     worker.join(LIMIT_S)
     assert worker.process.returncode == -9
-    assert usage().handles == before
+    assert read_usage().handles == before
 
 
 def test_a_loader_that_fails_says_why(task: Callable[..., WorkerTask]) -> None:

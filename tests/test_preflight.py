@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from rtseg.runtime import preflight
 from rtseg.runtime.artifact import Card, EngineFacts, sidecar
 from rtseg.runtime.packages import Package, read_header
-from rtseg.runtime.preflight import BINDINGS, Gpu, Machine, block_digests, check, gpus
+from rtseg.runtime.preflight import BINDINGS, Machine, block_digests, check
+from rtseg.system import Gpu
 
 GPU = Gpu(0, "NVIDIA RTX 4090", "8.9", "580.65.06", 24 << 30)
 RTX = Package("tensorrt_rtx", "1.7.1.116", 13)
@@ -333,52 +333,3 @@ def test_block_digests_are_those_of_the_blocks(tmp_path):
 
 def test_the_header_names_flavour_and_version(engine):
     assert read_header(engine) == ("tensorrt_rtx", "1.7.1.116", 5_000_000)
-
-
-class NvmlError(Exception):
-    pass
-
-
-def nvml(memory):
-    """A driver with one GPU, as the package `pynvml` shows it."""
-    return SimpleNamespace(
-        NVMLError=NvmlError,
-        nvmlInit=lambda: None,
-        nvmlShutdown=lambda: None,
-        nvmlSystemGetDriverVersion=lambda: b"580.65.06",
-        nvmlDeviceGetCount=lambda: 1,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetCudaComputeCapability=lambda handle: (8, 9),
-        nvmlDeviceGetName=lambda handle: "NVIDIA RTX 4090",
-        nvmlDeviceGetMemoryInfo=memory,
-    )
-
-
-def refuse(*_):
-    raise NvmlError
-
-
-def test_gpus_are_read_from_the_driver(monkeypatch):
-    module = nvml(lambda handle: SimpleNamespace(total=24 << 30))
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    assert gpus() == [GPU]
-    module.nvmlDeviceGetMemoryInfo = refuse  # integrated GPUs share the machine's
-    assert gpus() == [replace(GPU, memory_bytes=None)]
-
-
-def test_without_a_driver_there_are_no_gpus(monkeypatch):
-    module = nvml(refuse)
-    module.nvmlInit = refuse
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    monkeypatch.setattr(preflight, "_gpus_of_libcuda", list)
-    assert gpus() == []
-    monkeypatch.setitem(sys.modules, "pynvml", None)  # as if it were not installed
-    assert gpus() == []
-
-
-def test_libcuda_that_is_absent_means_no_gpus(monkeypatch):
-    def absent(name):
-        raise OSError(name)
-
-    monkeypatch.setattr(preflight.ctypes, "CDLL", absent)
-    assert preflight._gpus_of_libcuda() == []

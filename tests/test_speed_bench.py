@@ -10,10 +10,10 @@ from rtseg.runtime import Segmenter
 from rtseg.speed import bench as bench_function
 from rtseg.speed import plan
 from rtseg.speed.contestant import Artifact
-from rtseg.speed.machine import Noise
 from rtseg.speed.report import Report
 from rtseg.speed.result import Result
 from rtseg.speed.timing import Lane, Limits, WarmUp, race
+from rtseg.system import Noise
 from speed_parts import CARD, SIZE, Clock, FakeBackend, frames_of, planned, result_of
 
 bench_module = sys.modules["rtseg.speed.bench"]

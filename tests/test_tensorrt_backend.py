@@ -28,7 +28,8 @@ from rtseg.runtime.backends import tensorrt_self_test as self_test
 from rtseg.runtime.backends.cuda import Cuda, CudaError, stream_handle
 from rtseg.runtime.backends.tensorrt import TensorRT
 from rtseg.runtime.packages import Package
-from rtseg.runtime.preflight import Gpu, Machine
+from rtseg.runtime.preflight import Machine
+from rtseg.system import Gpu
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def cuda_available() -> bool:
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return False
-    from ..preflight import gpus
+    from ...system import gpus
 
     return bool(gpus())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import ArtifactError
+from ...system import usable_cores
 from ..argmax import LabelMaker, compiled_available
 from ..artifact import read_card
 from ..cut_onnx import COARSE, cut_labels
@@ -114,13 +114,6 @@ class OnnxRuntime(InTurn):
         self._input = None
         if self._maker is not None:
             self._maker.close()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _start(path: Path, options: Any, providers: list[Any], model: str | bytes) -> Any:

@@ -10,12 +10,12 @@ import openvino
 from numpy.typing import NDArray
 
 from ...errors import ArtifactError
+from ...system import usable_cores
 from ..argmax import LabelMaker, compiled_available
 from ..artifact import Card, read_card
 from ..cut import cut_labels
 from ..cut_onnx import COARSE
 from .backend import Image, Info, InTurn, Labels, check_argmax
-from .onnxruntime import usable_cores
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 NAMES = {hint: name for name, hint in HINTS.items()}

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from ...errors import ArtifactError
 from ...models import FrameToLabels, build, deploy, digest, load_checkpoint
 from ...models.pipeline import enlargement
+from ...system import usable_cores
 from ..argmax_torch import CellLabels, Maker, head_of, make, median_ms, needs, without
 from ..artifact import read_card
 from .backend import Image, Info, InTurn, check_argmax
-from .onnxruntime import usable_cores
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ArtifactError, UsageError
+from ...system import gpus
 from ..artifact import Card, EngineFacts, read_card
 from ..cut_onnx import COARSE
 from ..packages import cache_folder, import_package, make_log, slug
-from ..preflight import Machine, check_machine, gpus, this_machine
+from ..preflight import Machine, check_machine, this_machine
 from ..verify import Place, prove_once
 from .argmax_kernel import LABELS, KernelFile, LabelKernel, kernel_path
 from .backend import Image, Info, InTurn, Labels

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ...system import UsageLog
 from ..artifact import read_card
 from ..sinks.queue import Sink, SinkQueue
 from .capture import Capture, Mailbox, Source
@@ -24,7 +25,6 @@ from .realtime import RealtimeOptions, apply
 from .report import report, snapshot
 from .stats import FrameCounters
 from .supervisor import Supervisor
-from .usage import UsageLog
 from .worker import Worker, WorkerTask
 
 Artifact = str | os.PathLike[str]
