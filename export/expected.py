@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..data.frames import read_folder
 from ..errors import UsageError
 from ..models import Network
-from ..models.loading import normalized
+from ..models.loading import normalize_frame
 from ..runtime.parity import MARGIN_STEPS, Reference
 
 Logits = NDArray[np.float32]  # (K, H, W)
@@ -109,7 +109,7 @@ def expect(
     for place, (_, frame) in enumerate(frames):
         image = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
         with torch.inference_mode():
-            full = network(normalized(np.asarray(image), network))
+            full = network(normalize_frame(np.asarray(image), network))
             if full.shape[-2:] != size:
                 corners = network.info.align_corners
                 full = torch.nn.functional.interpolate(

@@ -22,17 +22,17 @@ Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Plan:
+class GroupPlan:
     """How a map's tokens, numbered row by row, are grouped.
 
     tokens (groups, rows * columns): the token at each place; the map's token count stands for a
-    padded zero. shape: (rows, columns) of a group. apart: which keys a query must not see, of a
+    padded zero. shape: (rows, columns) of a group. hidden: which keys a query must not see, of a
     shape that broadcasts to (groups, heads, queries, keys); their scores get `penalty`.
     """
 
     tokens: Index
     shape: tuple[int, int]
-    apart: NDArray[np.bool_] | None = None
+    hidden: NDArray[np.bool_] | None = None
     penalty: float = 0.0
 
     @property
@@ -57,7 +57,7 @@ def group(
     return cells.transpose(0, 3, 2, 5, 1, 4).reshape(-1, rows * columns).astype(np.int64)
 
 
-Planner = Callable[[int, int], Plan]  # (height, width) of a map -> its plan
+Planner = Callable[[int, int], GroupPlan]  # (height, width) of a map -> its plan
 
 
 def _order(planner: Planner, height: int, width: int) -> Tensor:
@@ -73,8 +73,8 @@ def _places(planner: Planner, height: int, width: int) -> Tensor:
 
 def _penalty(planner: Planner, height: int, width: int) -> Tensor:
     plan = planner(height, width)
-    assert plan.apart is not None
-    return torch.from_numpy(np.where(plan.apart, np.float32(plan.penalty), np.float32(0)))
+    assert plan.hidden is not None
+    return torch.from_numpy(np.where(plan.hidden, np.float32(plan.penalty), np.float32(0)))
 
 
 class Groups(nn.Module):
@@ -110,10 +110,10 @@ class Groups(nn.Module):
         x = x.reshape(-1, plan.tokens.size, x.shape[2])
         return x.index_select(1, self.places(*size, like=x))
 
-    def separate(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+    def penalize(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
         """Adds the plan's penalty to scores (N * groups, heads, queries, keys)."""
         plan = self.planner(*size)
-        if plan.apart is None:
+        if plan.hidden is None:
             return scores
         penalty = self.penalty(*size, like=scores)
         if len(scores) == len(plan.tokens):
@@ -121,7 +121,7 @@ class Groups(nn.Module):
         return (scores.unflatten(0, (-1, len(plan.tokens))) + penalty).flatten(0, 1)
 
 
-def heads_of(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """(N, tokens, heads * C) -> (N, heads, tokens, C)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
@@ -152,11 +152,11 @@ class GroupAttention(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         x = self.groups.split(x, size)
-        query, key, value = heads_of(self.qkv(x), 3 * self.heads).chunk(3, dim=1)
+        query, key, value = split_heads(self.qkv(x), 3 * self.heads).chunk(3, dim=1)
         if self.scale != 1:
             query = query * self.scale
         scores = query @ key.transpose(-2, -1)
-        scores = self.groups.separate(scores + self.bias(*self.groups.shape(size)), size)
+        scores = self.groups.penalize(scores + self.bias(*self.groups.shape(size)), size)
         attended = weigh(scores, value)
         return self.output(attended.transpose(1, 2).flatten(2), size)
 
@@ -164,7 +164,7 @@ class GroupAttention(nn.Module):
         """Heads' results (N * groups, tokens of a group, C) -> (N, height * width, C)."""
         return self.groups.join(self.proj(x), size)
 
-    def deployed(self) -> DeployedGroupAttention:
+    def to_deployed(self) -> DeployedGroupAttention:
         return DeployedGroupAttention(self)
 
 
@@ -220,7 +220,7 @@ class Block(nn.Module):
 
 
 @lru_cache(maxsize=64)
-def window_plan(height: int, width: int, window: int, shift: int = 0) -> Plan:
+def window_plan(height: int, width: int, window: int, shift: int = 0) -> GroupPlan:
     """Windows of window x window tokens, shifted up and left on the padded map.
 
     Padded tokens take part. The shift brings the map's opposite edges together: scores between such
@@ -229,15 +229,15 @@ def window_plan(height: int, width: int, window: int, shift: int = 0) -> Plan:
     shape = (window, window)
     tokens = group(height, width, window, window, shift=shift)
     if not shift:
-        return Plan(tokens, shape)
+        return GroupPlan(tokens, shape)
     padded = -(-height // window) * window, -(-width // window) * window
     down, across = (
         np.searchsorted([side - window, side - shift], np.arange(side), "right") for side in padded
     )
     regions = down[:, None] * 3 + across
     by_window = regions.reshape(-1)[group(padded[0], padded[1], window, window)]
-    apart = by_window[:, None, :, None] != by_window[:, None, None, :]
-    return Plan(tokens, shape, apart, penalty=-100)
+    hidden = by_window[:, None, :, None] != by_window[:, None, None, :]
+    return GroupPlan(tokens, shape, hidden, penalty=-100)
 
 
 def relative_index(rows: int, columns: int) -> Index:
@@ -269,11 +269,11 @@ class RelativeBias(nn.Module):
     def forward(self, rows: int, columns: int) -> Tensor:
         return spread_bias(self.table, self.relative_position_index)
 
-    def deployed(self) -> FixedBias:
+    def to_deployed(self) -> FixedBias:
         return FixedBias(spread_bias(self.table.detach(), self.relative_position_index))
 
 
-def resized_table(table: Tensor, offsets: int) -> Tensor:
+def resize_bias_table(table: Tensor, offsets: int) -> Tensor:
     """A bias table (offsets, heads) of another window, bicubically brought to this one's."""
     if len(table) == offsets:
         return table

@@ -43,7 +43,7 @@ def load_checkpoint(
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     stored = unwrap(source if isinstance(source, Mapping) else read(Path(source)), where)
-    state = with_silent_branches(rename_to_ours(stored, model), model)
+    state = add_silent_branches(rename_to_ours(stored, model), model)
     own = model.state_dict()
     if classifier == "new":
         from .identify import class_entries
@@ -86,11 +86,11 @@ def _keys(model: Network) -> Keys:
 
 def rename_to_ours(state: State, model: Network) -> State:
     """`state` by our names, if it is in official ones; what a network computes is dropped."""
-    own, state = model.state_dict().keys(), model.modern(state)
+    own, state = model.state_dict().keys(), model.upgrade_state_dict(state)
     names = rename(state, _keys(model))
     if len(own & set(names.values())) > len(own & state.keys()):
         state = {names[k]: v for k, v in state.items() if k in names}
-    state = model.adapted({k: v for k, v in state.items() if not k.endswith(INDICES)})
+    state = model.convert_state_dict({k: v for k, v in state.items() if not k.endswith(INDICES)})
     return {k: v for k, v in state.items() if k in own or not k.endswith(COUNTERS)}
 
 
@@ -99,7 +99,7 @@ def official_names(model: Network) -> dict[str, str]:
     return rename(model.state_dict(), [(ours, official) for official, ours in _keys(model) if ours])
 
 
-def with_silent_branches(state: State, model: Network) -> State:
+def add_silent_branches(state: State, model: Network) -> State:
     """`state` of a plain head, made fit for a reparameterized one of the same function: the
     branches that it lacks are added, with norms that give zeros."""
     added: State = {}

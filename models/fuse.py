@@ -16,11 +16,11 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 def deploy(model: AnyModule, size: tuple[int, int] | None = None) -> AnyModule:
     """A copy of `model` in eval mode whose modules took their cheaper forms.
 
-    A module that has one says so by a method `deployed()` that returns it: norms folded into
+    A module that has one says so by a method `to_deployed()` that returns it: norms folded into
     convolutions, branches and linear chains merged. With `size` (height, width), the constants
     that depend on it (pooling matrices, sampling grids) are made once, here.
     """
-    model = _deployed(copy.deepcopy(model).eval())
+    model = _deploy_modules(copy.deepcopy(model).eval())
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if size is not None:
@@ -39,8 +39,8 @@ def _make_constants(model: nn.Module, size: tuple[int, int]) -> None:
             ours.made.update(theirs.made)
 
 
-def _deployed(module: AnyModule) -> AnyModule:
+def _deploy_modules(module: AnyModule) -> AnyModule:
     for name, child in list(module.named_children()):
-        setattr(module, name, _deployed(child))
-    make = getattr(module, "deployed", None)
+        setattr(module, name, _deploy_modules(child))
+    make = getattr(module, "to_deployed", None)
     return make() if make else module

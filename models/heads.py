@@ -20,7 +20,7 @@ from .layers import (
     square_bins,
 )
 from .network import Network
-from .variant import Keys, unit_keys
+from .variant import Keys, conv_norm_keys
 
 BINS = square_bins((1, 2, 3, 6), 0, 0)  # of the pyramid pooling
 
@@ -40,13 +40,13 @@ class EncoderDecoder(Network):
         self.extra = TrainingOnly()
         if auxiliary_head is not None:
             self.extra["auxiliary"] = auxiliary_head
-        self.enlarge = nn.Identity()
+        self.upsample_logits = nn.Identity()
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         logits: Tensor = self.head(self.backbone(image))
         return logits
 
-    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         features = self.backbone(image)
         return self.head(features), {name: head(features[2]) for name, head in self.extra.items()}
 
@@ -62,7 +62,7 @@ def fcn_head(inputs: int, width: int, num_classes: int) -> Head:
 def head_keys(theirs: str, ours: str) -> Keys:
     """Of a `Head` of the segmentation toolbox."""
     return (
-        *unit_keys(f"{theirs}.convs.0", f"{ours}.hidden"),
+        *conv_norm_keys(f"{theirs}.convs.0", f"{ours}.hidden"),
         (f"{theirs}.conv_seg", f"{ours}.classifier"),
     )
 
@@ -146,9 +146,9 @@ FPN_KEYS: Keys = (
     ("neck.lateral_convs.{i}.conv", "head.laterals.convs.{i}"),
     ("neck.fpn_convs.{i}.conv", "head.outputs.{i}"),
     # A scale head is a sequence of convolutions and enlargements in turns.
-    *unit_keys("decode_head.scale_heads.{i}.0", "head.scales.{i}.0"),
-    *unit_keys("decode_head.scale_heads.{i}.2", "head.scales.{i}.1"),
-    *unit_keys("decode_head.scale_heads.{i}.4", "head.scales.{i}.2"),
+    *conv_norm_keys("decode_head.scale_heads.{i}.0", "head.scales.{i}.0"),
+    *conv_norm_keys("decode_head.scale_heads.{i}.2", "head.scales.{i}.1"),
+    *conv_norm_keys("decode_head.scale_heads.{i}.4", "head.scales.{i}.2"),
     ("decode_head.conv_seg", "head.classifier"),
 )
 
@@ -176,13 +176,13 @@ class UPerHead(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         *shallow, deepest = features
         laterals = [lateral(x) for lateral, x in zip(self.laterals, shallow, strict=True)]
-        pyramid = top_down([*laterals, self.bottleneck(self.pooled(deepest))], "bilinear")
+        pyramid = top_down([*laterals, self.bottleneck(self.pool(deepest))], "bilinear")
         levels = [output(x) for output, x in zip(self.outputs, pyramid[:-1], strict=True)]
         finest, *others = [*levels, pyramid[-1]]
         fused = self.fuse(torch.cat([finest, *(resize(x, like=finest) for x in others)], dim=1))
         return self.classifier(self.dropout(fused))
 
-    def pooled(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         """The map and its averages over grids of cells, each narrowed, all at the map's size."""
         pooled = x.flatten(2) @ self.pooling(*x.shape[-2:], like=x)
         cells = pooled.split([rows * columns for rows, columns in BINS], dim=2)
@@ -194,10 +194,10 @@ class UPerHead(nn.Module):
 
 
 UPER_KEYS: Keys = (
-    *unit_keys("decode_head.psp_modules.{i}.1", "head.levels.{i}"),
-    *unit_keys("decode_head.bottleneck", "head.bottleneck"),
-    *unit_keys("decode_head.lateral_convs.{i}", "head.laterals.{i}"),
-    *unit_keys("decode_head.fpn_convs.{i}", "head.outputs.{i}"),
-    *unit_keys("decode_head.fpn_bottleneck", "head.fuse"),
+    *conv_norm_keys("decode_head.psp_modules.{i}.1", "head.levels.{i}"),
+    *conv_norm_keys("decode_head.bottleneck", "head.bottleneck"),
+    *conv_norm_keys("decode_head.lateral_convs.{i}", "head.laterals.{i}"),
+    *conv_norm_keys("decode_head.fpn_convs.{i}", "head.outputs.{i}"),
+    *conv_norm_keys("decode_head.fpn_bottleneck", "head.fuse"),
     ("decode_head.conv_seg", "head.classifier"),
 )

@@ -40,7 +40,7 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
 
-    def deployed(self) -> ConvNorm:
+    def to_deployed(self) -> ConvNorm:
         """The norm goes into the convolution's weight and bias."""
         if isinstance(self.norm, nn.BatchNorm2d):
             self.conv = fuse_conv_bn_eval(self.conv, self.norm)
@@ -71,7 +71,7 @@ class RepConv(ConvNorm):
         norms = {"point.norm": self.point.norm, "identity": self.identity}
         return [(name, n) for name, n in norms.items() if isinstance(n, nn.BatchNorm2d)]
 
-    def deployed(self) -> ConvNorm:
+    def to_deployed(self) -> ConvNorm:
         """All branches in one convolution, summed in float64."""
         conv, point = copy.deepcopy(self.conv).double(), copy.deepcopy(self.point.conv).double()
         assert isinstance(self.norm, nn.BatchNorm2d)
@@ -118,7 +118,7 @@ def global_mean(x: Tensor) -> Tensor:
     return x.mean((2, 3), keepdim=True)
 
 
-class Enlarge(nn.Module):
+class BilinearUpsample(nn.Module):
     """Bilinear enlargement by a whole factor: (N, K, h, w) -> (N, K, factor h, factor w)."""
 
     def __init__(self, factor: int, align_corners: bool):
@@ -226,11 +226,11 @@ class Head(nn.Module):
 class TrainingOnly(nn.ModuleDict):
     """Parts that inference does without, such as auxiliary heads; a deployed network has none."""
 
-    def deployed(self) -> nn.ModuleDict:
+    def to_deployed(self) -> nn.ModuleDict:
         return nn.ModuleDict()
 
 
-def unused(**parts: nn.Module) -> TrainingOnly:
+def keep_unused(**parts: nn.Module) -> TrainingOnly:
     """What official checkpoints hold and no output depends on: kept so that they can be saved back,
     and frozen."""
     return TrainingOnly(parts).requires_grad_(False)

@@ -45,26 +45,26 @@ def open_source(model: str, weights: Path | None = None, classes: ClassSet | Non
     if model not in VARIANTS and (weights is not None or not Path(model).exists()):
         build(model)  # says what the name might have been
     if model not in VARIANTS:
-        model, weights = identify(Path(model)), Path(model)
+        model, weights = identify_checkpoint(Path(model)), Path(model)
     shipped = shipped_weights(model)
-    if weights is None and shipped and (classes is None or classes == header_classes(shipped)):
+    if weights is None and shipped and (classes is None or classes == read_classes(shipped)):
         weights = shipped
     if weights is None:
         classes = classes or CITYSCAPES
-        return Source(untrained(model, len(classes)), classes, f"random, seed {SEED}", False)
-    classes = classes or header_classes(weights) or CITYSCAPES
+        return Source(build_untrained(model, len(classes)), classes, f"random, seed {SEED}", False)
+    classes = classes or read_classes(weights) or CITYSCAPES
     network = load_checkpoint(build(model, len(classes)), weights)
-    trained = header(weights).get("trained", True)
+    trained = read_metadata(weights).get("trained", True)
     return Source(network, classes, weights.name, bool(trained))
 
 
 def shipped_weights(variant: str) -> Path | None:
     """The weights of `variant` inside the package, if there are any."""
     found = sorted(PRETRAINED.glob(f"{variant}_*.safetensors"))
-    return next((path for path in found if header(path).get("variant") == variant), None)
+    return next((path for path in found if read_metadata(path).get("variant") == variant), None)
 
 
-def header(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` wrote beside the tensors; {} for other files."""
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
@@ -77,9 +77,9 @@ def header(path: Path) -> dict[str, Any]:
     return facts
 
 
-def header_classes(path: Path) -> ClassSet | None:
+def read_classes(path: Path) -> ClassSet | None:
     """The class set that a checkpoint names, by name or in full."""
-    facts = header(path)
+    facts = read_metadata(path)
     named = facts.get("classes")
     if isinstance(named, str):
         return CLASS_SETS.get(named)
@@ -94,9 +94,9 @@ def header_classes(path: Path) -> ClassSet | None:
     return None
 
 
-def identify(path: Path) -> str:
+def identify_checkpoint(path: Path) -> str:
     """The variant whose entries a checkpoint holds."""
-    named = header(path).get("variant")
+    named = read_metadata(path).get("variant")
     if named in VARIANTS:
         return str(named)
     found = likely(unwrap(read(path), str(path)))
@@ -109,7 +109,7 @@ def identify(path: Path) -> str:
     return found.variant
 
 
-def untrained(variant: str, num_classes: int, seed: int = SEED) -> Network:
+def build_untrained(variant: str, num_classes: int, seed: int = SEED) -> Network:
     """Seeded random weights that behave: no layer is silent, none multiplies the scale of what it
     gets, and the norms fit drawn street scenes.
 
@@ -123,8 +123,8 @@ def untrained(variant: str, num_classes: int, seed: int = SEED) -> Network:
             if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
                 fan_in = module.weight[0].numel()
                 nn.init.normal_(module.weight, std=fan_in**-0.5)
-            if soften := getattr(module, "soften", None):
-                soften()
+            if init_untrained := getattr(module, "init_untrained", None):
+                init_untrained()
     _fit_norms(network, scenes(2, (256, 512), seed))
     return network
 
@@ -142,7 +142,7 @@ def _fit_norms(network: Network, frames: Iterable[np.ndarray[Any, Any]]) -> None
         norm.momentum = None  # average over all frames seen
     with torch.no_grad():
         for frame in frames:
-            network.coarse(normalized(frame, network).double())
+            network.forward_logits(normalize_frame(frame, network).double())
     for norm, before, hook in zip(norms, momentum, hooks, strict=True):
         norm.momentum = before
         hook.remove()
@@ -154,7 +154,7 @@ def _fit_if_enough(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     norm.train(inputs[0][:, 0].numel() > 64)
 
 
-def normalized(frame: np.ndarray[Any, Any], network: Network) -> torch.Tensor:
+def normalize_frame(frame: np.ndarray[Any, Any], network: Network) -> torch.Tensor:
     """frame (H, W, 3) uint8 BGR -> the network's input (1, 3, H, W) float32, as papers write it."""
     rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.float32) / 255
     rgb = (rgb - np.float32(network.info.mean)) / np.float32(network.info.std)

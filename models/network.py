@@ -44,7 +44,7 @@ class Info:
 
 
 class Network(nn.Module):
-    """A segmentation network. Subclasses write `coarse` and set `enlarge` and `info`.
+    """A segmentation network. Subclasses write `forward_logits`, set `upsample_logits`.
 
     In eval mode `forward` maps an image (N, 3, H, W), float RGB normalized as `info` says, to the
     logits that the reference implementation returns. In train mode it gives a dict: `"logits"`
@@ -52,21 +52,21 @@ class Network(nn.Module):
     """
 
     info: Info
-    enlarge: nn.Module
+    upsample_logits: nn.Module
 
-    def coarse(self, image: Tensor) -> Tensor:
-        """image (N, 3, H, W) -> logits (N, K, h, w) at the head's own stride, before `enlarge`."""
-        raise TypeError(f"{type(self).__name__} defines no `coarse`")
+    def forward_logits(self, image: Tensor) -> Tensor:
+        """image (N, 3, H, W) -> logits (N, K, h, w) at the head's own stride."""
+        raise TypeError(f"{type(self).__name__} defines no `forward_logits`")
 
-    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(coarse logits, auxiliary logits by name): what training sees beside `coarse`."""
-        return self.coarse(image), {}
+    def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(coarse logits, auxiliary logits by name): what training sees beside `forward_logits`."""
+        return self.forward_logits(image), {}
 
-    def modern(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def upgrade_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's entries by the official names of today, for families that had others."""
         return state
 
-    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint's entries, by our names, as this network holds them: for families whose
         checkpoints come in more than one form."""
         return state
@@ -74,6 +74,6 @@ class Network(nn.Module):
     def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
         self.info.check_size(image.shape[-2], image.shape[-1])
         if not self.training:
-            return self.enlarge(self.coarse(image))
-        logits, auxiliary = self.auxiliary(image)
-        return {"logits": self.enlarge(logits), **auxiliary}
+            return self.upsample_logits(self.forward_logits(image))
+        logits, auxiliary = self.forward_auxiliary(image)
+        return {"logits": self.upsample_logits(logits), **auxiliary}

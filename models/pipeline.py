@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .layers import Enlarge
+from .layers import BilinearUpsample
 from .network import Network
 
 
@@ -45,23 +45,23 @@ class FrameToLabels(nn.Module):
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
         self.network.info.check_size(frame.shape[1], frame.shape[2])
         height, width = frame.shape[1:3]
-        head = self.network.coarse(self.normalize(frame))
+        head = self.network.forward_logits(self.normalize(frame))
         coarse, how = last_enlargement(self.network, head, height, width)
         results = []
         for output in self.outputs:
             if output == "labels":
                 results.append(self.labels(coarse, how, height, width))
             else:
-                results.append(coarse if output == "coarse" else self.network.enlarge(head))
+                results.append(coarse if output == "coarse" else self.network.upsample_logits(head))
         return tuple(results)
 
     def normalize(self, frame: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 BGR -> (N, 3, H, W) as the network takes it."""
         # TensorRT converts uint8 to float only, and moves axes of floats only: cast first.
         image = frame.to(self.mean.dtype).permute(0, 3, 1, 2) - self.mean
-        return self._framed(image) if self.folded else (image * self.scale).flip(1)
+        return self._pad(image) if self.folded else (image * self.scale).flip(1)
 
-    def _framed(self, image: Tensor) -> Tensor:
+    def _pad(self, image: Tensor) -> Tensor:
         """The convolution's padding, by hand: zeros would no longer stand for the mean color."""
         n, _, height, width = image.shape
         p = self.padding
@@ -73,7 +73,7 @@ class FrameToLabels(nn.Module):
     def labels(self, coarse: Tensor, how: str | None, height: int, width: int) -> Tensor:
         """What `last_enlargement` gave -> (N, height, width) uint8: per pixel, the first of the
         largest logits."""
-        enlarge = self.network.enlarge
+        enlarge = self.network.upsample_logits
         if isinstance(enlarge, nn.PixelShuffle):
             # A shuffle only moves values: the maximum is taken first, on a plane a pixel position.
             per_pixel = coarse.unflatten(1, (-1, enlarge.upscale_factor**2))
@@ -95,14 +95,14 @@ def last_enlargement(
     "shuffle": a pixel shuffle, of (N, K * factor^2, h, w). "bilinear", "bilinear_aligned" (with
     corners aligned): a resize of (N, K, h, w) to the frame. None: it has the frame's size.
     """
-    if isinstance(network.enlarge, nn.PixelShuffle):
+    if isinstance(network.upsample_logits, nn.PixelShuffle):
         return head, "shuffle"
-    chain = isinstance(network.enlarge, nn.Sequential)
-    *first, last = network.enlarge if chain else [network.enlarge]
+    chain = isinstance(network.upsample_logits, nn.Sequential)
+    *first, last = network.upsample_logits if chain else [network.upsample_logits]
     for step in first:
         head = step(head)
     enlarged = tuple(side * getattr(last, "factor", 0) for side in head.shape[-2:])
-    if isinstance(last, Enlarge) and enlarged == (height, width):
+    if isinstance(last, BilinearUpsample) and enlarged == (height, width):
         return head, _resize_name(last.align_corners)
     head = last(head)
     if head.shape[-2:] == (height, width):
@@ -115,7 +115,7 @@ def enlargement(network: Network, size: tuple[int, int]) -> str | None:
     it: found by running a shadow without data."""
     shadow = copy.deepcopy(network).eval().to("meta")
     with torch.no_grad():
-        head = shadow.coarse(torch.empty(1, 3, *size, device="meta"))
+        head = shadow.forward_logits(torch.empty(1, 3, *size, device="meta"))
         return last_enlargement(shadow, head, *size)[1]
 
 
@@ -152,7 +152,7 @@ def _first_convolution(network: Network) -> nn.Conv2d | None:
     for module in shadow.modules():
         module.register_forward_pre_hook(note)
     with torch.no_grad(), _Uses(image) as uses:
-        shadow.coarse(image)
+        shadow.forward_logits(image)
     if len(readers) != 1 or not isinstance(readers[0], nn.Conv2d):
         return None
     if uses.count != 1:  # a function, such as a resize, reads it too

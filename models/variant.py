@@ -12,7 +12,9 @@ Row = tuple[str, str | None]  # official name, ours; None: we have no such entry
 Keys = Sequence[Row]
 
 
-def unit_keys(theirs: str, ours: str, parts: tuple[str, str] = ("conv", "bn")) -> tuple[Row, Row]:
+def conv_norm_keys(
+    theirs: str, ours: str, parts: tuple[str, str] = ("conv", "bn")
+) -> tuple[Row, Row]:
     """The rows of a ConvNorm; `parts` are the official names of its convolution and its norm."""
     return ((f"{theirs}.{parts[0]}", f"{ours}.conv"), (f"{theirs}.{parts[1]}", f"{ours}.norm"))
 

@@ -71,8 +71,8 @@ def make(
 
 
 def head_of(network: Any, size: tuple[int, int]) -> str | None:
-    """The name of the 1x1 convolution that gives `network.coarse`, if one does: found by running a
-    shadow without data."""
+    """The name of the 1x1 convolution that gives `network.forward_logits`, if one does: found by
+    running a copy without data."""
     shadow = copy.deepcopy(network).to("meta")
     made: list[tuple[str, nn.Module, Any]] = []
     for name, module in shadow.named_modules():
@@ -81,7 +81,7 @@ def head_of(network: Any, size: tuple[int, int]) -> str | None:
         )
     dtype = next(shadow.parameters()).dtype
     with torch.no_grad():
-        coarse = shadow.coarse(torch.empty(1, 3, *size, device="meta", dtype=dtype))
+        coarse = shadow.forward_logits(torch.empty(1, 3, *size, device="meta", dtype=dtype))
     for name, module, output in made:
         if output is coarse and isinstance(module, nn.Conv2d):
             plain = module.kernel_size == module.stride == (1, 1) and module.groups == 1

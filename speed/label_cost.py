@@ -117,14 +117,16 @@ class _End:
         """What the end reads, for an image (H, W, 3) uint8 BGR resized to the size."""
         import torch
 
-        from ..models.loading import normalized
+        from ..models.loading import normalize_frame
         from ..models.pipeline import last_enlargement
         from ..runtime.argmax_torch import without
 
         fitted = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
-        inputs = normalized(np.asarray(fitted, np.uint8), self.network)
+        inputs = normalize_frame(np.asarray(fitted, np.uint8), self.network)
         with torch.inference_mode(), without(self.network, self.name):
-            coarse, _ = last_enlargement(self.network, self.network.coarse(inputs), *self.size)
+            coarse, _ = last_enlargement(
+                self.network, self.network.forward_logits(inputs), *self.size
+            )
         if not self.on_gpu:
             return coarse.contiguous()
         return coarse.to(self.device, self.dtype, memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rtseg.errors import ArtifactError
 from rtseg.export import export
 from rtseg.export.graph import to_onnx
-from rtseg.models.loading import Source, untrained
+from rtseg.models.loading import Source, build_untrained
 from rtseg.runtime import load
 from rtseg.runtime.cut_onnx import COARSE, cut_labels
 from rtseg.runtime.protobuf import fields, message, read_varint, varint
@@ -59,7 +59,7 @@ def test_neither_onnx_nor_torch_is_loaded(artifact: Path) -> None:
 
 def test_logits_and_a_shuffled_end() -> None:
     """csfcn's labels are shuffled behind the argmax; its logits stay an output."""
-    network = untrained("csfcn", 5)
+    network = build_untrained("csfcn", 5)
     assert cut_labels(to_onnx(network, (64, 96), "fp32", ("labels",)).SerializeToString())
     whole = to_onnx(network, (64, 96), "fp32", ("labels", "logits")).SerializeToString()
     model, enlarge = cut_labels(whole)  # type: ignore[misc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from rtseg.data.datasets import open_data
-from rtseg.models.loading import PRETRAINED, header, open_source
+from rtseg.models.loading import PRETRAINED, open_source, read_metadata
 from rtseg.train.evaluate import evaluate
 from rtseg.train.predictor import Predictor
 
@@ -15,7 +15,7 @@ BARS = {"csfcn_nano": (0.55, 8_000_000), "csfcn_tiny": (0.60, 30_000_000)}  # mI
 def test_miou_on_camvid_val(name, shared_data):
     bar, limit = BARS[name]
     path = PRETRAINED / f"{name}_camvid.safetensors"
-    facts = header(path)
+    facts = read_metadata(path)
     network = open_source(str(path)).network
     data = open_data("camvid", shared_data / "camvid", "val")
     result = evaluate(Predictor(network), data)

@@ -78,7 +78,7 @@ def test_the_graph_is_typed_and_described(nano: Source, tmp_path: Path) -> None:
 def test_frame_to_labels_is_the_papers_arithmetic(name: str) -> None:
     """Normalize, network, argmax: with the graph's own shortcuts and without."""
     import torch
-    from rtseg.models.loading import normalized
+    from rtseg.models.loading import normalize_frame
 
     torch.manual_seed(4)
     model = build(name, 7)
@@ -89,7 +89,7 @@ def test_frame_to_labels_is_the_papers_arithmetic(name: str) -> None:
     assert whole.folded
     with torch.inference_mode():
         labels, logits = whole(torch.from_numpy(frame[None]))
-        expected = model(normalized(frame, model))
+        expected = model(normalize_frame(frame, model))
     assert (logits - expected).abs().max() / expected.abs().max() < 1e-5
     assert (labels == expected.argmax(1)).float().mean() > 0.9999
 

@@ -62,7 +62,7 @@ def wrong_mean(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
 
 
 def corners_flipped(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
-    network.enlarge.align_corners = False  # type: ignore[assignment]
+    network.upsample_logits.align_corners = False  # type: ignore[assignment]
 
 
 def half_a_pixel_off(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
@@ -75,7 +75,7 @@ def half_a_pixel_off(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
             read = F.grid_sample(logits.float(), grid, align_corners=True, padding_mode="border")
             return read.to(logits.dtype)
 
-    network.enlarge = Moved()
+    network.upsample_logits = Moved()
 
 
 def classes_swapped(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:

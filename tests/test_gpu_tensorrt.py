@@ -18,7 +18,7 @@ from rtseg.errors import ArtifactError  # noqa: E402
 from rtseg.export import export  # noqa: E402
 from rtseg.export.parity import expect  # noqa: E402
 from rtseg.export.tensorrt import build_engine  # noqa: E402
-from rtseg.models.loading import untrained  # noqa: E402
+from rtseg.models.loading import build_untrained  # noqa: E402
 from rtseg.runtime import load  # noqa: E402
 from rtseg.runtime.artifact import read_card  # noqa: E402
 from rtseg.runtime.backends import tensorrt_self_test as self_test  # noqa: E402
@@ -42,7 +42,7 @@ SUFFIXES = {"tensorrt": ".engine", "onnxruntime": ".onnx", "torch": ".safetensor
 
 @pytest.fixture(scope="module")
 def network():
-    return untrained("csfcn_nano", 19)
+    return build_untrained("csfcn_nano", 19)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_an_engine_of_other_weights_is_refused(folder, network, tmp_path):
     from rtseg.runtime.verify import reference_path
 
     right = artifact(folder, "fp32")
-    other = to_onnx(untrained("csfcn_nano", 19, seed=1), SIZE, "fp32", ("labels",))
+    other = to_onnx(build_untrained("csfcn_nano", 19, seed=1), SIZE, "fp32", ("labels",))
     (tmp_path / "other.onnx").write_bytes(other.SerializeToString())
     card = read_card(right).model_copy(update={"outputs": ("labels",)})
     target = tmp_path / "other.engine"
@@ -224,7 +224,7 @@ def test_a_label_kernel_behind_the_engine(name, tmp_path):
     found, frames = {}, scenes(4, SIZE, seed=51)
     for kernel in (False, True):
         (made,) = export(
-            untrained(name, 19), [SIZE], ["tensorrt"], "fp16",
+            build_untrained(name, 19), [SIZE], ["tensorrt"], "fp16",
             out=tmp_path, trained=False, label_kernel=kernel,
         )  # fmt: skip
         verdict = check(made.path)

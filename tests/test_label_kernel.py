@@ -35,7 +35,7 @@ from rtseg.export.argmax_kernel import Ending, compiled, cut  # noqa: E402
 from rtseg.export.graph import to_onnx  # noqa: E402
 from rtseg.export.probes import session_of  # noqa: E402
 from rtseg.models import count  # noqa: E402
-from rtseg.models.loading import untrained  # noqa: E402
+from rtseg.models.loading import build_untrained  # noqa: E402
 from rtseg.runtime import argmax_triton as labels_gpu  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -74,7 +74,7 @@ def run(graph, frame=FRAME):
 
 
 def test_a_graph_is_cut_before_its_resize():
-    graph = to_onnx(untrained("bisenetv2", 19), FRAME.shape[1:3], "fp32", ("labels",))
+    graph = to_onnx(build_untrained("bisenetv2", 19), FRAME.shape[1:3], "fp32", ("labels",))
     ending = cut(graph)
     (coarse,) = run(ending.graph)
     assert (coarse.shape, coarse.dtype) == (ending.shape, ending.dtype)
@@ -83,7 +83,7 @@ def test_a_graph_is_cut_before_its_resize():
 
 
 def test_a_shuffled_head_is_cut_off_with_its_weights():
-    graph = to_onnx(untrained("csfcn", 19), FRAME.shape[1:3], "fp16", ("labels",))
+    graph = to_onnx(build_untrained("csfcn", 19), FRAME.shape[1:3], "fp16", ("labels",))
     ending = cut(graph)
     (features,) = run(ending.graph)
     assert (features.shape, ending.enlarge) == (ending.shape, "shuffle")
@@ -348,7 +348,7 @@ def test_much_shared_memory_is_asked_for(made, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["csfcn", "bisenetv2"])
 def test_an_engine_with_its_kernel(name, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    network = untrained(name, 19)
+    network = build_untrained(name, 19)
     size = FRAME.shape[1:3]
     (artifact,) = export(
         network, [size], ["tensorrt"], "fp16", out=tmp_path, trained=False, label_kernel=True,
@@ -367,7 +367,7 @@ def test_an_engine_with_its_kernel(name, tmp_path):
 
 
 def test_label_kernels_are_for_engines_that_give_labels(tmp_path):
-    network = untrained("csfcn_nano", 19)
+    network = build_untrained("csfcn_nano", 19)
     for targets, outputs in ((["onnx"], "labels"), (["tensorrt"], "both")):
         with pytest.raises(ExportError, match="label kernel is for engines"):
             export(network, [(64, 128)], targets, outputs=outputs, out=tmp_path, label_kernel=True)

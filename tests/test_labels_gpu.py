@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT
 from labels_plain import KINDS, RNG, Logits, plain, random, ties
 from rtseg.models import FrameToLabels, deploy
-from rtseg.models.loading import untrained
+from rtseg.models.loading import build_untrained
 from rtseg.models.pipeline import enlargement
 from rtseg.runtime.argmax_torch import head_of, without
 
@@ -66,7 +66,7 @@ def shuffled(classes: int, channels: int, factor: int, bias: bool, **how: Any) -
 
 def network_case() -> Case:
     """csfcn's own head on its own features."""
-    network = deploy(untrained("csfcn", 5), (64, 96))
+    network = deploy(build_untrained("csfcn", 5), (64, 96))
     assert enlargement(network, (64, 96)) == "shuffle"
     name = head_of(network, (64, 96))
     assert name == "classifier"

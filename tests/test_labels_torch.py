@@ -107,7 +107,7 @@ class Head(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, kernel))
         self.after = after or nn.Identity()
 
-    def coarse(self, image: torch.Tensor) -> torch.Tensor:
+    def forward_logits(self, image: torch.Tensor) -> torch.Tensor:
         made = self.body(image)
         return made if isinstance(self.after, nn.Identity) else self.after(made)
 
@@ -121,9 +121,9 @@ def test_only_a_1x1_convolution_at_the_end_is_a_head() -> None:
 def test_a_layer_is_left_out_for_the_time() -> None:
     network, image = Head(), torch.ones(1, 3, 2, 2)
     with without(network, "body.1"):
-        assert network.coarse(image).shape == (1, 4, 2, 2)
+        assert network.forward_logits(image).shape == (1, 4, 2, 2)
     with without(network, None):
-        assert network.coarse(image).shape == (1, 8, 2, 2)
+        assert network.forward_logits(image).shape == (1, 8, 2, 2)
 
 
 def test_times_are_medians_of_turns() -> None:

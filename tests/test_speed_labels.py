@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import Run, as_json
 from rtseg.data.scenes import scenes
-from rtseg.models.loading import Source, untrained
+from rtseg.models.loading import Source, build_untrained
 from rtseg.speed.label_cost import label_cost, to_json
 from rtseg.speed.timing import Limits
 
@@ -39,7 +39,7 @@ def test_the_command(rtseg: Run) -> None:
 def test_both_kernels_against_pytorch_on_a_gpu(name: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("this torch was built without CUDA")
-    network = untrained(name, 19)
+    network = build_untrained(name, 19)
     cost = label_cost(network, scenes(1, SIZE), SIZE, limits=QUICK, device="cuda")
     assert cost.uniform is None
     # Sums are added in another order than on the CPU, so a near tie may turn.

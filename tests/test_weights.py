@@ -11,9 +11,9 @@ from conftest import read_golden
 from rtseg.errors import CheckpointError
 from rtseg.models import build, digest, load_checkpoint, save_checkpoint
 from rtseg.models.checkpoints import official_names
-from rtseg.models.families.senformer_older import modern
+from rtseg.models.families.senformer_older import rename_older_keys
 from rtseg.models.identify import class_entries
-from rtseg.models.loading import identify, open_source
+from rtseg.models.loading import identify_checkpoint, open_source
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_saved_weights_come_back(name: str, naming: Any, tmp_path: Path) -> None
     path = save_checkpoint(model, tmp_path / "w.safetensors", naming=naming)
     again = load_checkpoint(build(name, 11), path)
     assert digest(again) == digest(model)
-    assert identify(path) == name
+    assert identify_checkpoint(path) == name
 
 
 def test_official_names_are_the_reference_s() -> None:
@@ -210,5 +210,5 @@ def test_senformer_s_older_names(golden):
     state = {older(name): torch.zeros(2, 8) for name in released}
     assert state.keys() != set(released)
     state["decode_head.scale_heads.0.norm_queriesPre.weight"] = torch.zeros(8)
-    assert list(modern(state)) == released
-    assert list(modern({name: torch.zeros(2, 8) for name in released})) == released
+    assert list(rename_older_keys(state)) == released
+    assert list(rename_older_keys({name: torch.zeros(2, 8) for name in released})) == released

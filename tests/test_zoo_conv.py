@@ -16,7 +16,7 @@ from rtseg.errors import CheckpointError
 from rtseg.models import Network, build, count, deploy, load_checkpoint, save_checkpoint
 from rtseg.models.checkpoints import COUNTERS, official_names
 from rtseg.models.layers import ConvNorm, RepConv
-from rtseg.models.loading import normalized, untrained
+from rtseg.models.loading import build_untrained, normalize_frame
 from rtseg.models.pipeline import _first_convolution
 from torch import nn
 
@@ -71,9 +71,9 @@ def test_logits_match_the_reference(case: Case) -> None:
 @torch.inference_mode()
 def test_auxiliary_logits_match_the_reference(case: Case) -> None:
     image, facts = case.golden.image, case.golden.meta.get("aux", [])
-    logits, auxiliary = case.network.auxiliary(image)
+    logits, auxiliary = case.network.forward_auxiliary(image)
     assert tuple(auxiliary) == AUXILIARY[case.name]
-    assert torch.equal(case.network.enlarge(logits), case.network(image))
+    assert torch.equal(case.network.upsample_logits(logits), case.network(image))
     samples = facts.values() if isinstance(facts, dict) else facts
     for ours, sample in zip(auxiliary.values(), samples, strict=True):
         assert list(ours.shape) == sample["shape"]
@@ -202,8 +202,8 @@ def test_an_image_with_two_readers_is_normalized_in_front_of_them() -> None:
 @pytest.mark.parametrize("name", ["pidnet_l", "swiftnet_r18_pyramid"])
 @torch.inference_mode()
 def test_untrained_weights_do_not_amplify_half_precisions_rounding(name: str) -> None:
-    network = untrained(name, 19)
-    image = normalized(next(iter(scenes(1, (64, 128), seed=1))), network)
+    network = build_untrained(name, 19)
+    image = normalize_frame(next(iter(scenes(1, (64, 128), seed=1))), network)
     rounded = deploy(network)
     for module in rounded.modules():
         if not list(module.children()):

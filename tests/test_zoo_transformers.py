@@ -65,11 +65,11 @@ def test_the_golden_files_are_all_here() -> None:
 
 @torch.inference_mode()
 def test_logits_match_the_reference(case: Case) -> None:
-    logits = case.network.coarse(case.golden.image)
+    logits = case.network.forward_logits(case.golden.image)
     if not case.name.endswith("_learners"):
         assert list(logits.shape) == case.golden.meta["logits_shape"]
         assert case.golden.error(logits) <= TOLERANCE
-    extra, auxiliary = case.network.auxiliary(case.golden.image)
+    extra, auxiliary = case.network.forward_auxiliary(case.golden.image)
     assert torch.allclose(extra, logits, atol=1e-5 * float(logits.abs().max()))
     for name, sample in case.golden.meta.get("aux", {}).items():
         assert name == "auxiliary_head"
@@ -260,8 +260,8 @@ def test_distant_groups() -> None:
     assert crossing_plan(5, 33, 7, 8, 2021).shape == (5, 5)
     assert crossing_plan(5, 33, 7, 8, 2023).shape == (33, 33)
     plan = crossing_plan(20, 33, 7, 8, 2021)
-    assert plan.apart is not None
-    assert plan.apart.sum() == 24 * 40 - 20 * 33
+    assert plan.hidden is not None
+    assert plan.hidden.sum() == 24 * 40 - 20 * 33
 
 
 def naive_deformable(
@@ -375,7 +375,7 @@ def test_classes_start_the_same_and_untrained_ones_differ() -> None:
     torch.manual_seed(0)
     learner, x = Learner(5, shared=True), torch.randn(1, 512, 4, 6)
     assert float(learner(x).std(dim=1).max()) < 1e-5
-    learner.soften()
+    learner.init_untrained()
     assert 0.3 < float(learner(x).std(dim=1).mean()) < 3
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..models import VARIANTS, Network, load_checkpoint
-from ..models.attention import resized_table
+from ..models.attention import resize_bias_table
 from ..models.checkpoints import COMPUTED, rename
 from ..models.identify import class_entries
 from ..models.stored import read, unwrap
@@ -81,10 +81,10 @@ def _plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _fitting(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], network: Network, prefix: str
 ) -> dict[str, Tensor]:
-    modern = network.modern({prefix + key: value for key, value in state.items()})
+    modern = network.upgrade_state_dict({prefix + key: value for key, value in state.items()})
     names = rename(modern, VARIANTS[network.info.name].keys)
     renamed = {names[key]: value for key, value in modern.items() if key in names}
     for key, value in renamed.items():
         if key.endswith("attention.bias.table") and key in own and value.dim() == 2:
-            renamed[key] = resized_table(value, len(own[key]))  # of another window
+            renamed[key] = resize_bias_table(value, len(own[key]))  # of another window
     return {k: v for k, v in renamed.items() if k in own and v.shape == own[k].shape}

@@ -46,7 +46,7 @@ class ConvNeXtBlock(nn.Module):
             tokens = tokens * self.gamma
         return x + self.drop_path(tokens.permute(0, 3, 1, 2))
 
-    def deployed(self) -> ConvNeXtBlock:
+    def to_deployed(self) -> ConvNeXtBlock:
         """The scale goes into the last linear map."""
         if self.gamma is not None:
             with torch.no_grad():

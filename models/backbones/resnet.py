@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import ConvNorm
-from ..variant import Row, unit_keys
+from ..variant import Row, conv_norm_keys
 
 
 class Residual(nn.Module):
     """A chain of convolutions beside a shortcut; `act=False` leaves the sum without its ReLU."""
 
     EXPANSION = 1  # output channels per `width`
-    untrained = 0.5  # strength of the branch while untrained
+    untrained_gain = 0.5  # strength of the branch while untrained
 
     def __init__(self, inputs: int, outputs: int, stride: int, act: bool):
         super().__init__()
@@ -27,13 +27,13 @@ class Residual(nn.Module):
         )
         self.act = nn.ReLU(inplace=True) if act else nn.Identity()
 
-    def soften(self) -> None:
+    def init_untrained(self) -> None:
         """For untrained weights: branches as strong as the shortcut let rounding errors grow from
         block to block."""
         last = [m for m in self.modules() if isinstance(m, ConvNorm) and m is not self.shortcut][-1]
         for norm in last.norm.modules():
             if isinstance(norm, nn.BatchNorm2d):
-                nn.init.constant_(norm.weight, self.untrained)
+                nn.init.constant_(norm.weight, self.untrained_gain)
 
     def branch(self, x: Tensor) -> Tensor:
         """The convolutions."""
@@ -137,7 +137,7 @@ class ResNet(nn.Module):
             inputs = block.EXPANSION * width if depth else inputs
         for module in self.modules():
             if isinstance(module, Residual):  # the more of them, the weaker each
-                module.untrained = sum(depths) ** -0.5
+                module.untrained_gain = sum(depths) ** -0.5
 
     def forward(self, image: Tensor, stages: int = 4) -> list[Tensor]:
         features, x = [], self.stem(image)
@@ -199,7 +199,7 @@ def block_keys(theirs: str, ours: str) -> tuple[Row, ...]:
     return (
         (f"{theirs}.conv{{i}}", f"{ours}.conv{{i}}.conv"),
         (f"{theirs}.bn{{i}}", f"{ours}.conv{{i}}.norm"),
-        *unit_keys(f"{theirs}.downsample", f"{ours}.shortcut", ("0", "1")),
+        *conv_norm_keys(f"{theirs}.downsample", f"{ours}.shortcut", ("0", "1")),
     )
 
 

@@ -43,7 +43,7 @@ class PatchMerging(nn.Module):
         merged = cells.permute(0, 1, 3, *inner).flatten(3).flatten(1, 2)
         return self.reduction(self.norm(merged))
 
-    def deployed(self) -> PatchMerging:
+    def to_deployed(self) -> PatchMerging:
         """In the layout of whole maps, of which the four are moved in one piece."""
         if self.layout == UNFOLDED:
             with torch.no_grad():
@@ -54,7 +54,7 @@ class PatchMerging(nn.Module):
         return self
 
 
-def unfolded(values: Tensor) -> Tensor:
+def unfold_layout(values: Tensor) -> Tensor:
     """A merging's norm or reduction (..., 4C) from the ORIGINAL layout to the UNFOLDED one."""
     return values.unflatten(-1, (2, 2, -1)).movedim(-1, -3).transpose(-1, -2).flatten(-3)
 

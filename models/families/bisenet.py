@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..backbones.resnet import resnet18, stage_keys
 from ..layers import (
+    BilinearUpsample,
     ConvNorm,
-    Enlarge,
     Head,
     TrainingOnly,
     global_mean,
@@ -22,7 +22,7 @@ from ..layers import (
     repeat,
 )
 from ..network import Network
-from ..variant import Row, Variant, unit_keys
+from ..variant import Row, Variant, conv_norm_keys
 
 
 class Gate(nn.Module):
@@ -36,7 +36,7 @@ class Gate(nn.Module):
         return torch.sigmoid(self.unit(global_mean(x)))
 
 
-class AttentionRefinement(nn.Module):
+class ARM(nn.Module):
     """ARM: (N, inputs, h, w) -> (N, width, h, w)"""
 
     def __init__(self, inputs: int, width: int):
@@ -49,7 +49,7 @@ class AttentionRefinement(nn.Module):
         return x * self.gate(x)
 
 
-class Fusion(nn.Module):
+class FFM(nn.Module):
     """FFM: detail and context, both (N, C, h, w) -> (N, 2C, h, w)"""
 
     def __init__(self, width: int):
@@ -70,8 +70,8 @@ class BiSeNetV1(Network):
         self.backbone = resnet18()
         _, _, middle, deep = self.backbone.outputs
         self.mean = ConvNorm(deep, width, kernel=1)
-        self.refine32 = AttentionRefinement(deep, width)
-        self.refine16 = AttentionRefinement(middle, width)
+        self.refine32 = ARM(deep, width)
+        self.refine16 = ARM(middle, width)
         self.smooth32 = ConvNorm(width, width)
         self.smooth16 = ConvNorm(width, width)
         self.detail = nn.Sequential(
@@ -80,9 +80,9 @@ class BiSeNetV1(Network):
             ConvNorm(64, 64, stride=2),
             ConvNorm(64, width, kernel=1),
         )
-        self.fusion = Fusion(2 * width)
+        self.fusion = FFM(2 * width)
         self.head = Head(2 * width, 2 * width, num_classes)
-        self.enlarge = Enlarge(8, align_corners=False)
+        self.upsample_logits = BilinearUpsample(8, align_corners=False)
         self.extra = TrainingOnly(
             {f"aux{stride}": Head(width, 64, num_classes) for stride in (16, 32)}
         )
@@ -90,14 +90,14 @@ class BiSeNetV1(Network):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=1)
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         return self.head(self.fusion(self.detail(image), self.context(image)[0]))
 
-    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         context, middle = self.context(image)
         extra = {
-            "aux16": self.enlarge(self.extra["aux16"](context)),
-            "aux32": _enlarged(self.extra["aux32"](middle), 16),
+            "aux16": self.upsample_logits(self.extra["aux16"](context)),
+            "aux32": _upsample(self.extra["aux32"](middle), 16),
         }
         return self.head(self.fusion(self.detail(image), context)), extra
 
@@ -110,8 +110,8 @@ class BiSeNetV1(Network):
         return self.smooth16(repeat(x, like=shallow)), half
 
 
-def _enlarged(logits: Tensor, factor: int) -> Tensor:
-    return Enlarge(factor, align_corners=False)(logits)
+def _upsample(logits: Tensor, factor: int) -> Tensor:
+    return BilinearUpsample(factor, align_corners=False)(logits)
 
 
 class SemanticStem(nn.Module):
@@ -183,7 +183,7 @@ class ContextEmbedding(nn.Module):
         return self.last(self.mean(self.norm(global_mean(x))) + x)
 
 
-class Aggregation(nn.Module):
+class BGA(nn.Module):
     """BGA: each branch is gated by the other, at strides 8 and 32.
 
     detail (N, C, H/8, W/8), semantic (N, C, H/32, W/32) -> (N, C, H/8, W/8)
@@ -222,7 +222,7 @@ class BoosterHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.interpolate(self.dropout(self.first(x)), scale_factor=2.0, mode="nearest")
-        return _enlarged(self.classifier(self.second(x)), self.factor // 2)
+        return _upsample(self.classifier(self.second(x)), self.factor // 2)
 
 
 def _detail(inputs: int, width: int, depth: int) -> nn.Sequential:
@@ -249,10 +249,10 @@ class BiSeNetV2(Network):
             ]
         )
         self.context = ContextEmbedding(width)
-        self.aggregation = Aggregation(width)
+        self.aggregation = BGA(width)
         self.head = Head(width, 1024, num_classes)
         self.head.dropout = nn.Dropout(0.1)
-        self.enlarge = Enlarge(8, align_corners=False)
+        self.upsample_logits = BilinearUpsample(8, align_corners=False)
         self.extra = TrainingOnly(
             {
                 f"aux{stride}": BoosterHead(inputs, num_classes, stride)
@@ -264,10 +264,10 @@ class BiSeNetV2(Network):
             if isinstance(module, (GatherExpand, GatherExpandDown)):
                 nn.init.zeros_(module.project.norm.weight)
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         return self.decode(image, self.stages(image)[-1])
 
-    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         maps = self.stages(image)
         extra = {name: head(x) for (name, head), x in zip(self.extra.items(), maps, strict=True)}
         return self.decode(image, maps[-1]), extra
@@ -290,7 +290,7 @@ def _gate_keys(conv: str, norm: str, ours: str) -> tuple[Row, ...]:
 
 def _head_keys(theirs: str, ours: str) -> tuple[Row, ...]:
     return (
-        *unit_keys(f"{theirs}.conv", f"{ours}.hidden"),
+        *conv_norm_keys(f"{theirs}.conv", f"{ours}.hidden"),
         (f"{theirs}.conv_out", f"{ours}.classifier"),
     )
 
@@ -298,23 +298,23 @@ def _head_keys(theirs: str, ours: str) -> tuple[Row, ...]:
 def _refinement_keys(stride: int) -> tuple[Row, ...]:
     theirs, ours = f"cp.arm{stride}", f"refine{stride}"
     return (
-        *unit_keys(f"{theirs}.conv", f"{ours}.conv"),
+        *conv_norm_keys(f"{theirs}.conv", f"{ours}.conv"),
         *_gate_keys(f"{theirs}.conv_atten", f"{theirs}.bn_atten", f"{ours}.gate"),
     )
 
 
 V1_KEYS = (
-    *unit_keys("cp.resnet", "backbone.stem.0", ("conv1", "bn1")),
+    *conv_norm_keys("cp.resnet", "backbone.stem.0", ("conv1", "bn1")),
     *stage_keys("cp.resnet."),
-    *unit_keys("cp.conv_avg", "mean"),
+    *conv_norm_keys("cp.conv_avg", "mean"),
     *_refinement_keys(32),
     *_refinement_keys(16),
-    *unit_keys("cp.conv_head{stride}", "smooth{stride}"),
-    *unit_keys("sp.conv1", "detail.0"),
-    *unit_keys("sp.conv2", "detail.1"),
-    *unit_keys("sp.conv3", "detail.2"),
-    *unit_keys("sp.conv_out", "detail.3"),
-    *unit_keys("ffm.convblk", "fusion.conv"),
+    *conv_norm_keys("cp.conv_head{stride}", "smooth{stride}"),
+    *conv_norm_keys("sp.conv1", "detail.0"),
+    *conv_norm_keys("sp.conv2", "detail.1"),
+    *conv_norm_keys("sp.conv3", "detail.2"),
+    *conv_norm_keys("sp.conv_out", "detail.3"),
+    *conv_norm_keys("ffm.convblk", "fusion.conv"),
     *_gate_keys("ffm.conv", "ffm.bn", "fusion.gate"),
     *_head_keys("conv_out", "head"),
     *_head_keys("conv_out16", "extra.aux16"),
@@ -322,43 +322,43 @@ V1_KEYS = (
 )
 _SEQUENCE = ("0", "1")
 V2_KEYS = (
-    *unit_keys("detail.S1.{j}", "detail.0.{j}"),
-    *unit_keys("detail.S2.{j}", "detail.1.{j}"),
-    *unit_keys("detail.S3.{j}", "detail.2.{j}"),
-    *unit_keys("segment.S1S2.left.{j}", "semantic.0.left.{j}"),
-    *unit_keys("segment.S1S2.{part}", "semantic.0.{part}"),
+    *conv_norm_keys("detail.S1.{j}", "detail.0.{j}"),
+    *conv_norm_keys("detail.S2.{j}", "detail.1.{j}"),
+    *conv_norm_keys("detail.S3.{j}", "detail.2.{j}"),
+    *conv_norm_keys("segment.S1S2.left.{j}", "semantic.0.left.{j}"),
+    *conv_norm_keys("segment.S1S2.{part}", "semantic.0.{part}"),
     *(
         row
         for i, stage in enumerate(("S3", "S4", "S5_4"), start=1)
         for theirs, ours in ((f"segment.{stage}.{{j}}", f"semantic.{i}.{{j}}"),)
         for row in (
-            *unit_keys(f"{theirs}.conv1", f"{ours}.gather"),
-            *unit_keys(f"segment.{stage}.0.dwconv1", f"semantic.{i}.0.expand", _SEQUENCE),
-            *unit_keys(f"{theirs}.dwconv", f"{ours}.expand", _SEQUENCE),
-            *unit_keys(f"{theirs}.dwconv2", f"{ours}.deepen", _SEQUENCE),
-            *unit_keys(f"{theirs}.conv2", f"{ours}.project", _SEQUENCE),
-            *unit_keys(f"{theirs}.shortcut", f"{ours}.shortcut.0", _SEQUENCE),
-            *unit_keys(f"{theirs}.shortcut", f"{ours}.shortcut.1", ("2", "3")),
+            *conv_norm_keys(f"{theirs}.conv1", f"{ours}.gather"),
+            *conv_norm_keys(f"segment.{stage}.0.dwconv1", f"semantic.{i}.0.expand", _SEQUENCE),
+            *conv_norm_keys(f"{theirs}.dwconv", f"{ours}.expand", _SEQUENCE),
+            *conv_norm_keys(f"{theirs}.dwconv2", f"{ours}.deepen", _SEQUENCE),
+            *conv_norm_keys(f"{theirs}.conv2", f"{ours}.project", _SEQUENCE),
+            *conv_norm_keys(f"{theirs}.shortcut", f"{ours}.shortcut.0", _SEQUENCE),
+            *conv_norm_keys(f"{theirs}.shortcut", f"{ours}.shortcut.1", ("2", "3")),
         )
     ),
     ("segment.S5_5.bn", "context.norm"),
-    *unit_keys("segment.S5_5.conv_gap", "context.mean"),
-    *unit_keys("segment.S5_5.conv_last", "context.last"),
-    *unit_keys("bga.left1", "aggregation.detail.0", _SEQUENCE),
+    *conv_norm_keys("segment.S5_5.conv_gap", "context.mean"),
+    *conv_norm_keys("segment.S5_5.conv_last", "context.last"),
+    *conv_norm_keys("bga.left1", "aggregation.detail.0", _SEQUENCE),
     ("bga.left1.2", "aggregation.detail.1"),
-    *unit_keys("bga.left2", "aggregation.detail_down", _SEQUENCE),
-    *unit_keys("bga.right1", "aggregation.semantic_up", _SEQUENCE),
-    *unit_keys("bga.right2", "aggregation.semantic.0", _SEQUENCE),
+    *conv_norm_keys("bga.left2", "aggregation.detail_down", _SEQUENCE),
+    *conv_norm_keys("bga.right1", "aggregation.semantic_up", _SEQUENCE),
+    *conv_norm_keys("bga.right2", "aggregation.semantic.0", _SEQUENCE),
     ("bga.right2.2", "aggregation.semantic.1"),
-    *unit_keys("bga.conv", "aggregation.last", _SEQUENCE),
-    *unit_keys("head.conv", "head.hidden"),
+    *conv_norm_keys("bga.conv", "aggregation.last", _SEQUENCE),
+    *conv_norm_keys("head.conv", "head.hidden"),
     ("head.conv_out.1", "head.classifier"),
     *(
         row
         for official, stride in (("aux2", 4), ("aux3", 8), ("aux4", 16), ("aux5_4", 32))
         for row in (
-            *unit_keys(f"{official}.conv", f"extra.aux{stride}.first"),
-            *unit_keys(f"{official}.conv_out.0.1", f"extra.aux{stride}.second"),
+            *conv_norm_keys(f"{official}.conv", f"extra.aux{stride}.first"),
+            *conv_norm_keys(f"{official}.conv_out.0.1", f"extra.aux{stride}.second"),
             (f"{official}.conv_out.1", f"extra.aux{stride}.classifier"),
         )
     ),

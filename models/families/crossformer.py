@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor, nn
 
-from ..attention import Block, Groups, Plan, group, relative_index, spread_bias
+from ..attention import Block, GroupPlan, Groups, group, relative_index, spread_bias
 from ..backbones.swin import original_block_keys
 from ..heads import (
     AUXILIARY_KEYS,
@@ -37,7 +37,7 @@ HIDDEN = -3e4  # the score of a padded key: nothing is left of it, and half prec
 
 
 @lru_cache(maxsize=64)
-def crossing_plan(height: int, width: int, size: int, interval: int, code: int) -> Plan:
+def crossing_plan(height: int, width: int, size: int, interval: int, code: int) -> GroupPlan:
     """Groups of `size` x `size` neighbors (interval 0), or of tokens that are `interval` apart.
 
     Distant groups span the whole padded map in the code of 2021, so that they grow with it, and are
@@ -51,7 +51,7 @@ def crossing_plan(height: int, width: int, size: int, interval: int, code: int) 
         shape = (-(-height // interval), -(-width // interval))
     tokens = group(height, width, *shape, interval=interval or 1)
     padded = tokens == height * width
-    return Plan(tokens, shape, padded[:, None, None] if padded.any() else None, HIDDEN)
+    return GroupPlan(tokens, shape, padded[:, None, None] if padded.any() else None, HIDDEN)
 
 
 def offsets(rows: int, columns: int) -> Tensor:
@@ -85,7 +85,7 @@ class PositionMlp(nn.Module):
             table = step(table)
         return spread_bias(table, self.index(rows, columns, like=table))
 
-    def deployed(self) -> ConstantBias:
+    def to_deployed(self) -> ConstantBias:
         return ConstantBias(self)
 
 

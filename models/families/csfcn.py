@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..backbones.resnet import BASIC_BLOCK_KEYS, DEEP_STEM_KEYS, ResNet, deep_stem
 from ..layers import (
+    BilinearUpsample,
     Constant,
     ConvNorm,
-    Enlarge,
     Warp,
     head_conv,
     pooling_matrix,
@@ -32,7 +32,7 @@ def pyramid_pooling(height: int, width: int) -> Tensor:
     return pooling_matrix(relative_bins((6, 3, 2, 1), height, width), height, width)
 
 
-class ContextCalibration(nn.Module):
+class CFC(nn.Module):
     """CFC: every position attends to a pyramid-pooled summary of the map, then is recalibrated.
 
     (N, inputs, h, w) -> (N, width, h, w), at stride 32.
@@ -64,15 +64,15 @@ class ContextCalibration(nn.Module):
         """pooled (N, width, S) -> keys (N, queries, S), values (N, width, S)."""
         return self.key(pooled), self.value(pooled)
 
-    def deployed(self) -> DeployedContextCalibration:
-        return DeployedContextCalibration(self)
+    def to_deployed(self) -> DeployedCFC:
+        return DeployedCFC(self)
 
 
-class DeployedContextCalibration(ContextCalibration):
+class DeployedCFC(CFC):
     """CFC with keys and values from one convolution, and without the keys' bias: it adds the same
     to all scores of a query, which softmax takes out again."""
 
-    def __init__(self, plain: ContextCalibration):
+    def __init__(self, plain: CFC):
         nn.Module.__init__(self)
         self.reduce, self.query, self.mask = plain.reduce, plain.query, plain.mask
         self.pooling = plain.pooling
@@ -88,7 +88,7 @@ class DeployedContextCalibration(ContextCalibration):
         return keys, values
 
 
-class SpatialCalibration(nn.Module):
+class SFC(nn.Module):
     """SFC: deep and shallow features are each moved by learned offsets, gated and added.
 
     shallow (N, shallow, H/8, W/8), deep (N, deep, H/32, W/32) -> (N, width, H/8, W/8). Channels are
@@ -139,11 +139,11 @@ class SpatialCalibration(nn.Module):
         shallow, deep = warped.split(channels // 2, dim=1)
         return deep * deep_gate + shallow * shallow_gate
 
-    def deployed(self) -> DeployedSpatialCalibration:
-        return DeployedSpatialCalibration(self)
+    def to_deployed(self) -> DeployedSFC:
+        return DeployedSFC(self)
 
 
-class DeployedSpatialCalibration(SpatialCalibration):
+class DeployedSFC(SFC):
     """SFC with the linear chain in front of the offsets merged.
 
     Squeezing, concatenation and the first offset convolution are one linear map of (shallow, deep);
@@ -151,7 +151,7 @@ class DeployedSpatialCalibration(SpatialCalibration):
     convolution and a bilinear resize commute.
     """
 
-    def __init__(self, plain: SpatialCalibration):
+    def __init__(self, plain: SFC):
         nn.Module.__init__(self)
         self.deep, self.shallow = plain.deep, plain.shallow
         self.offset, self.move = plain.offset, plain.move
@@ -215,14 +215,16 @@ class CSFCN(Network):
     ):
         super().__init__()
         self.backbone = backbone
-        self.context = ContextCalibration(widths[3], context, queries, mask_width)
-        self.spatial = SpatialCalibration(widths[1], context, spatial, offset_width, squeezed)
+        self.context = CFC(widths[3], context, queries, mask_width)
+        self.spatial = SFC(widths[1], context, spatial, offset_width, squeezed)
         self.head = head_conv(spatial, spatial, head)
         self.classifier = nn.Conv2d(spatial, num_classes * (64 if shuffle else 1), 1)
-        self.enlarge = nn.PixelShuffle(8) if shuffle else Enlarge(8, align_corners=True)
+        self.upsample_logits = (
+            nn.PixelShuffle(8) if shuffle else BilinearUpsample(8, align_corners=True)
+        )
         self._initialize()
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         features = self.backbone(image)
         deep = self.context(features[3])
         return self.classifier(self.head(self.spatial(features[1], deep)))

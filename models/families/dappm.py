@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..backbones.resnet import Bottleneck
 from ..layers import ConvNorm, NormConv, global_mean, resize
-from ..variant import Row, unit_keys
+from ..variant import Row, conv_norm_keys
 
 POOLS = ((5, 2), (9, 4), (17, 8))  # kernel, stride; the whole map is the fourth
 
@@ -47,7 +47,7 @@ class PoolingPyramid(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no `combine`")
 
 
-class ChainedPyramid(PoolingPyramid):
+class DAPPM(PoolingPyramid):
     """DAPPM: each level is smoothed together with the one before it."""
 
     def __init__(self, inputs: int, width: int, outputs: int):
@@ -63,7 +63,7 @@ class ChainedPyramid(PoolingPyramid):
         return levels
 
 
-class ParallelPyramid(PoolingPyramid):
+class PAPPM(PoolingPyramid):
     """PAPPM: all levels are smoothed at once, each with the map alone."""
 
     def __init__(self, inputs: int, width: int, outputs: int):
@@ -97,7 +97,7 @@ def two_convolutions(width: int) -> nn.Sequential:
 
 def sequence_keys(theirs: str, ours: str, first: int = 0) -> tuple[Row, Row]:
     """Of a convolution and its norm, the parts `first` and `first + 1` of a sequence."""
-    return unit_keys(theirs, ours, (str(first), str(first + 1)))
+    return conv_norm_keys(theirs, ours, (str(first), str(first + 1)))
 
 
 def norm_conv_keys(theirs: str, ours: str, first: int = 0) -> tuple[Row, ...]:
@@ -111,7 +111,7 @@ def norm_conv_keys(theirs: str, ours: str, first: int = 0) -> tuple[Row, ...]:
 def head_keys(theirs: str, ours: str) -> tuple[Row, ...]:
     return (
         (f"{theirs}.bn1", f"{ours}.norm"),
-        *unit_keys(theirs, f"{ours}.hidden", ("conv1", "bn2")),
+        *conv_norm_keys(theirs, f"{ours}.hidden", ("conv1", "bn2")),
         (f"{theirs}.conv2", f"{ours}.classifier"),
     )
 

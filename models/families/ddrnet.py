@@ -16,8 +16,8 @@ from ..layers import ConvNorm, TrainingOnly, he_normal, resize
 from ..network import Network
 from ..variant import Variant
 from .dappm import (
+    DAPPM,
     SHARED_KEYS,
-    ChainedPyramid,
     NormHead,
     ShortBottleneck,
     head_keys,
@@ -49,16 +49,16 @@ class DDRNet(Network):
         )
         self.compression3 = ConvNorm(4 * c, p, kernel=1, act=False)
         self.compression4 = ConvNorm(8 * c, p, kernel=1, act=False)
-        self.pyramid = ChainedPyramid(16 * c, pyramid_width, 4 * c)
+        self.pyramid = DAPPM(16 * c, pyramid_width, 4 * c)
         self.head = NormHead(4 * c, head_width, num_classes)
         self.extra = TrainingOnly({"detail": NormHead(p, head_width, num_classes)})
-        self.enlarge = nn.Identity()
+        self.upsample_logits = nn.Identity()
         he_normal(self)
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         return self.branches(image)[0]
 
-    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, detail = self.branches(image)
         return logits, {name: head(detail) for name, head in self.extra.items()}
 

@@ -16,7 +16,7 @@ from ..backbones.resnet import deep_stem_keys, resnet50, stage_keys
 from ..backbones.swin import ORIGINAL, swin_large
 from ..backbones.swin import ORIGINAL_KEYS as SWIN_KEYS
 from ..heads import AUXILIARY_KEYS, EncoderDecoder, fcn_head
-from ..variant import Keys, Variant, unit_keys
+from ..variant import Keys, Variant, conv_norm_keys
 from .ecfd_decoders import ECFD, ContextDecoder, Decoder, PlainDecoder, SpatialDecoder
 
 
@@ -67,14 +67,14 @@ KEYS: Keys = (
     *_block_keys("decode_head.blocks.{k}.GeneralFusion", "head.blocks.{k}"),
     ("decode_head.up", "head.up"),
     ("decode_head.clgd.gamma", "head.gated.gamma"),
-    *unit_keys("decode_head.clgd.conv_low", "head.gated.details", ("0", "1")),
+    *conv_norm_keys("decode_head.clgd.conv_low", "head.gated.details", ("0", "1")),
     ("decode_head.clgd.conv_att.0", "head.gated.gate"),
-    *unit_keys("decode_head.clgd.conv_cat", "head.gated.join", ("0", "1")),
-    *unit_keys("decode_head.clgd.conv_out", "head.gated.smooth", ("0", "1")),
-    *unit_keys("decode_head.fpn.c4conv", "head.pyramid.deepest", ("0", "1")),
-    *unit_keys("decode_head.fpn.fpn_lateral.{i}", "head.pyramid.laterals.{i}", ("0", "1")),
-    *unit_keys("decode_head.fpn.fpn_out.{i}", "head.pyramid.outputs.{i}", ("0", "1")),
-    *unit_keys("decode_head.fpn.conv5", "head.pyramid.fuse", ("0", "1")),
+    *conv_norm_keys("decode_head.clgd.conv_cat", "head.gated.join", ("0", "1")),
+    *conv_norm_keys("decode_head.clgd.conv_out", "head.gated.smooth", ("0", "1")),
+    *conv_norm_keys("decode_head.fpn.c4conv", "head.pyramid.deepest", ("0", "1")),
+    *conv_norm_keys("decode_head.fpn.fpn_lateral.{i}", "head.pyramid.laterals.{i}", ("0", "1")),
+    *conv_norm_keys("decode_head.fpn.fpn_out.{i}", "head.pyramid.outputs.{i}", ("0", "1")),
+    *conv_norm_keys("decode_head.fpn.conv5", "head.pyramid.fuse", ("0", "1")),
     ("decode_head.conv_seg", "head.classifier"),
     *AUXILIARY_KEYS,
 )

@@ -13,15 +13,15 @@ from ..heads import small_normal
 from ..layers import ConvNorm, resize, to_map, to_tokens
 from .ecfd_deformable import Size
 from .ecfd_tokens import (
+    SICM,
     CrossBlock,
     FusedContext,
     PositionEmbedding,
-    SpatialCorrection,
-    context_of,
+    make_context,
 )
 
 
-class GatedDetail(nn.Module):
+class CLGD(nn.Module):
     """CLGD: details of a shallow map, where a deep one asks for them, beside the deep one.
 
     low (N, C, h, w), high (N, C, smaller) -> (N, C, h, w)
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
     def __init__(self, inputs: Sequence[int], num_classes: int, width: int):
         super().__init__()
         self.detail = nn.Conv2d(inputs[0], width, 1)
-        self.gated = GatedDetail(width)
+        self.gated = CLGD(width)
         self.dropout = nn.Dropout2d(0.1)
         self.classifier = small_normal(nn.Conv2d(width, num_classes, 1))
 
@@ -81,24 +81,24 @@ class Decoder(nn.Module):
         return self.classifier(self.dropout(x))
 
 
-def narrowed(inputs: Sequence[int], embed: int) -> nn.ModuleList:
+def make_narrowing(inputs: Sequence[int], embed: int) -> nn.ModuleList:
     """To the tokens' width, for each map but the finest."""
     return nn.ModuleList(nn.Conv2d(channels, embed, 1) for channels in inputs[1:])
 
 
-def projections(embed: int, width: int) -> nn.ModuleList:
+def make_projections(embed: int, width: int) -> nn.ModuleList:
     """From the tokens' width to the pyramid's, for each map but the finest."""
     return nn.ModuleList(ConvNorm(embed, width, kernel=1, act=False, bias=True) for _ in range(3))
 
 
-def joined(convs: nn.ModuleList, maps: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
+def join_maps(convs: nn.ModuleList, maps: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
     """(tokens of all maps, narrowed, one map after another; the maps' sizes)."""
     narrow = [conv(x) for conv, x in zip(convs, maps, strict=True)]
     sizes = [(x.shape[-2], x.shape[-1]) for x in narrow]
     return torch.cat([to_tokens(x) for x in narrow], dim=1), sizes
 
 
-def joined_at(maps: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
+def join_resized(maps: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
     """Tokens of maps that are first resized, each to one of `sizes`, one map after another."""
     resized = [
         F.interpolate(x, size, mode="bilinear", align_corners=False)
@@ -137,17 +137,17 @@ class ECFD(Decoder):
         super().__init__(inputs, num_classes, width)
         if add_context and blocks != 3:
             raise UsageError(f"add_context needs three blocks, one for each map, not {blocks}")
-        self.spatial = narrowed(inputs, embed)
-        self.context = context_of(inputs[1:], inputs[0], embed, fused)
+        self.spatial = make_narrowing(inputs, embed)
+        self.context = make_context(inputs[1:], inputs[0], embed, fused)
         self.positions = PositionEmbedding(embed, crop)
         self.blocks = nn.ModuleList(CrossBlock(embed, heads) for _ in range(blocks))
         self.up = nn.ConvTranspose2d(embed, width, kernel_size=2, stride=2)
-        self.project = projections(embed, width)
+        self.project = make_projections(embed, width)
         self.pyramid = Pyramid(width)
         self.add_context = add_context
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        spatial, sizes = joined(self.spatial, features[1:])
+        spatial, sizes = join_maps(self.spatial, features[1:])
         middle = sizes[1]
         context = self.positions(to_tokens(self.context(*features[1:])), middle)
         contexts = []
@@ -157,17 +157,16 @@ class ECFD(Decoder):
         finest = self.gated(self.detail(features[0]), self.up(contexts[-1]))
         if self.add_context:
             # As tokens: OpenVINO (2026.4) reads the sum of a split map and a resized one wrongly.
-            spatial = spatial + joined_at(contexts, sizes)
+            spatial = spatial + join_resized(contexts, sizes)
         maps = split_maps(spatial, sizes)
         maps = [project(x) for project, x in zip(self.project, maps, strict=True)]
         return self.classify(self.pyramid([finest, *maps]))
 
 
-def corrections(blocks: int, embed: int, heads: int, levels: int) -> nn.ModuleList:
+def make_corrections(blocks: int, embed: int, heads: int, levels: int) -> nn.ModuleList:
     """The ablations' blocks, in which tokens of one kind read each other."""
     return nn.ModuleList(
-        SpatialCorrection(embed, heads, levels=levels, hidden=embed // 4, residual=False)
-        for _ in range(blocks)
+        SICM(embed, heads, levels=levels, hidden=embed // 4, residual=False) for _ in range(blocks)
     )
 
 
@@ -176,7 +175,7 @@ class PlainDecoder(Decoder):
 
     def __init__(self, inputs: Sequence[int], num_classes: int, width: int, embed: int):
         super().__init__(inputs, num_classes, width)
-        self.spatial = narrowed(inputs, embed)
+        self.spatial = make_narrowing(inputs, embed)
         self.project = nn.ModuleList(nn.Conv2d(embed, width, 1) for _ in range(3))
         self.deepest = nn.Conv2d(inputs[-1], width, 1)
         self.pyramid = Pyramid(width)
@@ -203,9 +202,9 @@ class ContextDecoder(Decoder):
         fused: bool = True,
     ):
         super().__init__(inputs, num_classes, width)
-        self.context = context_of(inputs[1:], inputs[0], embed, fused)
+        self.context = make_context(inputs[1:], inputs[0], embed, fused)
         self.positions = PositionEmbedding(embed, crop)
-        self.blocks = corrections(blocks, embed, heads, levels=1)
+        self.blocks = make_corrections(blocks, embed, heads, levels=1)
         self.up = nn.Conv2d(embed, width, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -231,14 +230,14 @@ class SpatialDecoder(Decoder):
         blocks: int = 3,
     ):
         super().__init__(inputs, num_classes, width)
-        self.spatial = narrowed(inputs, embed)
-        self.blocks = corrections(blocks, embed, heads, levels=3)
+        self.spatial = make_narrowing(inputs, embed)
+        self.blocks = make_corrections(blocks, embed, heads, levels=3)
         self.context = FusedContext([embed] * 3, width, width)
-        self.project = projections(embed, width)
+        self.project = make_projections(embed, width)
         self.pyramid = Pyramid(width)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        tokens, sizes = joined(self.spatial, features[1:])
+        tokens, sizes = join_maps(self.spatial, features[1:])
         for block in self.blocks:
             tokens = block(tokens, tokens, sizes, sizes)
         maps = split_maps(tokens, sizes)

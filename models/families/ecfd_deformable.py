@@ -171,7 +171,7 @@ class DeformableAttention(nn.Module):
         """(N, Q, C) -> offsets (N, Q, heads * levels * points * 2), weights before softmax."""
         return self.offsets(queries), self.weights(queries)
 
-    def deployed(self) -> DeployedDeformableAttention:
+    def to_deployed(self) -> DeployedDeformableAttention:
         return DeployedDeformableAttention(self)
 
     def _initialize(self) -> None:

@@ -15,7 +15,7 @@ from .ecfd_deformable import Atlas, DeformableAttention, Size
 EPS = 1e-6  # of the layer norms
 
 
-def context_of(inputs: Sequence[int], hidden: int, outputs: int, fused: bool) -> nn.Module:
+def make_context(inputs: Sequence[int], hidden: int, outputs: int, fused: bool) -> nn.Module:
     """Context from all three maps, else from the deepest alone."""
     return FusedContext(inputs, hidden, outputs) if fused else DeepContext(inputs, outputs)
 
@@ -38,7 +38,7 @@ class FusedContext(nn.Module):
         maps = [self.fine(fine), self.middle(middle), self.deep(deep)]
         return self.fuse(torch.cat([resize(x, like=middle) for x in maps], dim=1))
 
-    def deployed(self) -> DeployedFusedContext:
+    def to_deployed(self) -> DeployedFusedContext:
         return DeployedFusedContext(self)
 
 
@@ -101,13 +101,13 @@ class PositionEmbedding(nn.Module):
         self.values = nn.Parameter(torch.zeros(1, 1 + self.crop[0] * self.crop[1], width))
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        return x + resized_positions(self.values, self.crop, *size)
+        return x + resize_positions(self.values, self.crop, *size)
 
-    def soften(self) -> None:
+    def init_untrained(self) -> None:
         """Random positions, where training starts from none."""
         nn.init.normal_(self.values, std=0.2)
 
-    def deployed(self) -> FixedPositions:
+    def to_deployed(self) -> FixedPositions:
         return FixedPositions(self.values.detach(), self.crop)
 
 
@@ -116,13 +116,13 @@ class FixedPositions(nn.Module):
 
     def __init__(self, values: Tensor, crop: Size):
         super().__init__()
-        self.resized = Constant(partial(resized_positions, values, crop))
+        self.resized = Constant(partial(resize_positions, values, crop))
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         return x + self.resized(*size, like=x)
 
 
-def resized_positions(values: Tensor, crop: Size, height: int, width: int) -> Tensor:
+def resize_positions(values: Tensor, crop: Size, height: int, width: int) -> Tensor:
     """values (1, 1 + tokens of the crop, C) -> (1, height * width, C)."""
     grid = to_map(values[:, 1:], crop)
     return to_tokens(F.interpolate(grid, (height, width), mode="bicubic", align_corners=False))
@@ -143,7 +143,7 @@ class SpatialMlp(nn.Module):
         return self.fc2(F.gelu(self.atlas.take(maps, sizes)))
 
 
-class Fusion(nn.Module):
+class TokenAttention(nn.Module):
     """Attention of `queries` to `values` tokens, each behind a norm."""
 
     def __init__(self, width: int, heads: int, levels: int):
@@ -158,7 +158,7 @@ class Fusion(nn.Module):
         return self.attention(self.query_norm(queries), self.value_norm(values), asked, read)
 
 
-class ContextCorrection(Fusion):
+class CICM(TokenAttention):
     """CICM: context tokens read the spatial tokens of all three maps. Silent at the start."""
 
     def __init__(self, width: int, heads: int):
@@ -171,12 +171,12 @@ class ContextCorrection(Fusion):
         correction = self.attend(queries, values, asked, read)
         return queries + (correction if self.gamma is None else self.gamma * correction)
 
-    def soften(self) -> None:
+    def init_untrained(self) -> None:
         """Not silent, as it is where training starts."""
         if self.gamma is not None:
             nn.init.normal_(self.gamma, std=0.2)
 
-    def deployed(self) -> ContextCorrection:
+    def to_deployed(self) -> CICM:
         """The scale goes into the attention's last linear map."""
         if self.gamma is not None:
             last = self.attention.output
@@ -187,7 +187,7 @@ class ContextCorrection(Fusion):
         return self
 
 
-class SpatialCorrection(Fusion):
+class SICM(TokenAttention):
     """SICM: spatial tokens read the context tokens, then go through an MLP.
 
     residual: the MLP's shortcut starts after the attention. In the ablations it starts before it,
@@ -213,8 +213,8 @@ class CrossBlock(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.context = ContextCorrection(width, heads)
-        self.spatial = SpatialCorrection(width, heads, levels=1, hidden=width // 2)
+        self.context = CICM(width, heads)
+        self.spatial = SICM(width, heads, levels=1, hidden=width // 2)
 
     def forward(
         self, context: Tensor, spatial: Tensor, middle: Size, sizes: Sequence[Size]

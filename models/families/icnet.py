@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from ..backbones.resnet import deep_stem_keys, resnet50, stage_keys
 from ..layers import (
+    BilinearUpsample,
     Constant,
     ConvNorm,
-    Enlarge,
     he_normal,
+    keep_unused,
     pooling_matrix,
     resize,
     spreading_matrix,
     square_bins,
-    unused,
 )
 from ..network import Network
-from ..variant import Row, Variant, unit_keys
+from ..variant import Row, Variant, conv_norm_keys
 
 BINS = square_bins((1, 2, 3, 6), 0, 0)
 
@@ -44,7 +44,7 @@ class PyramidPooling(nn.Module):
         return x + (cells @ self.spreading(*size, like=x)).unflatten(2, size)
 
 
-class CascadeFusion(nn.Module):
+class CFF(nn.Module):
     """CFF: low (N, low, h, w), high (N, high, 2h, 2w) -> (N, width, 2h, 2w) and, for `classifier`,
     the low map's own part of it."""
 
@@ -76,44 +76,46 @@ class ICNet(Network):
             ConvNorm(3, 32, stride=2), ConvNorm(32, 32, stride=2), ConvNorm(32, 64, stride=2)
         )
         self.pooling = PyramidPooling()
-        self.fusion16 = CascadeFusion(deep, middle, num_classes, width)
-        self.fusion8 = CascadeFusion(width, 64, num_classes, width)
+        self.fusion16 = CFF(deep, middle, num_classes, width)
+        self.fusion8 = CFF(width, 64, num_classes, width)
         self.classifier = nn.Conv2d(width, num_classes, 1, bias=False)
         # The classifier comes before the first enlargement, not after it: the two commute.
-        self.enlarge = nn.Sequential(Enlarge(2, align_corners=True), Enlarge(4, align_corners=True))
-        self.unused = unused(classifier=nn.Linear(deep, 1000))
+        self.upsample_logits = nn.Sequential(
+            BilinearUpsample(2, align_corners=True), BilinearUpsample(4, align_corners=True)
+        )
+        self.unused = keep_unused(classifier=nn.Linear(deep, 1000))
         he_normal(self)
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         return self.classifier(self.cascade(image)[0])
 
-    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         fused, low8, low16 = self.cascade(image)
         logits = self.classifier(fused)
         return logits, {
-            "stride4": Enlarge(2, align_corners=True)(logits),
+            "stride4": BilinearUpsample(2, align_corners=True)(logits),
             "stride8": self.fusion8.classifier(low8),
             "stride16": self.fusion16.classifier(low16),
         }
 
     def cascade(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(fused map at stride 8, the low maps' parts at strides 8 and 16)."""
-        deep = self.pooling(self.backbone(_shrunk(image, 4))[-1])
-        middle = self.backbone(_shrunk(image, 2), stages=2)[-1]
+        deep = self.pooling(self.backbone(_shrink(image, 4))[-1])
+        middle = self.backbone(_shrink(image, 2), stages=2)[-1]
         fused, low16 = self.fusion16(deep, middle)
         fused, low8 = self.fusion8(fused, self.detail(image))
         return fused, low8, low16
 
 
-def _shrunk(image: Tensor, factor: int) -> Tensor:
+def _shrink(image: Tensor, factor: int) -> Tensor:
     size = [side // factor for side in image.shape[-2:]]
     return F.interpolate(image, size, mode="bilinear", align_corners=True)
 
 
 def _fusion_keys(theirs: str, ours: str) -> tuple[Row, ...]:
     return (
-        *unit_keys(f"head.{theirs}.conv_low", f"{ours}.low", ("0", "1")),
-        *unit_keys(f"head.{theirs}.conv_high", f"{ours}.high", ("0", "1")),
+        *conv_norm_keys(f"head.{theirs}.conv_low", f"{ours}.low", ("0", "1")),
+        *conv_norm_keys(f"head.{theirs}.conv_high", f"{ours}.high", ("0", "1")),
         (f"head.{theirs}.conv_low_cls", f"{ours}.classifier"),
     )
 
@@ -122,7 +124,7 @@ KEYS = (
     *deep_stem_keys("pretrained.conv1", "pretrained.bn1"),
     *stage_keys("pretrained."),
     ("pretrained.fc", "unused.classifier"),
-    *unit_keys("conv_sub1.{i}", "detail.{i}"),
+    *conv_norm_keys("conv_sub1.{i}", "detail.{i}"),
     *_fusion_keys("cff_24", "fusion16"),
     *_fusion_keys("cff_12", "fusion8"),
     ("head.conv_cls", "classifier"),

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.resnet import resnet18, stage_keys
-from ..layers import ConvNorm, Enlarge, TrainingOnly, he_normal, resize
+from ..layers import BilinearUpsample, ConvNorm, TrainingOnly, he_normal, resize
 from ..network import Network
-from ..variant import Row, Variant, unit_keys
+from ..variant import Row, Variant, conv_norm_keys
 
 
 def _conv(inputs: int, outputs: int, groups: int = 1) -> nn.Conv2d:
@@ -40,7 +40,7 @@ class Weighted(nn.Module):
         return x + x * weights[..., None, None]
 
 
-class HybridAggregation(nn.Module):
+class HAFA(nn.Module):
     """HAFA: maps at strides 8, 16 and 32 -> `Granularities`."""
 
     def __init__(self, inputs: tuple[int, int, int], num_classes: int, width: int, narrow: int):
@@ -70,10 +70,10 @@ class HybridAggregation(nn.Module):
         return [third, second, first, self.predictor(x3 + x2 + x1)]
 
 
-class Refinement(nn.Module):
+class FGR(nn.Module):
     """FGR: one map of each granularity, and the logits, added with weights for each class.
 
-    maps as HybridAggregation gives them, deep (N, 512, H/32, W/32) -> logits (N, classes, H/8, W/8)
+    maps as HAFA gives them, deep (N, 512, H/32, W/32) -> logits (N, classes, H/8, W/8)
     """
 
     def __init__(self, inputs: int, num_classes: int, width: int):
@@ -82,7 +82,7 @@ class Refinement(nn.Module):
         self.expand = nn.Conv2d(width, 8 * num_classes, 1, bias=False)
         self.weights = _conv(8 * num_classes, 4 * num_classes, groups=num_classes)
         self.maps = nn.ModuleList(_conv(width, 1) for _ in range(3))
-        self.twice = Enlarge(2, align_corners=True)
+        self.twice = BilinearUpsample(2, align_corners=True)
 
     def forward(self, maps: list[Tensor], deep: Tensor) -> Tensor:
         *granular, logits = maps
@@ -106,8 +106,8 @@ class MGSeg(Network):
         self.backbone = resnet18("bare")
         _, shallow, middle, deep = self.backbone.outputs
         inputs = (shallow, middle, deep)
-        self.aggregation = HybridAggregation(inputs, num_classes, self.WIDTH, self.NARROW)
-        self.refinement = Refinement(deep, num_classes, self.WIDTH)
+        self.aggregation = HAFA(inputs, num_classes, self.WIDTH, self.NARROW)
+        self.refinement = FGR(deep, num_classes, self.WIDTH)
         self.extra = TrainingOnly(
             {
                 "aux16": nn.Sequential(
@@ -115,26 +115,26 @@ class MGSeg(Network):
                 )
             }
         )
-        self.enlarge = Enlarge(8, align_corners=True)
+        self.upsample_logits = BilinearUpsample(8, align_corners=True)
         for module in (*self.aggregation.modules(), *self.refinement.modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=1)
         he_normal(self.backbone)
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         _, shallow, middle, deep = self.backbone(image)
         return self.refinement(self.aggregation(shallow, middle, deep), deep)
 
-    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         _, shallow, middle, deep = self.backbone(image)
         maps = self.aggregation(shallow, middle, deep)
-        extra = {"unrefined": self.enlarge(maps[-1]), "aux16": self.extra["aux16"](middle)}
+        extra = {"unrefined": self.upsample_logits(maps[-1]), "aux16": self.extra["aux16"](middle)}
         return self.refinement(maps, deep), extra
 
 
 def _weighted_keys(theirs: str, ours: str) -> tuple[Row, ...]:
     return (
-        *unit_keys(f"hafa.{theirs}.reduce.conv", f"aggregation.{ours}.reduce", ("0", "1")),
+        *conv_norm_keys(f"hafa.{theirs}.reduce.conv", f"aggregation.{ours}.reduce", ("0", "1")),
         (f"hafa.{theirs}.fc.{{i}}", f"aggregation.{ours}.weigh.{{i}}"),
     )
 
@@ -163,7 +163,7 @@ KEYS = (
     ("fgr.conv_1", "refinement.maps.0"),
     ("fgr.conv_2", "refinement.maps.1"),
     ("fgr.conv_3", "refinement.maps.2"),
-    *unit_keys("conv_out16.conv.conv", "extra.aux16.0", ("0", "1")),
+    *conv_norm_keys("conv_out16.conv.conv", "extra.aux16.0", ("0", "1")),
     ("conv_out16.conv_out", "extra.aux16.1"),
 )
 VARIANTS = {

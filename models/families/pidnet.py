@@ -17,10 +17,10 @@ from ..layers import ConvNorm, NormConv, TrainingOnly, he_normal, resize
 from ..network import Network
 from ..variant import Variant
 from .dappm import (
+    DAPPM,
+    PAPPM,
     SHARED_KEYS,
-    ChainedPyramid,
     NormHead,
-    ParallelPyramid,
     ShortBottleneck,
     head_keys,
     norm_conv_keys,
@@ -29,7 +29,7 @@ from .dappm import (
 )
 
 
-class AttentionGuided(nn.Module):
+class PagFM(nn.Module):
     """Pag: the detail map takes from the context map where the two agree.
 
     detail (N, C, h, w), context (N, C, h', w') -> (N, C, h, w)
@@ -40,7 +40,7 @@ class AttentionGuided(nn.Module):
         self.detail = ConvNorm(channels, width, kernel=1, act=False)
         self.context = ConvNorm(channels, width, kernel=1, act=False)
 
-    def soften(self) -> None:
+    def init_untrained(self) -> None:
         """Of random weights the sum over channels is so large that rounding decides the gate; with
         this it is about their mean."""
         nn.init.constant_(self.detail.norm.weight, 1 / self.detail.conv.out_channels)
@@ -53,7 +53,7 @@ class AttentionGuided(nn.Module):
         return detail + alike * (resize(context, like=detail) - detail)
 
 
-class LightFusion(nn.Module):
+class LightBag(nn.Module):
     """Light-Bag: at boundaries the detail map counts, elsewhere the context; (N, C, h, w) each."""
 
     def __init__(self, channels: int):
@@ -66,8 +66,8 @@ class LightFusion(nn.Module):
         return self.detail(detail + (1 - edge) * context) + self.context(context + edge * detail)
 
 
-class FullFusion(nn.Module):
-    """Bag: as LightFusion, mixed first and then smoothed."""
+class Bag(nn.Module):
+    """Bag: as LightBag, mixed first and then smoothed."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -120,23 +120,23 @@ class PIDNet(Network):
         self.boundary5 = blocks(ShortBottleneck, p, p, depth=1, last_act=False)
         self.compression3 = ConvNorm(4 * c, p, kernel=1, act=False)
         self.compression4 = ConvNorm(8 * c, p, kernel=1, act=False)
-        self.pag3, self.pag4 = AttentionGuided(p, c), AttentionGuided(p, c)
+        self.pag3, self.pag4 = PagFM(p, c), PagFM(p, c)
         self.difference3 = ConvNorm(4 * c, boundary, act=False)
         self.difference4 = ConvNorm(8 * c, p, act=False)
-        pyramid = ChainedPyramid if large else ParallelPyramid
+        pyramid = DAPPM if large else PAPPM
         self.pyramid = pyramid(16 * c, pyramid_width, 4 * c)
-        self.fusion: nn.Module = FullFusion(4 * c) if large else LightFusion(4 * c)
+        self.fusion: nn.Module = Bag(4 * c) if large else LightBag(4 * c)
         self.head = NormHead(4 * c, head_width, num_classes)
         self.extra = TrainingOnly(
             {"detail": NormHead(p, head_width, num_classes), "boundary": NormHead(p, c, 1)}
         )
-        self.enlarge = nn.Identity()
+        self.upsample_logits = nn.Identity()
         he_normal(self)
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         return self.branches(image)[0]
 
-    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, detail, boundary = self.branches(image)
         inputs = {"detail": detail, "boundary": boundary}
         return logits, {name: head(inputs[name]) for name, head in self.extra.items()}

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import Block, Groups, Mlp, RelativeBias, attend, heads_of, window_plan
+from ..attention import Block, Groups, Mlp, RelativeBias, attend, split_heads, window_plan
 from ..backbones.resnet import deep_stem_keys, resnet50, stage_keys
 from ..backbones.swin import (
     UNFOLDED,
@@ -31,16 +31,16 @@ from ..backbones.swin import (
     toolbox_block_keys,
 )
 from ..heads import AUXILIARY_KEYS, EncoderDecoder, Laterals, fcn_head
-from ..layers import resize, to_map, to_tokens, unused
+from ..layers import keep_unused, resize, to_map, to_tokens
 from ..variant import Keys, Variant
-from .senformer_fused import StackedLearners, apart
-from .senformer_older import modern
+from .senformer_fused import StackedLearners, remove_shared
+from .senformer_older import rename_older_keys
 
 WIDTH, HEADS, BLOCKS = 512, 8, 6
 STRIDES = (4, 8, 16, 32)  # of the levels, a learner for each
 
 
-class WindowPyramid(nn.Module):
+class FPNT(nn.Module):
     """FPNT: a feature pyramid whose output layers are Swin blocks without a shift.
 
     The backbone's four maps -> four maps of 512 channels, at the same sizes.
@@ -77,7 +77,7 @@ class ClassLinear(nn.Linear):
         return F.linear(x - mean, self.weight) + F.linear(mean, self.weight, self.bias)
 
 
-class Attention(nn.Module):
+class EmbeddingAttention(nn.Module):
     """Multi-head attention of class embeddings: (N, Q, C) -> (N, Q, C)."""
 
     heads: int = HEADS
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         return self.proj(attend(query * self.scale, key, value).transpose(1, 2).flatten(2))
 
 
-class SelfAttention(Attention):
+class SelfAttention(EmbeddingAttention):
     """Of the class embeddings to each other."""
 
     def __init__(self) -> None:
@@ -100,10 +100,10 @@ class SelfAttention(Attention):
         self.qkv = ClassLinear(WIDTH, 3 * WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attend(*heads_of(self.qkv(x), 3 * HEADS).chunk(3, dim=1))
+        return self.attend(*split_heads(self.qkv(x), 3 * HEADS).chunk(3, dim=1))
 
 
-class CrossAttention(Attention):
+class CrossAttention(EmbeddingAttention):
     """Of the class embeddings to a map's tokens."""
 
     def __init__(self) -> None:
@@ -112,10 +112,10 @@ class CrossAttention(Attention):
         self.key_value = nn.Linear(WIDTH, 2 * WIDTH)
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
-        return self.attend(heads_of(self.query(x), HEADS), *keys_values)
+        return self.attend(split_heads(self.query(x), HEADS), *keys_values)
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        key, value = heads_of(self.key_value(tokens), 2 * HEADS).chunk(2, dim=1)
+        key, value = split_heads(self.key_value(tokens), 2 * HEADS).chunk(2, dim=1)
         return key, value
 
 
@@ -155,7 +155,7 @@ class Learner(nn.Module):
     def contrasts(self, x: Tensor) -> Tensor:
         """The logits less what all classes share, which is nothing to their softmax."""
         tokens = self.norm_tokens(to_tokens(x))
-        logits = apart(self.classes(tokens)) @ tokens.transpose(1, 2)
+        logits = remove_shared(self.classes(tokens)) @ tokens.transpose(1, 2)
         return logits.unflatten(2, x.shape[-2:])
 
     def classes(self, tokens: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class Learner(nn.Module):
             x = block(x, block.cross.keys_values(tokens))  # type: ignore[union-attr, operator]
         return self.norm_embeddings(x)
 
-    def soften(self) -> None:
+    def init_untrained(self) -> None:
         """Random classes that differ: where training starts, all are the same. Tokens and classes
         are both normed, so that their products would be far larger than trained logits."""
         nn.init.normal_(self.queries)
@@ -181,7 +181,7 @@ class SelfEnsemble(nn.Module):
 
     def __init__(self, inputs: Sequence[int], num_classes: int, shared: bool):
         super().__init__()
-        self.neck = WindowPyramid(inputs)
+        self.neck = FPNT(inputs)
         self.learners = nn.ModuleList(Learner(num_classes, shared) for _ in inputs)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -193,7 +193,7 @@ class SelfEnsemble(nn.Module):
         maps = zip(self.learners, self.neck(features), strict=True)
         return at_finest([learner(x) for learner, x in maps])
 
-    def deployed(self) -> DeployedEnsemble:
+    def to_deployed(self) -> DeployedEnsemble:
         return DeployedEnsemble(self)
 
 
@@ -237,19 +237,19 @@ class SenFormer(EncoderDecoder):
         head = SelfEnsemble(backbone.outputs, num_classes, shared)
         super().__init__(backbone, head, fcn_head(backbone.outputs[2], WIDTH, num_classes))
         self.shared = shared
-        self.unused = unused(conv_seg=nn.Conv2d(128, num_classes, 1))
+        self.unused = keep_unused(conv_seg=nn.Conv2d(128, num_classes, 1))
 
-    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         features = self.backbone(image)
         votes = self.head.votes(features)
         extra = {f"stride{stride}": vote for stride, vote in zip(STRIDES, votes, strict=True)}
         extra |= {name: head(features[2]) for name, head in self.extra.items()}
         return ensemble(votes), extra
 
-    def modern(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return modern(state)
+    def upgrade_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return rename_older_keys(state)
 
-    def adapted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Six equal blocks are one shared one."""
         if not self.shared:
             return state

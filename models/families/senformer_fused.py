@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import attend, heads_of
+from ..attention import attend, split_heads
 
 if TYPE_CHECKING:
     from .senformer import DecoderBlock, Learner
@@ -24,7 +24,7 @@ class StackedLinear(nn.Module):
     """A linear map for each learner: (learners * N, Q, inputs) -> (learners * N, Q, outputs).
 
     norms: layer norms before the maps, whose scale and shift are taken in; the input is then what
-    `normed` gives.
+    `normalize` gives.
     """
 
     def __init__(self, maps: Sequence[nn.Linear], norms: Sequence[nn.LayerNorm] | None = None):
@@ -53,7 +53,7 @@ class StackedLinear(nn.Module):
         return self
 
 
-def normed(x: Tensor) -> Tensor:
+def normalize(x: Tensor) -> Tensor:
     """Layer norm without scale and shift."""
     return F.layer_norm(x, x.shape[-1:])
 
@@ -74,10 +74,10 @@ class StackedBlock(nn.Module):
         self.fc2 = StackedLinear([b.mlp.fc2 for b in blocks])
 
     def forward(self, x: Tensor, keys_values: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        x = x + self.proj(self.read(heads_of(self.query(normed(x)), self.heads), keys_values))
-        query, key, value = heads_of(self.qkv(normed(x)), 3 * self.heads).chunk(3, dim=1)
+        x = x + self.proj(self.read(split_heads(self.query(normalize(x)), self.heads), keys_values))
+        query, key, value = split_heads(self.qkv(normalize(x)), 3 * self.heads).chunk(3, dim=1)
         x = x + self.self_proj(attend(query, key, value).transpose(1, 2).flatten(2))
-        return x + self.fc2(F.gelu(self.fc1(normed(x))))
+        return x + self.fc2(F.gelu(self.fc1(normalize(x))))
 
     def read(self, queries: Tensor, keys_values: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Each learner's queries, by head, read its own tokens."""
@@ -116,22 +116,22 @@ class StackedLearners(nn.Module):
             pairs = self.keys_values(sources, tokens)  # type: ignore[arg-type]
             for _ in range(self.applied):
                 x = block(x, pairs)
-        classes = apart(self.scaled(normed(x))).chunk(len(tokens))
+        classes = remove_shared(self.apply_scale(normalize(x))).chunk(len(tokens))
         return [c @ token.transpose(1, 2) for c, token in zip(classes, tokens, strict=True)]
 
     def keys_values(
         self, sources: nn.ModuleList, tokens: Sequence[Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
         heads = 2 * self.blocks[0].heads  # type: ignore[operator]
-        both = (heads_of(source(x), heads) for source, x in zip(sources, tokens, strict=True))
+        both = (split_heads(source(x), heads) for source, x in zip(sources, tokens, strict=True))
         return [(key, value) for key, value in (each.chunk(2, dim=1) for each in both)]
 
-    def scaled(self, x: Tensor) -> Tensor:
-        """By the last norm's scale. Its shift moves all classes alike: `apart` would drop it."""
+    def apply_scale(self, x: Tensor) -> Tensor:
+        """By the last norm's scale. Its shift moves all classes alike, and is dropped later."""
         return (x.reshape(len(self.scale), -1, x.shape[-1]) * self.scale).reshape(x.shape)
 
 
-def apart(embeddings: Tensor) -> Tensor:
+def remove_shared(embeddings: Tensor) -> Tensor:
     """Class embeddings (N, classes, C) less their mean over the classes.
 
     What all classes share, softmax takes out again; in the logits it is most of their size, and

@@ -6,7 +6,7 @@ import re
 
 from torch import Tensor
 
-from ..backbones.swin import unfolded
+from ..backbones.swin import unfold_layout
 
 _SWIN = r"^(backbone\.stages\.\d+\.blocks\.\d+|neck\.fpn_swins\.\d+\.swin_blocks\.blocks\.\d+)"
 OLDER = (  # applied one after another; a released name stays as it is
@@ -22,14 +22,14 @@ DROPPED = ".norm_queriesPre."
 _MERGING = re.compile(r"^backbone\.layers\.\d+\.downsample\.")
 
 
-def modern(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename_older_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` by the released names, and its Swin in the released layout."""
     renamed = {}
     for name, value in state.items():
         if DROPPED in name:
             continue
         if _MERGING.match(name):
-            value = unfolded(value)
+            value = unfold_layout(value)
         for older, released in OLDER:
             name = re.sub(older, released, name)
         renamed[name] = value

@@ -1,6 +1,6 @@
 """SFANet: stage-aware feature alignment.
 
-Weng et al.: "Stage-Aware Feature Alignment Network for Real-Time Semantic Segmentation of Street
+Weng et al.: "Stage-Aware Feature FAA Network for Real-Time Semantic Segmentation of Street
 Scenes", IEEE Transactions on Circuits and Systems for Video Technology 32, 2022. Reference
 implementation: the model zoo of github.com/kaigelee/CSFCN.
 """
@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones.resnet import resnet18, stage_keys
-from ..layers import ConvNorm, Enlarge, TrainingOnly, Warp, global_mean, he_normal, resize
+from ..layers import BilinearUpsample, ConvNorm, TrainingOnly, Warp, global_mean, he_normal, resize
 from ..network import Network
-from ..variant import Row, Variant, unit_keys
+from ..variant import Row, Variant, conv_norm_keys
 
 
-class Attention(nn.Module):
+class SCA(nn.Module):
     """SCA: (N, C, h, w) times the sum of a gate for each position and one for each channel."""
 
     def __init__(self, channels: int, kernel: int = 3):
@@ -30,15 +30,15 @@ class Attention(nn.Module):
         channel = torch.sigmoid(self.channel(means)).transpose(1, 2).unsqueeze(3)
         return x * (torch.sigmoid(self.spatial(x)) + channel)
 
-    def deployed(self) -> DeployedAttention:
-        return DeployedAttention(self)
+    def to_deployed(self) -> DeployedSCA:
+        return DeployedSCA(self)
 
 
-class DeployedAttention(nn.Module):
+class DeployedSCA(nn.Module):
     """SCA with the convolution along the channels as a 1x1 convolution of a banded matrix, which
     spares moving the channels to another axis and back."""
 
-    def __init__(self, plain: Attention):
+    def __init__(self, plain: SCA):
         super().__init__()
         self.spatial = plain.spatial
         taps, channels = plain.channel.weight.detach().flatten(), plain.spatial.in_channels
@@ -66,7 +66,7 @@ class SeparableBoost(nn.Module):
         )
         self.norm = nn.BatchNorm2d(channels)
         self.mix = ConvNorm(2 * channels, channels, kernel=1, act=False)
-        self.attention = Attention(channels)
+        self.attention = SCA(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         near = self.first(x)
@@ -81,13 +81,13 @@ class DenseBoost(nn.Module):
         super().__init__()
         self.first = ConvNorm(channels, channels, act=False)
         self.second = ConvNorm(channels, channels, act=False)
-        self.attention = Attention(channels)
+        self.attention = SCA(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attention(F.relu(x + self.second(self.first(x))))
 
 
-class Alignment(nn.Module):
+class FAA(nn.Module):
     """FAA: the deeper map, moved by a learned flow, is added to the shallower one.
 
     high (N, C, h, w), low (N, inputs, h', w') -> (N, C, h, w)
@@ -99,7 +99,7 @@ class Alignment(nn.Module):
         self.boost = boost
         self.offset = nn.Conv2d(2 * channels, 2, 3, padding=1, bias=False)
         self.warp = Warp(align_corners=True)
-        self.attention = Attention(channels)
+        self.attention = SCA(channels)
 
     def forward(self, high: Tensor, low: Tensor) -> Tensor:
         low = resize(self.reduce(low), like=high, align_corners=True)
@@ -125,14 +125,14 @@ class SFANet(Network):
         self.backbone = resnet18("bare")
         first, *others = self.backbone.outputs
         for stage, channels in enumerate(others, start=2):
-            self.backbone.get_submodule(f"layer{stage}").insert(1, Attention(channels))
+            self.backbone.get_submodule(f"layer{stage}").insert(1, SCA(channels))
         self.project = nn.ModuleList(ConvNorm(inputs, width) for inputs in others)
         self.align = nn.ModuleList(
             [
-                Alignment(width, first, nn.Identity()),
-                Alignment(width, width, DenseBoost(width)),
-                Alignment(width, width, SeparableBoost(width, dilations=(1, 1))),
-                Alignment(others[-1], width, SeparableBoost(width, dilations=(2, 5))),
+                FAA(width, first, nn.Identity()),
+                FAA(width, width, DenseBoost(width)),
+                FAA(width, width, SeparableBoost(width, dilations=(1, 1))),
+                FAA(others[-1], width, SeparableBoost(width, dilations=(2, 5))),
             ]
         )
         self.head = _head(2 * first, num_classes)
@@ -142,21 +142,21 @@ class SFANet(Network):
                 for stride in (4, 8, 16, 32)
             }
         )
-        self.enlarge = Enlarge(4, align_corners=True)
+        self.upsample_logits = BilinearUpsample(4, align_corners=True)
         for module in self.align.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=1)
         he_normal(self.backbone)
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         shallow, aligned = self.stages(image)
         return self.head(torch.cat([shallow, aligned[0]], dim=1))
 
-    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         shallow, aligned = self.stages(image)
         extra = {}
         for i, (name, head) in enumerate(self.extra.items()):
-            extra[name] = Enlarge(4 * 2**i, align_corners=True)(head(aligned[i]))
+            extra[name] = BilinearUpsample(4 * 2**i, align_corners=True)(head(aligned[i]))
         return self.head(torch.cat([shallow, aligned[0]], dim=1)), extra
 
     def stages(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -171,7 +171,7 @@ class SFANet(Network):
         return shallow, aligned
 
 
-def attention_keys(theirs: str, ours: str) -> tuple[Row, ...]:
+def sca_keys(theirs: str, ours: str) -> tuple[Row, ...]:
     return (
         (f"{theirs}.spatial.0", f"{ours}.spatial"),
         (f"{theirs}.channel.conv", f"{ours}.channel"),
@@ -180,7 +180,7 @@ def attention_keys(theirs: str, ours: str) -> tuple[Row, ...]:
 
 def _head_keys(theirs: str, ours: str) -> tuple[Row, ...]:
     return (
-        *unit_keys(f"{theirs}.block.0.conv", f"{ours}.0", ("0", "1")),
+        *conv_norm_keys(f"{theirs}.block.0.conv", f"{ours}.0", ("0", "1")),
         (f"{theirs}.block.1", f"{ours}.1"),
     )
 
@@ -188,33 +188,33 @@ def _head_keys(theirs: str, ours: str) -> tuple[Row, ...]:
 def _alignment_keys(stage: int) -> tuple[Row, ...]:
     theirs, ours = f"sfa{stage}", f"align.{stage - 1}"
     rows = (
-        *unit_keys(f"{theirs}.cbr.conv", f"{ours}.reduce", ("0", "1")),
+        *conv_norm_keys(f"{theirs}.cbr.conv", f"{ours}.reduce", ("0", "1")),
         (f"{theirs}.faa.offset", f"{ours}.offset"),
-        *attention_keys(f"{theirs}.faa.sca", f"{ours}.attention"),
-        *attention_keys(f"{theirs}.feb.sca", f"{ours}.boost.attention"),
+        *sca_keys(f"{theirs}.faa.sca", f"{ours}.attention"),
+        *sca_keys(f"{theirs}.feb.sca", f"{ours}.boost.attention"),
     )
     if stage == 2:
         return (
             *rows,
-            *unit_keys(f"{theirs}.feb", f"{ours}.boost.first", ("conv_1", "bn_1")),
-            *unit_keys(f"{theirs}.feb", f"{ours}.boost.second", ("conv_2", "bn_2")),
+            *conv_norm_keys(f"{theirs}.feb", f"{ours}.boost.first", ("conv_1", "bn_1")),
+            *conv_norm_keys(f"{theirs}.feb", f"{ours}.boost.second", ("conv_2", "bn_2")),
         )
     return (
         *rows,
         (f"{theirs}.feb.dw_conv_1", f"{ours}.boost.first"),
         (f"{theirs}.feb.bn_1", f"{ours}.boost.norm"),
         (f"{theirs}.feb.dw_conv_2", f"{ours}.boost.second"),
-        *unit_keys(f"{theirs}.feb", f"{ours}.boost.mix", ("conv_1x1", "bn_2")),
+        *conv_norm_keys(f"{theirs}.feb", f"{ours}.boost.mix", ("conv_1x1", "bn_2")),
     )
 
 
 KEYS = (
     ("resnet.stem", "backbone.stem.0"),
-    *attention_keys("resnet.layer{stage}.1", "backbone.layer{stage}.1"),
+    *sca_keys("resnet.layer{stage}.1", "backbone.layer{stage}.1"),
     *stage_keys("resnet."),
-    *unit_keys("resnet.cbr1.conv", "project.0", ("0", "1")),
-    *unit_keys("resnet.cbr2.conv", "project.1", ("0", "1")),
-    *unit_keys("resnet.cbr3.conv", "project.2", ("0", "1")),
+    *conv_norm_keys("resnet.cbr1.conv", "project.0", ("0", "1")),
+    *conv_norm_keys("resnet.cbr2.conv", "project.1", ("0", "1")),
+    *conv_norm_keys("resnet.cbr3.conv", "project.2", ("0", "1")),
     *(row for stage in (1, 2, 3, 4) for row in _alignment_keys(stage)),
     *_head_keys("conv_out", "head"),
     *_head_keys("conv_out1", "extra.aux4"),

@@ -16,27 +16,27 @@ from torch import Tensor, nn
 from ..backbones.resnet import ResNet, deep_stem_keys, resnet18, resnet50, stage_keys
 from ..heads import head_keys
 from ..layers import (
+    BilinearUpsample,
     Constant,
     ConvNorm,
-    Enlarge,
     Head,
     TrainingOnly,
     Warp,
     he_normal,
+    keep_unused,
     pooling_matrix,
     resize,
     spreading_matrix,
     square_bins,
-    unused,
 )
 from ..network import Network
-from ..variant import Row, Variant, unit_keys
+from ..variant import Row, Variant, conv_norm_keys
 
 BINS = square_bins((1, 2, 3, 6), 0, 0)
 CELLS = [rows * columns for rows, columns in BINS]
 
 
-class PyramidPooling(nn.Module):
+class PPM(nn.Module):
     """PPM: the map beside averages of itself at four scales, then one convolution.
 
     (N, inputs, h, w) -> (N, width, h, w)
@@ -57,15 +57,15 @@ class PyramidPooling(nn.Module):
         ]
         return self.dropout(self.bottleneck(torch.cat([*pooled, x], dim=1)))
 
-    def deployed(self) -> DeployedPyramidPooling:
-        return DeployedPyramidPooling(self)
+    def to_deployed(self) -> DeployedPPM:
+        return DeployedPPM(self)
 
 
-class DeployedPyramidPooling(nn.Module):
+class DeployedPPM(nn.Module):
     """PPM with each level's two convolutions merged into one of a few cells, and all levels
     enlarged by one matrix product: a 1x1 convolution and a bilinear resize commute."""
 
-    def __init__(self, plain: PyramidPooling):
+    def __init__(self, plain: PPM):
         super().__init__()
         last = plain.bottleneck.conv
         width, inputs = last.out_channels, plain.levels[0].conv.in_channels
@@ -93,7 +93,7 @@ class DeployedPyramidPooling(nn.Module):
         return F.relu(self.own(x) + spread.unflatten(2, size))
 
 
-class Alignment(nn.Module):
+class FAM(nn.Module):
     """FAM: the deep map is moved by a flow, learned from both maps, and laid over the shallow one.
 
     shallow (N, inputs, 2h, 2w), deep (N, width, h, w) -> (N, width, 2h, 2w)
@@ -113,14 +113,14 @@ class Alignment(nn.Module):
         flow = self.flow(torch.cat([reduced, self.shallow_down(shallow)], dim=1))
         return shallow + self.warp(deep, flow)
 
-    def deployed(self) -> DeployedAlignment:
-        return DeployedAlignment(self)
+    def to_deployed(self) -> DeployedFAM:
+        return DeployedFAM(self)
 
 
-class DeployedAlignment(nn.Module):
+class DeployedFAM(nn.Module):
     """FAM with the linear chain to the flow merged, see `FlowTaps`."""
 
-    def __init__(self, plain: Alignment):
+    def __init__(self, plain: FAM):
         super().__init__()
         self.lateral, self.warp = plain.lateral, plain.warp
         self.flow = FlowTaps(plain.flow, plain.deep_down, plain.shallow_down)
@@ -182,22 +182,24 @@ class SFNet(Network):
         super().__init__()
         self.backbone = backbone
         *shallow, deep = backbone.outputs
-        self.pooling = PyramidPooling(deep, width, dropout=0.1 if official else 0.0)
-        self.align = nn.ModuleList(Alignment(inputs, width, official) for inputs in shallow)
+        self.pooling = PPM(deep, width, dropout=0.1 if official else 0.0)
+        self.align = nn.ModuleList(FAM(inputs, width, official) for inputs in shallow)
         self.smooth = nn.ModuleList(ConvNorm(width, width) for _ in shallow)
         self.head = Head(4 * width, width, num_classes, 0.0 if official else 0.1, kind=head)
         self.extra = TrainingOnly()
         if supervised:
             for stride in (16, 8, 4):
                 self.extra[f"stride{stride}"] = Head(width, width, num_classes, 0.1, bias=official)
-        self.enlarge = Enlarge(4, align_corners=True) if official else nn.Identity()
+        self.upsample_logits = (
+            BilinearUpsample(4, align_corners=True) if official else nn.Identity()
+        )
         he_normal(self)
         nn.init.normal_(self.head.classifier.weight, std=0.01)
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         return self.fuse(self.pyramid(image))
 
-    def auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         maps = self.pyramid(image)
         by_stride = dict(zip(("stride4", "stride8", "stride16"), maps, strict=False))
         extra = {name: head(by_stride[name]) for name, head in self.extra.items()}
@@ -232,19 +234,19 @@ class SFNetLite(Network):
         width = self.WIDTH
         self.backbone = backbone
         shallow, _, middle, deep = backbone.outputs
-        self.pooling = PyramidPooling(deep, width, dropout=0.1)
+        self.pooling = PPM(deep, width, dropout=0.1)
         self.shallow = ConvNorm(shallow, width, kernel=1, bias=True)
         self.middle = ConvNorm(middle, width, kernel=1, bias=True)
         self.gated = GatedFlow(width)
         self.head = Head(2 * width, width, num_classes)
-        self.enlarge = Enlarge(4, align_corners=True)
-        self.unused = unused(
+        self.upsample_logits = BilinearUpsample(4, align_corners=True)
+        self.unused = keep_unused(
             lateral=ConvNorm(deep, width, kernel=1, bias=True),
             head=Head(width, width, num_classes, bias=True),
         )
         he_normal(self)
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         shallow, _, middle, deep = self.backbone(image)
         mixed = self.gated(self.shallow(shallow), self.pooling(deep))
         middle = resize(self.middle(middle), like=mixed, align_corners=True)
@@ -299,13 +301,13 @@ def _sfnet_lite(num_classes: int) -> SFNetLite:
 KEYS = (
     *deep_stem_keys("backbone.stem"),
     *stage_keys("backbone."),
-    *unit_keys("neck.ppm.{i}.1", "pooling.levels.{i}"),
-    *unit_keys("neck.bottleneck", "pooling.bottleneck"),
-    *unit_keys("neck.fams.{i}.low_conv", "align.{i}.lateral"),
+    *conv_norm_keys("neck.ppm.{i}.1", "pooling.levels.{i}"),
+    *conv_norm_keys("neck.bottleneck", "pooling.bottleneck"),
+    *conv_norm_keys("neck.fams.{i}.low_conv", "align.{i}.lateral"),
     ("neck.fams.{i}.low_down_conv", "align.{i}.shallow_down"),
     ("neck.fams.{i}.high_down_conv", "align.{i}.deep_down"),
     ("neck.fams.{i}.flow_conv", "align.{i}.flow"),
-    *unit_keys("neck.convs.{i}", "smooth.{i}"),
+    *conv_norm_keys("neck.convs.{i}", "smooth.{i}"),
     *head_keys("decode_head", "head"),
     *head_keys("auxiliary_head.0", "extra.stride16"),
     *head_keys("auxiliary_head.1", "extra.stride8"),
@@ -314,33 +316,36 @@ KEYS = (
 
 
 def _sequence_keys(theirs: str, ours: str) -> tuple[Row, ...]:
-    return (*unit_keys(theirs, f"{ours}.hidden", ("0", "1")), (f"{theirs}.4", f"{ours}.classifier"))
+    return (
+        *conv_norm_keys(theirs, f"{ours}.hidden", ("0", "1")),
+        (f"{theirs}.4", f"{ours}.classifier"),
+    )
 
 
 _OFFICIAL = (  # what all networks of the authors' own repository share
     *deep_stem_keys("layer0.0", "layer0.1"),
     *stage_keys(""),
-    *unit_keys("head.ppm.stages.{i}", "pooling.levels.{i}", ("1", "2")),
-    *unit_keys("head.ppm.bottleneck", "pooling.bottleneck", ("0", "1")),
-    *unit_keys("head.conv_last.0", "head.hidden", ("0", "1")),
+    *conv_norm_keys("head.ppm.stages.{i}", "pooling.levels.{i}", ("1", "2")),
+    *conv_norm_keys("head.ppm.bottleneck", "pooling.bottleneck", ("0", "1")),
+    *conv_norm_keys("head.conv_last.0", "head.hidden", ("0", "1")),
     ("head.conv_last.1", "head.classifier"),
 )
 OFFICIAL_KEYS = (
     *_OFFICIAL,
-    *unit_keys("head.fpn_in.{i}", "align.{i}.lateral", ("0", "1")),
+    *conv_norm_keys("head.fpn_in.{i}", "align.{i}.lateral", ("0", "1")),
     ("head.fpn_out_align.{i}.down_l", "align.{i}.shallow_down"),
     ("head.fpn_out_align.{i}.down_h", "align.{i}.deep_down"),
     ("head.fpn_out_align.{i}.flow_make", "align.{i}.flow"),
-    *unit_keys("head.fpn_out.{i}.0", "smooth.{i}", ("0", "1")),
+    *conv_norm_keys("head.fpn_out.{i}.0", "smooth.{i}", ("0", "1")),
     *_sequence_keys("head.dsn.0", "extra.stride4"),
     *_sequence_keys("head.dsn.1", "extra.stride8"),
     *_sequence_keys("head.dsn.2", "extra.stride16"),
 )
 LITE_KEYS = (
     *_OFFICIAL,
-    *unit_keys("head.fpn_in.0", "shallow", ("0", "1")),
-    *unit_keys("head.fpn_in.1", "middle", ("0", "1")),
-    *unit_keys("head.fpn_in.2", "unused.lateral", ("0", "1")),
+    *conv_norm_keys("head.fpn_in.0", "shallow", ("0", "1")),
+    *conv_norm_keys("head.fpn_in.1", "middle", ("0", "1")),
+    *conv_norm_keys("head.fpn_in.2", "unused.lateral", ("0", "1")),
     ("head.flow_align_module.down_l", "gated.shallow_down"),
     ("head.flow_align_module.down_h", "gated.deep_down"),
     ("head.flow_align_module.flow_make", "gated.flow"),

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..backbones.resnet import WIDTHS, ResNet, resnet18, stage_keys
 from ..fuse import deploy
 from ..layers import (
+    BilinearUpsample,
     Constant,
     ConvNorm,
-    Enlarge,
     NormConv,
     he_normal,
     pooling_matrix,
@@ -27,7 +27,7 @@ from ..layers import (
     resize,
 )
 from ..network import Network
-from ..variant import Row, Variant, unit_keys
+from ..variant import Row, Variant, conv_norm_keys
 
 WIDTH = 128
 SPP_ROWS = (8, 4, 2)
@@ -67,7 +67,7 @@ class SpatialPyramid(nn.Module):
         return self.fuse(torch.cat([x, *pooled], dim=1))
 
 
-class Upsample(nn.Module):
+class UpsampleBlend(nn.Module):
     """deep (N, width, h, w), skip (N, inputs, 2h, 2w) -> (N, width, 2h, 2w)"""
 
     def __init__(self, inputs: int, width: int):
@@ -88,13 +88,13 @@ class SwiftNet(Network):
         self.backbone = backbone
         *skips, deep = backbone.outputs
         self.spp = SpatialPyramid(deep, WIDTH)
-        self.upsample = nn.ModuleList(Upsample(inputs, WIDTH) for inputs in reversed(skips))
+        self.upsample = nn.ModuleList(UpsampleBlend(inputs, WIDTH) for inputs in reversed(skips))
         self.classifier = NormConv(WIDTH, num_classes, bias=True)
-        self.enlarge = Enlarge(4, align_corners=False)
+        self.upsample_logits = BilinearUpsample(4, align_corners=False)
         he_normal(self)
         self.classifier.conv.reset_parameters()
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         *skips, deep = self.backbone(image)
         x = self.spp(deep)
         for upsample, skip in zip(self.upsample, reversed(skips), strict=True):
@@ -134,7 +134,7 @@ class SharedResNet(nn.Module):
         features: list[Tensor] = self.body(image)
         return features
 
-    def deployed(self) -> UnsharedResNet:
+    def to_deployed(self) -> UnsharedResNet:
         return UnsharedResNet(self)
 
 
@@ -197,13 +197,13 @@ class SwiftNetPyramid(Network):
         self.laterals = nn.ModuleList(nn.Conv2d(w, WIDTH, 1, bias=False) for w in reversed(WIDTHS))
         self.blends = nn.ModuleList(NormConv(WIDTH, WIDTH, kernel=3) for _ in range(BLENDS))
         self.classifier = NormConv(WIDTH, num_classes, bias=True)
-        self.enlarge = Enlarge(4, align_corners=False)
+        self.upsample_logits = BilinearUpsample(4, align_corners=False)
         he_normal(self)
         for lateral in self.laterals:
             nn.init.kaiming_normal_(lateral.weight, mode="fan_out", nonlinearity="relu")
         self.classifier.conv.reset_parameters()
 
-    def coarse(self, image: Tensor) -> Tensor:
+    def forward_logits(self, image: Tensor) -> Tensor:
         sums: dict[int, Tensor] = {}  # by halvings since stride 4
         for level, shrink in enumerate(self.shrink):
             features = self.backbone(shrink(image), level)
@@ -220,7 +220,7 @@ class SwiftNetPyramid(Network):
 
 
 def _norm_conv(theirs: str, ours: str) -> tuple[Row, ...]:
-    return unit_keys(theirs, ours, ("conv", "norm"))
+    return conv_norm_keys(theirs, ours, ("conv", "norm"))
 
 
 _COMMON = (
@@ -229,7 +229,7 @@ _COMMON = (
     ("backbone.img_std", None),
 )
 KEYS = (
-    *unit_keys("backbone", "backbone.stem.0", ("conv1", "bn1")),
+    *conv_norm_keys("backbone", "backbone.stem.0", ("conv1", "bn1")),
     *stage_keys("backbone."),
     *_norm_conv("backbone.spp.spp.spp_bn", "spp.reduce"),
     *_norm_conv("backbone.spp.spp.spp_fuse", "spp.fuse"),
