@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import MissingPackage, UsageError
 from .frames import Frame, Unreadable
 
 SCHEMAS = (
@@ -35,7 +35,7 @@ class McapLog:
     Unreadable. count: of its images; fps: of them, on average, 0 for a single one.
 
     Raises ValueError if the file is no MCAP log or damaged, which may also come to light while it
-    is iterated, has no such topic, or several and none is named; RuntimeError where the mcap
+    is iterated, has no such topic, or several and none is named; MissingPackage where the mcap
     packages are missing.
     """
 
@@ -101,16 +101,12 @@ class McapLog:
             yield from _mcap()(file).iter_messages(topics=[self.topic])
 
 
-class _Missing(RuntimeError):
-    """A package is."""
-
-
 @contextmanager
 def _damage_told(path: Path) -> Iterator[None]:
     """One clear error in place of all that a damaged file makes its readers raise."""
     try:
         yield
-    except _Missing:
+    except MissingPackage:
         raise
     except Exception as error:  # of mcap, its decompressors and its message decoders
         why = " ".join(str(error).split()) or type(error).__name__
@@ -152,7 +148,7 @@ def _decoder(encoding: str, schema: Any) -> Decoder | None:
         from mcap_protobuf.decoder import DecoderFactory as Protobuf
         from mcap_ros2.decoder import DecoderFactory as Ros2
     except ImportError as error:
-        raise _Missing(INSTALL) from error
+        raise MissingPackage(INSTALL) from error
     factories: list[Any] = [Ros2(), Protobuf()]
     for factory in factories:
         decode = factory.decoder_for(encoding, schema)
@@ -166,5 +162,5 @@ def _mcap() -> Any:
     try:
         from mcap.reader import make_reader
     except ImportError as error:
-        raise _Missing(INSTALL) from error
+        raise MissingPackage(INSTALL) from error
     return make_reader

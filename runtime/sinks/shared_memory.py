@@ -7,11 +7,13 @@ The file (best on /dev/shm) is little-endian. It starts with a header of 64 byte
     8       uint32  version of this layout, 1
     12      uint32  slots
     16      uint64  bytes of a slot, its header included
-    24      uint64  messages written so far; the newest is in slot (count - 1) % slots
+    24      uint64  number of the newest message; it is in slot (number - 1) % slots
 
-Slots follow, each with a header of 128 bytes and then the labels, row by row, uint8:
+Numbers begin at the machine's uptime in microseconds and rise by one, so they go on rising when the
+writer is started again. Slots follow, each with a header of 128 bytes and then the labels, row by
+row, uint8:
 
-    0       uint64  sequence: odd while the slot is written; 2 x the message's number, from 1, after
+    0       uint64  sequence: odd while the slot is written; 2 x the message's number after
     8       uint32  kind: 0 result, 1 LATE, 2 STALE, 3 LOST
     12      uint32  CRC-32 (zlib) of the slot's bytes 16 to 128 + height x width
     16      uint64  frame id, 2^64 - 1 for a status without a frame
@@ -25,14 +27,19 @@ Slots follow, each with a header of 128 bytes and then the labels, row by row, u
 
 A reader copies the slot, then checks that the sequence is the same even number before and after and
 that the CRC is right; else the writer came round meanwhile, and it reads the newest slot again.
+Where the name leads to another inode than the one that is mapped, it opens the file anew: a writer
+that was started again, or that needs more room, puts a new file in the old one's place.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import mmap
 import os
 import struct
 import tempfile
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,11 +55,22 @@ HEADER, SLOT_HEADER = 64, 128
 FACTS = struct.Struct("<QQQQQII64s")  # from the slot's byte 16 on
 KINDS = (None, StatusKind.LATE, StatusKind.STALE, StatusKind.LOST)
 NO_FRAME = (1 << 64) - 1
+MOST_READS = 8  # of a slot that the writer is at, or that is damaged
 
 
 class Ring:
-    """The writing side, a sink. The file is made anew for a result that does not fit, so at the
-    first one too; messages are counted on, and readers open it again by its name."""
+    """The writing side, a sink.
+
+    Its file is made anew for a result that does not fit, so at the first one too.
+
+    Args:
+        path: of the file; its folder is made.
+        slots: messages that stay readable, at least 2.
+
+    Raises:
+        UsageError: fewer than 2 slots.
+        OSError: another process writes a ring there, or the folder cannot be made.
+    """
 
     name = "shared-memory ring"
 
@@ -60,41 +78,90 @@ class Ring:
         if slots < 2:
             raise UsageError(f"a ring has at least 2 slots, not {slots}")
         self.path, self.slots = path, slots
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_second_writer(path)
+        self._handle = -1
         self._map: mmap.mmap | None = None
         self._room = 0
-        self._count = 0
+        self._number = time.monotonic_ns() // 1000
 
     def __call__(self, message: Message) -> None:
         labels = message.labels if isinstance(message, Result) else np.empty((0, 0), np.uint8)
-        if self._map is None or labels.size > self._room:
+        if self._map is None or labels.size > self._room or not self._named():
             self._make(labels.size)
         assert self._map is not None
-        start = HEADER + self._count % self.slots * (SLOT_HEADER + self._room)
+        number = self._number + 1
+        start = HEADER + (number - 1) % self.slots * (SLOT_HEADER + self._room)
         body = _facts(message, labels.shape) + labels.tobytes()
-        number = self._count + 1
         struct.pack_into("<Q", self._map, start, 2 * number - 1)
         self._map[start + 16 : start + 16 + len(body)] = body
         kind = 0 if isinstance(message, Result) else KINDS.index(message.kind)
         struct.pack_into("<II", self._map, start + 8, kind, zlib.crc32(body))
         struct.pack_into("<Q", self._map, start, 2 * number)
-        self._count = number
+        self._number = number
         struct.pack_into("<Q", self._map, 24, number)
+
+    def _named(self) -> bool:
+        """Whether readers still find this file by its name; False once it was deleted."""
+        return _inode(self.path) == os.fstat(self._handle).st_ino
 
     def _make(self, room: int) -> None:
         """A new file in the old one's place."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         try:
-            os.ftruncate(handle, HEADER + self.slots * (SLOT_HEADER + room))
-            self._map, self._room = mmap.mmap(handle, 0), room
-            layout = struct.pack("<IIQQ", VERSION, self.slots, SLOT_HEADER + room, self._count)
-            self._map[:32] = MAGIC + layout
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _reserve(handle, HEADER + self.slots * (SLOT_HEADER + room), self.path)
+            fresh = mmap.mmap(handle, 0)
+            layout = struct.pack("<IIQQ", VERSION, self.slots, SLOT_HEADER + room, self._number)
+            fresh[:32] = MAGIC + layout
             os.replace(temporary, self.path)
-        finally:
+        except BaseException:
+            os.unlink(temporary)
             os.close(handle)
+            raise
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle, self._map, self._room = handle, fresh, room
 
     def close(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """Delete the file, unless it is another writer's by now."""
+        if self._handle < 0:
+            return
+        if self._named():
+            self.path.unlink(missing_ok=True)
+        os.close(self._handle)
+        self._handle, self._map = -1, None
+
+
+def _reserve(handle: int, size: int, path: Path) -> None:
+    """A sparse file on a full file system would end this process with SIGBUS at the first write to
+    its mapping; reserved space makes that an OSError here."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        os.ftruncate(handle, size)
+        return
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
+
+
+def _refuse_second_writer(path: Path) -> None:
+    """A writer holds a lock on its file, which the kernel frees when the process is gone."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return
+    except BlockingIOError as error:
+        text = "another process writes this ring: give each drive one of its own"
+        raise OSError(errno.EBUSY, text, str(path)) from error
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _facts(message: Message, shape: tuple[int, ...]) -> bytes:
@@ -111,7 +178,7 @@ def _facts(message: Message, shape: tuple[int, ...]) -> bytes:
 
 @dataclass(frozen=True)
 class RingEntry:
-    """A message as a reader sees it: number from 1; kind None for a result, whose labels (H, W)
+    """A message as a reader sees it: kind None for a result, whose labels (H, W)
     uint8 are the reader's own; text: the level, or a status' cause. Times in monotonic ns."""
 
     number: int
@@ -126,50 +193,63 @@ class RingEntry:
 
 
 class RingReader:
-    """The reading side, in another process. Raises ValueError if the file is no ring, OSError if
-    there is none."""
+    """The reading side, in another process; it may start before the writer.
+
+    Args:
+        path: of the ring, which need not exist yet.
+
+    Raises:
+        UsageError: the file is no ring.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self._open()
+        self._inode: int | None = None
+        self._map: mmap.mmap | None = None
+        self._follow()
 
-    def _open(self) -> None:
-        path = self.path
-        with path.open("rb") as file:
-            self._file = os.fstat(file.fileno()).st_ino
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        magic, version, self.slots, self.slot_bytes = struct.unpack_from("<8sIIQ", self._map)
-        if magic != MAGIC or version != VERSION:
-            raise UsageError(f"{path} is no ring of layout {VERSION}")
+    def _follow(self) -> None:
+        """Open the file that the name leads to, if it is another one than before."""
+        inode = _inode(self.path)
+        if inode is None or inode == self._inode:
+            return
+        with self.path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < HEADER:
+                raise UsageError(f"{self.path} is no ring of layout {VERSION}")
+            fresh = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            inode = os.fstat(file.fileno()).st_ino
+        magic, version, slots, slot_bytes = struct.unpack_from("<8sIIQ", fresh)
+        fits = slots and slot_bytes >= SLOT_HEADER and HEADER + slots * slot_bytes <= len(fresh)
+        if magic != MAGIC or version != VERSION or not fits:
+            raise UsageError(f"{self.path} is no ring of layout {VERSION}")
+        self._inode, self._map, self.slots, self.slot_bytes = inode, fresh, slots, slot_bytes
 
     def latest(self, after: int = 0) -> RingEntry | None:
-        """The newest message, if its number is above `after`."""
-        if self.path.exists() and self.path.stat().st_ino != self._file:
-            self._open()
-        while True:
-            (count,) = struct.unpack_from("<Q", self._map, 24)
-            if count <= after or self._blank(count):
+        """The newest message, if its number is above `after`; None also where there is no ring yet,
+        or its newest slot is damaged."""
+        self._follow()
+        if self._map is None:
+            return None
+        for _ in range(MOST_READS):
+            (number,) = struct.unpack_from("<Q", self._map, 24)
+            if number <= after:
                 return None
-            start = HEADER + (count - 1) % self.slots * self.slot_bytes
-            entry = self._read(start, count)
-            if entry is not None:
+            if (entry := self._read(self._map, number)) is not None:
                 return entry
+        return None
 
-    def _blank(self, count: int) -> bool:
-        """Whether the newest message was written into the file that this one replaced."""
-        start = HEADER + (count - 1) % self.slots * self.slot_bytes
-        return bool(struct.unpack_from("<Q", self._map, start)[0] == 0)
-
-    def _read(self, start: int, number: int) -> RingEntry | None:
-        """None if the slot changed while it was read."""
-        before, kind, checksum = struct.unpack_from("<QII", self._map, start)
-        slot = self._map[start + 16 : start + self.slot_bytes]
-        (after,) = struct.unpack_from("<Q", self._map, start)
+    def _read(self, memory: mmap.mmap, number: int) -> RingEntry | None:
+        """None if the slot is damaged or changed while it was read."""
+        start = HEADER + (number - 1) % self.slots * self.slot_bytes
+        before, kind, checksum = struct.unpack_from("<QII", memory, start)
+        slot = memory[start + 16 : start + self.slot_bytes]
+        (after,) = struct.unpack_from("<Q", memory, start)
         if not before == after == 2 * number:
             return None
         frame_id, captured, wall, published, expires, height, width, text = FACTS.unpack_from(slot)
         body = slot[: FACTS.size + height * width]
-        if zlib.crc32(body) != checksum:
+        # The CRC leaves out the kind, so it is held against the labels' size.
+        if zlib.crc32(body) != checksum or kind >= len(KINDS) or (kind == 0) != (height > 0):
             return None
         labels = np.frombuffer(body, np.uint8, height * width, FACTS.size).reshape(height, width)
         known = None if frame_id == NO_FRAME else frame_id
@@ -179,4 +259,5 @@ class RingReader:
         )
 
     def close(self) -> None:
-        self._map.close()
+        if self._map is not None:
+            self._map.close()
