@@ -1,3 +1,91 @@
-"""Real-time street-scene segmentation: export, prove, measure and run networks in a vehicle."""
+"""Real-time street-scene segmentation: export, prove, measure and run networks in a vehicle.
+
+The public names are read from their shelves when they are first used, so that `import rtseg` is
+instant and a vehicle never loads PyTorch:
+
+    model = rtseg.load_model("csfcn_tiny", weights="mine.pth")
+    (artifact,) = rtseg.export(model, size=(512, 1024), to="tensorrt", precision="fp16")
+    segment = rtseg.load(artifact.path)
+    labels = segment(frame)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    ArtifactError,
+    BackendError,
+    CheckpointError,
+    DataError,
+    ExportError,
+    MissingPackage,
+    ProofError,
+    RecipeError,
+    RtsegError,
+    TrainingError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from .export.artifact import Artifact
+    from .export.export import export
+    from .models.loading import Model, load_model
+    from .runtime import Card, Drive, Segmenter, load
+    from .speed.bench import bench
+    from .train import train
 
 __version__ = "0.1.0"
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "BackendError",
+    "Card",
+    "CheckpointError",
+    "DataError",
+    "Drive",
+    "ExportError",
+    "MissingPackage",
+    "Model",
+    "ProofError",
+    "RecipeError",
+    "RtsegError",
+    "Segmenter",
+    "TrainingError",
+    "UsageError",
+    "__version__",
+    "bench",
+    "export",
+    "load",
+    "load_model",
+    "train",
+]
+_SHELVES = {  # public name: the module that has it
+    "Artifact": "export",
+    "Card": "runtime",
+    "Drive": "runtime",
+    "Model": "models.loading",
+    "Segmenter": "runtime",
+    "bench": "speed",
+    "export": "export",
+    "load": "runtime",
+    "load_model": "models.loading",
+    "train": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SHELVES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    shelf = importlib.import_module(f".{_SHELVES[name]}", __name__)
+    # `export` and `train` are packages too, which Python puts here under the same names as soon as
+    # one of their modules is imported. So that the order of imports changes nothing, the names
+    # always mean the packages, and those can be called (see `_package.py`).
+    value = shelf if name == _SHELVES[name] else getattr(shelf, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,6 +7,7 @@ exception is a bug and shows its traceback.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 __all__ = [
@@ -91,3 +92,8 @@ class ProofError(RtsegError, RuntimeError):
 
 class TrainingError(RtsegError, RuntimeError):
     """Training that cannot go on; the message says why and what to do."""
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Tell that `old` has another name now; it is understood in this version still."""
+    warnings.warn(f"{old} is called {new} now: use that before 0.2", FutureWarning, stacklevel=3)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import UsageError, warn_renamed
 from . import large_sets
 from .large_sets import devkit_color, names_in
 
@@ -154,6 +154,9 @@ def _entry(entry: object, number: int, path: Path) -> tuple[str, Color]:
         return entry, devkit_color(number + 1)
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise UsageError(f"{where}: write a name, or {{name: road, color: [128, 64, 128]}}")
+    if "colour" in entry:
+        warn_renamed(f"{where}: 'colour'", "'color'")
+        entry = {"color": entry["colour"]} | {k: v for k, v in entry.items() if k != "colour"}
     if unknown := set(entry) - {"name", "color"}:
         raise UsageError(f"{where}: unknown key {unknown.pop()!r}: known are name, color")
     color = entry.get("color", devkit_color(number + 1))

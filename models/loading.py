@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
 import torch
 from torch import nn
 
-from ..data.classes import CITYSCAPES, CLASS_SETS, ClassSet
+from ..data.classes import CITYSCAPES, CLASS_SETS, ClassSet, load_class_set
 from ..data.scenes import scenes
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UsageError
 from . import VARIANTS, build
 from .checkpoints import load_checkpoint
 from .identify import SURE, likely
@@ -27,8 +28,15 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Source:
-    """A network with weights, and where they come from; `trained` is False for random ones."""
+class Model:
+    """A network with its weights and its classes: what `export`, `bench` and `evaluate` take whole.
+
+    Attributes:
+        network: in eval mode, on the CPU.
+        classes: what its labels mean.
+        weights_from: the file of the weights, or how they were drawn.
+        trained: False for random weights.
+    """
 
     network: Network
     classes: ClassSet
@@ -36,12 +44,54 @@ class Source:
     trained: bool
 
 
-def open_source(model: str, weights: Path | None = None, classes: ClassSet | None = None) -> Source:
-    """`model`: a variant's name, or a checkpoint's path. Without `weights` a variant takes those
-    that ship with it, if they are for `classes`, else seeded random ones.
+def load_model(
+    what: str | os.PathLike[str] | Network | Model,
+    weights: str | os.PathLike[str] | None = None,
+    classes: str | os.PathLike[str] | ClassSet | None = None,
+) -> Model:
+    """A network with its weights and its classes.
 
-    Raises ValueError for an unknown name, CheckpointError for weights that do not fit.
+    Args:
+        what: a variant's name, "NAME:WEIGHTS", a checkpoint (its variant is recognized), or a
+            `Network` with the weights that it has.
+        weights: checkpoint to load into the named variant; by default the weights that ship with
+            it, if they are for `classes`, else seeded random ones.
+        classes: a class set, its name or its YAML file; by default that of the weights.
+
+    Raises:
+        UsageError: no variant is called so, or `what` has its weights already.
+        CheckpointError: the weights cannot be read or do not fit; nothing was loaded.
     """
+    if isinstance(classes, (str, os.PathLike)):
+        classes = load_class_set(classes)
+    if isinstance(what, (Network, Model)):
+        if weights is not None:
+            raise UsageError("a network has its weights already: name a variant to load some into")
+        return _with_classes(what, classes)
+    name, colon, file = os.fspath(what).partition(":")
+    if colon and name in VARIANTS:
+        if weights is not None:
+            raise UsageError(f"{what} names its weights already: leave the others out")
+        return _open(name, Path(file), classes)
+    return _open(os.fspath(what), None if weights is None else Path(weights), classes)
+
+
+def _with_classes(what: Network | Model, classes: ClassSet | None) -> Model:
+    network = what.network if isinstance(what, Model) else what
+    count = network.info.num_classes
+    if classes is not None and len(classes) != count:
+        raise UsageError(f"{classes.name!r} has {len(classes)} classes, the network {count}")
+    if isinstance(what, Model):
+        return what if classes is None else replace(what, classes=classes)
+    if classes is None and count == len(CITYSCAPES):
+        classes = CITYSCAPES
+    if classes is None:
+        names = tuple(f"class {i}" for i in range(count))
+        classes = ClassSet("unnamed", names, tuple((i, i, i) for i in range(count)))
+    return Model(network, classes, "memory", True)
+
+
+def _open(model: str, weights: Path | None, classes: ClassSet | None) -> Model:
     if model not in VARIANTS and (weights is not None or not Path(model).exists()):
         build(model)  # says what the name might have been
     if model not in VARIANTS:
@@ -51,11 +101,15 @@ def open_source(model: str, weights: Path | None = None, classes: ClassSet | Non
         weights = shipped
     if weights is None:
         classes = classes or CITYSCAPES
-        return Source(build_untrained(model, len(classes)), classes, f"random, seed {SEED}", False)
+        return Model(build_untrained(model, len(classes)), classes, f"random, seed {SEED}", False)
     classes = classes or read_classes(weights) or CITYSCAPES
     network = load_checkpoint(build(model, len(classes)), weights)
     trained = read_metadata(weights).get("trained", True)
-    return Source(network, classes, weights.name, bool(trained))
+    return Model(network, classes, weights.name, bool(trained))
+
+
+Source: TypeAlias = Model  # until the last caller has the new names
+open_source = load_model
 
 
 def shipped_weights(variant: str) -> Path | None:

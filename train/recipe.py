@@ -10,10 +10,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import RecipeError
+from ..errors import RecipeError, warn_renamed
 from .sections import Recipe
 
 RECIPES = Path(__file__).with_name("recipes")
+RENAMED = {"optimiser": "optimizer", "quantise": "quantize"}  # keys of 0.1
 
 
 def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
@@ -62,7 +63,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise RecipeError(f"{path} holds no `key: value` lines")
-    return content
+    return _rename_keys(content)
+
+
+def _rename_keys(content: dict[str, Any]) -> dict[str, Any]:
+    """Old spellings under their new names, in the same order."""
+    for old in content.keys() & RENAMED:
+        warn_renamed(f"the recipe's {old!r}", repr(RENAMED[old]))
+    return {RENAMED.get(key, key): value for key, value in content.items()}
 
 
 def _parsed(change: str) -> dict[str, Any]:
@@ -76,7 +84,7 @@ def _parsed(change: str) -> dict[str, Any]:
         raise RecipeError(f"the value in {change!r} is no YAML") from error
     for key in reversed(keys.split(".")):
         content = {key: content}
-    return dict(content)
+    return _rename_keys(content)
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

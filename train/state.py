@@ -40,6 +40,8 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
     if not isinstance(state, dict) or "iteration" not in state:
         raise CheckpointError(f"{path} is not the state of a training run")
+    if "optimiser" in state:  # as 0.1 wrote it
+        state["optimizer"] = state.pop("optimiser")
     return state
 
 
