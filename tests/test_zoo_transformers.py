@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,20 +147,33 @@ def test_training_gives_logits_and_auxiliary_logits_by_name(name: str) -> None:
     assert {logits.shape[1] for logits in outputs.values()} == {5}
 
 
+# Weights whose gradients are sums that cancel, so that rounding alone decides whether one is 0.
+CANCELLED = {
+    # All scores of a query get the same, which softmax takes out again; in this one stage's step,
+    # each of the four units is on for all offsets or off for all.
+    "crossformer": r"attention\.bias\.steps\.2\.2\.bias|stages\.0\.1\.\S*steps\.2\.0\.bias",
+    # All of a channel gets the same, which a batch norm takes out again.
+    "ecfd": r"project\.(\d\.conv|[01]\.norm)\.bias|blocks\.2\.spatial\.mlp\.fc2\.bias",
+    "senformer": "nothing",
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", FAST_FIRST)
-def test_every_weight_learns(name: str) -> None:
-    torch.manual_seed(0)
-    network = small(name).train()
+def test_every_weight_learns(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    network = small(name).double().train()  # some operations stay in float32, the networks' own
     for module in network.modules():
         if hasattr(module, "rate"):
             module.rate = 0
-    outputs = network(torch.randn(2, 3, 64, 64))
+    outputs = network(torch.randn(2, 3, 64, 64, dtype=torch.float64))
     sum((logits * torch.randn_like(logits)).sum() for logits in outputs.values()).backward()
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
     assert not [n for n, p in trained.items() if p.grad is None]
-    # The last bias of a position MLP adds the same to all scores: softmax takes it out again.
-    idle = [n for n, p in trained.items() if p.grad.abs().max() == 0]
-    assert not [n for n in idle if not n.endswith("attention.bias.steps.2.2.bias")]
+    # What cancels is below 1e-5, everything else above 1e-3.
+    idle = {n for n, p in trained.items() if float(p.grad.abs().max()) < 3e-4}
+    cancelled = CANCELLED[name.split("_")[0]]
+    assert idle == {n for n in trained if re.search(f"({cancelled})$", n)}
 
 
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.slow)])
