@@ -1,13 +1,20 @@
 """Metadata and mapping: the repository's root is the package `rtseg`."""
 
+import contextlib
 import re
+import site
+import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.editable_wheel import editable_wheel
 
 HERE = Path(__file__).parent
 FOLDERS = ("models", "data", "train", "export", "runtime", "speed", "demo", "fleet", "cli")
-EXPORT = [
+# One of two: both packages write the folder `onnxruntime`, and CUDA is gone where both are there.
+CPU = ["onnxruntime>=1.20"]
+GPU = ["onnxruntime-gpu[cuda,cudnn]>=1.20"]
+EXPORT = [  # and CPU or GPU: a graph is proven in ONNX Runtime
     "torch>=2.6",
     "onnx>=1.17",
     "onnxscript>=0.3",
@@ -33,9 +40,39 @@ TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it i
 WEB = ["starlette>=0.40", "uvicorn>=0.30"]
 FLEET = ["ray[data]>=2.40", "pyarrow>=17"]
 TESTS = ["pytest>=8", "playwright>=1.45", "tritonclient>=2.41", "grpcio>=1.60", *TRITON]
-ALL = [*TRAIN, *OPENVINO, *TENSORRT, *DRIVE, *WEB]  # fleets apart: Ray is large
+MOST = [*TRAIN, *OPENVINO, *TENSORRT, *DRIVE, *WEB]  # fleets apart: Ray is large
+ALL = [*MOST, *CPU]
+
+
+class Editable(editable_wheel):
+    """`pip install -e`, which makes this checkout visible.
+
+    Version 0.1 wrote compiled loops into its installed folder. pip leaves what it did not write,
+    and the folder that remains hides the checkout: Python takes it for the package.
+    """
+
+    def run(self) -> None:
+        places = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+        for place in (*places, site.getusersitepackages()):
+            remove_leftovers(Path(place) / "rtseg")
+        super().run()
+
+
+def remove_leftovers(package: Path) -> None:
+    """Remove compiled loops from a package's folder, and all folders that are empty then."""
+    for path in package.glob("**/__pycache__/*.nb[ci]"):
+        path.unlink(missing_ok=True)
+    if (package / "__init__.py").exists():  # what is still installed
+        return
+    for path in package.glob("**/__pycache__/*.pyc"):
+        path.unlink(missing_ok=True)
+    for path in (*sorted(package.glob("**/"), reverse=True), package):
+        with contextlib.suppress(OSError):  # not empty: somebody's own
+            path.rmdir()
+
 
 setup(
+    cmdclass={"editable_wheel": Editable},
     name="rtseg",
     version=re.search(r'__version__ = "(.+)"', (HERE / "__init__.py").read_text()).group(1),
     description="Street-scene segmentation networks, exported, proven, measured and driven",
@@ -58,24 +95,26 @@ setup(
     install_requires=[
         "numpy>=1.26",
         "opencv-python>=4.9",
-        "onnxruntime>=1.20",
+        "openvino>=2025.0",  # runs ONNX files too, on any CPU
         "psutil>=5.9",
         "pydantic>=2.7",
         "typer>=0.15",
         "rich>=13.7",
     ],
     extras_require={
+        "cpu": CPU,
+        "gpu": [*GPU, "nvidia-ml-py>=12", *TRITON],
         "export": EXPORT,
         "mlperf": ["mlcommons-loadgen>=6.0"],
         "openvino": OPENVINO,
         "fast": FAST,
         "tensorrt": TENSORRT,
-        "gpu": ["onnxruntime-gpu>=1.20", "nvidia-ml-py>=12", *TRITON],
         "train": TRAIN,
         "web": WEB,
         "fleet": FLEET,
         "drive": DRIVE,
         "all": ALL,
+        "all-gpu": [*MOST, *GPU, *TRITON],
         "dev": [*ALL, *FLEET, *TESTS, "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-psutil"],
     },
     entry_points={"console_scripts": ["rtseg=rtseg.cli:main"]},

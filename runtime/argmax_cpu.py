@@ -1,31 +1,46 @@
 """The compiled loops of `argmax.py`, whose head says why they are exact. Needs numba.
 
-Compiled code is kept in the folder `__pycache__` here, else in the user's cache.
+Compiled code is kept in the user's cache (or NUMBA_CACHE_DIR), or nowhere. In the package's folder,
+where numba puts it of its own accord, it would outlive the package and hide the next one's modules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numba import config as numba_config
 from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from .packages import cache_folder, can_write
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 UNDECIDED = 255
 MARGIN, FLOOR = np.float32(2**-20), np.float32(1e-35)  # here, since the cache watches this file
 WIDTH = 256  # columns of a piece of a band: 12 rows of them fit into 32 KiB
 LOWEST = np.float32(-np.inf)
+numba_settings: Any = numba_config
+
+
+@cache
+def cache_for_loops() -> Path | None:
+    folder = Path(numba_settings.CACHE_DIR or cache_folder() / "compiled")
+    return folder if can_write(folder) else None
 
 
 def compiled(function: Function) -> Function:
     """Without the interpreter's lock, so that threads share a frame; rounding as written."""
+    folder, before = cache_for_loops(), numba_settings.CACHE_DIR
     try:
-        made: Any = njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder for the cache can be written, as on a locked-down vehicle
-        made = njit(nogil=True, error_model="numpy")(function)
+        numba_settings.CACHE_DIR = str(folder or "")  # numba looks at it here, and never again
+        made: Any = njit(nogil=True, cache=folder is not None, error_model="numpy")(function)
+    finally:
+        numba_settings.CACHE_DIR = before
     kept: Function = made
     return kept
 

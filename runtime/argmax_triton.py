@@ -15,6 +15,7 @@ tests run them in Triton's interpreter too (TRITON_INTERPRET=1), which takes ten
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,11 @@ from torch import Tensor
 from ..errors import ArtifactError
 from .argmax import MOST_CLASSES, Axis
 from .artifact import Enlargement
+from .packages import writable_cache
+
+# Triton's own folder lies in the home, which may be read-only; it looks here when it compiles.
+if not {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys():
+    os.environ["TRITON_CACHE_DIR"] = str(writable_cache("triton"))
 
 COLUMNS = 128  # of a program: with 8 rows, 8 pixels a thread
 MOST_ROWS = 8

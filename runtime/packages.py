@@ -6,12 +6,17 @@ without a GPU, for several at once, and compiles the kernels at first run. Their
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import importlib
 import importlib.util
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -119,9 +124,60 @@ def read_header(path: Path) -> tuple[Flavour, str, int] | None:
 
 
 def cache_folder() -> Path:
-    """Where this user's machine keeps what it measured or compiled; may not exist yet."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(home) if home else Path.home() / ".cache") / "rtseg"
+    """Where this user's machine keeps what it measured or compiled.
+
+    It may not exist yet, and it may be read-only, as a vehicle's home can be: who writes there does
+    without where it fails, or asks `writable_cache`. Without any home: a folder of this process.
+    """
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        if os.path.isabs(home := os.environ.get(name, "")):  # the XDG rules: others are ignored
+            return Path(home) / "rtseg"
+    try:
+        return Path.home() / ".cache" / "rtseg"
+    except RuntimeError:  # no HOME, and no such user, as in many a container
+        with contextlib.suppress(OSError):
+            return scratch_folder()
+        return Path(os.devnull) / "rtseg"  # where nothing is, and nothing can be written
+
+
+def writable_cache(name: str) -> Path:
+    """The folder `name` in the cache, made; where that cannot be written, one of this process.
+
+    Raises OSError where no temporary folder can be made either.
+    """
+    folder = cache_folder() / name
+    if not can_write(folder):
+        folder = scratch_folder() / name
+        folder.mkdir(exist_ok=True)
+    return folder
+
+
+def can_write(folder: Path) -> bool:
+    """Whether there is room for a file in `folder`, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            file.write(bytes(1 << 20))
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def scratch_folder() -> Path:
+    """A folder for this process alone, removed when it ends.
+
+    Raises OSError where none can be made.
+    """
+    # Not a fixed name: whoever made that first could put code there, which compiled loops are.
+    folder, owner = Path(tempfile.mkdtemp(prefix="rtseg-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not a child that was forked
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
 
 
 def slug(text: str) -> str:

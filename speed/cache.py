@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import UsageError
-from ..runtime.packages import cache_folder
+from ..runtime.packages import writable_cache
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ def _plain(network: Network, size: Size) -> torch.nn.Module:
 
 def _cache_folder(name: str, weights: str) -> Path:
     """This network's folder of artifacts; those that older code made of it are removed."""
-    bench = cache_folder() / "bench"
+    bench = writable_cache("bench")
     prefix = f"{name}-{weights[:16]}-"
     folder = bench / f"{prefix}{__version__}-{_code_digest()[:8]}"
     for stale in bench.glob(f"{prefix}*"):

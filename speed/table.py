@@ -13,7 +13,7 @@ from .. import __version__
 from ..data.classes import CITYSCAPES
 from ..data.files import write_atomically
 from ..errors import RtsegError
-from ..runtime.packages import cache_folder, slug
+from ..runtime.packages import slug, writable_cache
 from ..system import SystemInfo, read_system
 from .bench import bench
 from .pages import FORMAT
@@ -59,7 +59,7 @@ def measure(wanted: Wanted, folder: Path, progress: Progress = lambda step, shar
     What cannot be exported or run is listed in the file under `absent`, with the reason.
     """
     here = read_system()
-    cells, key = cache_folder() / "table" / slug(str(here)), wanted.key(here)
+    cells, key = writable_cache("table") / slug(str(here)), wanted.key(here)
     path = folder / f"{slug(_short(here))}.json"
     pairs = [(model, size) for size in wanted.sizes for model in wanted.models]
     rows: list[dict[str, Any]] = []

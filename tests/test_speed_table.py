@@ -40,7 +40,7 @@ def measured(tmp_path, monkeypatch) -> list[tuple[str, tuple[int, int]]]:
 
     monkeypatch.setattr(table, "bench", fake)
     monkeypatch.setattr(table, "machine", lambda: MACHINE)
-    monkeypatch.setattr(table, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return asked
 
 
