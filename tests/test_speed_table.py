@@ -39,7 +39,7 @@ def measured(tmp_path, monkeypatch) -> list[tuple[str, tuple[int, int]]]:
         return report_of(models[0], sizes[0], 10.0)
 
     monkeypatch.setattr(table, "bench", fake)
-    monkeypatch.setattr(table, "machine", lambda: MACHINE)
+    monkeypatch.setattr(table, "read_system", lambda: MACHINE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return asked
 
@@ -89,7 +89,7 @@ def test_what_does_not_run_is_listed_with_its_reason(measured, tmp_path):
 def test_machines_are_merged_each_under_its_name(measured, tmp_path, monkeypatch):
     table.measure(WANTED, tmp_path)
     other = dataclasses.replace(MACHINE, cpu="Other CPU", gpus=("Some GPU",))
-    monkeypatch.setattr(table, "machine", lambda: other)
+    monkeypatch.setattr(table, "read_system", lambda: other)
     table.measure(WANTED, tmp_path)
     (tmp_path / "soak.json").write_text('{"frames": 3}')  # other results live there too
     pages.write(tmp_path)
