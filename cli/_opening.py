@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ._console import need, note, working
+from ._console import note, working
 from ._options import View, class_set, parse_sizes
 
 if TYPE_CHECKING:
@@ -28,12 +28,14 @@ def labeller(
 
     view: how a network looks at a frame; an artifact has settled that already.
     """
-    from ..speed.plan import is_artifact
+    from ..resolve import is_artifact, open_segmenter
 
     if backend or is_artifact(model):
         if view != View():
             raise UsageError("an artifact runs as exported: leave out --size, --scale, --flip, ...")
-        with open_model(model, backend, device) as segmenter:
+        with working() as step:
+            segmenter = open_segmenter(model, backend=backend, device=device, progress=step)
+        with segmenter:
             yield segmenter, segmenter.card.classes
         return
     from ..models.loading import open_source
@@ -61,16 +63,3 @@ def check_classes(names: Sequence[str], classes: ClassSet) -> None:
             f"the model knows {len(names)} classes ({', '.join(names[:3])}, ...), "
             f"the data {len(classes)} ({', '.join(classes.names[:3])}, ...): they must be the same"
         )
-
-
-def open_model(model: str, backend: str | None, device: str | None) -> Any:
-    """A Segmenter of an artifact, or of a variant or checkpoint that is exported first."""
-    from ..runtime import load
-    from ..speed.plan import exported_model, is_artifact
-
-    if is_artifact(model):
-        return load(model, backend, device)
-    need("torch", "PyTorch", "export", "predict")
-    with working() as step:
-        path = exported_model(model, backend, step)
-    return load(path, backend, device)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from ..errors import UsageError
-from ._console import JobFailed, bar, err, need, show, working
+from ._console import JobFailed, bar, err, show, working
 from ._live import Host, Port, Token, new_page, serving
-from ._opening import open_model
 from ._options import Backend, Device, Json, Sizes, parse_sizes
 
 if TYPE_CHECKING:
@@ -98,28 +97,14 @@ def _open(
     models: list[str], size: list[str] | None, backend: str | None, device: str | None
 ) -> list[Any]:
     """A Segmenter of every model, or, with sizes, of every model at every size."""
-    sizes = parse_sizes(size)
-    if not sizes:
-        return [open_model(model, backend, device) for model in models]
-    from ..runtime import load
-    from ..speed.plan import is_artifact
+    from ..resolve import open_segmenter
 
-    if artifact := next((model for model in models if is_artifact(model)), None):
-        raise UsageError(f"{artifact} has its size already: leave --size out, or name a network")
-    need("torch", "PyTorch", "export", "demo")
-    from ..models.loading import open_source
-    from ..runtime.backends.backend import installed
-    from ..speed.plan import exported
-
-    backend = backend or ("openvino" if installed("openvino") else "onnxruntime")
-    opened = []
     with working() as step:
-        for model in models:
-            source = open_source(model)
-            for each in sizes:
-                paths = exported(source, each, [backend], "fp32", lambda line, share: step(line))
-                opened.append(load(paths[backend], backend, device))
-    return opened
+        return [
+            open_segmenter(model, size=each, backend=backend, device=device, progress=step)
+            for model in models
+            for each in (*parse_sizes(size),) or (None,)
+        ]
 
 
 def _serve(
@@ -136,9 +121,11 @@ def _serve(
     are the levels of its ladder."""
     from ..data.camera import is_camera
     from ..data.sources import open_drive_source
+    from ..resolve import resolve_artifact
     from ..runtime import Drive, DriveLimits
 
-    artifacts = [_artifact(model, backend) for model in models]
+    with working() as step:
+        artifacts = [resolve_artifact(m, backend=backend, progress=step) for m in models]
     page = new_page(artifacts[0], deadline_ms, "demo")
     limits = DriveLimits(max_age_ms=max(500.0, 5 * deadline_ms), deadline_ms=deadline_ms)
     camera = open_drive_source(source, fps, loops=not is_camera(source), topic=topic)
@@ -146,13 +133,3 @@ def _serve(
     page.watch = drive.snapshot
     with serving(page, *address):
         drive.run()
-
-
-def _artifact(model: str, backend: str | None) -> Path:
-    from ..speed.plan import exported_model, is_artifact
-
-    if is_artifact(model):
-        return Path(model)
-    need("torch", "PyTorch", "export", "demo")
-    with working() as step:
-        return exported_model(model, backend, step)

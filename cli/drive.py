@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from ..errors import UsageError
-from ._console import note, show
+from ._console import note, show, working
 from ._drive_compare import compare_with_bench, tell_age
 from ._drive_report import judge, table_of, what_ran, write_report
 from ._live import Host, Port, Token, new_page, serving
@@ -81,6 +81,7 @@ def drive(
     rtseg drive 0 --model artifacts/csfcn_512x1024_fp16.engine --deadline 40 --health 8080
     """
     from ..data.sources import open_drive_source
+    from ..resolve import resolve_artifact
     from ..runtime import Drive, DriveLimits
     from ..runtime.drive.drive import build_artifact_task
     from ..runtime.drive.faults import FaultySink, FaultySource, with_faults
@@ -96,7 +97,8 @@ def drive(
     limits = DriveLimits(max_age_ms=max_age, deadline_ms=deadline)
     frames = open_drive_source(source, rate, loop, topic)
     wishes = RealtimeOptions(cores=tuple(core or ())) if realtime else None
-    artifacts = [_artifact(each, backend) for each in model]
+    with working() as step:
+        artifacts = [resolve_artifact(m, backend=backend, progress=step) for m in model]
     task = build_artifact_task(artifacts, backend, device, wishes)
 
     open_drive = partial(
@@ -146,18 +148,6 @@ def drive(
         write_report(report, text, facts)
     show(text, table_of(facts), as_json)
     judge(facts)
-
-
-def _artifact(model: str, backend: str | None) -> Path:
-    """The path of an artifact; a network's name or a checkpoint is exported first."""
-    from ..speed.plan import exported_model, is_artifact
-    from ._console import need, working
-
-    if is_artifact(model):
-        return Path(model)
-    need("torch", "PyTorch", "export", "drive")
-    with working() as step:
-        return Path(exported_model(model, backend, step))
 
 
 def _plan(path: Path | None) -> FaultPlan | None:

@@ -43,8 +43,10 @@ def fleet(
         need(module, title, "fleet", "fleet")
     from ..fleet.fleet import Options, single_process
     from ..fleet.fleet import fleet as run
+    from ..resolve import resolve_artifact
 
-    artifact = _artifact(model, backend)
+    artifact = resolve_artifact(model, backend=backend, progress=note)
+    note(f"artifact: {artifact}")
     options = Options(form, workers, batch, address, backend, device, gpus)
     loop = single_process(inputs, artifact, options, compare) if compare else 0.0
 
@@ -70,14 +72,3 @@ def fleet(
     show(json.dumps(facts), table, as_json)
     if summary.failed:
         raise JobFailed(f"{len(summary.failed)} logs failed; the same command tries them again")
-
-
-def _artifact(model: str, backend: str | None) -> Path:
-    from ..speed.plan import exported_model, is_artifact
-
-    if is_artifact(model):
-        return Path(model)
-    need("torch", "PyTorch", "export", "fleet")
-    path = exported_model(model, backend, note)
-    note(f"artifact: {path}")
-    return path

@@ -8,8 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ._console import JobFailed, bar, err, show
-from ._opening import open_model
+from ._console import JobFailed, bar, err, show, working
 from ._options import Backend, Device, Json
 
 
@@ -32,9 +31,12 @@ def predict(
     """
     from ..data.frames import Frame, Unreadable, open_source
     from ..demo.predict import predict as run
+    from ..resolve import open_segmenter
 
     frames = open_source(source)
-    with open_model(model, backend, device) as segmenter, bar("frames") as progress:
+    with working() as step:
+        segmenter = open_segmenter(model, backend=backend, device=device, progress=step)
+    with segmenter, bar("frames") as progress:
         task = progress.add_task("predict", total=frames.count or None)
 
         def advance(frame: Frame | Unreadable) -> None:

@@ -89,6 +89,8 @@ class Host:
 
     def _peer_entries(self, contest: Contest, opened: Sequence[Opened]) -> list[PeerEntry]:
         """On a device of each kind that our rows ran on: an engine is compared on its own GPU."""
+        if not contest.has_network:
+            return []
         kinds = dict.fromkeys(kind_of(each) for each in opened)
         if "cuda" in kinds and not _torch_has_cuda():
             del kinds["cuda"]

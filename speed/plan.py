@@ -12,23 +12,29 @@ from typing import TYPE_CHECKING
 
 from ..data.classes import ClassSet
 from ..data.scenes import scenes
-from ..errors import ArtifactError, MissingPackage, UsageError
+from ..errors import UsageError
+from ..resolve import (
+    cached_export,
+    check_backends,
+    default_size,
+    fastest_backends,
+    graph_precision,
+    is_artifact,
+    load_source,
+)
 from ..runtime import Card, read_card
-from ..runtime.backends.backend import BACKENDS, choose, cuda_available, installed
-from ..system import NoiseWatch, gpus
+from ..runtime.backends.backend import BACKENDS, choose
+from ..system import NoiseWatch
 from .baselines import PEERS, Plain, peer_class
-from .cache import exported as exported
 from .cache import plain_export, text_of
 from .contestant import Artifact, Contestant, Frames
 from .roofline import Work, work_of
 
 if TYPE_CHECKING:
-    from ..models.loading import Source
+    from ..models.loading import Model
 
 Size = tuple[int, int]
 Progress = Callable[[str, float], None]
-ON_CPU = ("openvino", "onnxruntime")
-ON_GPU = ("tensorrt", "torch", "onnxruntime")
 # Precision asked for: the graph it needs, and what OpenVINO is told to compute that graph in.
 OPENVINO = {
     "fp32": ("fp32", "fp32"),
@@ -42,12 +48,14 @@ SCENES = 4
 @dataclass(frozen=True)
 class Entry:
     """An artifact and the backend that runs it. hint: the precision that OpenVINO shall compute in,
-    None for its default. asked_for: if False, a failure to load only leaves the row out."""
+    None for its default. asked_for: if False, a failure to load only leaves the row out. model: the
+    network that it was exported from for this measurement."""
 
     path: Path
     backend: str
     hint: str | None
     asked_for: bool
+    model: Model | None = None
 
     @property
     def title(self) -> str:
@@ -67,7 +75,7 @@ class PeerEntry:
     """The network as others run it. peer: a name of PEERS; device: "cpu" or "cuda[:N]"."""
 
     peer: str
-    source: Source
+    source: Model
     size: Size
     device: str
 
@@ -98,6 +106,7 @@ class Contest:
 
     card: Card
     entries: list[Entry]
+    model: Model | None = None  # the network that they were exported from, where it is at hand
 
     @property
     def title(self) -> str:
@@ -113,20 +122,30 @@ class Contest:
     def work(self) -> Work:
         """What the plain network has to do for a frame; without its layers if PyTorch is absent."""
         pixels = self.card.size[0] * self.card.size[1]
-        if importlib.util.find_spec("torch") is None:
+        if not self.has_network:
             return Work(self.card.macs, self.card.params, pixels)
         return work_of(self._source.network, self.card.size)
 
-    @cached_property
-    def _source(self) -> Source:
-        """The variant with its shipped or seeded weights: they do not change its speed."""
-        from ..models.loading import open_source
+    @property
+    def has_network(self) -> bool:
+        """Whether the plain network can be run beside: an artifact may be of one unknown here."""
+        if self.model is not None:
+            return True
+        if importlib.util.find_spec("torch") is None:
+            return False
+        from ..models import VARIANTS
 
-        return open_source(self.card.model, classes=self.card.class_table)
+        return self.card.model in VARIANTS
+
+    @cached_property
+    def _source(self) -> Model:
+        """The network that was exported; of an artifact the variant, with its shipped or seeded
+        weights: they do not change its speed."""
+        return self.model or load_source(self.card.model, classes=self.card.class_table)
 
 
 def plan(
-    models: Sequence[str],
+    models: Sequence[str | Model],
     sizes: Sequence[Size],
     backends: Sequence[str],
     precisions: Sequence[str],
@@ -145,32 +164,18 @@ def plan(
     """
     if not models:
         raise UsageError("nothing to measure: name a variant, a checkpoint or an artifact")
-    _check(backends)
+    check_backends(backends)
     wish = _Wish(sizes, backends, precisions, device, progress, calib, classes)
     contests: dict[tuple[str, int, Size], Contest] = {}
     for model in models:
         for entry in wish.entries(model):
             card = read_card(entry.path)
             key = card.model, len(card.classes), card.size
-            contests.setdefault(key, Contest(card, [])).entries.append(entry)
+            contest = contests.setdefault(key, Contest(card, [], entry.model))
+            contest.entries.append(entry)
     if not contests:
         raise UsageError("; ".join(wish.absent))
     return list(contests.values()), wish.absent
-
-
-def _check(backends: Sequence[str]) -> None:
-    for backend in backends:
-        if backend not in BACKENDS:
-            known = ", ".join(BACKENDS)
-            raise UsageError(f"no backend is called {backend!r}: choose from {known}")
-        if not installed(backend):
-            extra = BACKENDS[backend].extra
-            raise MissingPackage(f'{backend} is not installed: pip install "rtseg[{extra}]"')
-        if backend == "tensorrt" and not gpus():
-            raise ArtifactError(
-                "tensorrt runs engines on an NVIDIA GPU, and none answers here: measure with "
-                f"{' or '.join(name for name in ON_CPU if installed(name))}"
-            )
 
 
 class _Wish:
@@ -189,11 +194,12 @@ class _Wish:
         self.calib, self.classes = calib, classes
         self.sizes, self.backends, self.precisions = sizes, backends, precisions
         self.device, self.progress = device, progress
-        self.on_gpu = (device or "cuda").startswith("cuda") and bool(gpus())
         self.absent: list[str] = []
 
-    def entries(self, model: str) -> Iterable[Entry]:
-        return self._of_artifact(Path(model)) if is_artifact(model) else self._of_network(model)
+    def entries(self, model: str | Model) -> Iterable[Entry]:
+        if isinstance(model, str) and is_artifact(model):
+            return self._of_artifact(Path(model))
+        return self._of_network(model)
 
     def _of_artifact(self, path: Path) -> Iterable[Entry]:
         card = read_card(path)
@@ -222,19 +228,19 @@ class _Wish:
             return fitting
         return [choose(path, self.backends[0] if self.backends else None, self.device)]
 
-    def _of_network(self, model: str) -> Iterator[Entry]:
-        source = _open_source(model, self.classes)
-        for size in dict.fromkeys(self.sizes or [_usual_size(source)]):
+    def _of_network(self, model: str | Model) -> Iterator[Entry]:
+        source = load_source(model, classes=self.classes)
+        for size in dict.fromkeys(self.sizes or [default_size(source)]):
             for graph, ways in self._by_graph().items():
                 backends = list(dict.fromkeys(backend for backend, _ in ways))
-                paths = exported(source, size, backends, graph, self.progress, self.calib)
+                paths = cached_export(source, size, backends, graph, self.progress, self.calib)
                 for backend, hint in ways:
-                    yield Entry(paths[backend], backend, hint, bool(self.backends))
+                    yield Entry(paths[backend], backend, hint, bool(self.backends), source)
 
     def _by_graph(self) -> dict[str, list[tuple[str, str | None]]]:
         """(backend, hint) by the precision of the graph that they share."""
         grouped: dict[str, list[tuple[str, str | None]]] = {}
-        for backend, graph, hint in self._ways(self._backends(), self.usual_graph):
+        for backend, graph, hint in self._ways(self._backends(), graph_precision(self.device)):
             grouped.setdefault(graph, []).append((backend, hint))
         return grouped
 
@@ -252,63 +258,4 @@ class _Wish:
                     yield backend, precision, None
 
     def _backends(self) -> list[str]:
-        return list(dict.fromkeys(self.backends)) or self.usual_backends()
-
-    def usual_backends(self) -> list[str]:
-        """Those installed that make the best of this machine, the fastest first."""
-        on_gpu = [name for name in ON_GPU if self.on_gpu and installed(name) and _uses_gpu(name)]
-        return on_gpu or [name for name in ON_CPU if installed(name)]
-
-    @property
-    def usual_graph(self) -> str:
-        return "fp16" if self.on_gpu else "fp32"
-
-
-def _uses_gpu(backend: str) -> bool:
-    """Whether the installed package was built for GPUs."""
-    if backend == "onnxruntime":
-        return cuda_available()
-    if backend == "torch":
-        import torch
-
-        return torch.cuda.is_available()
-    return True
-
-
-def is_artifact(model: str) -> bool:
-    """Whether `model` names a file that a runtime loads: not a variant, nor a bare checkpoint."""
-    path = Path(model)
-    if path.suffix == ".safetensors":
-        try:
-            read_card(path)
-        except ArtifactError:
-            return False
-        return True
-    return any(path.suffix in entry.suffixes for entry in BACKENDS.values())
-
-
-def _open_source(model: str, classes: ClassSet | None = None) -> Source:
-    try:
-        from ..models.loading import open_source
-    except ImportError as error:
-        raise MissingPackage(
-            f"{model} has to be exported first, which needs PyTorch: pip install "
-            '"rtseg[export]", or measure an artifact'
-        ) from error
-    return open_source(model, classes=classes)
-
-
-def _usual_size(source: Source) -> Size:
-    from ..models import VARIANTS
-
-    return VARIANTS[source.network.info.name].size
-
-
-def exported_model(model: str, backend: str | None, step: Callable[[str], None]) -> Path:
-    """A variant or checkpoint as the artifact that runs fastest here, or in `backend`."""
-    _check([backend] if backend else [])
-    wish = _Wish([], [backend] if backend else [], [], None, lambda line, share: step(line))
-    chosen = wish.backends[0] if backend else wish.usual_backends()[0]
-    source = _open_source(model)
-    paths = exported(source, _usual_size(source), [chosen], wish.usual_graph, wish.progress)
-    return paths[chosen]
+        return list(dict.fromkeys(self.backends)) or fastest_backends(self.device)

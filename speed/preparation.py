@@ -119,6 +119,9 @@ def set_up(
         ceilings=_ceilings(device, cores, progress) if roofline else {},
     )
     warnings = [*skipped, *([NO_TORCH] if eager and not has_torch else [])]
+    if eager and has_torch:
+        unknown = dict.fromkeys(each.card.model for each in contests if not each.has_network)
+        warnings += [f"no eager row: no network is called {name} here" for name in unknown]
     return Setup(host, contests, frames, warnings, started)
 
 

@@ -164,22 +164,3 @@ def test_a_row_that_was_not_measured_as_asked_says_so():
     loud = [Result(**{**vars(row), "noise": Noise(share, 0.0, 1.0)}) for share in (0.2, 0.4)]
     (line,) = bench_module.doubts_of(loud, threads=4)
     assert "40%" in line
-
-
-def test_the_model_of_a_name_is_the_artifact_for_its_backend(measured, monkeypatch):
-    monkeypatch.setattr(plan, "_usual_size", lambda source: SIZE)
-    path = plan.exported_model("csfcn_nano", "torch", lambda line: None)
-    assert path.name == "csfcn_nano_64x128_fp32.safetensors"
-    assert plan.is_artifact(str(path))
-    assert not plan.is_artifact("csfcn_nano")
-
-
-def test_on_a_gpu_the_backends_built_for_it_are_measured(monkeypatch):
-    gpu = object()
-    monkeypatch.setattr(plan, "gpus", lambda: [gpu])
-    monkeypatch.setattr(plan, "installed", lambda backend: True)
-    monkeypatch.setattr(plan, "_uses_gpu", lambda backend: backend != "onnxruntime")
-    wish = plan._Wish([], [], [], None, lambda *_: None)
-    assert (wish.usual_backends(), wish.usual_graph) == (["tensorrt", "torch"], "fp16")
-    on_cpu = plan._Wish([], [], [], "cpu", lambda *_: None)
-    assert (on_cpu.usual_backends(), on_cpu.usual_graph) == (["openvino", "onnxruntime"], "fp32")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from rtseg.errors import ArtifactError
-from rtseg.speed import plan
+from rtseg import resolve
+from rtseg.errors import MissingPackage
 from speed_parts import CARD, onnx_with_card, planned
 
 
@@ -42,13 +42,6 @@ def test_a_wish_that_an_artifact_cannot_fulfil_is_refused(tmp_path, wish, messag
         planned([onnx_with_card(tmp_path)], **wish)
 
 
-def test_an_engine_without_a_gpu_is_refused_before_it_is_built(monkeypatch):
-    monkeypatch.setattr(plan, "installed", lambda backend: True)
-    monkeypatch.setattr(plan, "gpus", list)
-    with pytest.raises(ArtifactError, match="none answers here: measure with openvino"):
-        planned(["csfcn_nano"], backends=["tensorrt"])
-
-
 def test_nothing_to_measure_is_refused():
     with pytest.raises(ValueError, match="name a variant"):
         planned([])
@@ -68,6 +61,15 @@ def test_bf16_is_for_backends_that_compute_in_it(tmp_path):
 
 
 def test_an_absent_package_is_named_with_what_brings_it(monkeypatch):
-    monkeypatch.setattr(plan, "installed", lambda backend: False)
-    with pytest.raises(ArtifactError, match=r'pip install "rtseg\[openvino\]"'):
+    monkeypatch.setattr(resolve, "installed", lambda backend: False)
+    with pytest.raises(MissingPackage, match=r'pip install "rtseg\[openvino\]"'):
         planned(["csfcn_nano"], backends=["openvino"])
+
+
+def test_an_artifact_of_a_network_unknown_here_is_measured_alone(tmp_path):
+    """It has no plain network to be compared with: nothing says how that would be built."""
+    path = onnx_with_card(tmp_path, CARD.model_copy(update={"model": "my_unet"}))
+    (contest,), _ = planned([path])
+    assert not contest.has_network
+    (known,), _ = planned([onnx_with_card(tmp_path)])
+    assert known.has_network

@@ -1,0 +1,253 @@
+"""What a user typed, as the model or the artifact that it means.
+
+An artifact is taken as it is. A variant's name, `NAME:WEIGHTS`, a checkpoint or a `Model` is
+exported for this machine first, and the export is kept in the user's cache. PyTorch loads only
+where something has to be exported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import ArtifactError, MissingPackage, UsageError
+from .runtime import Segmenter, load, read_card
+from .runtime.backends.backend import BACKENDS, cuda_available, installed
+from .runtime.packages import writable_cache
+from .system import gpus
+
+if TYPE_CHECKING:
+    from .data.classes import ClassSet
+    from .models.loading import Model
+
+Size = tuple[int, int]  # (height, width) in pixels
+Progress = Callable[[str, float], None]  # (what is being done, share done)
+logger = logging.getLogger("rtseg")
+
+ON_CPU = ("openvino", "onnxruntime")  # the fastest first
+ON_GPU = ("tensorrt", "torch", "onnxruntime")
+TARGETS = {"onnxruntime": "onnx"}  # what `export` writes for a backend, where the names differ
+ROOT = Path(__file__).parent
+# Networks whose weights ship: the more accurate one to look at, the faster one to keep up.
+BEST_TO_LOOK_AT, BEST_TO_DRIVE = "csfcn_tiny", "csfcn_nano"
+
+
+def is_artifact(what: str | os.PathLike[str]) -> bool:
+    """Whether `what` names a file that a runtime loads: not a variant, nor a bare checkpoint."""
+    path = Path(what)
+    if path.suffix == ".safetensors":
+        try:
+            read_card(path)
+        except ArtifactError:
+            return False
+        return True
+    return any(path.suffix in entry.suffixes for entry in BACKENDS.values())
+
+
+def load_source(
+    what: str | os.PathLike[str] | Model,
+    weights: str | os.PathLike[str] | None = None,
+    classes: str | os.PathLike[str] | ClassSet | None = None,
+) -> Model:
+    """`load_model`, or one line on how to get along where PyTorch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise MissingPackage(
+            f"{what} has to be exported first, which needs PyTorch: pip install "
+            '"rtseg[export]", or name an artifact'
+        )
+    from .models.loading import load_model
+
+    return load_model(what, weights, classes)
+
+
+def resolve_artifact(
+    what: str | os.PathLike[str] | Model,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    classes: str | os.PathLike[str] | ClassSet | None = None,
+    size: Size | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Path:
+    """The path of an artifact; of anything else, its export for this machine.
+
+    Args:
+        what: an artifact, a variant's name, "NAME:WEIGHTS", a checkpoint, or what `load_model`
+            gave.
+        weights, classes: of a network, as `load_model` takes them.
+        size: (height, width) in pixels of the export; by default the one that it was trained at.
+        backend: that shall run it; by default the fastest one here.
+        device: "cpu" or "cuda[:N]".
+        progress: called with a line before each step of an export.
+
+    Raises:
+        UsageError: no model is called so, or an artifact is asked for another size.
+        MissingPackage: the backend, or PyTorch to export with, is not installed.
+    """
+    if isinstance(what, (str, os.PathLike)) and is_artifact(what):
+        if weights is not None or classes is not None or size is not None:
+            raise UsageError(
+                f"{what} has its weights, classes and size already: leave --weights, --classes and "
+                "--size out, or name a network"
+            )
+        return Path(what)
+    check_backends([backend] if backend else [])
+    chosen = backend or fastest_backends(device)[0]
+    model = load_source(what, weights, classes)
+    paths = cached_export(
+        model,
+        size or default_size(model),
+        [chosen],
+        graph_precision(device),
+        lambda step, share: progress(step),
+    )
+    return paths[chosen]
+
+
+def open_segmenter(
+    what: str | os.PathLike[str] | Model,
+    *,
+    backend: str | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> Segmenter:
+    """The Segmenter of whatever `resolve_artifact` takes; options are that function's."""
+    return load(resolve_artifact(what, backend=backend, device=device, **options), backend, device)
+
+
+def default_size(model: Model) -> Size:
+    """(height, width) in pixels that a network is used at where nobody says."""
+    from .models import VARIANTS
+
+    return VARIANTS[model.network.info.name].size
+
+
+def check_backends(backends: Iterable[str]) -> None:
+    """Refuse backends that are unknown, not installed or without a GPU to run on."""
+    for backend in backends:
+        if backend not in BACKENDS:
+            known = ", ".join(BACKENDS)
+            raise UsageError(f"no backend is called {backend!r}: choose from {known}")
+        if not installed(backend):
+            extra = BACKENDS[backend].extra
+            raise MissingPackage(f'{backend} is not installed: pip install "rtseg[{extra}]"')
+        if backend == "tensorrt" and not gpus():
+            raise ArtifactError(
+                "tensorrt runs engines on an NVIDIA GPU, and none answers here: take "
+                f"{' or '.join(name for name in ON_CPU if installed(name))}"
+            )
+
+
+def fastest_backends(device: str | None) -> list[str]:
+    """The installed backends that make the best of this machine, the fastest first."""
+    if uses_gpu(device):
+        found = [name for name in ON_GPU if installed(name) and _built_for_gpu(name)]
+        if found:
+            return found
+    return [name for name in ON_CPU if installed(name)]
+
+
+def uses_gpu(device: str | None) -> bool:
+    return (device or "cuda").startswith("cuda") and bool(gpus())
+
+
+def graph_precision(device: str | None) -> str:
+    """Of an export that nobody asked a precision of: GPUs have arithmetic for halves."""
+    return "fp16" if uses_gpu(device) else "fp32"
+
+
+def _built_for_gpu(backend: str) -> bool:
+    """Whether the installed package was built for GPUs."""
+    if backend == "onnxruntime":
+        return cuda_available()
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.is_available()
+    return True
+
+
+def cached_export(
+    model: Model,
+    size: Size,
+    backends: Sequence[str],
+    precision: str,
+    progress: Progress = lambda step, share: None,
+    calib: Path | None = None,
+) -> dict[str, Path]:
+    """The artifact for each backend, from the cache, or exported into it.
+
+    The cache is keyed by weights, size, precision, calibration folder and the code that exports.
+
+    Args:
+        model: what `load_model` gave.
+        size: (height, width) in pixels.
+        backends: which shall run it; a file each.
+        precision: of the graph.
+        progress: called with each step and the share done.
+        calib: folder of frames that int8 is calibrated on.
+
+    Raises:
+        UsageError: int8 has no calibration frames.
+    """
+    from .export import export
+    from .export.calibrate import Calibration
+    from .export.export import TARGETS as ENDINGS
+
+    if precision == "int8" and calib is None:
+        raise UsageError(
+            "int8 needs frames to be calibrated on: add --calib FOLDER, or name an int8 artifact"
+        )
+    folder = export_cache(model)
+    if precision == "int8":
+        folder /= f"int8-{hashlib.sha256(str(Path(str(calib)).resolve()).encode()).hexdigest()[:8]}"
+    stem = f"{model.network.info.name}_{size[0]}x{size[1]}_{precision}"
+    targets = {backend: TARGETS.get(backend, backend) for backend in backends}
+    paths = {backend: folder / (stem + ENDINGS[target][0]) for backend, target in targets.items()}
+    if missing := [targets[backend] for backend, path in paths.items() if not path.exists()]:
+        logger.info("export into the cache", extra={"artifact": stem, "folder": str(folder)})
+        export(
+            model.network,
+            [size],
+            missing,
+            precision,
+            out=folder,
+            classes=model.classes,
+            weights_from=model.weights_from,
+            trained=model.trained,
+            calibration=Calibration(calib) if precision == "int8" and calib else None,
+            progress=lambda step: progress(f"exporting {step}", 0.0),
+        )
+    return paths
+
+
+def export_cache(model: Model) -> Path:
+    """The folder of this network's exports; those that older code made of it are removed."""
+    from .models import digest
+
+    exports = writable_cache("bench")
+    prefix = f"{model.network.info.name}-{digest(model.network)[:16]}-"
+    folder = exports / f"{prefix}{__version__}-{_code_digest()[:8]}"
+    for stale in exports.glob(f"{prefix}*"):
+        if stale != folder:
+            shutil.rmtree(stale, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@cache
+def _code_digest() -> str:
+    """Of the code that makes artifacts: in a working copy it changes while the version stays."""
+    summary = hashlib.sha256()
+    for path in sorted([*ROOT.glob("models/**/*.py"), *ROOT.glob("export/**/*.py")]):
+        summary.update(path.read_bytes())
+    return summary.hexdigest()
