@@ -20,6 +20,8 @@ class Paced:
     are taken. loops: from the beginning again at the end, for ever; frames are counted on.
     """
 
+    recorded = True  # a drive waits for inference before it plays it
+
     def __init__(
         self, frames: Iterable[Frame | Unreadable], rate_hz: float | None, loops: bool = False
     ):

@@ -201,4 +201,4 @@ class Simulation:
     @property
     def states(self) -> list[str]:
         """One after another, each once until it changes."""
-        return [state for state, _ in groupby(state for _, state, _ in self.history.entries)]
+        return [state for state, _ in groupby(entry.state for entry in self.history.entries)]

@@ -21,11 +21,15 @@ import numpy as np
 import pytest
 from conftest import Run, as_json
 from rtseg.data.frames import Frame, read_image
+from rtseg.data.playback import Paced
 from rtseg.data.scenes import scene
+from rtseg.errors import UsageError
 from rtseg.export import Artifact, export
 from rtseg.models.loading import Source
 from rtseg.runtime import Drive, DriveLimits, Result, State, Status, read_card
+from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.drive import build_artifact_task
+from rtseg.runtime.drive.engine import InlineEngine
 from rtseg.runtime.drive.faults import Fault, FaultPlan, with_faults
 from rtseg.runtime.drive.health import HealthServer, Systemd
 from rtseg.runtime.drive.messages import Health
@@ -207,7 +211,9 @@ def test_systemd_hears_when_it_is_ready_and_alive(
         second = 10**9
         systemd.tell(10 * second, Health(State.starting, ("no frame",)))
         assert manager.recv(999).decode() == "STATUS=starting; no frame\nWATCHDOG=1"
-        systemd.tell(10 * second + 1, Health(State.running))
+        systemd.tell(10 * second + 1, Health(State.failed, ("no inference",)))
+        assert manager.recv(999).decode() == "STATUS=failed; no inference"  # and not ready
+        systemd.tell(10 * second + 2, Health(State.running))
         assert manager.recv(999).decode() == "READY=1\nSTATUS=running"
         systemd.tell(10 * second + second // 2, Health(State.running))  # nothing new, none due
         systemd.tell(11 * second, Health(State.running))
@@ -351,6 +357,8 @@ def _until_running(health: Path, process: subprocess.Popen[str]) -> None:
         (["CLIP", "--model", "ARTIFACT", "--topic", "/camera"], "MCAP logs only"),
         (["absent.mcap", "--model", "ARTIFACT"], "no log at absent.mcap"),
         (["CLIP", "--model", "ARTIFACT", "--max-age", "-3"], "max_age_ms must be more than 0"),
+        (["CLIP", "--model", "ARTIFACT", "--max-age", "inf"], "max_age_ms must be more than 0"),
+        (["CLIP", "--model", "ARTIFACT", "--duration", "nan"], "a drive lasts more than 0"),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -364,16 +372,72 @@ def test_wrong_usage_is_one_line(
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_levels_answer_in_the_same_classes(
-    artifacts: list[Artifact], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "change", [{"classes": ("road", "sky")}, {"palette": ((1, 2, 3), (4, 5, 6))}]
+)
+def test_all_that_may_serve_answers_in_the_same_classes(
+    change: dict[str, Any], artifacts: list[Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = [artifact.path for artifact in artifacts]
-    cards = [read_card(path) for path in paths]
-    other = cards[1].model_copy(update={"classes": ("road", "sky")})
-    given = dict(zip(paths, [cards[0], other], strict=True))
+    """A fallback with two classes swapped gave masks of the wrong meaning, and nothing said so."""
+    first, second = (artifact.path for artifact in artifacts)
+    other = read_card(second).model_copy(update=change)
+    given = {first: read_card(first), second: other}
     monkeypatch.setattr("rtseg.runtime.drive.drive.read_card", given.get)
-    with pytest.raises(ValueError, match="has other classes than"):
-        build_artifact_task(paths)
+
+    def fallback(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return first_channel(image)
+
+    fallback.card = other  # type: ignore[attr-defined]
+    build: list[Any] = [
+        lambda: build_artifact_task([first, second]),
+        lambda: Drive([], [first, second]),
+        lambda: Drive([], first, fallback=second),
+        lambda: Drive([], build_artifact_task([first]), fallback=second),
+        lambda: Drive([], first, fallback=fallback),
+    ]
+    for each in build:
+        with pytest.raises(UsageError, match="has other classes or colors than"):
+            each()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
+def test_a_duration_is_a_time(seconds: float) -> None:
+    with pytest.raises(UsageError, match="a drive lasts more than 0"):
+        Drive(frames(3), first_channel).run(seconds)
+
+
+def test_a_recording_waits_for_inference() -> None:
+    """And the start is neither a loss nor a degradation."""
+    ready = threading.Event()
+
+    class Starting(InlineEngine):
+        def __init__(self, clock: LoopClock):
+            super().__init__([first_channel], clock)
+            self.ready = False
+            threading.Thread(target=self._become_ready, daemon=True).start()
+
+        def _become_ready(self) -> None:
+            time.sleep(0.3)
+            ready.set()
+            self.ready = True
+            self.clock.wake()
+
+    def recording() -> Iterator[Frame]:
+        assert ready.is_set()
+        yield from frames(20)
+
+    class Once:
+        def __iter__(self) -> Iterator[Frame]:
+            return recording()
+
+    got: list[Result | Status] = []
+    drive = Drive(Paced(Once(), 200.0), first_channel, [got.append])
+    drive.loop.supervisor.primary.start = lambda: Starting(drive.clock)
+    states: list[State] = []
+    report = drive.run(LIMIT_S, on_state=lambda at_s, health: states.append(health.state))
+    assert report["frames"]["captured"] == 20
+    assert "starting" not in report["frames"]["dropped"]
+    assert states == [State.starting, State.running]
 
 
 @pytest.mark.slow

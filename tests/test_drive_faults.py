@@ -123,7 +123,7 @@ def test_history_tells_new_reasons_but_not_new_numbers() -> None:
         history.note(5.0, Health(State.running)),
     ]
     assert changes == [True, True, False, False, True]
-    assert [at for at, _, _ in history.entries] == [1.0, 2.0, 4.0, 5.0]
+    assert [entry.at_s for entry in history.entries] == [1.0, 2.0, 4.0, 5.0]
 
 
 def test_usage_of_a_long_run_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,7 @@ def test_the_sinks_hear_of_a_cut_camera_within_two_periods() -> None:
         (Frame(np.zeros((0, 4, 3), np.uint8), 0, 1), "corrupt"),
         (Frame(np.zeros((2, 2, 2, 2), np.uint8), 0, 1), "corrupt"),
         ("no frame", "corrupt"),
+        (Frame(np.zeros((4, 4, 3), np.uint8), 0, None), "corrupt"),  # type: ignore[arg-type]
         (Frame(np.zeros((4, 4, 3), np.uint8), 0, 1 << 61), "corrupt"),  # from the future
         (Frame(np.zeros((4, 4, 3), np.uint8), 0, 5), "repeated"),  # older than the one before
     ],
@@ -149,7 +150,7 @@ def test_stuck_inference_is_killed_and_replaced() -> None:
         1.1, 0.01
     )
     assert drive.frames["dropped"]["late"] == 1  # told at max_age, before it is given up
-    assert drive.states[:4] == ["starting", "running", "degraded", "running"]
+    assert drive.states[:5] == ["starting", "running", "degraded", "failed", "degraded"]
     assert accounted(drive)
 
 
@@ -172,9 +173,9 @@ def test_replacements_are_at_most_five_a_minute_and_go_on() -> None:
     drive.camera(PERIOD, 0, 130)
     drive.run(131)
     ends = [failure.at_ns / SECOND for failure in drive.supervisor.failures]
-    assert len(ends) == 1 + 3 * 5  # the first engine, then five in each of three minutes
+    assert len(ends) > 10
+    assert np.diff(ends[:6]) == pytest.approx([0.1, 0.6, 1.1, 2.1, 5.1], abs=0.01)  # a back-off
     assert all(late - early > 59 for early, late in zip(ends[1:], ends[6:], strict=False))
-    assert drive.history.entries[-1][1] in ("failed", "starting")
     assert "failed" in drive.states
     assert accounted(drive)
 
@@ -186,8 +187,72 @@ def test_an_engine_that_never_becomes_ready_is_replaced() -> None:
     drive.camera(PERIOD, 0, 190)
     drive.run(191)
     assert drive.supervisor.failures[0].reason == "not ready within 180 s"
-    assert drive.states[:3] == ["starting", "degraded", "running"]
+    assert drive.states[:2] == ["starting", "running"]
     assert drive.frames["dropped"]["starting"] > 1700
+    assert [s for t, s in drive.statuses if t < 190] == []  # a normal start is no loss
+
+
+def test_nothing_that_serves_is_a_failure_and_no_degradation() -> None:
+    """Its replacement hangs at its start: 200/degraded was told for up to three minutes."""
+
+    def starts(clock: SimulatedClock) -> Any:
+        hangs = lambda: SimulatedEngine(clock, start_s=9999)  # noqa: E731
+        return [lambda: SimulatedEngine(clock, plan=["", "die"]), hangs, hangs]
+
+    drive = Simulation(starts)
+    drive.camera(PERIOD, 0, 50)
+    drive.run(49)
+    assert drive.states == ["starting", "running", "failed"]
+    reasons = drive.history.entries[2].reasons
+    assert reasons[0] == "no inference serves: the worker process ended by signal 11"
+    assert drive.supervisor.failures[1].reason == "not ready within 30 s"  # it took none before
+
+
+def test_masks_that_stay_away_are_a_failure() -> None:
+    """An engine serves, and every mask comes too late."""
+    latency = [0.03]
+    drive = Simulation(lambda clock: [lambda: SimulatedEngine(clock, lambda level: latency[0])])
+    drive.camera(PERIOD, 0, 20)
+    drive.clock.after(5, lambda: latency.__setitem__(0, 0.8))
+    drive.clock.after(12, lambda: latency.__setitem__(0, 0.03))
+    drive.run(21)
+    wanted = ["starting", "running", "degraded", "failed", "degraded", "running"]
+    assert drive.states[:6] == wanted
+    at_s = next(entry.at_s for entry in drive.history.entries if entry.state == "failed")
+    assert at_s == pytest.approx(8, abs=0.3)
+    assert accounted(drive)
+
+
+@pytest.mark.parametrize("pause_s", [0.5, 2.5])
+def test_a_burst_of_frames_is_no_new_rhythm(pause_s: float) -> None:
+    """A driver hands over a queue of frames at once: none after it is overdue."""
+    drive = Simulation(steady(0.01))
+    drive.camera(PERIOD, 0, 5)
+    drive.camera(0.001, 5 + pause_s, 5.02 + pause_s)
+    drive.camera(PERIOD, 5.1 + pause_s, 15.1 + pause_s)
+    drive.run(14.9)
+    told = [t for t, s in drive.statuses if s.cause == "camera" and t > 5.02 + pause_s]
+    assert told == []  # once after every frame
+
+
+def test_engines_that_cannot_be_started_are_tried_again_soon() -> None:
+    """While descriptors are short, for ten seconds; starts in vain do not use up the five."""
+    short = [False]
+
+    def start(clock: SimulatedClock) -> SimulatedEngine:
+        if short[0]:
+            raise OSError(24, "Too many open files")
+        return SimulatedEngine(clock, plan=[""] * 9 + ["die"] if clock.now < 1001 * SECOND else [])
+
+    drive = Simulation(lambda clock: [lambda: start(clock)])
+    drive.camera(PERIOD, 0, 30)
+    drive.clock.after(0.5, lambda: short.__setitem__(0, True))
+    drive.clock.after(10.5, lambda: short.__setitem__(0, False))
+    drive.run(30)
+    assert drive.states[:4] == ["starting", "running", "failed", "degraded"]
+    assert len(drive.supervisor.failures) < 10  # not one a step
+    back = min(t for t, _ in drive.results if t > 2)
+    assert back < 10.5 + 5.2
 
 
 def test_load_makes_it_step_down_and_back() -> None:
@@ -237,6 +302,8 @@ def test_memory_and_handles_are_steady() -> None:
         ({"max_age_ms": 0}, "max_age_ms must be more than 0"),
         ({"silence_s": -1}, "silence_s must be more than 0"),
         ({"deadline_ms": 600}, "make it the shorter one"),
+        ({"max_age_ms": float("inf")}, "at most 1e"),
+        ({"deadline_ms": float("nan")}, "must be more than 0"),
     ],
 )
 def test_limits_that_cannot_be_kept(limits: dict[str, float], message: str) -> None:

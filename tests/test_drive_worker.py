@@ -140,6 +140,20 @@ def test_a_worker_that_hangs_is_killed_and_leaves_nothing(task: Callable[..., Wo
     assert read_usage().handles == before
 
 
+def test_a_worker_that_cannot_be_started_keeps_nothing(
+    task: Callable[..., WorkerTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    before = read_usage().handles
+    for _ in range(3):
+        with pytest.raises(OSError, match="Too many open files"):
+            Worker(task(), LoopClock())
+    assert read_usage().handles == before
+
+
 def test_a_loader_that_fails_says_why(task: Callable[..., WorkerTask]) -> None:
     worker = Worker(task("none"), LoopClock())
     assert until_broken(worker) == "OSError: no GPU answers"
@@ -194,6 +208,10 @@ def test_the_known_digest_is_kept_and_held_to(
         assert known_frame.prove(segment, "nano") == digest
         (kept,) = (tmp_path / "rtseg" / "known-frames").iterdir()
         assert kept.read_text() == digest
+        for malformed in ("", "0" * 63, "not a digest"):  # a crash left it: as if it were absent
+            kept.write_text(malformed)
+            assert known_frame.prove(segment, "nano") == digest
+            assert kept.read_text() == digest
         kept.write_text("0" * 64)
         with pytest.raises(ArtifactError, match=r"nano gives other labels .*delete"):
             known_frame.prove(segment, "nano")

@@ -8,12 +8,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from ...data.frames import Frame, Unreadable
 from ..segmenter import as_bgr
 from .clock import LoopClock
 from .stats import FrameCounters
 
 BACK_OFF_S = (0.05, 0.1, 0.2, 0.4, 0.5)  # before each further attempt; the last one stays
+GAPS = 61  # between capture times, that the camera's period is taken from
+SHORTEST_PERIOD_MS = 5.0
+OUTAGE_NS = 1_000_000_000  # without a frame
 FUTURE_NS = 5_000_000  # a capture time this far ahead of now is no capture time
 MOST_BLOCKED = 4  # threads that may hang in a silent source at once
 Source = Iterable["Frame | Unreadable"]
@@ -90,9 +95,15 @@ class Capture:
     (a generator) cannot start again: it is lost when it raises; so is a recording, which would give
     the frames again that it gave before.
 
-    lost: why no frames come, or "" while they do. gone: it is lost for good. ended: the source came
-    to its end. last_ns: when the last good frame came, monotonic. reopened: how often.
-    period_ms: the median of the last fifteen gaps between frames; 0 until there are two.
+    Attributes:
+        opened_ns: when it was first opened, monotonic; 0 before.
+        last_ns: when the last good frame came, monotonic.
+        resumed_ns: when frames came again after an outage, or for the first time.
+        lost: why no frames come, or "" while they do.
+        gone: whether it is lost for good.
+        ended: whether the source came to its end.
+        reopened: how often.
+        period_ms: of the camera; 0 until there are three frames.
     """
 
     def __init__(
@@ -107,18 +118,24 @@ class Capture:
         self.every_frame = every_frame
         self.lost = ""
         self.gone = self.ended = False
-        self.last_ns = 0
+        self.opened_ns = self.last_ns = self.resumed_ns = 0
         self.reopened = 0
         self.period_ms = 0.0
         self.skipped: deque[SkippedFrame] = deque(maxlen=1000)
-        self._rhythm: deque[int] = deque(maxlen=15)
+        self._gaps_ms: deque[float] = deque(maxlen=GAPS)
         self._turn = 0  # the thread that may deliver; older ones only end
         self._newest_ns = 0
         self._failures = 0
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is not opened yet: a recording is played once inference is ready."""
+        return not self.opened_ns and bool(getattr(self.source, "recorded", False))
+
     def start(self) -> None:
+        self.opened_ns = self.opened_ns or self.clock.now_ns()
         self._turn += 1
         thread = threading.Thread(target=self._run, args=(self._turn,), name="capture", daemon=True)
         self._threads = [*(each for each in self._threads if each.is_alive()), thread]
@@ -171,10 +188,10 @@ class Capture:
         """One item of the source: into the mailbox, or counted and skipped."""
         frame_id = self.counters.capture()
         try:
-            frame = self._checked(item)
-        except ValueError as error:
+            frame = self._check_frame(item)
+        except Exception as error:  # a caller's own source may give anything
             cause = "repeated" if isinstance(error, _Repeated) else "corrupt"
-            self._spoil(SkippedFrame(frame_id, cause, str(error)))
+            self._skip(SkippedFrame(frame_id, cause, str(error)))
             return
         self._mark(frame)
         wall_ns = frame.wall_ns
@@ -187,13 +204,15 @@ class Capture:
         elif self.mailbox.put(captured) is not None:
             self.counters.drop("replaced")
 
-    def _checked(self, item: Any) -> Frame:
+    def _check_frame(self, item: Any) -> Frame:
         if isinstance(item, Unreadable):
             raise ValueError(item.reason)
         if not isinstance(item, Frame):
             raise ValueError(f"the source gave a {type(item).__name__}, not a Frame")
         image = as_bgr(item.image)
         now = self.clock.now_ns()
+        if not isinstance(item.captured_ns, (int, np.integer)):
+            raise ValueError(f"captured_ns is time.monotonic_ns(), not {item.captured_ns!r}")
         if item.captured_ns > now + FUTURE_NS:
             raise ValueError("captured in the future: captured_ns is time.monotonic_ns()")
         if item.captured_ns <= self._newest_ns:
@@ -202,15 +221,20 @@ class Capture:
 
     def _mark(self, frame: Frame) -> None:
         now = self.clock.now_ns()
-        if self.last_ns and not self.lost:
-            self._rhythm.append(now - self.last_ns)
-            if len(self._rhythm) > 1:
-                self.period_ms = sorted(self._rhythm)[len(self._rhythm) // 2] / 1e6
+        if not self.last_ns or self.lost or now - self.last_ns > OUTAGE_NS:
+            self.resumed_ns = now
+        if self._newest_ns and not self.lost:
+            self._gaps_ms.append((frame.captured_ns - self._newest_ns) / 1e6)
+        if len(self._gaps_ms) > 1:
+            # Not the median: it collapses when a driver hands over a queue of frames at once, and
+            # every frame after that would be called overdue. Not the mean: an outage stretches it.
+            usual = sorted(self._gaps_ms)[3 * len(self._gaps_ms) // 4]
+            self.period_ms = max(usual, SHORTEST_PERIOD_MS)
         self._newest_ns = frame.captured_ns
         self.last_ns = now
         self.lost, self._failures = "", 0
 
-    def _spoil(self, skipped: SkippedFrame) -> None:
+    def _skip(self, skipped: SkippedFrame) -> None:
         self.counters.drop(skipped.cause)
         self.skipped.append(skipped)
         self.clock.wake()

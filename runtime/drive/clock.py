@@ -10,6 +10,7 @@ from ...errors import UsageError
 
 UNKNOWN_PERIOD_MS = 100.0  # until the camera has shown its own
 OVERDUE = 1.75  # periods without a frame after which sinks hear of it
+LONGEST = 1e9  # of any of the limits: 11 days in ms; their sums in ns stay below 2^63
 
 
 class LoopClock:
@@ -55,8 +56,8 @@ class DriveLimits:
     def __post_init__(self) -> None:
         for name in ("max_age_ms", "deadline_ms", "silence_s", "stuck_periods", "stuck_ms"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} must be more than 0, not {value}")
+            if value is not None and not 0 < value <= LONGEST:
+                raise UsageError(f"{name} must be more than 0 and at most {LONGEST:g}, not {value}")
         if self.max_age_ms and self.deadline_ms and self.deadline_ms > self.max_age_ms:
             raise UsageError(
                 f"a deadline of {self.deadline_ms:g} ms never counts when masks older than "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -13,14 +14,14 @@ from typing import Any
 
 from ...errors import UsageError
 from ...system import UsageLog
-from ..artifact import read_card
+from ..artifact import Card, read_card
 from ..sinks.queue import Sink, SinkQueue
 from .capture import Capture, Mailbox, Source
-from .clock import DriveLimits, LoopClock
+from .clock import LONGEST, DriveLimits, LoopClock
 from .engine import EngineFactory, InlineEngine, Segment
 from .health import HealthFile, HealthServer, History, Systemd, assess_health
 from .loop import Loop
-from .messages import Health
+from .messages import Health, State
 from .realtime import RealtimeOptions, apply
 from .report import report, snapshot
 from .stats import FrameCounters
@@ -28,6 +29,7 @@ from .supervisor import Supervisor
 from .worker import Worker, WorkerTask
 
 Artifact = str | os.PathLike[str]
+log = logging.getLogger("rtseg")
 LAST_JOB_S = 0.3  # the frame in inference may still be answered when the loop is told to stop
 STOP_S = 0.9  # from a signal to the end, sinks included
 FLUSH_S = 30.0  # for sinks to take what they accepted when a source ended by itself
@@ -75,6 +77,7 @@ class Drive:
             _starter(segmenter, self.clock, options),
             None if fallback is None else _starter(fallback, self.clock, on_cpu),
         )
+        _check_same_classes(segmenter, fallback)
         self.loop = Loop(
             capture=Capture(source, mailbox, counters, self.clock, every_frame),
             mailbox=mailbox,
@@ -100,6 +103,10 @@ class Drive:
         on_state: called in the loop's thread at each change of state, with the seconds since the
         start; it must return at once.
         """
+        if duration_s is not None and not 0 < duration_s <= LONGEST:
+            raise UsageError(
+                f"a drive lasts more than 0 and at most {LONGEST:g} s, not {duration_s}"
+            )
         loop, systemd = self.loop, Systemd()
         with self._signals():
             watchers = self._start()
@@ -107,6 +114,8 @@ class Drive:
             while not (ended := self._ended(end_ns)):
                 self.clock.wait(loop.wake_s())
                 loop.step()
+                if loop.capture.waits and loop.supervisor.serving():
+                    loop.capture.start()
                 systemd.tell(self.clock.now_ns(), self._note(on_state))
             systemd.stopping()
             # The state that counts is the last one while it ran.
@@ -149,12 +158,15 @@ class Drive:
             self.granted = apply(self.realtime)
         loop.began_ns = loop.stepped_ns = self.clock.now_ns()
         loop.supervisor.poll()
-        loop.capture.start()
+        if not loop.capture.waits:
+            loop.capture.start()
         return watchers
 
     def _note(self, on_state: Callable[[float, Health], None]) -> Health:
         health, at_s = assess_health(self.loop), self._at_s()
         if self._history.note(at_s, health):
+            level = logging.INFO if health.state is State.running else logging.WARNING
+            log.log(level, "%s: %s", health.state.value, "; ".join(health.reasons))
             on_state(at_s, health)
         self._usage.note(at_s, self.loop.supervisor.processes())
         return health
@@ -222,6 +234,32 @@ def _starter(what: Any, clock: LoopClock, options: dict[str, Any]) -> EngineFact
     return _worker(build_artifact_task([Path(item) for item in items], **options), clock)
 
 
+def _check_same_classes(*served: Any) -> None:
+    """Whoever may serve answers in the same classes and colors, so that a class id means the same
+    whatever happens.
+
+    Raises:
+        ArtifactError: a file is no artifact.
+        UsageError: an artifact has other classes or colors than the first one.
+    """
+    first: tuple[str, Card] | None = None
+    for item in served:
+        if isinstance(item, WorkerTask):
+            item = item.arguments.get("paths", [])
+        for each in item if isinstance(item, (list, tuple)) else [item]:
+            card = read_card(Path(each)) if isinstance(each, (str, os.PathLike)) else None
+            card = card or getattr(each, "card", None)
+            if card is None:
+                continue
+            name = str(each) if isinstance(each, (str, os.PathLike)) else card.model
+            first = first or (name, card)
+            if (card.classes, card.palette) != (first[1].classes, first[1].palette):
+                raise UsageError(
+                    f"{name} has other classes or colors than {first[0]}: all artifacts of a "
+                    "drive, its fallback too, answer in the same ones"
+                )
+
+
 def _worker(task: WorkerTask, clock: LoopClock) -> Callable[[], Worker]:
     known: dict[str, str] = {}
     return lambda: Worker(task, clock, known)
@@ -233,14 +271,12 @@ def build_artifact_task(
     device: str | None = None,
     realtime: RealtimeOptions | None = None,
 ) -> WorkerTask:
-    """A worker's task from artifacts, largest first. Raises ArtifactError for one that is none, and
-    ValueError where they do not have the same classes."""
-    cards = [read_card(path) for path in paths]
-    for card, path in zip(cards, paths, strict=True):
-        if card.classes != cards[0].classes:
-            raise UsageError(
-                f"{path} has other classes than {paths[0]}: all levels of a drive answer in the "
-                "same ones"
-            )
+    """A worker's task from artifacts, largest first.
+
+    Raises:
+        ArtifactError: a file is no artifact.
+        UsageError: they do not have the same classes and colors.
+    """
+    _check_same_classes(paths)
     arguments = {"paths": [str(path) for path in paths], "backend": backend, "device": device}
     return WorkerTask(tuple(path.name for path in paths), arguments, realtime=realtime)

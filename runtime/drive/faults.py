@@ -94,6 +94,7 @@ class FaultySource:
     def __init__(self, source: Iterable[Frame | Unreadable], plan: FaultPlan):
         self.source, self.plan = source, plan
         self.restarts: bool = getattr(source, "restarts", True)
+        self.recorded: bool = getattr(source, "recorded", False)
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:
         for item in self.source:

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from .messages import Health, State
 RECENT_NS = 2_000_000_000  # trouble counts for that long
 DEAD_LOOP_S = 2.0  # without a step
 EVERY_S = 0.5  # the file is written
+MASKLESS_S = 3.0  # without a mask while frames come, at least max_age
+MASKS_COME = ("running", "degraded")
 
 
 def assess_health(loop: Loop) -> Health:
@@ -29,17 +32,15 @@ def assess_health(loop: Loop) -> Health:
         return Health(State.failed, (f"the loop has not turned for {stalled_s:.0f} s",))
     if loop.capture.gone:
         return Health(State.failed, (f"the source is lost for good ({loop.capture.lost})",))
-    if loop.supervisor.exhausted():
-        reason = (
-            loop.supervisor.failures[-1].reason
-            if loop.supervisor.failures
-            else "none could be started"
-        )
-        return Health(State.failed, (f"no inference until it may be started again: {reason}",))
+    unserved = loop.supervisor.serving() is None
+    if unserved and (loop.ages.count or loop.supervisor.exhausted()):
+        return Health(State.failed, (f"no inference serves: {_last_failure(loop)}", *_recent(loop)))
     if not loop.ages.count:
         return Health(State.starting, _starting(loop))
     if camera := _camera(loop):
         return Health(State.stale, (camera,))
+    if (masked_s := _maskless_s(loop)) > 0:
+        return Health(State.failed, (f"no mask for {masked_s:.0f} s", *_recent(loop)))
     reasons = (*_inference(loop), *_recent(loop), *_sinks(loop))
     return Health(State.degraded if reasons else State.running, reasons)
 
@@ -47,10 +48,24 @@ def assess_health(loop: Loop) -> Health:
 def _starting(loop: Loop) -> tuple[str, ...]:
     waits = [] if loop.supervisor.serving() else ["inference is not ready yet"]
     if loop.supervisor.failures:
-        waits.append(loop.supervisor.failures[-1].reason)
-    if not loop.capture.last_ns:
-        waits.append(f"no frame has come yet {loop.capture.lost}".rstrip())
+        waits.append(_last_failure(loop))
+    if not loop.capture.last_ns and not loop.capture.waits:
+        waits.append(": ".join(filter(None, ("no frame has come yet", loop.capture.lost))))
     return tuple(waits) or ("no mask has been published yet",)
+
+
+def _last_failure(loop: Loop) -> str:
+    failures = loop.supervisor.failures
+    return failures[-1].reason if failures else "it is not ready yet"
+
+
+def _maskless_s(loop: Loop) -> float:
+    """For how long frames have come and none was answered, if that is too long; else 0."""
+    if loop.limits.max_age_ms is None:
+        return 0.0
+    since_ns = max(loop.published_ns, loop.capture.resumed_ns)
+    maskless_s = (loop.clock.now_ns() - since_ns) / 1e9
+    return maskless_s if maskless_s > max(MASKLESS_S, loop.limits.max_age_ms / 1e3) else 0.0
 
 
 def _camera(loop: Loop) -> str:
@@ -65,11 +80,7 @@ def _inference(loop: Loop) -> tuple[str, ...]:
     serving = loop.supervisor.serving()
     if serving is loop.supervisor.primary:
         return ()
-    reason = (
-        loop.supervisor.failures[-1].reason if loop.supervisor.failures else "it is not ready yet"
-    )
-    who = "the fallback serves" if serving else "no inference is ready"
-    return (f"{who}: {reason}",)
+    return (f"the fallback serves: {_last_failure(loop)}",)
 
 
 def _recent(loop: Loop) -> tuple[str, ...]:
@@ -94,12 +105,21 @@ def _sinks(loop: Loop) -> tuple[str, ...]:
     return tuple(reasons)
 
 
+@dataclass(frozen=True)
+class StateChange:
+    """at_s: seconds since the start of the drive; reasons: why, one sentence each."""
+
+    at_s: float
+    state: str
+    reasons: tuple[str, ...] = ()
+
+
 class History:
-    """The states that a drive went through: (seconds since its start, state, reasons). Other
-    reasons make an entry too; other numbers in them do not."""
+    """The states that a drive went through. Other reasons make an entry too; other numbers in them
+    do not."""
 
     def __init__(self) -> None:
-        self.entries: deque[tuple[float, str, tuple[str, ...]]] = deque(maxlen=1000)
+        self.entries: deque[StateChange] = deque(maxlen=1000)
         self._last = Health(State.starting), ""
 
     def note(self, at_s: float, health: Health) -> bool:
@@ -110,7 +130,7 @@ class History:
         gist = re.sub(r"\d+", "", "; ".join(health.reasons))
         changed = not self.entries or health.state is not before.state
         if changed or gist != told:
-            self.entries.append((round(at_s, 3), health.state.value, health.reasons))
+            self.entries.append(StateChange(round(at_s, 3), health.state.value, health.reasons))
         self._last = health, gist
         return changed
 
@@ -166,7 +186,7 @@ def _handler(snapshot: Callable[[], dict[str, Any]]) -> type[BaseHTTPRequestHand
                 return
             facts = snapshot()
             body = json.dumps(facts).encode()
-            self.send_response(200 if facts["state"] in ("running", "degraded") else 503)
+            self.send_response(200 if facts["state"] in MASKS_COME else 503)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -197,7 +217,7 @@ class Systemd:
         if not self._address:
             return
         lines = []
-        if not self._ready and health.state is not State.starting:
+        if not self._ready and health.state.value in MASKS_COME:
             self._ready = True
             lines.append("READY=1")
         status = "; ".join((health.state.value, *health.reasons))

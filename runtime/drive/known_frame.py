@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def prove(segmenter: Segmenter, name: str) -> str:
         return ""
     digest = hashlib.sha256(first.tobytes()).hexdigest()
     known = _known(segmenter)
-    expected = known.read_text() if known.is_file() else None
+    expected = _read_digest(known)
     if expected is None:
         with contextlib.suppress(OSError):  # a vehicle's home may be read-only
             write_atomically(known, digest.encode())
@@ -50,6 +51,16 @@ def prove(segmenter: Segmenter, name: str) -> str:
             f"check it with `rtseg check`; where that is expected, delete {known}"
         )
     return digest
+
+
+def _read_digest(path: Path) -> str | None:
+    """None for a record that is absent, unreadable or malformed: a crash or a full disk may leave
+    an empty one, which must not stop every start from then on."""
+    try:
+        text = path.read_text()
+    except (OSError, ValueError):
+        return None
+    return text if re.fullmatch("[0-9a-f]{64}", text) else None
 
 
 def _known(segmenter: Segmenter) -> Path:

@@ -6,6 +6,7 @@ own that ring the clock. A step looks at what came, acts on it and returns at on
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from .quality import LevelChange, QualityLadder
 from .stats import FrameCounters, TimeHistogram
 from .supervisor import EngineSlot, Supervisor
 
+log = logging.getLogger("rtseg")
 IDLE_S = 0.2  # a step at least that often
+TELL_NS = 33_000_000  # at least, between two statuses of a silent camera
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Loop:
         self.ladder: QualityLadder | None = None
         self.ages, self.latencies = TimeHistogram(), TimeHistogram()
         self.misses = 0
+        self.published_ns = 0
         self.levels: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.changes: deque[LevelChange] = deque(maxlen=1000)
@@ -135,8 +139,10 @@ class Loop:
             return
         now = self.clock.now_ns()
         if slot is None or slot.engine is None:
-            cause = "unserved" if self.ages.count else "starting"
-            self._drop(StatusKind.LOST, cause, "no inference is ready", captured)
+            if self.ages.count:
+                self._drop(StatusKind.LOST, "unserved", "no inference is ready", captured)
+            else:  # a normal start, which is no loss
+                self.counters.drop("starting")
             return
         if now > self.limits.expiry_ns(captured.frame.captured_ns):
             age_ms = (now - captured.frame.captured_ns) / 1e6
@@ -189,6 +195,7 @@ class Loop:
             "transfer": max(0.0, latency_ms - answer.inference_ms),
         }
         self.counters.publish()
+        self.published_ns = now
         self.ages.add(age_ms)
         self.latencies.add(latency_ms)
         self.levels[level] += 1
@@ -220,6 +227,7 @@ class Loop:
         change = self.ladder.observe(self.clock.now_ns(), latency_ms, age_ms)
         if change is not None:
             self.changes.append(change)
+            log.info("level %s after %s: %s", change.after, change.before, change.why)
 
     def _tell_late(self, job: InferenceJob) -> None:
         """Once for each frame."""
@@ -262,27 +270,32 @@ class Loop:
 
     def silent_s(self) -> float:
         """Since the last good frame, or since the start."""
-        return (self.clock.now_ns() - max(self.capture.last_ns, self.began_ns)) / 1e9
+        return (self.clock.now_ns() - self._heard_ns()) / 1e9
+
+    def _heard_ns(self) -> int:
+        return max(self.capture.last_ns, self.capture.opened_ns, self.began_ns)
 
     def _camera_due_ns(self) -> int:
         """When `check_camera` may have something to tell."""
-        if self.capture.every_frame or self.capture.ended:
+        if self.capture.every_frame or self.capture.ended or self.capture.waits:
             return 1 << 62
         period_ns = int(self.period_ms * 1e6)
-        overdue = max(self.capture.last_ns, self.began_ns) + int(OVERDUE * period_ns)
-        return max(overdue, self._told_camera_ns + period_ns)
+        overdue = self._heard_ns() + int(OVERDUE * period_ns)
+        return max(overdue, self._told_camera_ns + max(period_ns, TELL_NS))
 
     def check_camera(self) -> None:
         """Tell the sinks when no frame comes, once a period; open a camera that is silent anew."""
         capture, now = self.capture, self.clock.now_ns()
         silent = self.silent_s() > self.limits.silence_s
-        if capture.ended or (capture.every_frame and not capture.lost):
+        if capture.ended or capture.waits or (capture.every_frame and not capture.lost):
             return
         if silent and not capture.lost and not capture.gone:
             self._reopen(now)
         lost = bool(capture.lost) or silent
         overdue = now >= self._camera_due_ns() and (capture.last_ns > 0 or silent)
-        if not overdue and not (lost and now - self._told_camera_ns >= self.period_ms * 1e6):
+        if not overdue and not (
+            lost and now - self._told_camera_ns >= max(self.period_ms * 1e6, TELL_NS)
+        ):
             return
         self._told_camera_ns = now
         text = capture.lost or f"no frame for {self.silent_s() * 1000:.0f} ms"

@@ -63,10 +63,7 @@ def report(loop: Loop, history: History, ended: str, realtime: dict[str, str]) -
         "engine_failures": [
             {**asdict(failure), "at_s": at_s(failure.at_ns)} for failure in loop.supervisor.failures
         ],
-        "states": [
-            {"at_s": at, "state": state, "reasons": list(reasons)}
-            for at, state, reasons in history.entries
-        ],
+        "states": [asdict(entry) | {"reasons": [*entry.reasons]} for entry in history.entries],
         "engines": loop.supervisor.facts(),
         "realtime": realtime,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 from .clock import LoopClock
 from .engine import EngineFactory, InferenceEngine
 
+log = logging.getLogger("rtseg")
 MOST_STARTS = 5  # replacements in a minute
 MINUTE_NS = 60_000_000_000
+BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0)  # after each further failure within a minute
 START_LIMIT_S = 180.0  # compiling kernels at the first load takes a while
+RESTART_LIMIT_S = 30.0  # at least; else three times as long as the slot's last start took
 RETRY_S = 30.0  # before the first engine is tried again while its standby serves
 LONGEST_RETRY_S = 600.0
 
@@ -32,7 +36,9 @@ class EngineSlot:
     def __init__(self, role: str, start: EngineFactory):
         self.role, self.start = role, start
         self.engine: InferenceEngine | None = None
+        self.ready: InferenceEngine | None = None  # the last one that was
         self.started_ns = 0
+        self.start_limit_s = START_LIMIT_S
         self.due_ns: int | None = 0  # when to start the next engine; None: one is there
         self.failed_ns: deque[int] = deque(maxlen=100)
         self.retry_s = RETRY_S
@@ -43,9 +49,9 @@ class Supervisor:
     """`primary` serves whenever it can; the `standby` (a smaller artifact on the CPU), started with
     it, serves while it cannot.
 
-    An engine that fails is replaced at once. If it fails again within a minute it stays down for
-    30 s while the standby serves, then for twice that, and so on. All replacements together are at
-    most five a minute.
+    An engine that fails is replaced at once, and after a growing wait if it fails again within a
+    minute; with a standby to serve meanwhile it then stays down for 30 s, then for twice that, and
+    so on. All replacements together are at most five a minute.
     """
 
     def __init__(
@@ -96,12 +102,12 @@ class Supervisor:
             elif engine.fault:
                 self.fail(slot, "worker", engine.fault)
             elif engine.ready:
-                slot.facts = getattr(engine, "facts", {})
-            elif now - slot.started_ns > START_LIMIT_S * 1e9:
-                self.fail(slot, "worker", f"not ready within {START_LIMIT_S:g} s")
+                self._note_ready(slot, engine, now)
+            elif now - slot.started_ns > slot.start_limit_s * 1e9:
+                self.fail(slot, "worker", f"not ready within {slot.start_limit_s:.0f} s")
 
     def wake_ns(self) -> int | None:
-        """When `tick` has something to do that the clock will not tell."""
+        """When `poll` has something to do that nothing will wake the loop for."""
         due = [p.due_ns for p in self.slots if p.engine is None and p.due_ns is not None]
         return min(due, default=None)
 
@@ -113,14 +119,23 @@ class Supervisor:
         now = self.clock.now_ns()
         self.failure_count += 1
         self.failures.append(EngineFailure(now, slot.role, cause, reason))
-        again = bool(slot.failed_ns) and now - slot.failed_ns[-1] < MINUTE_NS
+        again = sum(now - failed < MINUTE_NS for failed in slot.failed_ns)
         slot.failed_ns.append(now)
-        slot.due_ns = now
+        slot.due_ns = now + int(BACK_OFF_S[min(again, len(BACK_OFF_S) - 1)] * 1e9)
+        log.warning("the %s engine failed (%s): %s", slot.role, cause, reason)
         if again and slot is self.primary and self.standby is not None:
             slot.due_ns = now + int(slot.retry_s * 1e9)
             slot.retry_s = min(2 * slot.retry_s, LONGEST_RETRY_S)
         elif not again:
             slot.retry_s = RETRY_S
+
+    def _note_ready(self, slot: EngineSlot, engine: InferenceEngine, now: int) -> None:
+        if slot.ready is engine:
+            return
+        slot.ready, slot.facts = engine, getattr(engine, "facts", {})
+        took_s = (now - slot.started_ns) / 1e9
+        slot.start_limit_s = min(START_LIMIT_S, max(RESTART_LIMIT_S, 3 * took_s))
+        log.info("the %s engine is ready after %.1f s", slot.role, took_s)
 
     def kill(self) -> None:
         for slot in self.slots:
@@ -138,5 +153,7 @@ class Supervisor:
         slot.started_ns, slot.due_ns = now, None
         try:
             slot.engine = slot.start()
-        except OSError as error:  # no memory or no process to be had
+        except OSError as error:  # no memory, process or descriptor to be had
+            if slot.failed_ns and self._replaced_ns:
+                self._replaced_ns.pop()  # nothing ran: the back-off is enough
             self.fail(slot, "worker", f"it cannot be started: {error}")

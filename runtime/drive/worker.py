@@ -96,12 +96,14 @@ class Worker:
         self._answers: list[Answer] = []
         self._shape: tuple[int, ...] = ()
         self._memory = SharedPicture()
-        ours, theirs = socket.socketpair()
-        self._connection = Connection(ours.detach())
         try:
-            self.process = _spawn(task, theirs.fileno(), self._memory.handle)
-        finally:
-            theirs.close()
+            ours, theirs = socket.socketpair()
+            self._connection = Connection(ours.detach())
+            with theirs:
+                self.process = _spawn(task, theirs.fileno(), self._memory.handle)
+        except OSError:  # no descriptors or memory left: what it took is given back at once
+            self._memory.close()
+            raise
         self._thread = threading.Thread(target=self._listen, name="worker", daemon=True)
         self._thread.start()
 
