@@ -35,21 +35,21 @@ def models(
 
 
 def listed() -> list[dict[str, Any]]:
-    """`models.zoo.row` of every variant, with the names of its `recipes`."""
-    from ..models.zoo import rows
+    """`models.zoo.describe` of every variant, with the names of its `recipes`."""
+    from ..models.zoo import list_rows
 
     recipes = _recipes()
-    return [row | {"recipes": recipes.get(row["model"], [])} for row in rows()]
+    return [row | {"recipes": recipes.get(row["model"], [])} for row in list_rows()]
 
 
 def one(name: str) -> dict[str, Any]:
-    """`models.zoo.details` of a variant, with the names of its `recipes`.
+    """`models.zoo.describe_fully` of a variant, with the names of its `recipes`.
 
     Raises ValueError for a name that is none.
     """
-    from ..models.zoo import details
+    from ..models.zoo import describe_fully
 
-    facts = details(name)
+    facts = describe_fully(name)
     return facts | {"recipes": _recipes().get(name, [])}
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..data.frames import read_folder
 from ..errors import UsageError
 from ..models import Network
-from ..models.loading import normalize_frame
+from ..models.pipeline import normalize_frame
 from ..runtime.parity import MARGIN_STEPS, Reference
 
 Logits = NDArray[np.float32]  # (K, H, W)

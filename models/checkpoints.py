@@ -1,74 +1,170 @@
-"""Checkpoints: renamed, loaded whole or not at all, saved."""
+"""Checkpoint files: read without running code, renamed to our names, written."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
+import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as dump_safetensors
+from torch import Tensor
 
 from ..data.files import write_atomically
 from ..errors import CheckpointError
 from .layers import RepConv
 from .network import Network
-from .stored import State, read, unwrap
 from .variant import Keys
 
+State = dict[str, Tensor]
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+LOSSES = ("loss.", "sem_loss.", "bd_loss.", "criterion.")  # buffers that trainers save along
 COUNTERS = "num_batches_tracked"  # of no use in inference; some tools drop them
 INDICES = ("relative_position_index", "attn_mask", "attn.biases")  # a network makes its own
 COMPUTED = (COUNTERS, *INDICES)
 
+# What trainers save beside the weights, and what cannot run code: the best mIoU as a NumPy scalar,
+# the command's options. NumPy 2 moved its modules; files hold either name.
+_NUMPY = [
+    (getattr(np._core.multiarray, name), f"{module}.multiarray.{name}")
+    for name in ("scalar", "_reconstruct")
+    for module in ("numpy.core", "numpy._core")
+]
+_DTYPES = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
+SAFE: list[Any] = [argparse.Namespace, np.dtype, np.ndarray, *dict.fromkeys(_DTYPES), *_NUMPY]
 
-def load_checkpoint(
-    model: Network,
-    source: str | os.PathLike[str] | Mapping[str, Any],
-    classifier: Literal["keep", "new"] = "keep",
-) -> Network:
-    """Fill `model` from a checkpoint file or a state dict, and return it.
 
-    Takes our names and the official ones, state dicts inside `state_dict`, `model` and the like,
-    and prefixes such as `module.`. Files: `.safetensors`, or what `torch.save` wrote, read with
-    `weights_only=True` so that no pickled code runs. `classifier="new"` leaves the entries whose
-    shape depends on the class count as they are in `model` (`likeness.class_entries` names them):
-    for training on other classes.
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """Read a checkpoint file: `.safetensors`, or what `torch.save` wrote, with `weights_only=True`.
 
-    Raises CheckpointError, and leaves `model` as it was, if the file cannot be read, holds code, or
-    if any entry is missing, unexpected, of another shape or not finite.
+    Raises:
+        CheckpointError: for a file that cannot be read or holds code.
     """
-    where = "the state dict" if isinstance(source, Mapping) else str(source)
-    stored = unwrap(source if isinstance(source, Mapping) else read(Path(source)), where)
-    state = add_silent_branches(rename_to_ours(stored, model), model)
-    own = model.state_dict()
-    if classifier == "new":
-        from .identify import class_entries
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_safetensors(path.read_bytes())
+        with torch.serialization.safe_globals(SAFE):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_explain_refusal(path, str(error))) from error
+    except (
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        OSError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}; fetch it again"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    return content
 
-        state |= {k: own[k].clone() for k in class_entries(model.info.name) if k in own}
-    _check(state, model, where, stored)
-    computed = {k: v for k, v in own.items() if k.endswith(COMPUTED)}
-    model.load_state_dict(computed | state, strict=True)
-    return model
+
+def _explain_refusal(path: Path, message: str) -> str:
+    """Name the class that stopped the reading, and the command that takes the tensors out."""
+    found = re.search(r"(?:GLOBAL|[Uu]nsupported (?:class|type))\W+([\w.]+)", message)
+    if not found:
+        return f"{path} holds pickled objects or damaged data, not tensors alone; fetch it again"
+    new = str(path.with_name(f"{path.stem}_weights.pth"))
+    return (
+        f"{path} holds an object of {found.group(1)}: only tensors are read, for a pickle can run "
+        "any code. If you trust the file, take its weights out with\n"
+        f'python -c "import torch; '
+        f"c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        f"c = next((c[k] for k in {WRAPPERS} if k in c), c) if isinstance(c, dict) else c; "
+        f"torch.save(c.state_dict() if hasattr(c, 'state_dict') else c, {new!r})\""
+    )
 
 
-def _patterns(keys: Keys) -> list[tuple[re.Pattern[str], str | None]]:
-    """Each row as a pattern for whole keys; `{x}` in the template takes what `{x}` matched."""
-    rows = []
+def read_header(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors; {} where there is none.
+
+    Raises:
+        CheckpointError: if it is no safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 100_000_000)))
+    except (OSError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
+    return header.get("__metadata__") or {}
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote beside the tensors; {} for other files."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    facts = {}
+    for key, value in read_header(path).items():
+        try:
+            facts[key] = json.loads(value)
+        except ValueError:
+            facts[key] = value  # another tool's header, in its own form
+    return facts
+
+
+def unwrap_state_dict(content: Mapping[str, Any], where: str = "the checkpoint") -> State:
+    """The state dict inside `content`, without losses and the prefixes that wrappers leave behind.
+
+    Args:
+        content: of a checkpoint file, or a state dict.
+        where: what the error calls it.
+
+    Raises:
+        CheckpointError: if it holds no tensors.
+    """
+    for _ in range(3):
+        inner = next((content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    prefix: str | None = ""
+    while prefix is not None:  # a loss may hide behind a prefix, and a prefix behind a loss
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+        state = {k: v for k, v in state.items() if not k.startswith(LOSSES)}
+        prefix = next((p for p in PREFIXES if state and all(k.startswith(p) for k in state)), None)
+    if not state:
+        keys = ", ".join(map(str, list(content)[:5])) or "nothing"
+        raise CheckpointError(f"{where} holds no tensors, but {keys}")
+    return state
+
+
+def rename_keys(names: Iterable[str], keys: Keys) -> dict[str, str]:
+    """Rename by a table.
+
+    Args:
+        names: such as those of a state dict.
+        keys: rows of (pattern, name); `{x}` in the name takes what `{x}` matched, and what follows
+            the pattern, such as ".weight", stays.
+
+    Returns:
+        {name: new name} by the first row that matches; other names stay, and those that a row gives
+        no new name are left out.
+    """
+    patterns = []
     for source, target in keys:
         named = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+?)", re.escape(source))
         pattern = re.compile(named + r"(?P<rest_>(?:\.[^.]+)?)$")
-        rows.append((pattern, None if target is None else target + "{rest_}"))
-    return rows
-
-
-def rename(names: Iterable[str], keys: Keys) -> dict[str, str]:
-    """{name: new name} by the first row of `keys` that matches; other names stay, and those that
-    a row gives no new name are left out."""
-    patterns = _patterns(keys)
+        patterns.append((pattern, None if target is None else target + "{rest_}"))
     renamed = {}
     for name in names:
         hits = ((p.match(name), target) for p, target in patterns)
@@ -78,16 +174,10 @@ def rename(names: Iterable[str], keys: Keys) -> dict[str, str]:
     return renamed
 
 
-def _keys(model: Network) -> Keys:
-    from . import VARIANTS  # the table is made of modules that this one serves
-
-    return VARIANTS[model.info.name].keys
-
-
 def rename_to_ours(state: State, model: Network) -> State:
     """`state` by our names, if it is in official ones; what a network computes is dropped."""
     own, state = model.state_dict().keys(), model.upgrade_state_dict(state)
-    names = rename(state, _keys(model))
+    names = rename_keys(state, model.keys)
     if len(own & set(names.values())) > len(own & state.keys()):
         state = {names[k]: v for k, v in state.items() if k in names}
     state = model.convert_state_dict({k: v for k, v in state.items() if not k.endswith(INDICES)})
@@ -96,7 +186,8 @@ def rename_to_ours(state: State, model: Network) -> State:
 
 def official_names(model: Network) -> dict[str, str]:
     """{our name: official name} for every entry of the model's state dict."""
-    return rename(model.state_dict(), [(ours, official) for official, ours in _keys(model) if ours])
+    rows = [(ours, official) for official, ours in model.keys if ours]
+    return rename_keys(model.state_dict(), rows)
 
 
 def add_silent_branches(state: State, model: Network) -> State:
@@ -106,7 +197,6 @@ def add_silent_branches(state: State, model: Network) -> State:
     for name, module in model.named_modules():
         if not isinstance(module, RepConv):
             continue
-        norms = dict(module.branch_norms())
         own = {
             f"{name}.{key}": value.detach().clone()
             for key, value in module.state_dict().items()
@@ -114,59 +204,11 @@ def add_silent_branches(state: State, model: Network) -> State:
         }
         if own.keys() & state.keys():
             continue
-        for norm in norms:
+        for norm, _ in module.branch_norms():
             own[f"{name}.{norm}.weight"].zero_()
             own[f"{name}.{norm}.bias"].zero_()
         added |= own
     return added | state
-
-
-def _check(state: State, model: Network, where: str, stored: State) -> None:
-    own = model.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith(COMPUTED)]
-    unexpected = [k for k in state if k not in own]
-    misshaped = [
-        f"{k}: found {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    if missing or unexpected or misshaped:
-        name = f"{model.info.name} with {model.info.num_classes} classes"
-        lines = [f"{where} does not fit {name}{_likely(stored, model)}"]
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshaped),
-        ):
-            if names:
-                more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-                lines.append(f"{len(names)} {what}: {', '.join(names[:4])}{more}")
-        raise CheckpointError("; ".join(lines), missing, unexpected, misshaped)
-    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
-    if broken:
-        raise CheckpointError(
-            f"{where} holds NaN or infinite values, first in {broken[0]}: "
-            "its training diverged; take an earlier checkpoint"
-        )
-
-
-def _likely(stored: State, model: Network) -> str:
-    """What a checkpoint that does not fit seems to be, for the message."""
-    from .identify import ALIKE, likely  # builds every variant, which only an error is worth
-
-    found = likely(stored, guess=model.info.name)
-    if found.variant != model.info.name:
-        if found.share < ALIKE:
-            return f": it fits no variant, {found.variant} the most ({found.share:.0%} of entries)"
-        classes = f" with {found.num_classes} classes" if found.num_classes else ""
-        return f": it looks like {found.variant}{classes} ({found.share:.0%} of its entries fit)"
-    if found.num_classes and found.num_classes != model.info.num_classes:
-        return (
-            f": it has {found.num_classes} classes; build the model with "
-            f"num_classes={found.num_classes}, or take all but its classifier with "
-            "classifier='new'"
-        )
-    return ""
 
 
 def save_checkpoint(
@@ -178,8 +220,15 @@ def save_checkpoint(
 ) -> Path:
     """Write the weights as safetensors, with variant and class count in the header.
 
-    `naming="official"` gives the reference implementation's keys back; `dtype` converts floating
-    values; `metadata` is kept as JSON strings. The file appears whole or not at all.
+    Args:
+        model: a built network.
+        path: of the file, which appears whole or not at all.
+        naming: "official" gives the reference implementation's keys back.
+        dtype: what floating values are converted to.
+        metadata: kept in the header, each value as JSON.
+
+    Returns:
+        `path`.
     """
     path = Path(path)
     names = official_names(model) if naming == "official" else {k: k for k in model.state_dict()}

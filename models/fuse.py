@@ -1,36 +1,36 @@
-"""The same function, cheaper: what a network becomes before it is exported."""
+"""Fusing: the same function, cheaper, which is what a network becomes before it is exported."""
 
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
 
 import torch
 from torch import nn
 
 from .layers import Constant
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
+from .network import AnyModule, copy_to_meta
 
 
 def deploy(model: AnyModule, size: tuple[int, int] | None = None) -> AnyModule:
-    """A copy of `model` in eval mode whose modules took their cheaper forms.
+    """Make a copy of a network in eval mode whose modules took their cheaper forms.
 
     A module that has one says so by a method `to_deployed()` that returns it: norms folded into
-    convolutions, branches and linear chains merged. With `size` (height, width), the constants
-    that depend on it (pooling matrices, sampling grids) are made once, here.
+    convolutions, branches and linear chains merged.
+
+    Args:
+        model: left as it is.
+        size: (height, width) for which the constants that depend on it (pooling matrices, sampling
+            grids) are made, once, here.
     """
-    model = _deploy_modules(copy.deepcopy(model).eval())
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model = _deploy_modules(copy.deepcopy(model).eval()).requires_grad_(False)
     if size is not None:
         _make_constants(model, size)
     return model
 
 
 def _make_constants(model: nn.Module, size: tuple[int, int]) -> None:
-    """Run a shadow without data through the network, and keep the constants that it asked for."""
-    shadow = copy.deepcopy(model).to("meta")
+    """Run a copy without data, and keep the constants that it asked for."""
+    shadow = copy_to_meta(model)
     with torch.no_grad():
         dtype = next(shadow.parameters()).dtype
         shadow(torch.empty(1, 3, *size, device="meta", dtype=dtype))
@@ -40,6 +40,7 @@ def _make_constants(model: nn.Module, size: tuple[int, int]) -> None:
 
 
 def _deploy_modules(module: AnyModule) -> AnyModule:
+    # Children first: SFC's deployed form needs the bias that folding a norm gives its convolution.
     for name, child in list(module.named_children()):
         setattr(module, name, _deploy_modules(child))
     make = getattr(module, "to_deployed", None)

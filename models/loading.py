@@ -1,30 +1,34 @@
-"""From what a user names to a network: a variant, a checkpoint, or a variant and its weights."""
+"""Loading: from what a user names (a variant, a checkpoint, or both) to a network with weights."""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import cv2
-import numpy as np
-import torch
-from torch import nn
+from typing import Any, Literal, TypeAlias
 
 from ..data.classes import CITYSCAPES, CLASS_SETS, ClassSet, load_class_set
-from ..data.scenes import scenes
 from ..errors import CheckpointError, UsageError
-from . import VARIANTS, build
-from .checkpoints import load_checkpoint
-from .identify import SURE, likely
+from .checkpoints import (
+    COMPUTED,
+    State,
+    add_silent_branches,
+    official_names,
+    read_checkpoint,
+    read_metadata,
+    rename_to_ours,
+    unwrap_state_dict,
+)
+from .identify import ALIKE, class_entries, identify_checkpoint, identify_variant
 from .network import Network
-from .stored import read, read_header, unwrap
+from .random_weights import SEED, build_untrained
+from .registry import VARIANTS, build, find_variant
 
 PRETRAINED = Path(__file__).with_name("pretrained")
-SEED = 0
+log = logging.getLogger("rtseg")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def load_model(
     what: str | os.PathLike[str] | Network | Model,
     weights: str | os.PathLike[str] | None = None,
     classes: str | os.PathLike[str] | ClassSet | None = None,
+    ignore: Sequence[str] = (),
 ) -> Model:
     """A network with its weights and its classes.
 
@@ -57,6 +62,8 @@ def load_model(
         weights: checkpoint to load into the named variant; by default the weights that ship with
             it, if they are for `classes`, else seeded random ones.
         classes: a class set, its name or its YAML file; by default that of the weights.
+        ignore: patterns of entries that the checkpoint may lack or have too many, as
+            `load_checkpoint` takes them.
 
     Raises:
         UsageError: no variant is called so, or `what` has its weights already.
@@ -72,8 +79,8 @@ def load_model(
     if colon and name in VARIANTS:
         if weights is not None:
             raise UsageError(f"{what} names its weights already: leave the others out")
-        return _open(name, Path(file), classes)
-    return _open(os.fspath(what), None if weights is None else Path(weights), classes)
+        return _open(name, Path(file), classes, ignore)
+    return _open(os.fspath(what), None if weights is None else Path(weights), classes, ignore)
 
 
 def _with_classes(what: Network | Model, classes: ClassSet | None) -> Model:
@@ -91,10 +98,12 @@ def _with_classes(what: Network | Model, classes: ClassSet | None) -> Model:
     return Model(network, classes, "memory", True)
 
 
-def _open(model: str, weights: Path | None, classes: ClassSet | None) -> Model:
-    if model not in VARIANTS and (weights is not None or not Path(model).exists()):
-        build(model)  # says what the name might have been
+def _open(
+    model: str, weights: Path | None, classes: ClassSet | None, ignore: Sequence[str]
+) -> Model:
     if model not in VARIANTS:
+        if weights is not None or not Path(model).exists():
+            find_variant(model)  # says what the name might have been
         model, weights = identify_checkpoint(Path(model)), Path(model)
     shipped = shipped_weights(model)
     if weights is None and shipped and (classes is None or classes == read_classes(shipped)):
@@ -103,7 +112,7 @@ def _open(model: str, weights: Path | None, classes: ClassSet | None) -> Model:
         classes = classes or CITYSCAPES
         return Model(build_untrained(model, len(classes)), classes, f"random, seed {SEED}", False)
     classes = classes or read_classes(weights) or CITYSCAPES
-    network = load_checkpoint(build(model, len(classes)), weights)
+    network = load_checkpoint(build(model, len(classes)), weights, ignore=ignore)
     trained = read_metadata(weights).get("trained", True)
     return Model(network, classes, weights.name, bool(trained))
 
@@ -116,19 +125,6 @@ def shipped_weights(variant: str) -> Path | None:
     """The weights of `variant` inside the package, if there are any."""
     found = sorted(PRETRAINED.glob(f"{variant}_*.safetensors"))
     return next((path for path in found if read_metadata(path).get("variant") == variant), None)
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` wrote beside the tensors; {} for other files."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return {}
-    facts = {}
-    for key, value in read_header(path).items():
-        try:
-            facts[key] = json.loads(value)
-        except ValueError:
-            facts[key] = value  # another tool's header, in its own form
-    return facts
 
 
 def read_classes(path: Path) -> ClassSet | None:
@@ -148,68 +144,104 @@ def read_classes(path: Path) -> ClassSet | None:
     return None
 
 
-def identify_checkpoint(path: Path) -> str:
-    """The variant whose entries a checkpoint holds."""
-    named = read_metadata(path).get("variant")
-    if named in VARIANTS:
-        return str(named)
-    found = likely(unwrap(read(path), str(path)))
-    if found.share < SURE:
-        raise CheckpointError(
-            f"{path} fits no variant: nearest is {found.variant}, of whose entries "
-            f"{found.share:.0%} match; name the variant and give the file as weights to see the "
-            "differences"
-        )
-    return found.variant
+def load_checkpoint(
+    model: Network,
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    classifier: Literal["keep", "new"] = "keep",
+    ignore: Sequence[str] = (),
+) -> Network:
+    """Fill a network from a checkpoint, whole or not at all.
 
+    Takes our names and the official ones, state dicts inside `state_dict`, `model` and the like,
+    and prefixes such as `module.`.
 
-def build_untrained(variant: str, num_classes: int, seed: int = SEED) -> Network:
-    """Seeded random weights that behave: no layer is silent, none multiplies the scale of what it
-    gets, and the norms fit drawn street scenes.
+    Args:
+        model: a built network; left as it was if the checkpoint does not fit.
+        source: a `.safetensors` file, a file that `torch.save` wrote (no pickled code is run), or
+            a state dict.
+        classifier: "new" leaves the entries whose shape depends on the class count as they are in
+            `model` (`identify.class_entries` names them), for training on other classes.
+        ignore: patterns such as "head.*" of entries, by our names or the file's, that may lack or
+            be too many: those of the network keep their values, those of the file are left out.
 
-    Otherwise activations grow or vanish and attention saturates, and half precision has nothing
-    real to be compared on. torch's own random state is left alone.
+    Returns:
+        `model`.
+
+    Raises:
+        CheckpointError: if the file cannot be read or holds code, or if an entry is missing,
+            unexpected, of another shape or not finite.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build(variant, num_classes)
-        for module in network.modules():
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-                fan_in = module.weight[0].numel()
-                nn.init.normal_(module.weight, std=fan_in**-0.5)
-            if init_untrained := getattr(module, "init_untrained", None):
-                init_untrained()
-    _fit_norms(network, scenes(2, (256, 512), seed))
-    return network
+    where = "the state dict" if isinstance(source, Mapping) else str(source)
+    content = source if isinstance(source, Mapping) else read_checkpoint(Path(source))
+    stored = unwrap_state_dict(content, where)
+    state = add_silent_branches(rename_to_ours(stored, model), model)
+    own = model.state_dict()
+    if classifier == "new":
+        state |= {k: own[k].clone() for k in class_entries(model.info.name) if k in own}
+    _check(state, stored, model, where, ignore)
+    kept = {k: v for k, v in own.items() if k not in state or k.endswith(COMPUTED)}
+    model.load_state_dict(kept | {k: v for k, v in state.items() if k in own}, strict=True)
+    return model
 
 
-def _fit_norms(network: Network, frames: Iterable[np.ndarray[Any, Any]]) -> None:
-    """In float64: float32's sums depend on threads and memory, and the weights would with them."""
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    if not norms:
-        network.eval()
-        return
-    network.double()
-    momentum = [norm.momentum for norm in norms]
-    hooks = [norm.register_forward_pre_hook(_fit_if_enough) for norm in norms]
-    for norm in norms:
-        norm.momentum = None  # average over all frames seen
-    with torch.no_grad():
-        for frame in frames:
-            network.forward_logits(normalize_frame(frame, network).double())
-    for norm, before, hook in zip(norms, momentum, hooks, strict=True):
-        norm.momentum = before
-        hook.remove()
-    network.float().eval()
+def _check(state: State, stored: State, model: Network, where: str, ignore: Sequence[str]) -> None:
+    """Raise CheckpointError unless `state` (`stored` by our names) fits; names are the file's."""
+    own, theirs = model.state_dict(), _names_in_file(state, stored, model)
+
+    def ignored(key: str) -> bool:
+        return any(fnmatch(key, each) or fnmatch(theirs.get(key, key), each) for each in ignore)
+
+    lacking = [k for k in own if k not in state and not k.endswith(COMPUTED)]
+    missing = [k for k in lacking if not ignored(k)]
+    unexpected = [k for k in state if k not in own and not ignored(k)]
+    misshaped = [k for k in own if k in state and state[k].shape != own[k].shape]
+    if missing or unexpected or misshaped:
+        shapes = [
+            f"{theirs.get(k, k)}: found {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
+            for k in misshaped
+        ]
+        lost, extra = ([theirs.get(k, k) for k in keys] for keys in (missing, unexpected))
+        name = f"{model.info.name} with {model.info.num_classes} classes"
+        lines = [f"{where} does not fit {name}{_hint(stored, model)}"]
+        for what, names in (
+            ("missing", lost),
+            ("unexpected", extra),
+            ("of another shape", shapes),
+        ):
+            if names:
+                more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+                lines.append(f"{len(names)} {what}: {', '.join(names[:4])}{more}")
+        raise CheckpointError("; ".join(lines), lost, extra, shapes)
+    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{where} holds NaN or infinite values, first in {theirs.get(broken[0], broken[0])}: "
+            "its training diverged; take an earlier checkpoint"
+        )
+    if len(missing) < len(lacking):
+        log.warning("%s: %d entries keep the network's own values, as asked", where, len(lacking))
 
 
-def _fit_if_enough(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    """A norm behind a global mean has no spread to measure in a frame; it stays as it was built."""
-    norm.train(inputs[0][:, 0].numel() > 64)
+def _names_in_file(state: State, stored: State, model: Network) -> dict[str, str]:
+    """{our name: the name in the file}, of entries that it lacks the name that it would have."""
+    by_value = {id(value): name for name, value in stored.items()}  # renaming keeps the tensors
+    found = {k: by_value[id(v)] for k, v in state.items() if id(v) in by_value}
+    official = any(ours != theirs for ours, theirs in found.items())
+    return (official_names(model) if official else {}) | found
 
 
-def normalize_frame(frame: np.ndarray[Any, Any], network: Network) -> torch.Tensor:
-    """frame (H, W, 3) uint8 BGR -> the network's input (1, 3, H, W) float32, as papers write it."""
-    rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB).astype(np.float32) / 255
-    rgb = (rgb - np.float32(network.info.mean)) / np.float32(network.info.std)
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))[None]
+def _hint(stored: State, model: Network) -> str:
+    """What a checkpoint that does not fit seems to be, for the message."""
+    found = identify_variant(stored, guess=model.info.name)
+    if found.variant != model.info.name:
+        if found.share < ALIKE:
+            return f": it fits no variant, {found.variant} the most ({found.share:.0%} of entries)"
+        classes = f" with {found.num_classes} classes" if found.num_classes else ""
+        return f": it looks like {found.variant}{classes} ({found.share:.0%} of its entries fit)"
+    if found.num_classes and found.num_classes != model.info.num_classes:
+        return (
+            f": it has {found.num_classes} classes; name them with --classes (in Python, build "
+            f"the model with num_classes={found.num_classes}), or take all but its classifier "
+            "with classifier=new (in Python, classifier='new')"
+        )
+    return ""

@@ -1,9 +1,13 @@
-"""What every network here is: a backbone-to-logits function and the enlargement that follows it."""
+"""Network: the base of all families. A backbone-to-logits function and the upsampling after it."""
 
 from __future__ import annotations
 
+import copy
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor, nn
 
@@ -11,15 +15,18 @@ from ..errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Info:
-    """How a built network wants its input, and what it gives back.
+    """What a built network wants as its input, and what it gives back.
 
-    `mean` and `std` are per RGB channel on pixels in 0..1; height and width of the input must be
-    multiples of `multiple`. Logits that are smaller than the image are enlarged bilinearly with
-    `align_corners` before the argmax.
+    Attributes:
+        name, num_classes: of the variant.
+        mean, std: per RGB channel, on pixels in 0..1.
+        multiple: height and width of the input must be multiples of it.
+        align_corners: of the bilinear upsampling of logits that are smaller than the image.
     """
 
     name: str
@@ -30,7 +37,11 @@ class Info:
     align_corners: bool = False
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError, with the nearest sizes that fit, unless `height` x `width` fits."""
+        """Check an input's size.
+
+        Raises:
+            UsageError: with the nearest sizes that fit, unless `height` x `width` does.
+        """
         if height > 0 and width > 0 and height % self.multiple == 0 and width % self.multiple == 0:
             return
         step = self.multiple
@@ -43,23 +54,29 @@ class Info:
         )
 
 
-class Network(nn.Module):
-    """A segmentation network. Subclasses write `forward_logits`, set `upsample_logits`.
+class Network(nn.Module, ABC):
+    """A segmentation network. Subclasses write `forward_logits` and set `upsample_logits`.
 
     In eval mode `forward` maps an image (N, 3, H, W), float RGB normalized as `info` says, to the
     logits that the reference implementation returns. In train mode it gives a dict: `"logits"`
     and, for networks that have them, the auxiliary outputs by name.
+
+    Attributes:
+        info: set by `build`.
+        keys: official names of its state dict beside ours.
+        upsample_logits: what the reference does to the head's logits before it returns them.
     """
 
     info: Info
+    keys: Sequence[tuple[str, str | None]] = ()
     upsample_logits: nn.Module
 
+    @abstractmethod
     def forward_logits(self, image: Tensor) -> Tensor:
         """image (N, 3, H, W) -> logits (N, K, h, w) at the head's own stride."""
-        raise TypeError(f"{type(self).__name__} defines no `forward_logits`")
 
     def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(coarse logits, auxiliary logits by name): what training sees beside `forward_logits`."""
+        """What training sees: (as `forward_logits`, auxiliary logits by name)."""
         return self.forward_logits(image), {}
 
     def upgrade_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,3 +94,9 @@ class Network(nn.Module):
             return self.upsample_logits(self.forward_logits(image))
         logits, auxiliary = self.forward_auxiliary(image)
         return {"logits": self.upsample_logits(logits), **auxiliary}
+
+
+def copy_to_meta(network: AnyModule) -> AnyModule:
+    """A copy in eval mode without values: to find shapes, costs and who reads what by running it,
+    in a moment at any size."""
+    return copy.deepcopy(network).to("meta").eval()

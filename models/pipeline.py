@@ -1,26 +1,30 @@
-"""The whole job as one module: camera frame in, class ids out."""
+"""Pipeline: the whole job as one module, camera frame in, class ids out."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .layers import BilinearUpsample
-from .network import Network
+from .network import Network, copy_to_meta
 
 
 class FrameToLabels(nn.Module):
     """frame (N, H, W, 3) uint8 BGR -> labels (N, H, W) uint8, and the network's logits.
 
-    Normalization, channel order, enlargement and argmax are inside. `outputs` picks from "labels",
-    "logits" (N, K, h, w) and "coarse" (what the last enlargement reads), in the order given. The
-    network is copied; where one convolution alone reads the image, it takes scale, channel order
-    and the mean over, exactly.
+    Normalization, channel order, upsampling and argmax are inside. Where one convolution alone
+    reads the image, it takes scale, channel order and the mean over, exactly.
+
+    Args:
+        network: copied.
+        outputs: of "labels", "logits" (N, K, h, w) and "coarse" (what the last upsampling reads),
+            in the order they are to be given.
     """
 
     def __init__(self, network: Network, outputs: tuple[str, ...] = ("labels",)):
@@ -46,7 +50,7 @@ class FrameToLabels(nn.Module):
         self.network.info.check_size(frame.shape[1], frame.shape[2])
         height, width = frame.shape[1:3]
         head = self.network.forward_logits(self.normalize(frame))
-        coarse, how = last_enlargement(self.network, head, height, width)
+        coarse, how = run_to_last_upsample(self.network, head, height, width)
         results = []
         for output in self.outputs:
             if output == "labels":
@@ -71,13 +75,13 @@ class FrameToLabels(nn.Module):
         return torch.cat([end, torch.cat([side, image, side], dim=3), end], dim=2)
 
     def labels(self, coarse: Tensor, how: str | None, height: int, width: int) -> Tensor:
-        """What `last_enlargement` gave -> (N, height, width) uint8: per pixel, the first of the
-        largest logits."""
-        enlarge = self.network.upsample_logits
-        if isinstance(enlarge, nn.PixelShuffle):
+        """What `run_to_last_upsample` gave -> (N, height, width) uint8: per pixel, the first of
+        the largest logits."""
+        shuffle = self.network.upsample_logits
+        if isinstance(shuffle, nn.PixelShuffle):
             # A shuffle only moves values: the maximum is taken first, on a plane a pixel position.
-            per_pixel = coarse.unflatten(1, (-1, enlarge.upscale_factor**2))
-            labels = enlarge(_to_float(per_pixel.argmax(1), coarse))[:, 0]
+            per_pixel = coarse.unflatten(1, (-1, shuffle.upscale_factor**2))
+            labels = shuffle(_to_float(per_pixel.argmax(1), coarse))[:, 0]
             return labels.to(torch.uint8)
         logits = coarse
         if how is not None:
@@ -86,14 +90,20 @@ class FrameToLabels(nn.Module):
         return _to_float(logits.argmax(1), coarse).to(torch.uint8)
 
 
-def last_enlargement(
+def run_to_last_upsample(
     network: Network, head: Tensor, height: int, width: int
 ) -> tuple[Tensor, str | None]:
-    """(what the last enlargement before the argmax reads, which one that is), from the head's
-    output to a frame of height x width.
+    """Run a network's upsampling up to its last step before the argmax.
 
-    "shuffle": a pixel shuffle, of (N, K * factor^2, h, w). "bilinear", "bilinear_aligned" (with
-    corners aligned): a resize of (N, K, h, w) to the frame. None: it has the frame's size.
+    Args:
+        network: whose `upsample_logits` is run.
+        head: what its `forward_logits` gave.
+        height, width: of the frame.
+
+    Returns:
+        What that last step reads, and which one it is. "shuffle": a pixel shuffle, of
+        (N, K * factor^2, h, w). "bilinear", "bilinear_aligned" (with corners aligned): a resize of
+        (N, K, h, w) to the frame. None: there is none, it has the frame's size.
     """
     if isinstance(network.upsample_logits, nn.PixelShuffle):
         return head, "shuffle"
@@ -101,8 +111,8 @@ def last_enlargement(
     *first, last = network.upsample_logits if chain else [network.upsample_logits]
     for step in first:
         head = step(head)
-    enlarged = tuple(side * getattr(last, "factor", 0) for side in head.shape[-2:])
-    if isinstance(last, BilinearUpsample) and enlarged == (height, width):
+    upsampled = tuple(side * getattr(last, "factor", 0) for side in head.shape[-2:])
+    if isinstance(last, BilinearUpsample) and upsampled == (height, width):
         return head, _resize_name(last.align_corners)
     head = last(head)
     if head.shape[-2:] == (height, width):
@@ -110,13 +120,19 @@ def last_enlargement(
     return head, _resize_name(network.info.align_corners)
 
 
-def enlargement(network: Network, size: tuple[int, int]) -> str | None:
-    """The last enlargement of `network` at a frame's (height, width), as `last_enlargement` names
-    it: found by running a shadow without data."""
-    shadow = copy.deepcopy(network).eval().to("meta")
+def find_last_upsample(network: Network, size: tuple[int, int]) -> str | None:
+    """The last upsampling at a frame's (height, width), as `run_to_last_upsample` names it."""
+    shadow = copy_to_meta(network)
     with torch.no_grad():
         head = shadow.forward_logits(torch.empty(1, 3, *size, device="meta"))
-        return last_enlargement(shadow, head, *size)[1]
+        return run_to_last_upsample(shadow, head, *size)[1]
+
+
+def normalize_frame(frame: np.ndarray[Any, Any], network: Network) -> Tensor:
+    """frame (H, W, 3) uint8 BGR -> the network's input (1, 3, H, W) float32, as papers write it."""
+    rgb = frame[..., ::-1].astype(np.float32) / 255
+    rgb = (rgb - np.float32(network.info.mean)) / np.float32(network.info.std)
+    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))[None]
 
 
 def _resize_name(align_corners: bool) -> str:
@@ -140,8 +156,8 @@ def _to_float(labels: Tensor, like: Tensor) -> Tensor:
 
 
 def _first_convolution(network: Network) -> nn.Conv2d | None:
-    """The convolution that alone reads the image, if there is one: found by running a shadow."""
-    shadow = copy.deepcopy(network).to("meta")
+    """The convolution that alone reads the image, if there is one."""
+    shadow = copy_to_meta(network)
     image = torch.empty(1, 3, 32 * network.info.multiple, 32 * network.info.multiple, device="meta")
     readers = []
 

@@ -1,19 +1,22 @@
-"""The zoo as rows of facts: what `rtseg models` lists."""
+"""Zoo: the variants as rows of facts and costs, which `rtseg models` lists."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from ..data.files import write_atomically
-from . import VARIANTS, build, count
 from .checkpoints import official_names
 from .loading import shipped_weights
-from .published import reference, reported_classes, scores
-from .shadow import shadow
+from .network import copy_to_meta
+from .registry import VARIANTS, build_on_meta, find_variant
 
 CLASSES = 19
 SIZES = ((512, 1024), (1024, 2048))
@@ -21,47 +24,95 @@ SIZES = ((512, 1024), (1024, 2048))
 COSTS = Path(__file__).with_name("costs.json")
 
 
-def rows() -> list[dict[str, Any]]:
-    """`row` of every variant."""
-    return [row(name) for name in VARIANTS]
+@dataclass(frozen=True)
+class Cost:
+    """What a network takes for one image.
 
-
-def row(name: str) -> dict[str, Any]:
-    """The facts of a variant: parameters and MACs at 19 classes, and at the size and class count
-    that it is `reported` with; the mIoU `published` for it, in percent; the weights in the package;
-    its paper, the implementation that it reproduces, and the license of that where it is known.
-
-    Raises ValueError for a name that is not in VARIANTS.
+    Attributes:
+        macs: multiply-adds of convolutions and matrix products; resampling, norms and element-wise
+            work are not counted.
+        params: trained values.
+        layers: convolutions, linear maps and norms.
     """
-    if name not in VARIANTS:
-        build(name)  # says what the name might have been
-    weights, theirs = shipped_weights(name), reference(name)
+
+    macs: int
+    params: int
+    layers: int
+
+
+def count(network: nn.Module, size: tuple[int, int]) -> Cost:
+    """The cost of one (height, width) image; nothing is computed, so any size is quick."""
+    shadow = copy_to_meta(network).requires_grad_(False)
+    image = torch.empty(1, 3, *size, device="meta", dtype=next(shadow.parameters()).dtype)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shadow(image)
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+    return Cost(
+        macs=counter.get_total_flops() // 2,
+        params=sum(p.numel() for p in network.parameters()),
+        layers=sum(isinstance(m, kinds) for m in network.modules()),
+    )
+
+
+def list_rows() -> list[dict[str, Any]]:
+    """`describe` of every variant."""
+    return [describe(name) for name in VARIANTS]
+
+
+def describe(name: str) -> dict[str, Any]:
+    """The facts of a variant.
+
+    Returns:
+        Parameters and MACs at 19 classes, and at the size and class count that it is `reported`
+        with; the mIoU `published` for it, in percent; the weights in the package; its paper, the
+        implementation that it reproduces, and the license of that where it is known.
+
+    Raises:
+        UsageError: for a name that is not in VARIANTS.
+    """
+    variant, weights = find_variant(name), shipped_weights(name)
     return {
         "model": name,
-        **(stored_costs().get(name) or costs(name)),
-        "published": [asdict(score) for score in scores(name)],
+        **(stored_costs().get(name) or count_costs(name)),
+        "published": [asdict(score) for score in variant.scores],
         "weights": weights.stem if weights else None,
-        "paper": VARIANTS[name].paper,
-        "reference": theirs.where if theirs else None,
-        "license": theirs.license if theirs else None,
+        "paper": variant.paper,
+        "reference": variant.reference,
+        "license": variant.license,
     }
 
 
-def costs(name: str) -> dict[str, Any]:
+def describe_fully(name: str) -> dict[str, Any]:
+    """`describe`, and what the variant takes: frames, and checkpoints by which names.
+
+    Returns:
+        Its `checkpoint` has the first entry's name as we write it and as its reference does, which
+        is None where there is no reference.
+    """
+    facts, variant, network = describe(name), VARIANTS[name], build_on_meta(name, CLASSES)
+    ours, official = next(iter(official_names(network).items()))
+    return facts | {
+        "multiple": variant.multiple,
+        "mean": variant.mean,
+        "std": variant.std,
+        "checkpoint": {"ours": ours, "official": official if variant.reference else None},
+    }
+
+
+def count_costs(name: str) -> dict[str, Any]:
     """Parameters and multiply-adds of a variant, by our own counter."""
-    network, own = shadow(name, CLASSES), VARIANTS[name].size
-    counted = {size: count(network, size) for size in SIZES}
-    classes = reported_classes(name)
-    if classes == CLASSES:
+    network, variant = build_on_meta(name, CLASSES), VARIANTS[name]
+    own, counted = variant.size, {size: count(network, size) for size in SIZES}
+    if variant.classes == CLASSES:
         reported = counted.get(own) or count(network, own)
     else:
-        reported = count(shadow(name, classes), own)
+        reported = count(build_on_meta(name, variant.classes), own)
     return {
         "params": counted[SIZES[0]].params,
         **{f"macs_{height}x{width}": cost.macs for (height, width), cost in counted.items()},
         "reported": {
             "size": f"{own[0]}x{own[1]}",
-            "classes": classes,
+            "classes": variant.classes,
             "params": reported.params,
             "macs": reported.macs,
         },
@@ -69,7 +120,7 @@ def costs(name: str) -> dict[str, Any]:
 
 
 def stored_costs() -> dict[str, dict[str, Any]]:
-    """{variant: its `costs`}, as `store_costs` left them."""
+    """{variant: its costs}, as `store_costs` left them; a variant without is counted anew."""
     if not COSTS.is_file():
         return {}
     stored: dict[str, dict[str, Any]] = json.loads(COSTS.read_text())
@@ -78,22 +129,6 @@ def stored_costs() -> dict[str, dict[str, Any]]:
 
 def store_costs(names: Iterable[str] = VARIANTS) -> None:
     """Count the variants anew and write their costs: to be called when a network changes."""
-    known = stored_costs() | {name: costs(name) for name in names}
+    known = stored_costs() | {name: count_costs(name) for name in names}
     lines = (f'"{name}": {json.dumps(known[name])}' for name in VARIANTS if name in known)
     write_atomically(COSTS, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
-
-
-def details(name: str) -> dict[str, Any]:
-    """`row`, and what the variant takes: frames, and checkpoints by which names.
-
-    `checkpoint` has the first entry's name as we write it and as its reference does; the latter is
-    None where there is no reference.
-    """
-    facts, variant, network = row(name), VARIANTS[name], shadow(name, CLASSES)
-    ours, official = next(iter(official_names(network).items()))
-    return facts | {
-        "multiple": variant.multiple,
-        "mean": variant.mean,
-        "std": variant.std,
-        "checkpoint": {"ours": ours, "official": official if facts["reference"] else None},
-    }

@@ -67,10 +67,10 @@ def label_cost(
 
     Raises ValueError if the network's logits are not enlarged by a resize or a shuffle.
     """
-    from ..models.pipeline import enlargement
+    from ..models.pipeline import find_last_upsample
     from ..runtime.argmax_torch import make
 
-    how = enlargement(network, size)
+    how = find_last_upsample(network, size)
     if how is None:
         raise UsageError(f"{network.info.name} enlarges no logits: nothing to measure")
     end = _End(network, size, how, device)
@@ -117,14 +117,13 @@ class _End:
         """What the end reads, for an image (H, W, 3) uint8 BGR resized to the size."""
         import torch
 
-        from ..models.loading import normalize_frame
-        from ..models.pipeline import last_enlargement
+        from ..models.pipeline import normalize_frame, run_to_last_upsample
         from ..runtime.argmax_torch import without
 
         fitted = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
         inputs = normalize_frame(np.asarray(fitted, np.uint8), self.network)
         with torch.inference_mode(), without(self.network, self.name):
-            coarse, _ = last_enlargement(
+            coarse, _ = run_to_last_upsample(
                 self.network, self.network.forward_logits(inputs), *self.size
             )
         if not self.on_gpu:

@@ -27,6 +27,9 @@ SIZES = ((512, 1024), (768, 1536), (1024, 2048))
 
 def reported_miou(model: str) -> float | None:
     """% on Cityscapes val at a single scale, as its authors report it; None where they do not."""
-    from ..models.published import CITYSCAPES, scores
+    from ..models.registry import VARIANTS
+    from ..models.variant import CITYSCAPES
 
-    return next((score.single for score in scores(model) if score.data == CITYSCAPES), None)
+    return next(
+        (score.single for score in VARIANTS[model].scores if score.data == CITYSCAPES), None
+    )

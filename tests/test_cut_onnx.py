@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from rtseg.errors import ArtifactError
 from rtseg.export import export
 from rtseg.export.graph import to_onnx
-from rtseg.models.loading import Source, build_untrained
+from rtseg.models.loading import Source
+from rtseg.models.random_weights import build_untrained
 from rtseg.runtime import load
 from rtseg.runtime.cut_onnx import COARSE, cut_labels
 from rtseg.runtime.protobuf import fields, message, read_varint, varint

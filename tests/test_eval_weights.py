@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from rtseg.data.datasets import open_data
-from rtseg.models.loading import PRETRAINED, open_source, read_metadata
+from rtseg.models.checkpoints import read_metadata
+from rtseg.models.loading import PRETRAINED, open_source
 from rtseg.train.evaluate import evaluate
 from rtseg.train.predictor import Predictor
 

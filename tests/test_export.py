@@ -78,7 +78,7 @@ def test_the_graph_is_typed_and_described(nano: Source, tmp_path: Path) -> None:
 def test_frame_to_labels_is_the_papers_arithmetic(name: str) -> None:
     """Normalize, network, argmax: with the graph's own shortcuts and without."""
     import torch
-    from rtseg.models.loading import normalize_frame
+    from rtseg.models.pipeline import normalize_frame
 
     torch.manual_seed(4)
     model = build(name, 7)

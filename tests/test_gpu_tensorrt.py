@@ -18,7 +18,7 @@ from rtseg.errors import ArtifactError  # noqa: E402
 from rtseg.export import export  # noqa: E402
 from rtseg.export.parity import expect  # noqa: E402
 from rtseg.export.tensorrt import build_engine  # noqa: E402
-from rtseg.models.loading import build_untrained  # noqa: E402
+from rtseg.models.random_weights import build_untrained  # noqa: E402
 from rtseg.runtime import load  # noqa: E402
 from rtseg.runtime.artifact import read_card  # noqa: E402
 from rtseg.runtime.backends import tensorrt_self_test as self_test  # noqa: E402

@@ -35,7 +35,7 @@ from rtseg.export.argmax_kernel import Ending, compiled, cut  # noqa: E402
 from rtseg.export.graph import to_onnx  # noqa: E402
 from rtseg.export.probes import session_of  # noqa: E402
 from rtseg.models import count  # noqa: E402
-from rtseg.models.loading import build_untrained  # noqa: E402
+from rtseg.models.random_weights import build_untrained  # noqa: E402
 from rtseg.runtime import argmax_triton as labels_gpu  # noqa: E402
 
 pytestmark = pytest.mark.skipif(

@@ -18,8 +18,8 @@ import torch
 from conftest import ROOT
 from labels_plain import KINDS, RNG, Logits, plain, random, ties
 from rtseg.models import FrameToLabels, deploy
-from rtseg.models.loading import build_untrained
-from rtseg.models.pipeline import enlargement
+from rtseg.models.pipeline import find_last_upsample
+from rtseg.models.random_weights import build_untrained
 from rtseg.runtime.argmax_torch import head_of, without
 
 pytest.importorskip("triton", reason="needs Triton, which there is for Linux only")
@@ -67,7 +67,7 @@ def shuffled(classes: int, channels: int, factor: int, bias: bool, **how: Any) -
 def network_case() -> Case:
     """csfcn's own head on its own features."""
     network = deploy(build_untrained("csfcn", 5), (64, 96))
-    assert enlargement(network, (64, 96)) == "shuffle"
+    assert find_last_upsample(network, (64, 96)) == "shuffle"
     name = head_of(network, (64, 96))
     assert name == "classifier"
     frame = torch.from_numpy(RNG(4).integers(0, 256, (1, 64, 96, 3), np.uint8))

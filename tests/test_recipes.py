@@ -6,7 +6,7 @@ import pytest
 import torch
 from rtseg.data.datasets import DATASETS
 from rtseg.models import VARIANTS
-from rtseg.models.shadow import shadow
+from rtseg.models.registry import build_on_meta
 from rtseg.train.loss import Criterion
 from rtseg.train.optimizer import factor, make_optimizer
 from rtseg.train.recipe import RECIPES, load_recipe, recipes_by_variant
@@ -25,7 +25,7 @@ def recipe(request):
 
 @pytest.fixture(scope="module")
 def network(recipe):
-    return shadow(recipe.model, classes_of(recipe), **recipe.options).train()
+    return build_on_meta(recipe.model, classes_of(recipe), **recipe.options).train()
 
 
 def test_its_losses_fit_the_network_s_outputs(recipe, network):
@@ -80,6 +80,6 @@ def test_every_variant_has_a_recipe():
 def test_the_variants_in_also_take_its_options_and_groups(name):
     recipe = load_recipe(name)
     for variant in recipe.also:
-        other = shadow(variant, classes_of(recipe), **recipe.options)
+        other = build_on_meta(variant, classes_of(recipe), **recipe.options)
         make_optimizer(other, recipe.optimizer)
         other.info.check_size(*recipe.augment.crop)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import Run, as_json
 from rtseg.data.scenes import scenes
-from rtseg.models.loading import Source, build_untrained
+from rtseg.models.loading import Source
+from rtseg.models.random_weights import build_untrained
 from rtseg.speed.label_cost import label_cost, to_json
 from rtseg.speed.timing import Limits
 

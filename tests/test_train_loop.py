@@ -13,7 +13,7 @@ import pytest
 import torch
 from rtseg.errors import CheckpointError, DataError, TrainingError
 from rtseg.models import build, load_checkpoint
-from rtseg.models.stored import read_header
+from rtseg.models.checkpoints import read_header
 from rtseg.train import trainer as loop
 from rtseg.train.loader import Stream
 from rtseg.train.log import read_log

@@ -7,7 +7,7 @@ import torch
 from rtseg.errors import CheckpointError
 from rtseg.models import Info, build
 from rtseg.models.backbones.swin import ORIGINAL, ORIGINAL_KEYS, UNFOLDED, Swin
-from rtseg.models.checkpoints import official_names, rename
+from rtseg.models.checkpoints import official_names, rename_keys
 from rtseg.models.families.senformer import SenFormer
 from rtseg.train.pretrained import start_backbone
 
@@ -75,7 +75,7 @@ def swin(window, layout):
 def test_swin_s_own_release_fills_another_layout_and_window(tmp_path):
     """Its names, its order of merged channels, and bias tables of window 4 for window 6."""
     released, network = swin(4, ORIGINAL), swin(6, UNFOLDED)
-    names = rename(released.state_dict(), [(ours, theirs) for theirs, ours in ORIGINAL_KEYS])
+    names = rename_keys(released.state_dict(), [(ours, theirs) for theirs, ours in ORIGINAL_KEYS])
     state = {
         names[key].removeprefix("backbone."): value
         for key, value in released.state_dict().items()

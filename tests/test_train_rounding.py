@@ -17,8 +17,7 @@ from rtseg.export import quantize as quantize
 from rtseg.export.candidates import KINDS, layers
 from rtseg.export.graph import to_onnx
 from rtseg.models import build, load_checkpoint
-from rtseg.models.checkpoints import official_names
-from rtseg.models.stored import read
+from rtseg.models.checkpoints import official_names, read_checkpoint
 from rtseg.train import qat as rounding
 from rtseg.train.log import read_log
 from rtseg.train.parallel import Place
@@ -208,7 +207,7 @@ def test_a_run_learns_and_its_weights_load_anywhere(camvid, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
     assert "backbone.stem.0.conv" in rows[0]["rounded"]
     plain = build("csfcn_nano", 11)
-    assert read(tmp_path / BEST).keys() == plain.state_dict().keys()
+    assert read_checkpoint(tmp_path / BEST).keys() == plain.state_dict().keys()
     load_checkpoint(plain, tmp_path / BEST)
 
 

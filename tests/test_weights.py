@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import read_golden
 from rtseg.errors import CheckpointError
 from rtseg.models import build, digest, load_checkpoint, save_checkpoint
 from rtseg.models.checkpoints import official_names
-from rtseg.models.families.senformer_older import rename_older_keys
-from rtseg.models.identify import class_entries
-from rtseg.models.loading import identify_checkpoint, open_source
+from rtseg.models.families.senformer import rename_older_keys
+from rtseg.models.identify import class_entries, identify_checkpoint
+from rtseg.models.loading import open_source
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,78 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
         load_checkpoint(build("csfcn_nano"), path)
 
 
+def test_what_trainers_save_beside_the_weights_is_read(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "trainer.pth"
+    beside = {
+        "best_mIoU": np.float64(0.788),
+        "epoch": np.int64(7),
+        "history": np.arange(3, dtype=np.float32),
+        "args": argparse.Namespace(lr=0.01, crop=(512, 1024)),
+    }
+    torch.save({"state_dict": state, **beside}, path)
+    load_checkpoint(build("csfcn_nano"), path)
+
+
+class Config:
+    """A trainer's own class, which a file must not be able to make."""
+
+
+def test_the_class_that_is_refused_is_named_with_the_line_that_converts(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "trainer.pth"
+    torch.save({"model": state, "config": Config()}, path)
+    with pytest.raises(CheckpointError, match=r"an object of test_weights\.Config") as caught:
+        load_checkpoint(build("csfcn_nano"), path)
+    command = str(caught.value).splitlines()[-1]
+    assert command.startswith("python -c ")
+    code = command.removeprefix('python -c "').removesuffix('"')
+    exec(code, {})  # in this process, which knows the class
+    model = load_checkpoint(build("csfcn_nano"), tmp_path / "trainer_weights.pth")
+    torch.testing.assert_close(model.state_dict()["classifier.bias"], state["classifier.bias"])
+
+
+def test_a_loss_hides_behind_a_prefix_and_a_prefix_behind_a_loss(
+    state: dict[str, torch.Tensor],
+) -> None:
+    wrapped = {f"module.model.{k}": v for k, v in state.items()}
+    wrapped["module.sem_loss.criterion.weight"] = torch.ones(19)
+    model = load_checkpoint(build("csfcn_nano"), wrapped)
+    torch.testing.assert_close(model.state_dict()["classifier.bias"], state["classifier.bias"])
+
+
+def test_keys_are_named_as_the_file_names_them(state: dict[str, torch.Tensor]) -> None:
+    names = official_names(build("csfcn_nano"))
+    theirs = {f"module.{names[k]}": v for k, v in state.items()}
+    del theirs["module.cfc.key_conv.bias"]
+    theirs["module.cfc.query_conv.weight"] = torch.zeros(3)
+    theirs["module.my_head.weight"] = torch.zeros(3)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(build("csfcn_nano"), theirs)
+    assert caught.value.missing == ["cfc.key_conv.bias"]
+    assert caught.value.unexpected == ["my_head.weight"]
+    assert caught.value.misshaped == ["cfc.query_conv.weight: found (3,), expected (16, 128, 1, 1)"]
+
+
+def test_keys_can_be_let_go_on_purpose(
+    state: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    names = official_names(build("csfcn_nano"))
+    theirs = {names[k]: v for k, v in state.items() if k != "context.key.bias"}
+    theirs["my_head.weight"] = torch.zeros(3)
+    model = build("csfcn_nano")
+    before = model.state_dict()["context.key.bias"].clone()
+    for ignore in ((), ("my_head.*",), ("cfc.key_conv.bias",)):
+        with pytest.raises(CheckpointError):
+            load_checkpoint(model, theirs, ignore=ignore)
+    load_checkpoint(model, theirs, ignore=("cfc.key*", "my_head.*"))
+    assert torch.equal(model.state_dict()["context.key.bias"], before)
+    assert torch.equal(model.state_dict()["head.conv.weight"], state["head.conv.weight"])
+    assert "1 entries keep the network's own values, as asked" in caplog.text
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_a_truncated_file_is_refused(
     suffix: str, state: dict[str, torch.Tensor], tmp_path: Path
@@ -80,7 +154,7 @@ def test_a_truncated_file_is_refused(
 
 def test_another_class_count_says_the_count_found(state: dict[str, torch.Tensor]) -> None:
     with pytest.raises(
-        CheckpointError, match="it has 19 classes; build the model with num_classes=19"
+        CheckpointError, match=r"it has 19 classes; name them with --classes .*num_classes=19"
     ):
         load_checkpoint(build("csfcn_nano", 11), state)
 

@@ -16,8 +16,8 @@ from rtseg.errors import CheckpointError
 from rtseg.models import Network, build, count, deploy, load_checkpoint, save_checkpoint
 from rtseg.models.checkpoints import COUNTERS, official_names
 from rtseg.models.layers import ConvNorm, RepConv
-from rtseg.models.loading import build_untrained, normalize_frame
-from rtseg.models.pipeline import _first_convolution
+from rtseg.models.pipeline import _first_convolution, normalize_frame
+from rtseg.models.random_weights import build_untrained
 from torch import nn
 
 TOLERANCE = 2e-4  # largest error, in standard deviations of the logits

@@ -25,7 +25,8 @@ from rtseg.models.checkpoints import COUNTERS, INDICES, official_names
 from rtseg.models.families.crossformer import G7, CrossFormer, crossing_plan
 from rtseg.models.families.ecfd_decoders import ECFD
 from rtseg.models.families.ecfd_deformable import Atlas, DeformableAttention
-from rtseg.models.families.senformer import STRIDES, Learner, SenFormer
+from rtseg.models.families.senformer import STRIDES, SenFormer
+from rtseg.models.families.senformer_learner import Learner
 from rtseg.models.heads import EncoderDecoder, SemanticFPN, UPerHead, fcn_head
 from rtseg.runtime.backends.openvino import the_core
 from test_zoo_conv import sampled, without_counters

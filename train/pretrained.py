@@ -10,11 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..models import VARIANTS, Network, load_checkpoint
+from ..models import Network, load_checkpoint
 from ..models.attention import resize_bias_table
-from ..models.checkpoints import COMPUTED, rename
+from ..models.checkpoints import COMPUTED, read_checkpoint, rename_keys, unwrap_state_dict
 from ..models.identify import class_entries
-from ..models.stored import read, unwrap
 from .sections import Recipe
 
 MMSEG_STEM = (  # its deep stem -> the official one
@@ -53,7 +52,7 @@ def start_backbone(network: Network, path: Path) -> Started:
     norms' counters, do not matter. Swin's bias tables of another window are resized. Raises
     CheckpointError if less than half of the backbone would be filled.
     """
-    state = _plain_names(unwrap(read(path), str(path)))
+    state = _plain_names(unwrap_state_dict(read_checkpoint(path), str(path)))
     own = {k: v for k, v in network.state_dict().items() if k.startswith("backbone.")}
     own = {k: v for k, v in own.items() if not k.endswith(COMPUTED)}
     fits = max((_fitting(state, own, network, p) for p in PREFIXES), key=len)
@@ -82,7 +81,7 @@ def _fitting(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], network: Network, prefix: str
 ) -> dict[str, Tensor]:
     modern = network.upgrade_state_dict({prefix + key: value for key, value in state.items()})
-    names = rename(modern, VARIANTS[network.info.name].keys)
+    names = rename_keys(modern, network.keys)
     renamed = {names[key]: value for key, value in modern.items() if key in names}
     for key, value in renamed.items():
         if key.endswith("attention.bias.table") and key in own and value.dim() == 2:

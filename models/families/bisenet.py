@@ -22,7 +22,7 @@ from ..layers import (
     repeat,
 )
 from ..network import Network
-from ..variant import Row, Variant, conv_norm_keys
+from ..variant import CITYSCAPES, REPOSITORY, Row, Score, Variant, conv_norm_keys
 
 
 class Gate(nn.Module):
@@ -367,11 +367,23 @@ V2_KEYS = (
 _variant = partial(
     Variant,
     size=(1024, 2048),
+    reference="github.com/CoinCheung/BiSeNet",
+    license="MIT",
     mean=(0.3257, 0.3690, 0.3223),
     std=(0.2112, 0.2148, 0.2115),
     multiple=32,
 )
 VARIANTS = {
-    "bisenetv1": _variant(BiSeNetV1, V1_KEYS, paper="Yu et al., ECCV 2018"),
-    "bisenetv2": _variant(BiSeNetV2, V2_KEYS, paper="Yu et al., IJCV 2021"),
+    "bisenetv1": _variant(
+        BiSeNetV1,
+        V1_KEYS,
+        paper="Yu et al., ECCV 2018",
+        scores=(Score(CITYSCAPES, 75.44, source=REPOSITORY),),
+    ),
+    "bisenetv2": _variant(
+        BiSeNetV2,
+        V2_KEYS,
+        paper="Yu et al., IJCV 2021",
+        scores=(Score(CITYSCAPES, 74.95, source=REPOSITORY),),
+    ),
 }

@@ -29,7 +29,7 @@ from ..heads import (
     fcn_head,
 )
 from ..layers import Constant, to_map, to_tokens
-from ..variant import Keys, Variant
+from ..variant import ADE20K, Keys, Score, Variant
 
 G7 = ((7, 7, 7, 7), (8, 4, 2, 1))  # group sizes and intervals of the four stages
 G14 = ((14, 14, 7, 7), (16, 8, 2, 1))
@@ -221,6 +221,7 @@ def _variant(
     size: str,
     grouping: tuple[Sequence[int], Sequence[int]] | None = None,
     code: int = 2021,
+    score: tuple[float, float | None] | None = None,
 ) -> Variant:
     """grouping: by default the one whose reported cost it is, G14 with FPN and G7 with UPerNet."""
     make, keys = (
@@ -232,13 +233,21 @@ def _variant(
         keys=(*BACKBONE_KEYS, *keys),
         size=(1024, 1024),
         paper="Wang et al., ICLR 2022",
+        reference="github.com/cheerss/CrossFormer",
+        license="MIT",
+        scores=(Score(ADE20K, *score),) if score else (),
+        classes=150,
         multiple=32,
     )
 
 
 VARIANTS = {
-    **{f"crossformer_{size}_fpn": _variant("fpn", size) for size in BACKBONES},
-    **{f"crossformer_{size}_upernet": _variant("upernet", size) for size in BACKBONES},
+    "crossformer_s_fpn": _variant("fpn", "s", score=(46.4, None)),
+    "crossformer_b_fpn": _variant("fpn", "b", score=(48.0, None)),
+    "crossformer_l_fpn": _variant("fpn", "l", score=(49.1, None)),
+    "crossformer_s_upernet": _variant("upernet", "s", score=(47.6, 48.4)),
+    "crossformer_b_upernet": _variant("upernet", "b", score=(49.7, 50.6)),
+    "crossformer_l_upernet": _variant("upernet", "l", score=(50.4, 51.4)),
     "crossformer_b_fpn_g7": _variant("fpn", "b", G7),
     "crossformer_s_fpn_code2023": _variant("fpn", "s", G7, code=2023),
     "crossformer_l_fpn_code2023": _variant("fpn", "l", G14, code=2023),

@@ -24,7 +24,7 @@ from ..layers import (
     resize,
 )
 from ..network import Network
-from ..variant import Variant
+from ..variant import CAMVID, CITYSCAPES, CITYSCAPES_TEST, Score, Variant
 
 
 def pyramid_pooling(height: int, width: int) -> Tensor:
@@ -289,11 +289,21 @@ KEYS = (
     ("conv_out32.conv.bn", "head.norm"),
     ("conv_out32.conv_out", "classifier"),
 )
-_variant = partial(Variant, keys=KEYS, size=(1024, 2048), paper="Li, Geng, Han, TIP 2023")
+_variant = partial(
+    Variant,
+    keys=KEYS,
+    size=(1024, 2048),
+    paper="Li, Geng, Han, TIP 2023",
+    reference="github.com/kaigelee/CSFCN",
+    license="MIT",
+)
 _nano = partial(Variant, keys=KEYS, size=(512, 1024), paper="ours, after CSFCN")
 _full = partial(_csfcn, squeezed=32, shuffle=True)
 VARIANTS = {
-    "csfcn": _variant(_full),
+    "csfcn": _variant(
+        _full,
+        scores=(Score(CITYSCAPES, 79.0), Score(CITYSCAPES_TEST, 78.7), Score(CAMVID, 77.8)),
+    ),
     "csfcn_tiny": _variant(partial(_csfcn, mask_width=32)),
     "csfcn_nano": _nano(_csfcn_nano),
     "csfcn_rep": _variant(partial(_full, head="rep")),

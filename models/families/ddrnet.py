@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..backbones.resnet import BasicBlock, block_keys, blocks
 from ..layers import ConvNorm, TrainingOnly, he_normal, resize
 from ..network import Network
-from ..variant import Variant
+from ..variant import CAMVID, CITYSCAPES, CITYSCAPES_TEST, Score, Variant
 from .dappm import (
     DAPPM,
     SHARED_KEYS,
@@ -84,8 +84,21 @@ KEYS = (
     *head_keys("seghead_extra", "extra.detail"),
     *SHARED_KEYS,
 )
-_variant = partial(Variant, keys=KEYS, size=(1024, 2048), paper="Hong et al., 2021")
+_variant = partial(
+    Variant,
+    keys=KEYS,
+    size=(1024, 2048),
+    paper="Hong et al., 2021",
+    reference="github.com/ydhongHIT/DDRNet",
+    license="MIT",
+)
 VARIANTS = {
-    "ddrnet_23_slim": _variant(partial(DDRNet, width=32, head_width=64)),
-    "ddrnet_23": _variant(partial(DDRNet, width=64, head_width=128)),
+    "ddrnet_23_slim": _variant(
+        partial(DDRNet, width=32, head_width=64),
+        scores=(Score(CITYSCAPES, 77.8), Score(CITYSCAPES_TEST, 77.4), Score(CAMVID, 74.7)),
+    ),
+    "ddrnet_23": _variant(
+        partial(DDRNet, width=64, head_width=128),
+        scores=(Score(CITYSCAPES, 79.5), Score(CITYSCAPES_TEST, 79.4)),
+    ),
 }

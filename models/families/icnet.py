@@ -25,7 +25,7 @@ from ..layers import (
     square_bins,
 )
 from ..network import Network
-from ..variant import Row, Variant, conv_norm_keys
+from ..variant import CITYSCAPES, Row, Score, Variant, conv_norm_keys
 
 BINS = square_bins((1, 2, 3, 6), 0, 0)
 
@@ -131,6 +131,13 @@ KEYS = (
 )
 VARIANTS = {
     "icnet": Variant(
-        ICNet, KEYS, size=(1024, 2048), paper="Zhao et al., ECCV 2018", align_corners=True
+        ICNet,
+        KEYS,
+        size=(1024, 2048),
+        paper="Zhao et al., ECCV 2018",
+        reference="github.com/liminn/ICNet-pytorch, github.com/kaigelee/CSFCN",
+        license="MIT",
+        scores=(Score(CITYSCAPES, 71.0),),
+        align_corners=True,
     )
 }

@@ -172,6 +172,8 @@ VARIANTS = {
         KEYS,
         size=(1024, 2048),
         paper="He et al., TIP 2021",
+        reference="github.com/kaigelee/CSFCN",
+        license="MIT",
         multiple=32,
         align_corners=True,
     )

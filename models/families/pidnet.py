@@ -6,6 +6,7 @@ Controllers", CVPR 2023. Reference implementation: github.com/XuJiacong/PIDNet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from ..backbones.resnet import BasicBlock, block_keys, blocks
 from ..layers import ConvNorm, NormConv, TrainingOnly, he_normal, resize
 from ..network import Network
-from ..variant import Variant
+from ..variant import CAMVID, CITYSCAPES, CITYSCAPES_TEST, Score, Variant
 from .dappm import (
     DAPPM,
     PAPPM,
@@ -174,11 +175,22 @@ KEYS = (
 )
 _small = partial(PIDNet, detail_depth=2, context_depth=3, pyramid_width=96, head_width=128)
 _large = partial(PIDNet, detail_depth=3, context_depth=4, pyramid_width=112, head_width=256)
-_variant = partial(
-    Variant, keys=KEYS, size=(1024, 2048), paper="Xu et al., CVPR 2023", align_corners=True
-)
+
+
+def _variant(make: Callable[..., PIDNet], val: float, test: float, *more: Score) -> Variant:
+    return Variant(
+        make,
+        KEYS,
+        size=(1024, 2048),
+        paper="Xu et al., CVPR 2023",
+        reference="github.com/XuJiacong/PIDNet",
+        scores=(Score(CITYSCAPES, val), Score(CITYSCAPES_TEST, test), *more),
+        align_corners=True,
+    )
+
+
 VARIANTS = {
-    "pidnet_s": _variant(partial(_small, width=32)),
-    "pidnet_m": _variant(partial(_small, width=64)),
-    "pidnet_l": _variant(partial(_large, width=64, large=True)),
+    "pidnet_s": _variant(partial(_small, width=32), 78.8, 78.6, Score(CAMVID, 80.1)),
+    "pidnet_m": _variant(partial(_small, width=64), 79.9, 79.8, Score(CAMVID, 82.0)),
+    "pidnet_l": _variant(partial(_large, width=64, large=True), 80.9, 80.6),
 }

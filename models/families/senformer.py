@@ -16,10 +16,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import Block, Groups, Mlp, RelativeBias, attend, split_heads, window_plan
+from ..attention import Block, Groups, RelativeBias, window_plan
 from ..backbones.resnet import deep_stem_keys, resnet50, stage_keys
 from ..backbones.swin import (
     UNFOLDED,
@@ -29,14 +28,14 @@ from ..backbones.swin import (
     swin_small,
     swin_tiny,
     toolbox_block_keys,
+    unfold_layout,
 )
 from ..heads import AUXILIARY_KEYS, EncoderDecoder, Laterals, fcn_head
 from ..layers import keep_unused, resize, to_map, to_tokens
-from ..variant import Keys, Variant
-from .senformer_fused import StackedLearners, remove_shared
-from .senformer_older import rename_older_keys
+from ..variant import ADE20K, CITYSCAPES, COCO_STUFF, PASCAL_CONTEXT, Keys, Score, Variant
+from .senformer_fused import StackedLearners
+from .senformer_learner import BLOCKS, HEADS, WIDTH, Learner
 
-WIDTH, HEADS, BLOCKS = 512, 8, 6
 STRIDES = (4, 8, 16, 32)  # of the levels, a learner for each
 
 
@@ -63,114 +62,6 @@ class FPNT(nn.Module):
             size = (x.shape[-2], x.shape[-1])
             maps.append(to_map(output(to_tokens(x), size), size))
         return maps
-
-
-class ClassLinear(nn.Linear):
-    """A linear map of class embeddings (N, classes, C), of their mean and of the rest apart.
-
-    The mean is ten times as large as what tells classes apart, and so would be its rounding errors,
-    other ones for each class. A deployed network has plain maps.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean(dim=1, keepdim=True)
-        return F.linear(x - mean, self.weight) + F.linear(mean, self.weight, self.bias)
-
-
-class EmbeddingAttention(nn.Module):
-    """Multi-head attention of class embeddings: (N, Q, C) -> (N, Q, C)."""
-
-    heads: int = HEADS
-    scale: float = (WIDTH // HEADS) ** -0.5
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.proj = ClassLinear(WIDTH, WIDTH)
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """All by head."""
-        return self.proj(attend(query * self.scale, key, value).transpose(1, 2).flatten(2))
-
-
-class SelfAttention(EmbeddingAttention):
-    """Of the class embeddings to each other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv = ClassLinear(WIDTH, 3 * WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attend(*split_heads(self.qkv(x), 3 * HEADS).chunk(3, dim=1))
-
-
-class CrossAttention(EmbeddingAttention):
-    """Of the class embeddings to a map's tokens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query = ClassLinear(WIDTH, WIDTH)
-        self.key_value = nn.Linear(WIDTH, 2 * WIDTH)
-
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
-        return self.attend(split_heads(self.query(x), HEADS), *keys_values)
-
-    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        key, value = split_heads(self.key_value(tokens), 2 * HEADS).chunk(2, dim=1)
-        return key, value
-
-
-class DecoderBlock(nn.Module):
-    """Class embeddings (N, classes, C) read the tokens, then each other, then pass an MLP."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.cross = nn.LayerNorm(WIDTH), CrossAttention()
-        self.norm2, self.attention = nn.LayerNorm(WIDTH), SelfAttention()
-        self.norm3, self.mlp = nn.LayerNorm(WIDTH), Mlp(WIDTH, 4 * WIDTH, ClassLinear)
-
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
-        x = x + self.cross(self.norm1(x), keys_values)
-        x = x + self.attention(self.norm2(x))
-        return x + self.mlp(self.norm3(x))
-
-
-class Learner(nn.Module):
-    """A segmentation head of its own: a map (N, C, h, w) -> logits (N, classes, h, w).
-
-    shared: one block, applied six times, in place of six.
-    """
-
-    def __init__(self, num_classes: int, shared: bool):
-        super().__init__()
-        self.queries = nn.Parameter(torch.zeros(1, num_classes, WIDTH))
-        self.norm_tokens = nn.LayerNorm(WIDTH)
-        self.blocks = nn.ModuleList(DecoderBlock() for _ in range(1 if shared else BLOCKS))
-        self.norm_embeddings = nn.LayerNorm(WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.norm_tokens(to_tokens(x))
-        logits = self.classes(tokens) @ tokens.transpose(1, 2)
-        return logits.unflatten(2, x.shape[-2:])
-
-    def contrasts(self, x: Tensor) -> Tensor:
-        """The logits less what all classes share, which is nothing to their softmax."""
-        tokens = self.norm_tokens(to_tokens(x))
-        logits = remove_shared(self.classes(tokens)) @ tokens.transpose(1, 2)
-        return logits.unflatten(2, x.shape[-2:])
-
-    def classes(self, tokens: Tensor) -> Tensor:
-        """Class embeddings (N, classes, C) after all blocks; a shared one reads the tokens anew."""
-        x = self.queries.expand(len(tokens), -1, -1)
-        for i in range(BLOCKS):
-            block = self.blocks[i % len(self.blocks)]
-            x = block(x, block.cross.keys_values(tokens))  # type: ignore[union-attr, operator]
-        return self.norm_embeddings(x)
-
-    def init_untrained(self) -> None:
-        """Random classes that differ: where training starts, all are the same. Tokens and classes
-        are both normed, so that their products would be far larger than trained logits."""
-        nn.init.normal_(self.queries)
-        nn.init.constant_(self.norm_embeddings.weight, WIDTH**-0.5)
 
 
 class SelfEnsemble(nn.Module):
@@ -262,6 +153,35 @@ class SenFormer(EncoderDecoder):
         return kept
 
 
+_SWIN = r"^(backbone\.stages\.\d+\.blocks\.\d+|neck\.fpn_swins\.\d+\.swin_blocks\.blocks\.\d+)"
+OLDER = (  # applied one after another; a released name stays as it is
+    (r"^decode_head\.scale_heads\.", "decode_head.learners."),
+    (r"\.norm_queriesPost\.", ".norm_embs."),
+    (r"^backbone\.patch_embed\.proj\.", "backbone.patch_embed.projection."),
+    (r"^backbone\.layers\.", "backbone.stages."),
+    (rf"{_SWIN}\.attn\.(?!w_msa\.)", r"\1.attn.w_msa."),
+    (rf"{_SWIN}\.mlp\.fc1\.", r"\1.ffn.layers.0.0."),
+    (rf"{_SWIN}\.mlp\.fc2\.", r"\1.ffn.layers.1."),
+)
+DROPPED = ".norm_queriesPre."
+_MERGING = re.compile(r"^backbone\.layers\.\d+\.downsample\.")
+
+
+def rename_older_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict by the names that the author used before the release, in the released ones, and
+    its Swin in the released layout."""
+    renamed = {}
+    for name, value in state.items():
+        if DROPPED in name:
+            continue
+        if _MERGING.match(name):
+            value = unfold_layout(value)
+        for older, released in OLDER:
+            name = re.sub(older, released, name)
+        renamed[name] = value
+    return renamed
+
+
 def _senformer(num_classes: int, backbone: Callable[[], Any], shared: bool) -> SenFormer:
     return SenFormer(backbone(), num_classes, shared)
 
@@ -294,19 +214,38 @@ BACKBONES: dict[str, tuple[Callable[[], Any], Keys, int]] = {  # and the size it
 }
 
 
-def _variant(name: str, shared: bool) -> Variant:
-    backbone, keys, side = BACKBONES[name]
+# mIoU in % at one scale and at several: on ADE20K, COCO-Stuff 10K, Pascal Context, Cityscapes.
+SCORES: dict[str, list[tuple[float, float | None]]] = {
+    "senformer_r50": [(44.38, 45.2), (40.0, 41.3), (53.2, 54.3), (78.8, 80.1)],
+    "senformer_r101": [(46.93, 47.9), (41.0, 42.1), (54.6, 56.6), (79.9, 81.4)],
+    "senformer_swin_t": [(46.0, None)],
+    "senformer_swin_s": [(49.2, None)],
+    "senformer_swin_b": [(52.2, None)],
+    "senformer_swin_l": [(53.1, None), (49.8, 51.5), (63.1, 64.5), (82.8, 84.0)],
+    "senformer_nws_r50": [(44.6, 45.6), (39.0, 39.7), (53.2, 54.3), (78.8, 80.1)],
+    "senformer_nws_r101": [(46.5, 47.0), (39.6, 40.6), (55.1, 56.6), (80.3, 81.4)],
+    "senformer_nws_swin_t": [(46.0, 46.4)],
+    "senformer_nws_swin_s": [(49.2, 50.4)],
+    "senformer_nws_swin_b": [(51.8, 53.2)],
+    "senformer_nws_swin_l": [(53.1, 54.2), (49.1, 50.1), (62.4, 64.0), (82.2, 83.3)],
+}
+
+
+def _variant(name: str) -> Variant:
+    backbone, keys, side = BACKBONES[name.removeprefix("senformer_").removeprefix("nws_")]
+    data = (ADE20K, COCO_STUFF, PASCAL_CONTEXT, CITYSCAPES)
     return Variant(
-        partial(_senformer, backbone=backbone, shared=shared),
+        partial(_senformer, backbone=backbone, shared="nws" not in name),
         keys=(*keys, *KEYS),
         size=(side, side),
         paper="Bousselham et al., BMVC 2022",
+        reference="github.com/WalBouss/SenFormer",
+        license="MIT",
+        scores=tuple(Score(on, *pair) for on, pair in zip(data, SCORES[name], strict=False)),
+        classes=150,
         multiple=4,
     )
 
 
 # The shared form first: six equal blocks fit both, and mean that one.
-VARIANTS = {
-    **{f"senformer_{name}": _variant(name, shared=True) for name in BACKBONES},
-    **{f"senformer_nws_{name}": _variant(name, shared=False) for name in BACKBONES},
-}
+VARIANTS = {name: _variant(name) for name in SCORES}

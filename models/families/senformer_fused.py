@@ -8,16 +8,13 @@ learner by learner.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import attend, split_heads
-
-if TYPE_CHECKING:
-    from .senformer import DecoderBlock, Learner
+from .senformer_learner import DecoderBlock, Learner, remove_shared
 
 
 class StackedLinear(nn.Module):
@@ -129,12 +126,3 @@ class StackedLearners(nn.Module):
     def apply_scale(self, x: Tensor) -> Tensor:
         """By the last norm's scale. Its shift moves all classes alike, and is dropped later."""
         return (x.reshape(len(self.scale), -1, x.shape[-1]) * self.scale).reshape(x.shape)
-
-
-def remove_shared(embeddings: Tensor) -> Tensor:
-    """Class embeddings (N, classes, C) less their mean over the classes.
-
-    What all classes share, softmax takes out again; in the logits it is most of their size, and
-    would leave fewer digits for what tells the classes apart.
-    """
-    return embeddings - embeddings.mean(dim=1, keepdim=True)

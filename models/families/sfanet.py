@@ -228,6 +228,8 @@ VARIANTS = {
         KEYS,
         size=(1024, 2048),
         paper="Weng et al., TCSVT 2022",
+        reference="github.com/kaigelee/CSFCN",
+        license="MIT",
         multiple=32,
         align_corners=True,
     )

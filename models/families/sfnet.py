@@ -7,7 +7,9 @@ github.com/lxtGH/SFSegNets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ from ..layers import (
     square_bins,
 )
 from ..network import Network
-from ..variant import Row, Variant, conv_norm_keys
+from ..variant import CITYSCAPES, REPOSITORY, Keys, Row, Score, Variant, conv_norm_keys
 
 BINS = square_bins((1, 2, 3, 6), 0, 0)
 CELLS = [rows * columns for rows, columns in BINS]
@@ -354,16 +356,39 @@ LITE_KEYS = (
 )
 
 
-_variant = partial(
-    Variant, size=(1024, 2048), paper="Li et al., ECCV 2020", multiple=32, align_corners=True
-)
-_lite = partial(_variant, paper="Li et al., IJCV 2023")
+def _variant(
+    make: Callable[..., Network], keys: Keys = KEYS, *scores: Score, **facts: Any
+) -> Variant:
+    facts = {"paper": "Li et al., ECCV 2020", "reference": "an mmsegmentation one"} | facts
+    return Variant(
+        make, keys, (1024, 2048), scores=scores, multiple=32, align_corners=True, **facts
+    )
+
+
+_OWN = "github.com/lxtGH/SFSegNets"
 VARIANTS = {
-    "sfnet_r18": _variant(partial(_sfnet, depth=18), KEYS),
-    "sfnet_r18_dsn": _variant(partial(_sfnet, depth=18, supervised=True), KEYS),
-    "sfnet_r50": _variant(partial(_sfnet, depth=50), KEYS),
-    "sfnet_r101": _variant(partial(_sfnet, depth=101), KEYS),
-    "sfnet_r18_rep": _variant(partial(_sfnet, depth=18, head="rep"), KEYS),
-    "sfnet_r18_official": _variant(partial(_sfnet, depth=18, official=True), OFFICIAL_KEYS),
-    "sfnet_lite_r18": _lite(_sfnet_lite, LITE_KEYS),
+    "sfnet_r18": _variant(
+        partial(_sfnet, depth=18), KEYS, Score(CITYSCAPES, 78.03, source=REPOSITORY)
+    ),
+    "sfnet_r18_dsn": _variant(
+        partial(_sfnet, depth=18, supervised=True),
+        KEYS,
+        Score(CITYSCAPES, 78.31, source=REPOSITORY),
+    ),
+    "sfnet_r50": _variant(
+        partial(_sfnet, depth=50), KEYS, Score(CITYSCAPES, 80.17, source=REPOSITORY)
+    ),
+    "sfnet_r101": _variant(
+        partial(_sfnet, depth=101), KEYS, Score(CITYSCAPES, 81.01, source=REPOSITORY)
+    ),
+    "sfnet_r18_rep": _variant(partial(_sfnet, depth=18, head="rep")),
+    "sfnet_r18_official": _variant(
+        partial(_sfnet, depth=18, official=True),
+        OFFICIAL_KEYS,
+        Score(CITYSCAPES, 78.4),
+        reference=_OWN,
+    ),
+    "sfnet_lite_r18": _variant(
+        _sfnet_lite, LITE_KEYS, paper="Li et al., IJCV 2023", reference=_OWN
+    ),
 }

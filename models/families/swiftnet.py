@@ -27,7 +27,7 @@ from ..layers import (
     resize,
 )
 from ..network import Network
-from ..variant import Row, Variant, conv_norm_keys
+from ..variant import CITYSCAPES_TEST, Row, Score, Variant, conv_norm_keys
 
 WIDTH = 128
 SPP_ROWS = (8, 4, 2)
@@ -260,11 +260,12 @@ _variant = partial(
     Variant,
     size=(1024, 2048),
     paper="Orsic et al., CVPR 2019",
+    reference="github.com/orsic/swiftnet",
     mean=(73.15 / 255, 82.90 / 255, 72.3 / 255),
     std=(47.67 / 255, 48.49 / 255, 47.73 / 255),
     multiple=4,
 )
 VARIANTS = {
-    "swiftnet_r18": _variant(_swiftnet, KEYS),
+    "swiftnet_r18": _variant(_swiftnet, KEYS, scores=(Score(CITYSCAPES_TEST, 75.5),)),
     "swiftnet_r18_pyramid": _variant(SwiftNetPyramid, PYRAMID_KEYS),
 }

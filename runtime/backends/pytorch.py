@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import ArtifactError
 from ...models import FrameToLabels, build, deploy, digest, load_checkpoint
-from ...models.pipeline import enlargement
+from ...models.pipeline import find_last_upsample
 from ...system import usable_cores
 from ..argmax_torch import CellLabels, Maker, head_of, make, median_ms, needs, without
 from ..artifact import read_card
@@ -86,7 +86,7 @@ class PyTorch(InTurn):
     def _prepare_runtime_argmax(self, threads: int, asked: bool) -> str:
         """Make `_maker`, or say why there is none; where it was asked for, raise that."""
         why = needs(self.device) or ""
-        how = enlargement(self.module.network, self.card.size)
+        how = find_last_upsample(self.module.network, self.card.size)
         if self.card.outputs != ("labels",) or how is None:
             why = "it needs an artifact that enlarges its logits and gives labels only"
         if how == "shuffle" and self.device.type == "cpu" and not asked:

@@ -1,0 +1,100 @@
+"""Registry: every variant by name, and how one is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ..errors import UsageError
+from .families import (
+    bisenet,
+    crossformer,
+    csfcn,
+    ddrnet,
+    ecfd,
+    icnet,
+    mgseg,
+    pidnet,
+    senformer,
+    sfanet,
+    sfnet,
+    swiftnet,
+)
+from .network import Info, Network
+from .variant import Variant
+
+VARIANTS: dict[str, Variant] = (  # a new family: one import, one more term
+    csfcn.VARIANTS
+    | sfnet.VARIANTS
+    | swiftnet.VARIANTS
+    | bisenet.VARIANTS
+    | pidnet.VARIANTS
+    | ddrnet.VARIANTS
+    | sfanet.VARIANTS
+    | mgseg.VARIANTS
+    | icnet.VARIANTS
+    | crossformer.VARIANTS
+    | ecfd.VARIANTS
+    | senformer.VARIANTS
+)
+
+
+def find_variant(name: str) -> Variant:
+    """The variant `name`.
+
+    Raises:
+        UsageError: if there is none; the message says which one may have been meant.
+    """
+    if name not in VARIANTS:
+        near = get_close_matches(name, VARIANTS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(VARIANTS)}"
+        raise UsageError(f"no model is called {name!r}: {hint}")
+    return VARIANTS[name]
+
+
+def build(variant: str, num_classes: int = 19, **options: Any) -> Network:
+    """Build a network in eval mode, with random weights from torch's generator.
+
+    Args:
+        variant: a name in VARIANTS.
+        num_classes: 2 to 255.
+        **options: of the family, such as `head="rep"` of csfcn.
+
+    Raises:
+        UsageError: for an unknown name or a class count that labels cannot hold.
+    """
+    entry = find_variant(variant)
+    if not 2 <= num_classes <= 255:
+        raise UsageError(f"num_classes must lie in 2..255 (labels are uint8), not {num_classes}")
+    network: Network = entry.make(num_classes, **options)
+    network.info = Info(
+        variant, num_classes, entry.mean, entry.std, entry.multiple, entry.align_corners
+    )
+    network.keys = entry.keys
+    return network.eval()
+
+
+def build_on_meta(variant: str, num_classes: int = 19, **options: Any) -> Network:
+    """`build` without values, on PyTorch's meta device: names, shapes and costs in a moment."""
+    with torch.device("meta"), _SkipRandomValues():
+        return build(variant, num_classes, **options)
+
+
+class _SkipRandomValues(TorchFunctionMode):
+    """Random initialization left out: there is nothing to fill, and on the meta device it imports
+    PyTorch's compiler, which takes seconds."""
+
+    SKIPPED = (torch.Tensor.normal_, torch.Tensor.uniform_)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return args[0] if func in self.SKIPPED else func(*args, **(kwargs or {}))
