@@ -27,6 +27,7 @@ from .inspect import inspect
 from .models import models
 from .pareto import pareto
 from .predict import predict
+from .pseudo_label import pseudo_label
 from .quickstart import quickstart
 from .submit import submit
 from .train import train
@@ -43,7 +44,7 @@ data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at da
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(quickstart, doctor, models, export, inspect, check),
     *(predict, demo, drive, fleet),
-    *(bench, bench_labels, pareto, train),
+    *(bench, bench_labels, pareto, pseudo_label, train),
 )
 for command in COMMANDS:
     app.command()(command)

@@ -46,6 +46,7 @@ class SegmentationData:
     ids: np.ndarray
     void: tuple[int, ...] = (IGNORE,)
     label_pattern = "*.png"
+    labels_optional = False  # whether an image may lack the label file that the layout gives it
 
     def __init__(self, root: Path, split: str):
         self.root, self.split = Path(root), split
@@ -82,7 +83,7 @@ class SegmentationData:
     def __getitem__(self, index: int) -> Sample:
         files = self.files[index]
         image = read_image(files.image)
-        if files.label is None:
+        if files.label is None or (self.labels_optional and not files.label.is_file()):
             return Sample(image, None, self.name(index))
         label = self.ids[self.read_label(files.label)]
         if label.shape != image.shape[:2]:

@@ -7,6 +7,9 @@ padded is 0 in them.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,6 +18,52 @@ from .classes import IGNORE
 
 Pair = tuple[np.ndarray, np.ndarray]
 CROP_TRIES = 10  # for a crop under the category cap, as the usual recipes have it
+JPEG_QUALITY = (20, 95)
+
+
+@dataclass(frozen=True)
+class View:
+    """Where an augmented crop lies in its frame, which was resized to `size` (height, width)
+    first. `crop` (height, width) and its corner `top`, `left` in pixels of that; then mirrored."""
+
+    size: tuple[int, int]
+    top: int
+    left: int
+    crop: tuple[int, int]
+    mirrored: bool
+
+    def cut(self, maps: np.ndarray, stride: int = 1) -> np.ndarray:
+        """The crop out of maps of the whole frame at any resolution, interpolated linearly.
+
+        Args:
+            maps: (C, h, w) uint8, int16 or float32.
+            stride: Pixels of the crop for one of the result, taken at their middle.
+
+        Returns:
+            (C, crop height / stride, crop width / stride); 0 outside the frame.
+        """
+        height, width = (side // stride for side in self.crop)
+        (a, y), (b, x) = (
+            (stride * have / want, (start + stride / 2) * have / want - 0.5)
+            for have, want, start in zip(
+                maps.shape[1:], self.size, (self.top, self.left), strict=True
+            )
+        )
+        matrix = np.array([[b, 0, x], [0, a, y]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        result = np.empty((len(maps), height, width), maps.dtype)
+        for target, source in zip(result, maps, strict=True):
+            target[:] = cv2.warpAffine(
+                source, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+            )
+        inside = (
+            max(0, math.ceil((want - start) / stride - 0.5))
+            for want, start in zip(self.size, (self.top, self.left), strict=True)
+        )
+        rows, columns = inside
+        result[:, rows:] = 0
+        result[:, :, columns:] = 0
+        return np.ascontiguousarray(result[..., ::-1]) if self.mirrored else result
 
 
 class Augment(BaseModel):
@@ -23,7 +72,10 @@ class Augment(BaseModel):
     `scale`: range of the random factor, on the image's own size, or on the largest with the same
     sides' ratio whose short and long side stay within `fit` (in pixels). `crop`: (height, width) in
     pixels; what a small image lacks is padded below and to the right. `category_cap`: a crop where
-    one class takes more than this part is drawn again. `flip`, `blur`: probabilities.
+    one class takes more than this part is drawn again. `balanced`: the probability of a crop around
+    a pixel of a class that is drawn evenly from those in the frame, so that rare ones come often.
+    `flip`, `blur`, `jpeg`: probabilities; `blur_radius`: the largest standard deviation, in pixels;
+    JPEG's quality is 20 to 95. `noise`: the largest standard deviation, in grey values of 0..255.
     `brightness`, `contrast`, `saturation`: a factor in 1 - x .. 1 + x; `hue`: a turn of -x .. x of
     the whole circle.
     `photometric`: the probability of each step of the toolbox's own distortion, see `distorted`.
@@ -40,7 +92,11 @@ class Augment(BaseModel):
     contrast: float = Field(default=0.0, ge=0, lt=1)
     saturation: float = Field(default=0.0, ge=0, lt=1)
     hue: float = Field(default=0.0, ge=0, le=0.5)
+    balanced: float = Field(default=0.0, ge=0, le=1)
     blur: float = Field(default=0.0, ge=0, le=1)
+    blur_radius: float = Field(default=1.0, gt=0)
+    noise: float = Field(default=0.0, ge=0)
+    jpeg: float = Field(default=0.0, ge=0, le=1)
     photometric: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -55,19 +111,38 @@ class Augment(BaseModel):
 
     def __call__(self, image: np.ndarray, label: np.ndarray, random: np.random.Generator) -> Pair:
         """-> image (crop, 3) uint8 BGR, label (crop) uint8, both contiguous."""
+        image, label, _ = self.augment(image, label, random)
+        return image, label
+
+    def augment(
+        self, image: np.ndarray, label: np.ndarray, random: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, View]:
+        """As the call, and where the crop lies: for maps of the frame in other resolutions."""
         factor = random.uniform(*self.scale)
         if self.fit:
             factor *= fitting_factor(label.shape[:2], self.fit)
         image, label = resize(image, label, factor)
+        size = label.shape[:2]
         image, label = pad(image, label, self.crop)
-        image, label = random_crop(image, label, self.crop, self.category_cap, random)
-        if random.random() < self.flip:
+        top, left = self._corner(label, random)
+        window = (slice(top, top + self.crop[0]), slice(left, left + self.crop[1]))
+        image, label = image[window], label[window]
+        mirrored = random.random() < self.flip
+        if mirrored:
             image, label = image[:, ::-1], label[:, ::-1]
         image = np.ascontiguousarray(image)
         if random.random() < self.blur:
-            image = blurred(image, radius=random.uniform(0, 1))
+            image = blurred(image, radius=random.uniform(0, self.blur_radius))
         image = self._distorted(image, random)
-        return image, np.ascontiguousarray(label)
+        view = View(size, top, left, self.crop, mirrored)
+        return image, np.ascontiguousarray(label), view
+
+    def _corner(self, label: np.ndarray, random: np.random.Generator) -> tuple[int, int]:
+        if self.balanced and random.random() < self.balanced:
+            corner = balanced_corner(label, self.crop, random)
+            if corner is not None:
+                return corner
+        return random_corner(label, self.crop, self.category_cap, random)
 
     def _distorted(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         image = brightened(
@@ -81,6 +156,10 @@ class Augment(BaseModel):
             image = turned_hue(image, random.uniform(-self.hue, self.hue))
         if self.photometric:
             image = distorted(image, self.photometric, random)
+        if self.noise:
+            image = noisy(image, random.uniform(0, self.noise), random)
+        if self.jpeg and random.random() < self.jpeg:
+            image = recompressed(image, int(random.integers(*JPEG_QUALITY)))
         return image
 
 
@@ -113,14 +192,10 @@ def pad(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> Pair:
     )
 
 
-def random_crop(
-    image: np.ndarray,
-    label: np.ndarray,
-    size: tuple[int, int],
-    category_cap: float,
-    random: np.random.Generator,
-) -> Pair:
-    """A window of `size`; up to ten tries for one where no class exceeds the cap."""
+def random_corner(
+    label: np.ndarray, size: tuple[int, int], category_cap: float, random: np.random.Generator
+) -> tuple[int, int]:
+    """(top, left) of a window of `size`; up to ten tries for one where no class exceeds the cap."""
     height, width = size
     for _ in range(CROP_TRIES):
         top = int(random.integers(label.shape[0] - height + 1))
@@ -128,7 +203,25 @@ def random_crop(
         window = (slice(top, top + height), slice(left, left + width))
         if category_cap == 1 or _largest_part(label[window]) <= category_cap:
             break
-    return image[window], label[window]
+    return top, left
+
+
+def balanced_corner(
+    label: np.ndarray, size: tuple[int, int], random: np.random.Generator
+) -> tuple[int, int] | None:
+    """(top, left) of a window of `size` that holds a pixel of a class drawn evenly from those in
+    the frame; None where nothing counts."""
+    ids = label if label.ndim == 2 else label[..., 0]
+    present = np.flatnonzero(np.bincount(ids.ravel(), minlength=256)[:IGNORE])
+    if not len(present):
+        return None
+    pixels = np.flatnonzero(ids == random.choice(present))
+    point = np.unravel_index(int(random.choice(pixels)), ids.shape)
+    top, left = (
+        int(random.integers(max(0, p - want + 1), min(p, have - want) + 1))
+        for p, want, have in zip(map(int, point), size, ids.shape, strict=True)
+    )
+    return top, left
 
 
 def _largest_part(label: np.ndarray) -> float:
@@ -165,6 +258,19 @@ def turned_hue(image: np.ndarray, turn: float) -> np.ndarray:
 def blurred(image: np.ndarray, radius: float) -> np.ndarray:
     """Gaussian blur with a standard deviation of `radius` pixels."""
     return cv2.GaussianBlur(image, (0, 0), radius) if radius > 0.1 else image
+
+
+def noisy(image: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
+    """Gaussian noise of a standard `deviation` in grey values, the same in all channels."""
+    noise = random.normal(0, deviation, image.shape[:2]).astype(np.float32)
+    return np.clip(np.rint(image + noise[..., None]), 0, 255).astype(np.uint8)
+
+
+def recompressed(image: np.ndarray, quality: int) -> np.ndarray:
+    """As a JPEG of `quality` (0 to 100) gives it back."""
+    done, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done, image.shape
+    return np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR), np.uint8)
 
 
 def distorted(image: np.ndarray, probability: float, random: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,7 @@ from rtseg.data.transforms import (
     distorted,
     fitting_factor,
     pad,
-    random_crop,
+    random_corner,
     resize,
     saturated,
     turned_hue,
@@ -19,6 +19,12 @@ from rtseg.data.transforms import (
 
 LABEL = np.array([[0, 1, 2], [3, 4, 255]], np.uint8)
 IMAGE = np.stack([LABEL, LABEL + 100, LABEL // 2], axis=-1)
+
+
+def random_crop(image, label, size, category_cap, random):
+    top, left = random_corner(label, size, category_cap, random)
+    window = slice(top, top + size[0]), slice(left, left + size[1])
+    return image[window], label[window]
 
 
 @pytest.fixture

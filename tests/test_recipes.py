@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rtseg.data.classes import load_class_set
 from rtseg.data.datasets import DATASETS
 from rtseg.models import VARIANTS
 from rtseg.models.registry import build_on_meta
@@ -15,6 +16,8 @@ SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def classes_of(recipe):
+    if recipe.data.classes:
+        return len(load_class_set(recipe.data.classes))
     return len(DATASETS[recipe.data.name].classes)
 
 

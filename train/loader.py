@@ -1,15 +1,16 @@
 """Batches for training: an endless stream of augmented pairs that depends on the seed alone.
 
-Position p of the stream lies in epoch p // len(data); the order of an epoch and the augmentation
-at a position are drawn from (seed, epoch) and (seed, position). So the stream is the same whatever
-the number of workers and processes, and a resumed run goes on exactly where the last one stopped.
+Position p of the stream lies in epoch p // (frames of an epoch); the order of an epoch and the
+augmentation at a position are drawn from (seed, epoch) and (seed, position). So the stream is the
+same whatever the number of workers and processes, and a resumed run goes on exactly where the last
+one stopped.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -18,16 +19,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..data.classes import IGNORE
 from ..data.datasets import Cached, SegmentationData
 from ..data.transforms import Augment
 from ..errors import DataError
 from .borders import border_weights, edges
+from .distill import SoftSource
+
+NO_REPEATS: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
 class Batch:
     """images (N, H, W, 3) uint8 BGR, labels (N, H, W) uint8, the samples' indices, and further
-    maps (N, H, W) uint8 that the loss asks for, by name."""
+    maps (N, H, W) uint8 that the loss asks for, by name; with a teacher "soft" is one of them,
+    (N, K, h, w) int16."""
 
     images: Tensor
     labels: Tensor
@@ -44,7 +50,8 @@ Item = tuple[np.ndarray, np.ndarray, int, dict[str, np.ndarray]]  # what a batch
 
 class Stream(Dataset[Item]):
     """Position -> augmented image, label, index in `data`, and `maps`: "edges", which are drawn
-    before the augmentation and move with the label, and "bordered", drawn after it."""
+    before the augmentation and move with the label, "bordered", drawn after it, and "soft" with a
+    `teacher`."""
 
     def __init__(
         self,
@@ -53,34 +60,52 @@ class Stream(Dataset[Item]):
         seed: int,
         maps: Sequence[str] = (),
         edge_margin: int = 0,
+        teacher: SoftSource | None = None,
+        repeat: Mapping[str, int] = NO_REPEATS,
     ):
         self.data, self.augment, self.seed = data, augment, seed
-        self.maps, self.edge_margin = tuple(maps), edge_margin
+        self.maps, self.edge_margin, self.teacher = tuple(maps), edge_margin, teacher
+        self.frames = epoch_frames(data, repeat)
         self.order: tuple[int, np.ndarray] | None = None  # of the epoch seen last
 
     def index(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.data))
+        epoch, place = divmod(position, len(self.frames))
         if self.order is None or self.order[0] != epoch:
             random = np.random.default_rng((self.seed, 0, epoch))
-            self.order = (epoch, random.permutation(len(self.data)))
-        return int(self.order[1][place])
+            self.order = (epoch, random.permutation(len(self.frames)))
+        return self.frames[int(self.order[1][place])]
 
     def __getitem__(self, position: int) -> Item:
         index = self.index(position)
         sample = self.data[index]
-        if sample.label is None:
-            raise DataError(f"{sample.name} has no label: this split is not for training")
         label, maps = sample.label, {}
+        if label is None:
+            if self.teacher is None or sample.name not in self.teacher:
+                raise DataError(f"{sample.name} has no label: this split is not for training")
+            label = np.full(sample.image.shape[:2], IGNORE, np.uint8)
         if "edges" in self.maps:
             label = np.dstack([label, edges(label, self.edge_margin)])
         random = np.random.default_rng((self.seed, 1, position))
-        image, label = self.augment(sample.image, label, random)
+        image, label, view = self.augment.augment(sample.image, label, random)
         if "edges" in self.maps:
             maps["edges"] = np.ascontiguousarray(label[..., 1])
             label = np.ascontiguousarray(label[..., 0])
         if "bordered" in self.maps:
             maps["bordered"] = border_weights(label)
+        if self.teacher is not None:
+            maps["soft"] = self.teacher.cut(sample.name, view)
         return image, label, index, maps
+
+
+def epoch_frames(data: SegmentationData | Cached, repeat: Mapping[str, int]) -> list[int]:
+    """The indices that an epoch is made of: each frame once, or as often as the first key of
+    `repeat` says that its name begins with. Raises DataError for a key that fits no frame."""
+    names = [data.name(index) for index in range(len(data))]
+    for key in repeat:
+        if not any(name.startswith(key) for name in names):
+            raise DataError(f"data.repeat: no frame's name begins with {key!r}: {names[0]} is one")
+    times = [next((n for key, n in repeat.items() if name.startswith(key)), 1) for name in names]
+    return [index for index, n in enumerate(times) for _ in range(n)]
 
 
 class Positions(Sampler[list[int]]):

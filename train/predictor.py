@@ -78,6 +78,13 @@ class Predictor:
             return views[0]
         return torch.stack([view.softmax(dim=1) for view in views]).mean(dim=0)
 
+    def probabilities(self, frame: np.ndarray) -> np.ndarray:
+        """(K, H, W) float32 class probabilities of a frame (H, W, 3) uint8 BGR."""
+        scores = self.scores(frame)[0]
+        if len(self.scales) == 1 and not self.flip:
+            scores = scores.softmax(dim=0)
+        return np.asarray(scores.cpu().numpy())
+
     def _views(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """The image at every size, as it is and mirrored."""
         base: Sequence[float] = self.size or image.shape[-2:]

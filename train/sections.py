@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,7 +16,8 @@ class Section(BaseModel):
 
 class Data(Section):
     """`cache` keeps all decoded images in memory; `workers` are processes that load and augment.
-    `edge_margin`: pixels at an image's border in which borders between classes do not count."""
+    `edge_margin`: pixels at an image's border in which borders between classes do not count.
+    `repeat`: by the beginning of training frames' names, how often an epoch takes each of them."""
 
     name: str
     root: Path = Path()
@@ -26,6 +27,7 @@ class Data(Section):
     cache: bool = False
     workers: int = Field(default=2, ge=0)
     edge_margin: int = Field(default=0, ge=0)
+    repeat: dict[str, Annotated[int, Field(ge=1)]] = {}
 
 
 class Group(Section):
@@ -142,6 +144,37 @@ class Loss(Term):
         return tuple(name for name in ("edges", "bordered") if name in kinds)
 
 
+class Teacher(Section):
+    """Soft labels that are learned beside the true ones: a student learns from a teacher.
+
+    `source`: a folder of soft labels, see `data.soft_labels`, or a model that writes them before
+    training begins; several are averaged. `class_map`: what the teacher's classes become, as a
+    list of train ids, a file, or a shipped map's name. `weight` is that of the soft loss,
+    `true_weight` that of the recipe's own. `temperature` softens both sides. `where` soft labels
+    count: on `all` pixels, on those `unlabeled`, or also where teacher and true label `agree`; and
+    the teacher's probability is at least `confidence`. They are compared at every `stride`th pixel.
+    """
+
+    source: tuple[str, ...] = Field(min_length=1)
+    class_map: str | tuple[int, ...] | None = None
+    weight: float = Field(default=1.0, ge=0)
+    true_weight: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+    where: Literal["all", "unlabeled", "agree"] = "all"
+    confidence: float = Field(default=0.0, ge=0, lt=1)
+    stride: Literal[1, 2, 4, 8] = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, content: Any) -> Any:
+        """`teacher: FOLDER` stands for `teacher: {source: [FOLDER]}`."""
+        if isinstance(content, str):
+            content = {"source": content}
+        if isinstance(content, dict) and isinstance(content.get("source"), str):
+            content = content | {"source": (content["source"],)}
+        return content
+
+
 class Recipe(Section):
     """A training run. `also` names further variants that it is for as it stands. `batch` counts
     images per process and step; `accumulate` steps make one update. Intervals (`*_every`) count
@@ -164,6 +197,7 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule
     loss: Loss = Loss()
+    teacher: Teacher | None = None
     batch: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -11,10 +11,11 @@ from ..data.datasets import Cached, SegmentationData, open_data
 from .sections import Recipe
 
 
-def load(recipe: Recipe, split: str) -> SegmentationData | Cached:
+def load(recipe: Recipe, split: str, labels_optional: bool = False) -> SegmentationData | Cached:
     options = recipe.data
     classes = load_class_set(options.classes) if options.classes else None
     data = open_data(options.name, options.root, split, classes)
+    data.labels_optional = labels_optional
     return Cached(data) if options.cache else data
 
 

@@ -19,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import DataError, TrainingError, UsageError
 from ..models import build, save_checkpoint
 from .curves import draw_curves
+from .distill import SoftSource, soft_loss
 from .evaluate import Evaluation, evaluate
-from .loader import Batch, Positions, Stream, make_loader
+from .loader import Batch, Positions, Stream, epoch_frames, make_loader
 from .log import Bar, Log, read_log
 from .loss import Criterion, balance
 from .optimizer import (
@@ -89,7 +90,7 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path, place: Place):
         self.recipe, self.folder, self.place = recipe, folder, place
         torch.manual_seed(recipe.seed)
-        self.data = load(recipe, recipe.data.train)
+        self.data = load(recipe, recipe.data.train, labels_optional=recipe.teacher is not None)
         self.val = load(recipe, recipe.data.val)
         self.network = build(recipe.model, len(self.data.classes), **recipe.options).train()
         self.network.info.check_size(*recipe.augment.crop)
@@ -105,6 +106,10 @@ class Run:
         self.step_model: Any = self.parallel
         if recipe.compile:  # crops are of one size
             self.step_model = torch.compile(self.parallel, dynamic=False)
+        self.teacher: SoftSource | None = None
+        if recipe.teacher:
+            self.teacher = SoftSource.open(recipe, self.data, self.folder, place)
+        self.epoch_images = len(epoch_frames(self.data, recipe.data.repeat))
         self.iteration, self.best = 0, 0.0
         self.length = self._iterations()
         self.total = max(1, round(self.length * recipe.schedule.stop))
@@ -118,7 +123,7 @@ class Run:
         if schedule.iterations is not None:
             return schedule.iterations
         assert schedule.epochs is not None
-        return max(1, round(schedule.epochs * len(self.data) / self._images))
+        return max(1, round(schedule.epochs * self.epoch_images / self._images))
 
     def _class_weights(self) -> Tensor | None:
         power = self.recipe.loss.class_balance
@@ -201,7 +206,7 @@ class Run:
 
     @property
     def rate(self) -> float:
-        epoch = max(1, round(len(self.data) / self._images))
+        epoch = max(1, round(self.epoch_images / self._images))
         iteration = min(self.iteration, self.length - 1)
         scale = factor(self.recipe.schedule, iteration, self.length, epoch)
         return self.recipe.optimizer.learning_rate * scale
@@ -211,7 +216,15 @@ class Run:
         steps = (self.iteration * recipe.accumulate, self.total * recipe.accumulate)
         positions = Positions(recipe.batch, *steps, place.process, place.processes)
         margin = recipe.data.edge_margin
-        stream = Stream(self.data, recipe.augment, recipe.seed, recipe.loss.maps, margin)
+        stream = Stream(
+            self.data,
+            recipe.augment,
+            recipe.seed,
+            recipe.loss.maps,
+            margin,
+            self.teacher,
+            recipe.data.repeat,
+        )
         return make_loader(stream, positions, recipe.data.workers, place.device.type == "cuda")
 
     def step(self, batches: Iterator[Batch]) -> float:
@@ -257,6 +270,9 @@ class Run:
             outputs = self.step_model(image)
         maps = {name: m.to(device, non_blocking=True) for name, m in batch.maps.items()}
         loss = self.criterion(outputs, label, maps)
+        if (teacher := self.recipe.teacher) is not None:
+            soft = soft_loss(outputs["logits"], maps["soft"], label, teacher)
+            loss = teacher.true_weight * loss + teacher.weight * soft
         value = float(loss.detach())
         if not math.isfinite(value):
             names = ", ".join(self.data.name(index) for index in batch.indices)

@@ -1,0 +1,80 @@
+"""Soft labels by a model, for training others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.table import Table
+from typer import Argument, Option
+
+from ._console import JobFailed, bar, err, need, note, show
+from ._options import Computed, Device, Flip, FrameSize, Json, Model, Scales, Weights, parse_sizes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def pseudo_label(
+    model: Model,
+    frames: Annotated[str, Argument(help="Image, folder, quoted glob or video.")],
+    folder: Annotated[Path, Option("-o", "--out", help="Folder for the soft labels.")] = Path(
+        "soft_labels"
+    ),
+    stride: Annotated[int, Option(min=1, help="Pixels of a frame for one soft label.")] = 2,
+    weights: Weights = None,
+    size: FrameSize = None,
+    scale: Scales = None,
+    flip: Flip = False,
+    precision: Computed = "fp32",
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model's class probabilities for frames, which `rtseg train teacher=OUT` learns from.
+
+    rtseg pseudo-label csfcn_tiny data/drive --flip -o data/drive_soft
+    """
+    need("torch", "PyTorch", "train", "pseudo-label")
+    from ..data.frames import Unreadable, open_source
+    from ..data.soft_labels import FACTS, write_soft_labels
+    from ..errors import UsageError
+    from ..resolve import is_artifact
+    from ..train.teacher import open_teacher
+
+    scales = tuple(scale or (1.0,))
+    view = {
+        "size": parse_sizes([size])[0] if size else None,
+        "scales": scales,
+        "flip": flip,
+        "precision": precision,
+    }
+    if is_artifact(model) and (size or scale or flip or weights or precision != "fp32"):
+        raise UsageError("an artifact runs as exported: leave out --size, --scale, --flip, ...")
+    source, skipped = open_source(frames), []
+
+    with open_teacher(model, weights, device, **view) as teacher, bar("frames") as steps:
+        note(", ".join(f"{key}: {value}" for key, value in teacher.facts.items()))
+        task = steps.add_task("pseudo-label", total=source.count or None)
+
+        def readable() -> Iterator[tuple[str, np.ndarray]]:
+            for frame in source:
+                if isinstance(frame, Unreadable):
+                    skipped.append(frame.name)
+                    err.print(f"skipped: {frame.reason}", soft_wrap=True)
+                else:
+                    yield frame.name, frame.image
+                steps.advance(task)
+
+        facts = teacher.facts | {"flip": flip, "scales": scales, "size": size}
+        sure = write_soft_labels(teacher.score, readable(), folder, teacher.classes, stride, facts)
+    if not sure.frames:
+        raise JobFailed("no frame could be read")
+    facts = json.loads((folder / FACTS).read_text()) | {"skipped": skipped, "out": str(folder)}
+    rows = Table("class", "pixels %", "confidence %", title=f"{len(sure.frames)} frames")
+    for name, row in facts["by_class"].items():
+        mean = "-" if row["confidence"] is None else f"{100 * row['confidence']:.1f}"
+        rows.add_row(name, f"{100 * row['share']:.2f}", mean)
+    rows.caption = f"{folder}: mean confidence {sure.mean:.1%}"
+    show(json.dumps(facts), rows, as_json)
