@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from ..errors import UsageError
-from ._console import note, show, working
+from ._console import note, working
 from ._drive_compare import compare_with_bench, tell_age
-from ._drive_report import judge, table_of, what_ran, write_report
+from ._drive_report import tell_report, what_ran
 from ._live import Host, Port, Token, new_page, serving
 from ._options import Backend, Device, Json
 
@@ -54,6 +54,9 @@ def drive(
     health: Annotated[
         str | None, Option(help="File to write the state to, or port to serve it on.")
     ] = None,
+    health_host: Annotated[
+        str, Option(help="Address that the ports of --health and --metrics are of.")
+    ] = "127.0.0.1",
     to: Annotated[
         list[Path] | None,
         Option("-o", "--out", help="FOLDER of PNGs, .mp4, .mcap or .ring; may be repeated."),
@@ -86,7 +89,7 @@ def drive(
     from ..runtime.drive.drive import build_artifact_task
     from ..runtime.drive.faults import FaultySink, FaultySource, with_faults
     from ..runtime.drive.realtime import RealtimeOptions
-    from ..runtime.drive.verdict import verdict
+    from ..runtime.drive.report import judge_faults
     from ._drive_sinks import open_sinks
 
     if len(model) > 1 and deadline is None:
@@ -106,10 +109,11 @@ def drive(
         fallback=fallback,
         limits=limits,
         every_frame=every_frame,
-        health=int(health) if health and health.isdigit() else health,
+        health=int(health) if health and health.isdecimal() else health,
+        health_host=health_host,
         realtime=wishes,
     )
-    ran = what_ran(source, task.arguments["paths"])
+    ran = what_ran(source, artifacts)
     if compare_bench:
         if duration is None or inject or to or web or len(model) > 1:
             raise UsageError(
@@ -134,20 +138,16 @@ def drive(
     job = open_drive(frames, task, [*sinks, page] if page else sinks)
     with ExitStack() as served:
         if metrics is not None:
-            from ..runtime.sinks.prometheus import serve
+            from ..runtime.sinks.prometheus import serve_metrics
 
-            serve(job.snapshot, metrics)
+            served.enter_context(closing(serve_metrics(job.snapshot, metrics, health_host)))
         if page is not None:
             page.watch = job.snapshot
             served.enter_context(serving(page, host, port, token))
-        facts = ran | job.run(duration, _say)
+        done = replace(job.run(duration, _say), **ran)
     if plan is not None:
-        facts["injected"] = verdict(plan, facts)
-    text = json.dumps(facts, indent=2)
-    if report:
-        write_report(report, text, facts)
-    show(text, table_of(facts), as_json)
-    judge(facts)
+        done = replace(done, injected=judge_faults(plan, done))
+    tell_report(done, report, as_json)
 
 
 def _plan(path: Path | None) -> FaultPlan | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..data.classes import ClassSet
 from ..runtime import Result, Status
+from ..runtime.drive.report import DriveSnapshot
 from .palettes import color_blind_safe
 
 WINDOW = 500  # results that the histogram shows
@@ -47,7 +48,7 @@ class LivePage:
         classes: ClassSet,
         model: str,
         deadline_ms: float | None = None,
-        watch: Callable[[], dict[str, Any]] | None = None,
+        watch: Callable[[], DriveSnapshot] | None = None,
     ):
         self.classes, self.model, self.deadline_ms, self.watch = classes, model, deadline_ms, watch
         self._news = threading.Condition()
@@ -125,15 +126,15 @@ class LivePage:
         return own | (_of_drive(self.watch()) if self.watch else {})
 
 
-def _of_drive(facts: dict[str, Any]) -> dict[str, Any]:
+def _of_drive(drive: DriveSnapshot) -> dict[str, Any]:
     """What a drive's snapshot knows better than a sink that may have been passed over."""
     return {
-        "state": facts["state"],
-        "reasons": facts["reasons"],
-        "level": facts["level"],
-        "deadline_misses": facts["deadline_misses"],
-        "published": facts["frames"]["published"],
-        "dropped": facts["frames"]["dropped"],
+        "state": drive.state,
+        "reasons": drive.reasons,
+        "level": drive.level,
+        "deadline_misses": drive.deadline_misses,
+        "published": drive.frames.published,
+        "dropped": drive.frames.dropped,
     }
 
 

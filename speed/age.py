@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import BackendError
 from ..runtime import Drive, Result, Status
+from ..runtime.drive.report import DriveReport
 from .timing import MS, Call, warm_up
 
 LIMIT = 1.5  # times the bench's p95 that the age's p95 may be
@@ -119,7 +120,7 @@ def compare(
     return Comparison(told, p95(everything), p95([row["age"] for row in rows]))
 
 
-def _driven(drive: Drive, ages: Ages, seconds: float) -> dict[str, Any]:
+def _driven(drive: Drive, ages: Ages, seconds: float) -> DriveReport:
     """Its report, after that long from the first result."""
 
     def end() -> None:
@@ -131,15 +132,15 @@ def _driven(drive: Drive, ages: Ages, seconds: float) -> dict[str, Any]:
     return drive.run(START_LIMIT_S + seconds)
 
 
-def _turn(bench: Sequence[float], rows: Sequence[dict[str, float]], report: dict[str, Any]) -> Turn:
+def _turn(bench: Sequence[float], rows: Sequence[dict[str, float]], report: DriveReport) -> Turn:
     if not rows:
-        raise BackendError(f"the drive answered no frame: {'; '.join(report['reasons'])}")
-    frames = report["frames"]
+        raise BackendError(f"the drive answered no frame: {'; '.join(report.reasons)}")
+    frames = report.frames
     # Before inference is ready, and after the end was asked for, frames are dropped by design.
-    by_design = sum(frames["dropped"].get(cause, 0) for cause in ("starting", "stopped"))
+    by_design = sum(frames.dropped.get(cause, 0) for cause in ("starting", "stopped"))
     parts = {f"{name}_ms": p95([row[name] for row in rows]) for name in rows[0]}
-    came = frames["captured"] - by_design
-    return Turn(bench_ms=p95(bench), answered=frames["published"] / came, **parts)
+    came = frames.captured - by_design
+    return Turn(bench_ms=p95(bench), answered=frames.published / came, **parts)
 
 
 def _bench(call: Call, seconds: float) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import count, groupby
 from typing import Any
 
@@ -17,6 +18,7 @@ from rtseg.runtime.drive.loop import Loop
 from rtseg.runtime.drive.messages import Message, Result, Status
 from rtseg.runtime.drive.stats import FrameCounters
 from rtseg.runtime.drive.supervisor import Supervisor
+from rtseg.runtime.sinks.queue import SinkCounts
 
 SECOND = 1_000_000_000
 SIZE = 4, 6
@@ -119,8 +121,8 @@ class Recorder:
     def blocked_s(self) -> float:
         return 0.0
 
-    def counters(self) -> dict[str, int]:
-        return {"delivered": len(self.messages)}
+    def counts(self) -> SinkCounts:
+        return SinkCounts(self.name, delivered=len(self.messages))
 
 
 class Simulation:
@@ -196,7 +198,7 @@ class Simulation:
 
     @property
     def frames(self) -> Any:
-        return self.loop.counters.facts()
+        return asdict(self.loop.counters.counts())
 
     @property
     def states(self) -> list[str]:

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.drive import build_artifact_task
 from rtseg.runtime.drive.engine import InlineEngine
 from rtseg.runtime.drive.faults import Fault, FaultPlan, with_faults
-from rtseg.runtime.drive.health import HealthServer, Systemd
+from rtseg.runtime.drive.health_server import MOST_CONNECTIONS, Systemd, serve_health
 from rtseg.runtime.drive.messages import Health
+from rtseg.runtime.drive.report import DriveSnapshot
+from rtseg.runtime.drive.stats import FrameCounts
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 LIMIT_S = 60.0
@@ -59,13 +62,13 @@ def test_every_frame_of_a_log_is_answered() -> None:
     report = drive.run(on_state=lambda at_s, health: states.append(health.state))
     assert [r.index for r in got] == list(range(300))
     assert all((r.labels == r.index % 250).all() for r in got)
-    assert report["frames"] == {"captured": 300, "published": 300, "dropped": {}, "open": 0}
-    assert report["ended"] == "source ended"
-    assert (report["state"], states[-1]) == ("running", State.running)
-    assert report["sinks"][0]["delivered"] == 300
-    assert report["results_by_level"] == {"first_channel": 300}
-    json.dumps(report)
-    assert drive.snapshot()["ended"] == "source ended"
+    assert report.frames == FrameCounts(300, 300, {}, 0)
+    assert report.ended == "source ended"
+    assert (report.state, states[-1]) == ("running", State.running)
+    assert report.sinks[0].delivered == 300
+    assert report.results_by_level == {"first_channel": 300}
+    json.dumps(report.to_dict())
+    assert drive.snapshot().ended == "source ended"
 
 
 def test_a_blocked_sink_delays_neither_inference_nor_the_end() -> None:
@@ -88,14 +91,14 @@ def test_a_blocked_sink_delays_neither_inference_nor_the_end() -> None:
     threading.Thread(target=stop, daemon=True).start()
     report = drive.run(LIMIT_S)
     never.set()
-    assert report["ended"] == "stop()"
-    facts = {sink["name"]: sink for sink in report["sinks"]}
-    assert facts["blocked"]["delivered"] == 0
-    assert facts["blocked"]["dropped"] >= 190
-    assert facts["blocked"]["unflushed"] == 5  # one in its hands, four in its queue
-    published = report["frames"]["published"] + sum(report["statuses"].values())
-    assert facts["other"]["delivered"] == published
-    assert report["frames"]["open"] == 0
+    assert report.ended == "stop()"
+    sinks = {sink.name: sink for sink in report.sinks}
+    assert sinks["blocked"].delivered == 0
+    assert sinks["blocked"].dropped >= 190
+    assert sinks["blocked"].unflushed == 5  # one in its hands, four in its queue
+    published = report.frames.published + sum(report.statuses.values())
+    assert sinks["other"].delivered == published
+    assert report.frames.open == 0
 
 
 def test_what_a_sink_accepted_is_flushed_at_the_end() -> None:
@@ -112,7 +115,7 @@ def test_what_a_sink_accepted_is_flushed_at_the_end() -> None:
         frames(60), first_channel, [slow], every_frame=True, limits=DriveLimits(max_age_ms=None)
     ).run()
     assert got == list(range(60))
-    assert (report["sinks"][0]["delivered"], report["sinks"][0]["unflushed"]) == (60, 0)
+    assert (report.sinks[0].delivered, report.sinks[0].unflushed) == (60, 0)
 
 
 def endless() -> Iterator[Frame]:
@@ -127,10 +130,10 @@ def test_a_source_that_is_lost_ends_the_drive() -> None:
         raise OSError("unplugged")
 
     report = Drive(source(), first_channel, every_frame=True).run(LIMIT_S)
-    assert report["ended"] == "source lost"
-    assert report["state"] == "failed"
-    assert "unplugged" in report["reasons"][0]
-    assert report["frames"]["published"] == 3
+    assert report.ended == "source lost"
+    assert report.state == "failed"
+    assert "unplugged" in report.reasons[0]
+    assert report.frames.published == 3
 
 
 def test_masks_come_back_with_the_camera() -> None:
@@ -158,7 +161,7 @@ def test_masks_come_back_with_the_camera() -> None:
 
     drive = Drive(Camera(), first_channel, [keep])
     report = drive.run(LIMIT_S)
-    assert report["ended"] == "stop()"
+    assert report.ended == "stop()"
     assert results[-1].captured_ns > back[0] * 1e9
     assert "camera" in {status.cause for status in statuses}
     assert any("unplugged" in status.text for status in statuses)
@@ -173,21 +176,49 @@ def test_segmenters_that_do_not_go_together(segmenter: Any, message: str) -> Non
         Drive([], segmenter)
 
 
-def test_health_on_a_port() -> None:
-    facts: dict[str, Any] = {"state": "running", "reasons": []}
-    server = HealthServer(0, lambda: facts)
-    url = f"http://127.0.0.1:{server.port}"
+def ask(port: int, path: str, host: str = "") -> tuple[int, str]:
+    """Status and body."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
+    if host:
+        request.add_header("Host", host)
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=LIMIT_S) as answer:
-            assert answer.status == 200
-            assert json.load(answer) == facts
-        facts["state"] = "stale"
-        with pytest.raises(urllib.error.HTTPError, match="503"):
-            urllib.request.urlopen(f"{url}/health", timeout=LIMIT_S)
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(f"{url}/", timeout=LIMIT_S)
-    finally:
-        server.close()
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_health_on_a_port() -> None:
+    now = DriveSnapshot(state="running")
+    with closing(serve_health(lambda: now, 0)) as server:
+        status, body = ask(server.port, "/health")
+        assert (status, json.loads(body)) == (200, json.loads(json.dumps(now.to_dict())))
+        assert ask(server.port, "/ready") == (200, "running")
+        assert ask(server.port, "/live") == (200, "live")
+        now = DriveSnapshot(state="stale")
+        assert ask(server.port, "/health")[0] == 503
+        assert ask(server.port, "/ready") == (503, "stale")
+        assert ask(server.port, "/live") == (200, "live")  # a restart would not bring frames
+        now = DriveSnapshot(state="failed", reasons=["the loop has not turned for 9 s"])
+        assert ask(server.port, "/live") == (503, "stalled")
+        assert ask(server.port, "/")[0] == 404
+        assert ask(server.port, "/health", "localhost")[0] == 503
+        assert ask(server.port, "/health", "evil.example")[0] == 403  # through a browser's DNS
+        with pytest.raises(OSError, match=f"port {server.port} of 127.0.0.1"):
+            serve_health(lambda: now, server.port)
+    with pytest.raises(UsageError, match="a port is 0 to 65535, not 70000"):
+        serve_health(lambda: now, 70000)
+
+
+def test_idle_connections_keep_nobody_out() -> None:
+    with ExitStack() as opened:
+        server = opened.enter_context(closing(serve_health(DriveSnapshot, 0)))
+        threads = threading.active_count()
+        address = ("127.0.0.1", server.port)
+        for _ in range(100):
+            opened.enter_context(closing(socket.create_connection(address, LIMIT_S)))
+        assert ask(server.port, "/live") == (200, "live")
+        assert threading.active_count() - threads <= 2 * MOST_CONNECTIONS
 
 
 def test_health_in_a_file(tmp_path: Path) -> None:
@@ -289,11 +320,11 @@ def test_a_worker_that_dies_is_replaced_while_the_fallback_serves(
             drive.stop()
 
     report = drive.run(10 * LIMIT_S, recovered)
-    assert report["ended"] == "stop()"
-    assert [failure["reason"] for failure in report["engine_failures"]] == [
+    assert report.ended == "stop()"
+    assert [failure.reason for failure in report.engine_failures] == [
         "the worker process ended with exit code 70"
     ]
-    assert report["frames"]["open"] == 0
+    assert report.frames.open == 0
 
 
 def test_the_command_judges_the_faults_that_it_brings_about(
@@ -435,8 +466,8 @@ def test_a_recording_waits_for_inference() -> None:
     drive.loop.supervisor.primary.start = lambda: Starting(drive.clock)
     states: list[State] = []
     report = drive.run(LIMIT_S, on_state=lambda at_s, health: states.append(health.state))
-    assert report["frames"]["captured"] == 20
-    assert "starting" not in report["frames"]["dropped"]
+    assert report.frames.captured == 20
+    assert "starting" not in report.frames.dropped
     assert states == [State.starting, State.running]
 
 
@@ -446,9 +477,9 @@ def test_a_worker_is_steady_over_50_000_frames(artifacts: list[Artifact]) -> Non
         frames(50_000), artifacts[1].path, every_frame=True, limits=DriveLimits(max_age_ms=None)
     )
     report = drive.run()
-    assert report["frames"]["published"] == 50_000
-    assert len(report["usage"]) > 2
-    early, late = report["usage"][1], report["usage"][-1]  # the first is from before the worker
-    assert late["handles"] <= early["handles"]
-    assert late["workers_mib"] - early["workers_mib"] < 16
-    assert late["resident_mib"] - early["resident_mib"] < 16
+    assert report.frames.published == 50_000
+    assert len(report.usage) > 2
+    early, late = report.usage[1], report.usage[-1]  # the first is from before the worker
+    assert late.handles <= early.handles
+    assert late.workers_mib - early.workers_mib < 16
+    assert late.resident_mib - early.resident_mib < 16

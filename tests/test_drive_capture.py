@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from rtseg.runtime.drive import capture as capturing
 from rtseg.runtime.drive.capture import Capture, CapturedFrame, Mailbox
 from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.faults import FaultPlan, FaultySource
-from rtseg.runtime.drive.stats import FrameCounters, TimeHistogram
+from rtseg.runtime.drive.stats import FrameCounters, FrameCounts, TimeHistogram
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 LIMIT_S = 20.0
@@ -103,10 +104,10 @@ def test_a_silent_camera_is_left_to_its_thread() -> None:
     capture.start()
     until(lambda: capture.last_ns)
     assert capture.reopen()
-    until(lambda: capture.counters.facts()["captured"] == 2)
+    until(lambda: capture.counters.counts().captured == 2)
     stuck.set()
     until(lambda: capture.ended)
-    assert capture.counters.facts()["captured"] == 2
+    assert capture.counters.counts().captured == 2
     taken = capture.mailbox.take()
     assert taken is not None
     assert taken.frame.index == 2
@@ -171,21 +172,16 @@ def test_a_source_may_wait_for_inference() -> None:
             taken.append(waiting.frame.index)
         capture.clock.wait(0.01)
     assert taken == [0, 1, 2, 3, 4]
-    assert capture.counters.facts()["dropped"] == {}
+    assert capture.counters.counts().dropped == {}
 
 
 def test_a_waiting_source_ends_when_told() -> None:
     capture = capture_of((frame(i) for i in range(5)), every_frame=True)
     capture.start()
-    until(lambda: capture.counters.facts()["captured"] == 2)
+    until(lambda: capture.counters.counts().captured == 2)
     capture.stop()
     capture.join(LIMIT_S)
-    assert capture.counters.facts() == {
-        "captured": 2,
-        "published": 0,
-        "dropped": {"stopped": 1},
-        "open": 1,
-    }
+    assert capture.counters.counts() == FrameCounts(2, 0, {"stopped": 1}, 1)
 
 
 def test_the_last_back_off_is_short_enough() -> None:
@@ -197,7 +193,7 @@ def test_quantiles_are_right_to_one_percent() -> None:
     spread = TimeHistogram()
     for ms in times:
         spread.add(float(ms))
-    facts = spread.facts()
+    facts = asdict(spread.summary())
     for name, share in (("p50", 50), ("p95", 95), ("p99", 99)):
         assert facts[name] == pytest.approx(np.percentile(times, share), rel=0.011)
     assert facts["max"] == pytest.approx(times.max(), abs=0.001)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rtseg import system
 from rtseg.runtime.drive.faults import KINDS, Fault, FaultPlan, read_plan
-from rtseg.runtime.drive.health import History
+from rtseg.runtime.drive.health import History, StateChange
 from rtseg.runtime.drive.messages import Health, State
-from rtseg.runtime.drive.sheet import MOST_ROWS, to_markdown
-from rtseg.runtime.drive.verdict import SIGNS, verdict
-from rtseg.system import Usage, UsageLog, read_usage
+from rtseg.runtime.drive.quality import LevelChange
+from rtseg.runtime.drive.report import (
+    MOST_ROWS,
+    SIGNS,
+    DriveReport,
+    InjectionReport,
+    judge_faults,
+)
+from rtseg.runtime.drive.stats import FrameCounts, TimeSummary
+from rtseg.runtime.drive.supervisor import EngineFailure
+from rtseg.runtime.sinks.queue import SinkCounts
+from rtseg.system import Usage, UsageLog, UsageSample, read_usage
 
 
 @pytest.mark.parametrize(
@@ -42,16 +52,12 @@ WHY = {
 }
 
 
-def report(*states: tuple[float, str, str], lost: int = 0, still_open: int = 0) -> dict[str, Any]:
-    rows = [
-        {"at_s": at, "state": state, "reasons": [why] if why else []} for at, state, why in states
-    ]
-    return {
-        "began_ns": 0,
-        "frames": {"open": still_open},
-        "states": rows,
-        "replaced_workers": lost,
-    }
+def report(*states: tuple[float, str, str], lost: int = 0, still_open: int = 0) -> DriveReport:
+    return DriveReport(
+        frames=FrameCounts(open=still_open),
+        states=[StateChange(at, state, (why,) if why else ()) for at, state, why in states],
+        replaced_workers=lost,
+    )
 
 
 PLAN = FaultPlan([Fault(10, "camera_stall", 2), Fault(20, "backend_error")], start_ns=0)
@@ -65,11 +71,11 @@ GOOD = (
 
 
 def test_faults_that_were_overcome() -> None:
-    facts = verdict(PLAN, report(*GOOD, lost=1))
-    assert (facts["passed"], facts["crashes"]) == (True, 0)
-    assert [row["noticed_after_s"] for row in facts["faults"]] == [1, 0.5]
-    assert [row["running_again_after_s"] for row in facts["faults"]] == [0.5, 3]
-    assert facts["faults"][0]["reasons"] == [WHY["camera_stall"]]
+    facts = judge_faults(PLAN, report(*GOOD, lost=1))
+    assert (facts.passed, facts.crashes) == (True, 0)
+    assert [row.noticed_after_s for row in facts.faults] == [1, 0.5]
+    assert [row.running_again_after_s for row in facts.faults] == [0.5, 3]
+    assert facts.faults[0].reasons == (WHY["camera_stall"],)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +91,7 @@ def test_faults_that_were_overcome() -> None:
 def test_faults_that_were_not(changed: dict[str, Any]) -> None:
     options = {"states": GOOD, "lost": 1} | changed
     states = options.pop("states")
-    assert not verdict(PLAN, report(*states, **options))["passed"]
+    assert not judge_faults(PLAN, report(*states, **options)).passed
 
 
 def test_a_worker_s_fault_ends_when_it_struck() -> None:
@@ -98,15 +104,15 @@ def test_a_worker_s_fault_ends_when_it_struck() -> None:
         (51, "stale", WHY["camera_stall"]),
         (52, "running", ""),  # reopened while the first thread still hangs
     )
-    rows = verdict(plan, report(*states, lost=1))["faults"]
-    assert [row["running_again_after_s"] for row in rows] == [5, 0]
+    rows = judge_faults(plan, report(*states, lost=1)).faults
+    assert [row.running_again_after_s for row in rows] == [5, 0]
 
 
 def test_two_faults_of_a_kind_are_noticed_each() -> None:
     plan = FaultPlan([Fault(10, "camera_stall", 1), Fault(20, "camera_stall", 1)], start_ns=0)
     once = (1, "running", ""), (20.5, "stale", WHY["camera_stall"]), (21, "running", "")
-    rows = verdict(plan, report(*once))["faults"]
-    assert [row["noticed_after_s"] for row in rows] == [None, 0.5]
+    rows = judge_faults(plan, report(*once)).faults
+    assert [row.noticed_after_s for row in rows] == [None, 0.5]
 
 
 def test_every_kind_has_a_sign() -> None:
@@ -145,46 +151,62 @@ def test_usage_of_another_process() -> None:
     assert read_usage(2**22 + 1) == Usage(None, None)  # beyond the largest id
 
 
-FACTS: dict[str, Any] = {
-    "seconds": 60.0,
-    "ended": "duration",
-    "state": "running",
-    "source": "camvid/val",
-    "period_ms": 66.7,
-    "engines": {"primary": {"levels": ["nano"], "backends": ["ort"], "baselines_ms": [19.0]}},
-    "frames": {"captured": 9, "published": 7, "dropped": {"late": 2}, "open": 0},
-    "age_ms": {"p50": 20.0, "p95": 30.0, "p99": 41.0},
-    "latency_ms": {"p50": 19.0, "p95": 29.0, "p99": 40.0},
-    "statuses": {"LATE": 2},
-    "results_by_level": {"nano": 7},
-    "replaced_workers": 1,
-    "reopened_source": 0,
-    "end_s": 0.1,
-    "sinks": [
-        dict.fromkeys(("delivered", "dropped", "failed", "withheld", "unflushed"), 0)
-        | {"name": "a|b"}
-    ],
-    "level_changes": [{"at_s": 3.0, "from": "large", "to": "nano", "why": "3 of 20"}],
-    "usage": [
-        {"at_s": 10.0 * i, "resident_mib": 90.0, "workers_mib": 300.0, "handles": 12}
-        for i in range(100)
-    ],
-}
+REPORT = DriveReport(
+    seconds=60.0,
+    ended="duration",
+    state="running",
+    source="camvid/val",
+    period_ms=66.7,
+    engines={"primary": {"levels": ["nano"], "backends": ["ort"], "baselines_ms": [19.0]}},
+    frames=FrameCounts(9, 7, {"late": 2}),
+    age_ms=TimeSummary(7, 21.0, 20.0, 30.0, 41.0, 45.0),
+    statuses={"LATE": 2},
+    results_by_level={"nano": 7},
+    replaced_workers=1,
+    sinks=[SinkCounts("a|b")],
+    level_changes=[LevelChange(3 * 10**9, "large", "nano", "3 of 20")],
+    engine_failures=[EngineFailure(20 * 10**9, "primary", "backend", "out of memory")],
+    usage=[UsageSample(10.0 * i, 90.0, 12, 300.0) for i in range(100)],
+)
 
 
 def test_the_page_tells_what_the_report_does() -> None:
-    states = report(*GOOD, lost=1)
-    facts = FACTS | {"states": states["states"], "injected": verdict(PLAN, states)}
-    page = to_markdown(json.loads(json.dumps(facts)))
+    done = replace(REPORT, states=report(*GOOD).states)
+    done = replace(done, injected=judge_faults(PLAN, done))
+    page = done.to_markdown()
     assert "| age at publication | p50 20.0 ms, p95 30.0, p99 41.0 |" in page
+    assert "| of that, inference and transfer | none |" in page
     assert "| dropped, by cause | 2 late |" in page
     assert "All were noticed and overcome; 0 crashes, 0 frames unaccounted for." in page
-    assert "| 10.0 | camera_stall | 2 | stale | the camera is silent | 1.0 | 0.5 |" in page
+    assert "| camera_stall | 10.0 | 2 | stale | the camera is silent | 1.0 | 0.5 |" in page
     assert "| 3.0 | large | nano | 3 of 20 |" in page
+    assert "| 20.0 | primary | out of memory |" in page
     assert "a\\|b" in page  # a bar in a name does not end its cell
     rows = page.partition("## Memory and handles")[2].count("\n| ") - 2
     assert MOST_ROWS / 2 < rows <= MOST_ROWS + 1
     assert "| 990.0 | 90.0 | 300.0 | 12 |" in page  # the last one is always there
-    failed = to_markdown(facts | {"injected": verdict(PLAN, report(*GOOD[:3]))})
-    assert "NOT PASSED" in failed
-    assert "never" in failed
+    missed = replace(done, injected=judge_faults(PLAN, report(*GOOD[:3])))
+    assert "NOT PASSED" in missed.to_markdown()
+    assert "never" in missed.to_markdown()
+    values = json.loads(json.dumps(done.to_dict()))
+    assert values["level_changes"][0]["at_s"] == 3.0
+    assert values["injected"]["passed"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({}, ""),
+        ({"ended": "source lost", "reasons": ["unplugged"]}, "the source is lost: unplugged"),
+        ({"frames": FrameCounts(3, 0, {"starting": 3})}, "no frame was answered"),
+        ({"injected": InjectionReport(False, 0, 0, ())}, "a fault went unnoticed"),
+        ({"sinks": [SinkCounts("page", failed=2, last_error="no viewer")]}, ""),
+        (
+            {"sinks": [SinkCounts("video", failed=2, last_error="No space", records=True)]},
+            "video failed 2 times: No space",
+        ),
+    ],
+)
+def test_a_drive_that_did_not_do_its_work_says_why(changed: dict[str, Any], why: str) -> None:
+    assert replace(REPORT, **changed).failure().startswith(why)
+    assert bool(replace(REPORT, **changed).failure()) == bool(why)

@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from rtseg.data.mcap_reader import McapLog
 from rtseg.demo.overlay import blend
 from rtseg.errors import MissingPackage, UsageError
 from rtseg.runtime.drive.messages import Message, Result, Status, StatusKind
-from rtseg.runtime.sinks import SinkQueue
+from rtseg.runtime.drive.report import DriveSnapshot
+from rtseg.runtime.drive.stats import FrameCounts, TimeSummary
 from rtseg.runtime.sinks.label_files import LabelPngs, OverlayVideo
 from rtseg.runtime.sinks.mcap_writer import McapRecorder
-from rtseg.runtime.sinks.prometheus import serve
+from rtseg.runtime.sinks.prometheus import serve_metrics
+from rtseg.runtime.sinks.queue import SinkCounts, SinkQueue
 from rtseg.runtime.sinks.shared_memory import Ring, RingReader
 from simulated import SECOND, SimulatedClock
 
@@ -95,7 +98,7 @@ def test_a_blocked_sink_loses_the_oldest_and_nobody_waits() -> None:
         queue.offer(result(frame_id, clock.now))
     assert queue.blocked_s() == 0
     clock.now += SECOND // 4
-    assert queue.counters()["dropped"] == 6
+    assert queue.counts().dropped == 6
     clock.now += SECOND  # less than max_age would be
     assert queue.blocked_s() == 1.25
     clock.now -= SECOND
@@ -235,7 +238,7 @@ def test_absent_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for call in (
         lambda: McapRecorder(tmp_path / "x.mcap", CAMVID.names, CAMVID.palette, blend),
         lambda: McapLog(tmp_path / "x.mcap"),
-        lambda: serve(dict, 0),
+        lambda: serve_metrics(DriveSnapshot, 0),
     ):
         with pytest.raises(MissingPackage, match=r'pip install "rtseg\[drive\]"'):
             call()
@@ -398,27 +401,22 @@ print(sorted(path.name for path in Path(sys.argv[2]).iterdir()))
 
 def test_metrics_for_prometheus() -> None:
     pytest.importorskip("prometheus_client")
-    spread = {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}
-    facts = {
-        "state": "degraded",
-        "level": "nano",
-        "levels": ["large", "nano"],
-        "frames": {"captured": 10, "published": 7, "dropped": {"replaced": 3}},
-        "statuses": {"LOST": 2},
-        "deadline_misses": 1,
-        "replaced_workers": 4,
-        "sinks": [{"name": "page", "delivered": 5, "dropped": 1, "failed": 0, "withheld": 2}],
-        "age_ms": spread,
-        "latency_ms": spread,
-    }
-    server, thread = serve(lambda: facts, 0)
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/metrics"
+    times = TimeSummary(7, 22.0, 20.0, 30.0, 40.0, 50.0)
+    now = DriveSnapshot(
+        state="degraded",
+        level="nano",
+        levels=["large", "nano"],
+        frames=FrameCounts(10, 7, {"replaced": 3}),
+        statuses={"LOST": 2},
+        deadline_misses=1,
+        replaced_workers=4,
+        sinks=[SinkCounts("page", delivered=5, dropped=1, withheld=2)],
+        age_ms=times,
+        latency_ms=times,
+    )
+    with closing(serve_metrics(lambda: now, 0)) as server:
+        url = f"http://127.0.0.1:{server.port}/metrics"
         lines = urllib.request.urlopen(url, timeout=LIMIT_S).read().decode().splitlines()
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(LIMIT_S)
     for line in (
         "rtseg_frames_captured_total 10.0",
         'rtseg_frames_dropped_total{cause="replaced"} 3.0',

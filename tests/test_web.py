@@ -30,6 +30,8 @@ from rtseg.demo.live import LivePage, histogram
 from rtseg.export import export
 from rtseg.models.loading import Source
 from rtseg.runtime import Result, Status, StatusKind
+from rtseg.runtime.drive.report import DriveSnapshot
+from rtseg.runtime.drive.stats import FrameCounts
 from rtseg.runtime.sinks import SinkQueue
 
 pytest.importorskip("starlette", reason='needs Starlette: pip install "rtseg[web]"')
@@ -119,13 +121,13 @@ def test_the_numbers_are_those_of_the_results() -> None:
 
 def test_a_drive_s_own_view_comes_first() -> None:
     page = fed()
-    page.watch = lambda: {
-        "state": "degraded",
-        "reasons": ["backend: out of memory"],
-        "level": "nano_64x96",
-        "deadline_misses": 5,
-        "frames": {"published": 9, "dropped": {"replaced": 2}},
-    }
+    page.watch = lambda: DriveSnapshot(
+        state="degraded",
+        reasons=["backend: out of memory"],
+        level="nano_64x96",
+        deadline_misses=5,
+        frames=FrameCounts(published=9, dropped={"replaced": 2}),
+    )
     page(result(0))
     facts = page.status()
     assert (facts["state"], facts["reasons"]) == ("degraded", ["backend: out of memory"])

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from ..sinks.queue import Sink, SinkQueue
 from .capture import Capture, Mailbox, Source
 from .clock import LONGEST, DriveLimits, LoopClock
 from .engine import EngineFactory, InlineEngine, Segment
-from .health import HealthFile, HealthServer, History, Systemd, assess_health
+from .health import History, assess_health
+from .health_server import HealthFile, PageServer, Systemd, serve_health
 from .loop import Loop
 from .messages import Health, State
 from .realtime import RealtimeOptions, apply
-from .report import report, snapshot
+from .report import DriveReport, DriveSnapshot, build_report, take_snapshot
 from .stats import FrameCounters
 from .supervisor import Supervisor
 from .worker import Worker, WorkerTask
@@ -38,18 +39,27 @@ FLUSH_S = 30.0  # for sinks to take what they accepted when a source ended by it
 class Drive:
     """Runs a segmenter over a source's newest frames and publishes to sinks, whatever breaks.
 
-    source: an iterable of Frames; it may block and it may raise. One that can be iterated again is
-    opened anew when it fails or falls silent. segmenter: an artifact's path, which runs in a worker
-    process; several, largest first, for deadline control; or a callable (frame -> labels), or
-    several, which run in a thread here. fallback: an artifact (on the CPU) or a callable that
-    serves while the first cannot. sinks: callables that take a Result or a Status, each in a
-    thread of its own. limits: deadline, max_age and the like. every_frame: the source waits for
-    inference and no frame is passed over, for logs. health: a file to write the state to, or a
-    port of this machine to serve it on. realtime: what to ask the operating system for.
-
     `run` returns the report. `stop`, SIGTERM and SIGINT end it within a second.
 
-    Raises ValueError for a bad argument, ArtifactError for a file that is no artifact.
+    Args:
+        source: an iterable of Frames; it may block and it may raise. One that can be iterated again
+            is opened anew when it fails or falls silent; a recording waits for inference.
+        segmenter: an artifact's path, which runs in a worker process; several, largest first, for
+            deadline control; or a callable (frame -> labels), or several, which run in a thread
+            here.
+        sinks: callables that take a Result or a Status, each in a thread of its own.
+        fallback: an artifact (on the CPU) or a callable that serves while the first cannot.
+        limits: deadline, max_age and the like.
+        every_frame: the source waits for inference and no frame is passed over, for logs.
+        health: a file to write the state to, or a port to serve it on.
+        health_host: the address that the port is of.
+        backend, device: of the artifacts in `segmenter`.
+        realtime: what to ask the operating system for.
+        clock: another one is for tests.
+
+    Raises:
+        UsageError: a bad argument, or artifacts that differ in classes or colors.
+        ArtifactError: a file is no artifact.
     """
 
     def __init__(
@@ -62,13 +72,14 @@ class Drive:
         limits: DriveLimits | None = None,
         every_frame: bool = False,
         health: Artifact | int | None = None,
+        health_host: str = "127.0.0.1",
         backend: str | None = None,
         device: str | None = None,
         realtime: RealtimeOptions | None = None,
         clock: LoopClock | None = None,
     ):
         self.clock = clock or LoopClock()
-        self.realtime, self.health_at = realtime, health
+        self.realtime, self.health_at, self.health_host = realtime, health, health_host
         counters, mailbox = FrameCounters(), Mailbox(self.clock)
         options = {"backend": backend, "device": device, "realtime": realtime}
         on_cpu = options | {"backend": None, "device": "cpu"}
@@ -97,11 +108,17 @@ class Drive:
         self,
         duration_s: float | None = None,
         on_state: Callable[[float, Health], None] = lambda at_s, health: None,
-    ) -> dict[str, Any]:
-        """Until the source ends, `duration_s` passed or it is told to stop. Gives the report.
+    ) -> DriveReport:
+        """Drive until the source ends, `duration_s` passed or it is told to stop.
 
-        on_state: called in the loop's thread at each change of state, with the seconds since the
-        start; it must return at once.
+        Args:
+            duration_s: seconds; None for no limit.
+            on_state: called in the loop's thread at each change of state, with the seconds since
+                the start; it must return at once.
+
+        Raises:
+            UsageError: the duration is no time.
+            OSError: the health file or port cannot be had.
         """
         if duration_s is not None and not 0 < duration_s <= LONGEST:
             raise UsageError(
@@ -118,37 +135,35 @@ class Drive:
                     loop.capture.start()
                 systemd.tell(self.clock.now_ns(), self._note(on_state))
             systemd.stopping()
-            # The state that counts is the last one while it ran.
-            last: dict[str, Any] = {
-                "state": (health := self.health()).state.value,
-                "reasons": [*health.reasons],
-            }
+            last = replace(self.snapshot(), ended=ended)
             self._over = ended
             self._usage.add(self._at_s(), loop.supervisor.processes())
             for watcher in watchers:
                 watcher.close()
             ending_ns = self.clock.now_ns()
             self._finish(STOP_S if self._stopped_by else FLUSH_S)
-        facts = report(loop, self._history, ended, self.granted)
-        last["end_s"] = round((self.clock.now_ns() - ending_ns) / 1e9, 3)
-        return facts | last | {"usage": [asdict(each) for each in self._usage.samples]}
+        return build_report(
+            loop,
+            self._history,
+            last,
+            end_s=round((self.clock.now_ns() - ending_ns) / 1e9, 3),
+            realtime=self.granted,
+            usage=self._usage.samples,
+        )
 
     def stop(self, why: str = "stop()") -> None:
         """End `run` from any thread."""
         self._stopped_by = why
         self.clock.wake()
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> DriveSnapshot:
         """State, counters and times now, and why it ended, if it did; from any thread."""
-        return snapshot(self.loop) | {"ended": self._over}
+        return replace(take_snapshot(self.loop), ended=self._over)
 
-    def health(self) -> Health:
-        return assess_health(self.loop)
-
-    def _start(self) -> list[HealthFile | HealthServer]:
-        loop, watchers = self.loop, list[HealthFile | HealthServer]()
+    def _start(self) -> list[HealthFile | PageServer]:
+        loop, watchers = self.loop, list[HealthFile | PageServer]()
         if isinstance(self.health_at, int):
-            watchers.append(HealthServer(self.health_at, self.snapshot))
+            watchers.append(serve_health(self.snapshot, self.health_at, self.health_host))
         elif self.health_at is not None:
             watchers.append(HealthFile(Path(self.health_at), self.snapshot))
         for queue in loop.queues:

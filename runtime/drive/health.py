@@ -1,27 +1,16 @@
-"""The state of a drive with its reasons, and who may ask for it: a file, a port, systemd."""
+"""State of a drive with its reasons, and the history of states."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import re
-import socket
-import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
 
-from ...data.files import write_atomically
 from .loop import Loop
 from .messages import Health, State
 
 RECENT_NS = 2_000_000_000  # trouble counts for that long
 DEAD_LOOP_S = 2.0  # without a step
-EVERY_S = 0.5  # the file is written
 MASKLESS_S = 3.0  # without a mask while frames come, at least max_age
 MASKS_COME = ("running", "degraded")
 
@@ -133,111 +122,3 @@ class History:
             self.entries.append(StateChange(round(at_s, 3), health.state.value, health.reasons))
         self._last = health, gist
         return changed
-
-
-class HealthFile:
-    """Writes `snapshot()` as JSON, twice a second and at the end, from a thread of its own: a slow
-    disk delays nothing. A file that is older than a few seconds tells of a dead process."""
-
-    def __init__(self, path: Path, snapshot: Callable[[], dict[str, Any]]):
-        self.path, self.snapshot = path, snapshot
-        self._stop = threading.Event()
-        self._write()  # a path that cannot be written is told at once
-        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.wait(EVERY_S):
-            with contextlib.suppress(OSError):  # a full disk does not end the drive
-                self._write()
-
-    def _write(self) -> None:
-        write_atomically(self.path, (json.dumps(self.snapshot()) + "\n").encode())
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(0.2)
-        with contextlib.suppress(OSError):
-            self._write()
-
-
-class HealthServer:
-    """Answers GET /health on a port of this machine with `snapshot()` as JSON: status 200 while
-    masks come (running, degraded), else 503."""
-
-    def __init__(self, port: int, snapshot: Callable[[], dict[str, Any]], host: str = "127.0.0.1"):
-        self._server = ThreadingHTTPServer((host, port), _handler(snapshot))
-        self._server.daemon_threads = True
-        self.port = int(self._server.server_address[1])
-        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def _handler(snapshot: Callable[[], dict[str, Any]]) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        timeout = 5
-
-        def do_GET(self) -> None:
-            if self.path.split("?")[0] != "/health":
-                self.send_error(404, "only /health is here")
-                return
-            facts = snapshot()
-            body = json.dumps(facts).encode()
-            self.send_response(200 if facts["state"] in MASKS_COME else 503)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Silent: only the front door prints."""
-
-    return Handler
-
-
-class Systemd:
-    """The service manager's side of `Type=notify` and `WatchdogSec=`; silent where there is none.
-
-    Called by the loop itself, so that a loop that stands still misses its pings and is restarted.
-    """
-
-    def __init__(self) -> None:
-        self._address = os.environ.get("NOTIFY_SOCKET", "").replace("@", "\0", 1)
-        interval_us = int(os.environ.get("WATCHDOG_USEC", "0") or 0)
-        self._every_ns = interval_us * 1000 // 3
-        self._pinged_ns = 0
-        self._told = ""
-        self._ready = False
-
-    def tell(self, now_ns: int, health: Health) -> None:
-        """After every step: the state where it changed, and a ping where one is due."""
-        if not self._address:
-            return
-        lines = []
-        if not self._ready and health.state.value in MASKS_COME:
-            self._ready = True
-            lines.append("READY=1")
-        status = "; ".join((health.state.value, *health.reasons))
-        if status != self._told:
-            self._told = status
-            lines.append(f"STATUS={status}".replace("\n", " "))
-        if self._every_ns and now_ns - self._pinged_ns >= self._every_ns:
-            self._pinged_ns = now_ns
-            lines.append("WATCHDOG=1")
-        if lines:
-            self._send("\n".join(lines))
-
-    def stopping(self) -> None:
-        if self._address:
-            self._send("STOPPING=1")
-
-    def _send(self, text: str) -> None:
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line,
-        ):
-            line.setblocking(False)
-            line.sendto(text.encode(), self._address)

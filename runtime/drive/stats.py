@@ -1,20 +1,30 @@
-"""What became of every frame, and how long things took; memory does not grow with the run."""
+"""Counters of frames and distributions of times; their memory does not grow with the run."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 GROWTH = 1.01  # of one bucket of a TimeHistogram to the next: quantiles are right to 1 %
 SMALLEST_MS = 0.001
 
 
-class FrameCounters:
-    """Counters that both the capture thread and the loop move.
+@dataclass(frozen=True)
+class FrameCounts:
+    """captured is published plus dropped, by cause, plus open: those still on their way."""
 
-    Every captured frame ends as published or dropped with a cause; `open` are still on their way.
-    """
+    captured: int = 0
+    published: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    open: int = 0
+
+
+class FrameCounters:
+    """Counters that both the capture thread and the loop move: every captured frame ends as
+    published or dropped with a cause."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,16 +46,28 @@ class FrameCounters:
         with self._lock:
             self._dropped[cause] += 1
 
-    def facts(self) -> dict[str, int | dict[str, int]]:
+    def counts(self) -> FrameCounts:
         with self._lock:
             dropped = dict(sorted(self._dropped.items()))
             ended = self._published + sum(dropped.values())
-            return {
-                "captured": self._captured,
-                "published": self._published,
-                "dropped": dropped,
-                "open": self._captured - ended,
-            }
+            return FrameCounts(self._captured, self._published, dropped, self._captured - ended)
+
+
+@dataclass(frozen=True)
+class TimeSummary:
+    """Mean, quantiles and maximum of `count` times, in ms; 0 of nothing."""
+
+    count: int = 0
+    mean: float = 0.0
+    p50: float = 0.0
+    p95: float = 0.0
+    p99: float = 0.0
+    max: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "none"
+        return f"p50 {self.p50:.1f} ms, p95 {self.p95:.1f}, p99 {self.p99:.1f}"
 
 
 class TimeHistogram:
@@ -73,12 +95,8 @@ class TimeHistogram:
                 return min(SMALLEST_MS * GROWTH**bucket, self.largest_ms)
         return self.largest_ms
 
-    def facts(self) -> dict[str, float]:
-        """count, mean, p50, p95, p99 and max; times in ms."""
-        facts = {f"p{share}": self.quantile(share / 100) for share in (50, 95, 99)}
+    def summary(self) -> TimeSummary:
         mean = self._sum / self.count if self.count else 0.0
-        rounded = {
-            name: round(ms, 3)
-            for name, ms in ({"mean": mean} | facts | {"max": self.largest_ms}).items()
-        }
-        return {"count": self.count, **rounded}
+        quantiles = (self.quantile(share) for share in (0.5, 0.95, 0.99))
+        rounded = (round(ms, 3) for ms in (mean, *quantiles, self.largest_ms))
+        return TimeSummary(self.count, *rounded)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..drive.clock import LoopClock
@@ -25,13 +26,32 @@ CAPACITY = 4
 BLOCKED_S = 1.0  # a sink that has been busy with one message for longer is called blocked
 
 
-class SinkQueue:
-    """One sink with its queue, thread and counters.
+@dataclass(frozen=True)
+class SinkCounts:
+    """What became of the messages to a sink.
 
-    delivered: messages that the sink took; dropped: pushed out of a full queue; failed: the sink
-    raised; withheld: masks that grew too old in the queue (the sink got a status instead, which
-    counts as delivered); unflushed: still waiting when the loop had to end.
+    Attributes:
+        delivered: the sink took them.
+        dropped: pushed out of its full queue.
+        failed: the sink raised; last_error: what.
+        withheld: masks that grew too old in the queue; the sink got a status instead, which counts
+            as delivered.
+        unflushed: still waiting when the loop had to end.
+        records: whether the sink keeps them for later.
     """
+
+    name: str
+    delivered: int = 0
+    dropped: int = 0
+    failed: int = 0
+    withheld: int = 0
+    unflushed: int = 0
+    last_error: str = ""
+    records: bool = False
+
+
+class SinkQueue:
+    """One sink with its queue, thread and counters, see `SinkCounts`."""
 
     def __init__(self, sink: Sink, clock: LoopClock | None = None):
         self.sink, self.clock = sink, clock or LoopClock()
@@ -81,9 +101,8 @@ class SinkQueue:
         busy_s = (self.clock.now_ns() - since) / 1e9 if since else 0.0
         return busy_s if busy_s > BLOCKED_S else 0.0
 
-    def counters(self) -> dict[str, int]:
-        names = ("delivered", "dropped", "failed", "withheld", "unflushed")
-        return {name: getattr(self, name) for name in names}
+    def counts(self) -> SinkCounts:
+        return SinkCounts(**{each.name: getattr(self, each.name) for each in fields(SinkCounts)})
 
     def _run(self) -> None:
         while (message := self._next()) is not None:

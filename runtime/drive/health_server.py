@@ -1,0 +1,215 @@
+"""Health of a drive for whoever asks: a file, a port, systemd."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ...data.files import write_atomically
+from ...errors import UsageError
+from .health import MASKS_COME
+from .messages import Health
+from .report import DriveSnapshot
+
+log = logging.getLogger("rtseg")
+EVERY_S = 0.5  # the file is written
+MOST_CONNECTIONS = 16
+LOCAL = ("127.0.0.1", "::1", "localhost")
+JSON = "application/json"
+
+TakeSnapshot = Callable[[], DriveSnapshot]
+Page = Callable[[], tuple[int, str, bytes]]  # status, content type, body
+
+
+class HealthFile:
+    """Writes `snapshot()` as JSON, twice a second and at the end, from a thread of its own: a slow
+    disk delays nothing. A file that is older than a few seconds tells of a dead process."""
+
+    def __init__(self, path: Path, snapshot: TakeSnapshot):
+        self.path, self.snapshot = path, snapshot
+        self._stop = threading.Event()
+        self._write()  # a path that cannot be written is told at once
+        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(EVERY_S):
+            with contextlib.suppress(OSError):  # a full disk does not end the drive
+                self._write()
+
+    def _write(self) -> None:
+        text = json.dumps(self.snapshot().to_dict()) + "\n"
+        write_atomically(self.path, text.encode())
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(0.2)
+        with contextlib.suppress(OSError):
+            self._write()
+
+
+class PageServer(ThreadingHTTPServer):
+    """Answers GET with `pages`, by path, from threads of its own.
+
+    At most `MOST_CONNECTIONS` are open; one more closes the oldest, so that idle ones neither use
+    up the process's descriptors nor keep anybody out.
+
+    Args:
+        pages: what is at each path.
+        port: 0 takes a free one; `port` tells which.
+        host: of this machine, to listen on. On a loopback address only requests that name this
+            machine are answered, so that no web page can read them through a browser.
+
+    Raises:
+        UsageError: the port is no port.
+        OSError: it is taken.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, pages: Mapping[str, Page], port: int, host: str = "127.0.0.1"):
+        if not 0 <= port <= 65535:
+            raise UsageError(f"a port is 0 to 65535, not {port}")
+        self.pages, self.local = pages, host in LOCAL
+        self._open: list[socket.socket] = []
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}: port {port} of {host}") from error
+        self.port = int(self.server_address[1])
+        threading.Thread(target=self.serve_forever, name=f"port {port}", daemon=True).start()
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        try:
+            return super().get_request()
+        except OSError:  # no descriptors left: asking again at once would take a whole core
+            time.sleep(0.1)
+            raise
+
+    def process_request(self, request: object, client_address: object) -> None:
+        assert isinstance(request, socket.socket)
+        while len(self._open) >= MOST_CONNECTIONS:
+            with contextlib.suppress(OSError, IndexError):
+                self._open.pop(0).shutdown(socket.SHUT_RDWR)  # its thread ends by that
+        self._open.append(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: object) -> None:
+        with contextlib.suppress(ValueError):
+            self._open.remove(request)  # type: ignore[arg-type]
+        super().shutdown_request(request)  # type: ignore[arg-type]
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        log.debug("a connection from %s broke", client_address, exc_info=True)
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = 2
+    server: PageServer
+
+    def do_GET(self) -> None:
+        named = urlsplit(f"//{self.headers.get('Host', 'localhost')}").hostname
+        if self.server.local and named not in LOCAL:
+            self.send_error(403, "only this machine may ask")
+            return
+        page = self.server.pages.get(self.path.split("?")[0])
+        if page is None:
+            self.send_error(404, f"here are {', '.join(self.server.pages)}")
+            return
+        status, kind, body = page()
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent: only the front door prints."""
+
+
+def serve_health(snapshot: TakeSnapshot, port: int, host: str = "127.0.0.1") -> PageServer:
+    """Serve /health, the snapshot as JSON, with status 200 while masks come, else 503; /ready, the
+    same status with the state alone; /live, 503 only where the loop does not turn any more, which
+    a restart would mend.
+
+    Raises:
+        UsageError: the port is no port.
+        OSError: it is taken.
+    """
+
+    def health() -> tuple[int, str, bytes]:
+        now = snapshot()
+        return _status(now), JSON, json.dumps(now.to_dict()).encode()
+
+    def ready() -> tuple[int, str, bytes]:
+        now = snapshot()
+        return _status(now), "text/plain", now.state.encode()
+
+    def live() -> tuple[int, str, bytes]:
+        stalled = any("the loop has not turned" in reason for reason in snapshot().reasons)
+        return 503 if stalled else 200, "text/plain", b"stalled" if stalled else b"live"
+
+    return PageServer({"/health": health, "/ready": ready, "/live": live}, port, host)
+
+
+def _status(now: DriveSnapshot) -> int:
+    return 200 if now.state in MASKS_COME else 503
+
+
+class Systemd:
+    """The service manager's side of `Type=notify` and `WatchdogSec=`; silent where there is none.
+
+    Called by the loop itself, so that a loop that stands still misses its pings and is restarted.
+    """
+
+    def __init__(self) -> None:
+        self._address = os.environ.get("NOTIFY_SOCKET", "").replace("@", "\0", 1)
+        interval_us = int(os.environ.get("WATCHDOG_USEC", "0") or 0)
+        self._every_ns = interval_us * 1000 // 3
+        self._pinged_ns = 0
+        self._told = ""
+        self._ready = False
+
+    def tell(self, now_ns: int, health: Health) -> None:
+        """After every step: the state where it changed, and a ping where one is due."""
+        if not self._address:
+            return
+        lines = []
+        if not self._ready and health.state.value in MASKS_COME:
+            self._ready = True
+            lines.append("READY=1")
+        status = "; ".join((health.state.value, *health.reasons))
+        if status != self._told:
+            self._told = status
+            lines.append(f"STATUS={status}".replace("\n", " "))
+        if self._every_ns and now_ns - self._pinged_ns >= self._every_ns:
+            self._pinged_ns = now_ns
+            lines.append("WATCHDOG=1")
+        if lines:
+            self._send("\n".join(lines))
+
+    def stopping(self) -> None:
+        if self._address:
+            self._send("STOPPING=1")
+
+    def _send(self, text: str) -> None:
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line,
+        ):
+            line.setblocking(False)
+            line.sendto(text.encode(), self._address)
