@@ -3,6 +3,7 @@
 import contextlib
 import re
 import site
+import subprocess
 import sysconfig
 from pathlib import Path
 
@@ -44,6 +45,36 @@ MOST = [*TRAIN, *OPENVINO, *TENSORRT, *DRIVE, *WEB]  # fleets apart: Ray is larg
 ALL = [*MOST, *CPU]
 
 
+def find_home() -> str:
+    """The web page of the repository that this clone came from, "" where none is known."""
+    try:
+        asked = ["git", "-C", str(HERE), "remote", "get-url", "origin"]
+        told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    url = re.sub(r"^(ssh://)?git@([^:/]+)[:/]", r"https://\2/", told)
+    url = re.sub(r"^https://[^/@]*@", "https://", url)  # a password has no place in a package
+    return url.removesuffix(".git") if url.startswith("https://") else ""
+
+
+def long_description(home: str) -> str:
+    """README.md for a package index, where relative links lead nowhere: they lead to `home`, or
+    only their text stays."""
+
+    def link(found: re.Match[str]) -> str:
+        image, text, target = found.groups()
+        if re.match(r"https?:|#", target):
+            return found[0]
+        return (
+            f"{image}[{text}]({home}/{'raw' if image else 'blob'}/HEAD/{target})" if home else text
+        )
+
+    return re.sub(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)", link, (HERE / "README.md").read_text())
+
+
+HOME = find_home()
+
+
 class Editable(editable_wheel):
     """`pip install -e`, which makes this checkout visible.
 
@@ -76,9 +107,23 @@ setup(
     name="rtseg",
     version=re.search(r'__version__ = "(.+)"', (HERE / "__init__.py").read_text()).group(1),
     description="Street-scene segmentation networks, exported, proven, measured and driven",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=long_description(HOME),
     long_description_content_type="text/markdown",
+    author="The rtseg authors",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    url=HOME or None,
+    project_urls={"Changelog": f"{HOME}/blob/HEAD/CHANGELOG.md"} if HOME else {},
+    keywords="semantic segmentation, real-time, TensorRT, OpenVINO, ONNX, autonomous driving",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10,<3.14",
     package_dir={"rtseg": "."},
     packages=["rtseg"]

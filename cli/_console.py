@@ -33,7 +33,9 @@ class JobFailed(RtsegError):
 def need(module: str, title: str, extra: str, command: str) -> None:
     """Raises MissingPackage with the pip line if an extra is missing."""
     if importlib.util.find_spec(module) is None:
-        raise MissingPackage(f'rtseg {command} needs {title}: pip install "rtseg[{extra}]"')
+        from ..runtime.packages import pip_line
+
+        raise MissingPackage(f"rtseg {command} needs {title}: {pip_line(extra)}")
 
 
 def show(as_text: str, table: Any, as_json: bool) -> None:

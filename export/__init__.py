@@ -5,9 +5,16 @@ from __future__ import annotations
 import sys
 
 from .._package import CallablePackage
-from ..errors import ExportError, ProofError
-from .artifact import Artifact
-from .export import export
+from ..errors import ExportError, MissingPackage, ProofError
+from ..runtime.packages import pip_line
+
+try:
+    from .artifact import Artifact
+    from .export import export
+except ModuleNotFoundError as error:
+    if error.name != "onnxruntime":
+        raise
+    raise MissingPackage(f"export needs ONNX Runtime: {pip_line('cpu')}") from error
 
 __all__ = ["Artifact", "ExportError", "ProofError", "export"]
 

@@ -132,7 +132,7 @@ def compiled(
     Raises MissingPackage without Triton, ArtifactError for what the kernels cannot take.
     """
     if importlib.util.find_spec("triton") is None:
-        raise MissingPackage('label kernels are compiled by triton: pip install "rtseg[gpu]"')
+        raise MissingPackage("label kernels are compiled by triton: pip install triton")
     from ..runtime.argmax_triton import bilinear_launch, named_strides, shuffled_launch
 
     if ending.weight is None:

@@ -21,7 +21,8 @@ from ..data.scenes import scenes
 from ..errors import ExportError, ProofError
 from ..models import Network, count, digest, save_checkpoint
 from ..runtime.artifact import Card, Precision, append_card, read_card, sidecar
-from ..runtime.backends.backend import installed
+from ..runtime.backends.backend import BACKENDS, installed
+from ..runtime.packages import pip_line
 from . import calibrate
 from . import parity as proof
 from .artifact import Artifact, publish, write_report
@@ -144,7 +145,8 @@ def _check(
             raise ExportError(str(error)) from error
     for target in set(targets) - {"tensorrt"}:
         if not installed(TARGETS[target][1]):
-            raise ExportError(f'{target} needs its package: pip install "rtseg[{target}]"')
+            extra = BACKENDS[TARGETS[target][1]].extra
+            raise ExportError(f"{target} needs its package: {pip_line(extra)}")
     if "tensorrt" in targets and not installed("tensorrt"):
         raise ExportError(
             'neither tensorrt nor tensorrt_rtx is installed: pip install "rtseg[tensorrt]"'

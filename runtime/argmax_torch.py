@@ -41,7 +41,7 @@ class CellLabels:
 def needs(device: torch.device) -> str | None:
     """What is to be installed before labels can be made of coarse logits on `device`, if any."""
     if device.type == "cuda":
-        return None if importlib.util.find_spec("triton") else 'triton: pip install "rtseg[gpu]"'
+        return None if importlib.util.find_spec("triton") else "triton: pip install triton"
     return None if compiled_available() else 'numba: pip install "rtseg[fast]"'
 
 

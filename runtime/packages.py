@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from ..errors import MissingPackage, UsageError
+from ..system import gpus
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt_rtx")
 INSTALL = 'pip install "rtseg[tensorrt]"'
+# Each of the two packages writes over the other's files, and so does taking one of them away.
+INSTALL_CUDA = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "rtseg[gpu]"'
 # The oldest driver branch that runs a CUDA major version, on Linux and Windows.
 MINIMUM_DRIVER = {12: "525", 13: "580"}
 LEVELS = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
@@ -121,6 +124,15 @@ def read_header(path: Path) -> tuple[Flavour, str, int] | None:
         return None
     version = ".".join(str(number) for number in head[24:28])
     return flavour, version, int.from_bytes(head[16:24], "little")
+
+
+def pip_line(extra: str) -> str:
+    """The command that brings an extra; of ONNX Runtime, without which nothing is exported, the
+    package for this machine."""
+    if extra == "cpu" or (extra == "export" and importlib.util.find_spec("onnxruntime") is None):
+        runtime = "gpu" if gpus() else "cpu"
+        extra = runtime if extra == "cpu" else f"{extra},{runtime}"
+    return f'pip install "rtseg[{extra}]"'
 
 
 def cache_folder() -> Path:

@@ -15,7 +15,15 @@ from ..errors import ArtifactError
 from ..system import Gpu, gpus
 from .artifact import Card, EngineFacts, read_card, sidecar, verify
 from .backends.backend import BACKENDS
-from .packages import FLAVOURS, INSTALL, MINIMUM_DRIVER, Package, find_package, read_header
+from .packages import (
+    FLAVOURS,
+    INSTALL,
+    MINIMUM_DRIVER,
+    Package,
+    find_package,
+    pip_line,
+    read_header,
+)
 
 BLOCK = 1 << 22  # bytes hashed by one thread at a time
 BINDINGS = "cuda.bindings"
@@ -196,7 +204,7 @@ def _check_backend(path: Path, machine: Machine) -> None:
         raise _Refused(
             "no_package",
             f"{entry.packages[0]} is not installed",
-            f'pip install "rtseg[{entry.extra}]"',
+            pip_line(entry.extra),
         )
 
 

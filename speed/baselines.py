@@ -39,7 +39,12 @@ PEERS = {
     "eager": Peer("Eager", ("cpu", "cuda"), "PyTorch eager"),
     "compile": Peer("Compiled", ("cpu", "cuda"), "torch.compile"),
     "onnxruntime": Peer(
-        "PlainOnnxRuntime", ("cpu", "cuda"), "plain ONNX Runtime", "onnxruntime", plain=True
+        "PlainOnnxRuntime",
+        ("cpu", "cuda"),
+        "plain ONNX Runtime",
+        "onnxruntime",
+        'pip install "rtseg[cpu]"',
+        plain=True,
     ),
     "openvino": Peer(
         "PlainOpenVino",

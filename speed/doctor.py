@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import platform
@@ -15,7 +16,14 @@ from rich.text import Text
 
 from ..errors import ArtifactError
 from ..runtime.backends.backend import BACKENDS, cuda_available, installed
-from ..runtime.packages import FLAVOURS, INSTALL, find_package, import_package
+from ..runtime.packages import (
+    FLAVOURS,
+    INSTALL,
+    INSTALL_CUDA,
+    find_package,
+    import_package,
+    pip_line,
+)
 from ..runtime.preflight import BINDINGS, this_machine
 from ..system import Gpu, SystemInfo, gpus, read_system
 
@@ -100,8 +108,11 @@ def examine() -> Findings:
 
 def _backend(name: str, found: Sequence[Gpu]) -> Finding:
     entry = BACKENDS[name]
-    fix = f'pip install "rtseg[{entry.extra}]"'
-    loads = entry.suffixes
+    fix, loads = pip_line(entry.extra), entry.suffixes
+    if name == "onnxruntime" and (both := _both_runtimes()):
+        note = "both packages are installed, and each has written over the other's files"
+        fix = INSTALL_CUDA if found else INSTALL_CUDA.replace("[gpu]", "[cpu]")
+        return Finding(name, False, both, (), loads, note, fix)
     if not installed(name):
         note = f"{' or '.join(entry.packages)} is not installed"
         return Finding(name, False, {}, (), loads, note, fix)
@@ -113,6 +124,15 @@ def _backend(name: str, found: Sequence[Gpu]) -> Finding:
         return Finding(name, False, {}, (), loads, note, fix.replace("install", REPAIR))
     advice = _gpu_advice(name, devices, found)
     return Finding(name, bool(devices), versions, devices, loads, note or advice[0], advice[1])
+
+
+def _both_runtimes() -> dict[str, str]:
+    """The versions of ONNX Runtime's two packages, where both are installed."""
+    versions: dict[str, str] = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions if len(versions) == 2 else {}
 
 
 REPAIR = "install --force-reinstall"
@@ -163,8 +183,7 @@ def _gpu_advice(name: str, devices: Sequence[str], found: Sequence[Gpu]) -> tupl
     if not found or "cuda" in devices:
         return "", ""
     if name == "onnxruntime":
-        fix = 'pip uninstall -y onnxruntime && pip install "rtseg[gpu]"'
-        return "this build does not use the GPU", fix
+        return "this build does not use the GPU", INSTALL_CUDA
     if name == "torch":
         return "this build does not use the GPU", "see https://pytorch.org/get-started/locally"
     return "", ""
@@ -179,8 +198,9 @@ def _export() -> Finding:
         except metadata.PackageNotFoundError:
             continue
     missing = [name for name in EXPORT if name not in versions]
+    missing += [] if installed("onnxruntime") else ["onnxruntime"]
     note = f"missing: {', '.join(missing)}" if missing else ""
-    fix = 'pip install "rtseg[export]"' if missing else ""
+    fix = pip_line("export") if missing else ""
     if not missing and not installed("tensorrt"):
         note, fix = "to build TensorRT engines too (no GPU needed)", INSTALL
     where = (platform.machine(),) if not missing else ()

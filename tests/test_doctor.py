@@ -102,3 +102,18 @@ def test_a_missing_export_package_is_named(monkeypatch):
     assert not finding.ready
     assert "onnxslim" in finding.note
     assert finding.fix == 'pip install "rtseg[export]"'
+
+
+@pytest.mark.parametrize(("here", "extra"), [([GPU], "gpu"), ([], "cpu")])
+def test_both_packages_of_onnx_runtime_are_told_with_the_cure(monkeypatch, here, extra):
+    version = doctor.metadata.version
+    both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.0"}
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: both.get(name) or version(name))
+    monkeypatch.setattr(doctor, "gpus", lambda: here)
+    finding = finding_of("onnxruntime")
+    assert not finding.ready
+    assert finding.versions == both
+    assert "both packages are installed" in finding.note
+    assert finding.fix == (
+        f'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "rtseg[{extra}]"'
+    )

@@ -9,8 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 from conftest import ROOT
+from rtseg.errors import ArtifactError
+from rtseg.export import export
+from rtseg.models.loading import Source
+from rtseg.runtime import load, packages
+from rtseg.runtime.packages import pip_line
+from rtseg.system import Gpu, gpus
 
 setuptools: Any = pytest.importorskip("setuptools", reason="needs setuptools: pip install it")
 
@@ -41,6 +48,33 @@ def test_no_extra_brings_both_packages_of_onnx_runtime(script: dict[str, Any]) -
 
 def test_the_base_package_runs_artifacts(script: dict[str, Any]) -> None:
     assert "openvino" in names(script["told"]["install_requires"])
+
+
+def test_the_readme_s_links_survive_on_a_package_index(script: dict[str, Any]) -> None:
+    home = "https://example.com/rtseg"
+    targets = re.findall(r"\]\(([^)]+)\)", script["long_description"](home))
+    assert f"{home}/blob/HEAD/docs/drive.md" in targets
+    assert all(re.match("https?:|#", target) for target in targets)
+    assert not [
+        t for t in re.findall(r"\]\(([^)]+)\)", script["long_description"]("")) if "docs" in t
+    ]
+
+
+@pytest.mark.parametrize(
+    ("told", "home"),
+    [
+        ("https://name:secret@example.com/rtseg.git", "https://example.com/rtseg"),
+        ("git@example.com:group/rtseg.git", "https://example.com/group/rtseg"),
+        ("ssh://git@example.com/rtseg", "https://example.com/rtseg"),
+        ("/a/folder", ""),
+    ],
+)
+def test_the_home_page_is_where_the_clone_came_from(
+    told: str, home: str, script: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = subprocess.CompletedProcess((), 0, told + "\n", "")
+    monkeypatch.setattr(script["subprocess"], "run", lambda *words, **options: done)
+    assert script["find_home"]() == home
 
 
 def left_over(folder: Path) -> Path:
@@ -104,3 +138,59 @@ def test_a_hidden_checkout_says_what_hides_it(tmp_path: Path) -> None:
     assert done.stderr == (
         f"rtseg: {package} is a left-over of version 0.1 and hides this one: delete it\n"
     )
+
+
+WITHOUT = """
+import sys
+sys.modules["onnxruntime"] = None  # not installed, as far as imports can tell
+from rtseg.errors import MissingPackage
+from rtseg.runtime import load
+with load({path!r}) as segment:
+    assert segment.info.name == "openvino", segment.info
+try:
+    import rtseg.export
+except MissingPackage as error:
+    print(error)
+"""
+
+
+def test_without_onnx_runtime_artifacts_run_and_export_says_what_it_needs(
+    nano: Source, tmp_path: Path
+) -> None:
+    (made,) = export(nano.network, [(64, 128)], out=tmp_path, classes=nano.classes)
+    code = WITHOUT.format(path=str(made.path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    extra = "gpu" if gpus() else "cpu"
+    assert done.stdout == f'export needs ONNX Runtime: pip install "rtseg[{extra}]"\n'
+
+
+@pytest.mark.parametrize("here", [[], [Gpu(0, "NVIDIA Test", "8.6", "580.65", None)]])
+@pytest.mark.parametrize("present", [True, False])
+def test_onnx_runtime_s_package_is_the_machine_s(
+    here: list[Gpu], present: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = "gpu" if here else "cpu"
+    monkeypatch.setattr(packages, "gpus", lambda: here)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: present or None)
+    assert pip_line("cpu") == f'pip install "rtseg[{runtime}]"'
+    assert pip_line("export") == f'pip install "rtseg[export{"" if present else "," + runtime}]"'
+    assert pip_line("openvino") == 'pip install "rtseg[openvino]"'
+
+
+def test_cuda_is_looked_for_among_what_pip_installed(
+    nano: Source,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def preload_dlls() -> None:
+        print("Failed to load libcudnn.so.9: not found")
+
+    (made,) = export(nano.network, [(64, 128)], out=tmp_path, classes=nano.classes)
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload_dlls)
+    with pytest.raises(ArtifactError, match=r"start CUDA \(Failed to load libcudnn\.so\.9"):
+        load(made.path, "onnxruntime", "cuda:99")
+    assert "libcudnn" not in capsys.readouterr().out

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import ArtifactError, MissingPackage
 from ..artifact import Card
+from ..packages import pip_line
 
 Image = NDArray[np.uint8]  # (1, H, W, 3) BGR
 Labels = NDArray[np.uint8]  # (1, H, W) class ids
@@ -119,7 +120,7 @@ BACKENDS = {
     "tensorrt": Entry(
         "tensorrt", "TensorRT", ("tensorrt", "tensorrt_rtx"), "tensorrt", (".engine", ".plan")
     ),
-    "onnxruntime": Entry("onnxruntime", "OnnxRuntime", ("onnxruntime",), "gpu", (".onnx",)),
+    "onnxruntime": Entry("onnxruntime", "OnnxRuntime", ("onnxruntime",), "cpu", (".onnx",)),
     "openvino": Entry("openvino", "OpenVino", ("openvino",), "openvino", (".xml", ".onnx")),
     "torch": Entry("pytorch", "PyTorch", ("torch",), "export", (".safetensors",)),
 }
@@ -147,9 +148,7 @@ def choose(path: Path, backend: str | None, device: str | None) -> str:
     present = [name for name in wanted if installed(name)]
     if not present:
         entry = BACKENDS[wanted[0]]
-        raise MissingPackage(
-            f'{path.name} needs {entry.packages[-1]}: pip install "rtseg[{entry.extra}]"'
-        )
+        raise MissingPackage(f"{path.name} needs {entry.packages[-1]}: {pip_line(entry.extra)}")
     return present[0]
 
 
@@ -164,6 +163,8 @@ def _by_speed(able: list[str], device: str | None) -> list[str]:
 
 def cuda_available() -> bool:
     """Whether ONNX Runtime here was built with CUDA and a GPU answers."""
+    if not installed("onnxruntime"):
+        return False
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():

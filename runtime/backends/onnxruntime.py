@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from ...system import usable_cores
 from ..argmax import LabelMaker, compiled_available
 from ..artifact import read_card
 from ..cut_onnx import COARSE, cut_labels
+from ..packages import INSTALL_CUDA
 from .backend import Image, Info, InTurn, Labels, check_argmax
 
 
@@ -44,7 +47,9 @@ class OnnxRuntime(InTurn):
         threads = threads or usable_cores()
         options.intra_op_num_threads = threads
         providers: list[Any] = ["CPUExecutionProvider"]
+        missing = ""
         if kind == "cuda":
+            missing = _preload_cuda()
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
         start = partial(_start, path, options, providers)
         wanted = argmax == "runtime" or (argmax is None and kind == "cpu" and compiled_available())
@@ -63,7 +68,7 @@ class OnnxRuntime(InTurn):
             self.session = start(str(path))
         if kind == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
             raise ArtifactError(
-                "ONNX Runtime could not start CUDA (driver, CUDA or cuDNN libraries): "
+                f"ONNX Runtime could not start CUDA ({missing or 'driver, CUDA or cuDNN'}): "
                 'run `rtseg doctor`, or load with device="cpu"'
             )
         self.kind, self.index = kind, index
@@ -156,9 +161,19 @@ def _device(device: str | None) -> tuple[str, int]:
         raise ArtifactError(f'device is "cpu", "cuda" or "cuda:N", not {device!r}')
     if kind == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise ArtifactError(
-            'this ONNX Runtime has no CUDA: pip install "rtseg[gpu]", or load with device="cpu"'
+            f'this ONNX Runtime has no CUDA: {INSTALL_CUDA}, or load with device="cpu"'
         )
     return kind, int(index or 0)
+
+
+def _preload_cuda() -> str:
+    """Load the CUDA and cuDNN that pip installed, where the loader would not look; returns what
+    ONNX Runtime prints of those that are missing, in one line."""
+    said = io.StringIO()
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(said):
+            onnxruntime.preload_dlls()
+    return " ".join(said.getvalue().split())[:300]
 
 
 def _first_line(error: Exception) -> str:
