@@ -37,9 +37,10 @@ COMPUTED = (COUNTERS, *INDICES)
 
 # What trainers save beside the weights, and what cannot run code: the best mIoU as a NumPy scalar,
 # the command's options. NumPy 2 moved its modules; files hold either name.
+_MAKERS = {"scalar": np.float64(0), "_reconstruct": np.zeros(0)}
 _NUMPY = [
-    (getattr(np._core.multiarray, name), f"{module}.multiarray.{name}")
-    for name in ("scalar", "_reconstruct")
+    (made.__reduce__()[0], f"{module}.multiarray.{name}")
+    for name, made in _MAKERS.items()
     for module in ("numpy.core", "numpy._core")
 ]
 _DTYPES = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]

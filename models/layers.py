@@ -72,18 +72,19 @@ class RepConv(ConvNorm):
         return [(name, n) for name, n in norms.items() if isinstance(n, nn.BatchNorm2d)]
 
     def to_deployed(self) -> ConvNorm:
-        """All branches in one convolution, summed in float64."""
+        """All branches in one convolution."""
+        # In float64: rounding three branches and then their sum would cost a digit.
         conv, point = copy.deepcopy(self.conv).double(), copy.deepcopy(self.point.conv).double()
         assert isinstance(self.norm, nn.BatchNorm2d)
         one = fuse_conv_bn_eval(conv, copy.deepcopy(self.norm).double())
-        if isinstance(self.point.norm, nn.BatchNorm2d):
+        if isinstance(self.point.norm, nn.BatchNorm2d):  # else its norm was folded before
             point = fuse_conv_bn_eval(point, copy.deepcopy(self.point.norm).double())
-        assert one.bias is not None
-        assert point.bias is not None
-        weight, bias = one.weight.detach().clone(), one.bias.detach() + point.bias.detach()
+        weight, bias = one.weight.detach().clone(), bias_of(one) + bias_of(point)
         weight[:, :, 1:2, 1:2] += point.weight.detach()
         if self.identity is not None:
             norm = copy.deepcopy(self.identity).double()
+            assert norm.running_var is not None
+            assert norm.running_mean is not None
             scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
             weight[:, :, 1, 1] += torch.diag(scale)
             bias += norm.bias.detach() - norm.running_mean * scale
@@ -93,6 +94,28 @@ class RepConv(ConvNorm):
         plain.conv.bias = nn.Parameter(bias.to(self.conv.weight.dtype))
         plain.norm, plain.act = nn.Identity(), self.act
         return plain
+
+
+def bias_of(layer: nn.Module) -> Tensor:
+    """The bias of a layer that has one, without its gradient."""
+    return layer.get_parameter("bias").detach()
+
+
+def make_pointwise(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.Conv2d:
+    """The 1x1 convolution of a matrix (outputs, inputs)."""
+    outputs, inputs = weight.shape
+    conv = nn.Conv2d(inputs, outputs, 1, bias=bias is not None)
+    conv.weight = nn.Parameter(weight[..., None, None].to(dtype))
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.to(dtype))
+    return conv
+
+
+def set_norm_scale(unit: ConvNorm, value: float) -> None:
+    """The same factor for all channels behind a ConvNorm's norm."""
+    for norm in unit.norm.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.constant_(norm.weight, value)
 
 
 def head_conv(inputs: int, outputs: int, kind: str, bias: bool = False) -> ConvNorm:

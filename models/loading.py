@@ -70,7 +70,7 @@ def load_model(
         CheckpointError: the weights cannot be read or do not fit; nothing was loaded.
     """
     if isinstance(classes, (str, os.PathLike)):
-        classes = load_class_set(classes)
+        classes = load_class_set(os.fspath(classes))
     if isinstance(what, (Network, Model)):
         if weights is not None:
             raise UsageError("a network has its weights already: name a variant to load some into")

@@ -27,9 +27,13 @@ class FrameToLabels(nn.Module):
             in the order they are to be given.
     """
 
+    mean: Tensor
+    scale: Tensor
+    edge: Tensor
+
     def __init__(self, network: Network, outputs: tuple[str, ...] = ("labels",)):
         super().__init__()
-        self.network = copy.deepcopy(network).eval()
+        self.network: Network = copy.deepcopy(network).eval()
         self.outputs = outputs
         mean = torch.tensor(network.info.mean[::-1]) * 255
         scale = 1 / (torch.tensor(network.info.std[::-1]) * 255)
@@ -105,10 +109,10 @@ def run_to_last_upsample(
         (N, K * factor^2, h, w). "bilinear", "bilinear_aligned" (with corners aligned): a resize of
         (N, K, h, w) to the frame. None: there is none, it has the frame's size.
     """
-    if isinstance(network.upsample_logits, nn.PixelShuffle):
+    upsample = network.upsample_logits
+    if isinstance(upsample, nn.PixelShuffle):
         return head, "shuffle"
-    chain = isinstance(network.upsample_logits, nn.Sequential)
-    *first, last = network.upsample_logits if chain else [network.upsample_logits]
+    *first, last = upsample if isinstance(upsample, nn.Sequential) else [upsample]
     for step in first:
         head = step(head)
     upsampled = tuple(side * getattr(last, "factor", 0) for side in head.shape[-2:])
@@ -131,7 +135,8 @@ def find_last_upsample(network: Network, size: tuple[int, int]) -> str | None:
 def normalize_frame(frame: np.ndarray[Any, Any], network: Network) -> Tensor:
     """frame (H, W, 3) uint8 BGR -> the network's input (1, 3, H, W) float32, as papers write it."""
     rgb = frame[..., ::-1].astype(np.float32) / 255
-    rgb = (rgb - np.float32(network.info.mean)) / np.float32(network.info.std)
+    mean, std = (np.array(each, np.float32) for each in (network.info.mean, network.info.std))
+    rgb = (rgb - mean) / std
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))[None]
 
 
@@ -159,38 +164,31 @@ def _first_convolution(network: Network) -> nn.Conv2d | None:
     """The convolution that alone reads the image, if there is one."""
     shadow = copy_to_meta(network)
     image = torch.empty(1, 3, 32 * network.info.multiple, 32 * network.info.multiple, device="meta")
-    readers = []
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs and inputs[0] is image and not list(module.children()):
-            readers.append(module)
-
-    for module in shadow.modules():
-        module.register_forward_pre_hook(note)
-    with torch.no_grad(), _Uses(image) as uses:
+    with torch.no_grad(), _Readers(image) as readers:
         shadow.forward_logits(image)
-    if len(readers) != 1 or not isinstance(readers[0], nn.Conv2d):
+    if len(readers.weights) != 1:  # another one, or a function such as a resize, reads it too
         return None
-    if uses.count != 1:  # a function, such as a resize, reads it too
-        return None
-    if readers[0].in_channels != 3 or len(set(readers[0].padding)) != 1:
-        return None
-    (name,) = (name for name, module in shadow.named_modules() if module is readers[0])
-    first = network.get_submodule(name)
-    assert isinstance(first, nn.Conv2d)
-    return first
+    for name, module in shadow.named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight is readers.weights[0]:
+            first = network.get_submodule(name)
+            assert isinstance(first, nn.Conv2d)
+            plain = first.in_channels == 3 and len(set(first.padding)) == 1
+            return first if plain else None
+    return None
 
 
-class _Uses(TorchDispatchMode):
-    """Counts the operations that take `tensor`, whether a module or a function calls them."""
+class _Readers(TorchDispatchMode):
+    """Collects, of each operation that takes `tensor`, its second argument: a convolution's weight,
+    whether a module or a function calls it."""
 
     def __init__(self, tensor: Tensor):
         super().__init__()
         self.tensor = tensor
-        self.count = 0
+        self.weights: list[Any] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        self.count += any(argument is self.tensor for argument in args)
+        if any(argument is self.tensor for argument in args):
+            self.weights.append(args[1] if len(args) > 1 else None)
         return func(*args, **(kwargs or {}))

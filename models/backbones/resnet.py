@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import ConvNorm
+from ..layers import ConvNorm, set_norm_scale
 from ..variant import Row, conv_norm_keys
 
 
-class Residual(nn.Module):
+class Residual(nn.Module, ABC):
     """A chain of convolutions beside a shortcut; `act=False` leaves the sum without its ReLU."""
 
     EXPANSION = 1  # output channels per `width`
@@ -31,13 +32,11 @@ class Residual(nn.Module):
         """For untrained weights: branches as strong as the shortcut let rounding errors grow from
         block to block."""
         last = [m for m in self.modules() if isinstance(m, ConvNorm) and m is not self.shortcut][-1]
-        for norm in last.norm.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                nn.init.constant_(norm.weight, self.untrained_gain)
+        set_norm_scale(last, self.untrained_gain)
 
+    @abstractmethod
     def branch(self, x: Tensor) -> Tensor:
         """The convolutions."""
-        raise TypeError(f"{type(self).__name__} defines no `branch`")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.branch(x) + self.shortcut(x))
@@ -141,8 +140,8 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor, stages: int = 4) -> list[Tensor]:
         features, x = [], self.stem(image)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[:stages]:
-            x = stage(x)
+        for index in range(1, stages + 1):
+            x = self.get_submodule(f"layer{index}")(x)
             features.append(x)
             if not self.skip_act:
                 x = F.relu(x)

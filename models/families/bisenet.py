@@ -20,6 +20,7 @@ from ..layers import (
     global_mean,
     he_normal,
     repeat,
+    set_norm_scale,
 )
 from ..network import Network
 from ..variant import CITYSCAPES, REPOSITORY, Row, Score, Variant, conv_norm_keys
@@ -262,7 +263,7 @@ class BiSeNetV2(Network):
         he_normal(self)
         for module in self.modules():  # residual branches begin silent
             if isinstance(module, (GatherExpand, GatherExpandDown)):
-                nn.init.zeros_(module.project.norm.weight)
+                set_norm_scale(module.project, 0)
 
     def forward_logits(self, image: Tensor) -> Tensor:
         return self.decode(image, self.stages(image)[-1])

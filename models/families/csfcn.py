@@ -18,7 +18,9 @@ from ..layers import (
     Constant,
     ConvNorm,
     Warp,
+    bias_of,
     head_conv,
+    make_pointwise,
     pooling_matrix,
     relative_bins,
     resize,
@@ -79,9 +81,9 @@ class DeployedCFC(CFC):
         self.split = [plain.key.out_channels, plain.value.out_channels]
         self.key_value = nn.Conv1d(plain.key.in_channels, sum(self.split), 1)
         weights = plain.key.weight, plain.value.weight
-        biases = torch.zeros_like(plain.key.bias), plain.value.bias
+        biases = torch.zeros_like(bias_of(plain.key)), bias_of(plain.value)
         self.key_value.weight = nn.Parameter(torch.cat(weights).detach())
-        self.key_value.bias = nn.Parameter(torch.cat(biases).detach())
+        self.key_value.bias = nn.Parameter(torch.cat(biases))
 
     def keys_values(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.key_value(pooled).split(self.split, dim=1)
@@ -158,16 +160,14 @@ class DeployedSFC(SFC):
         first = plain.offset_hidden.conv
         if first.bias is None:
             raise ValueError("fold the norms first: the merged convolution needs their bias")
-        halves = first.weight.detach().chunk(2, dim=1)
+        shallow, deep = first.weight.detach().flatten(1).double().chunk(2, dim=1)
         if plain.squeeze is not None:
-            halves = tuple(
-                (half.flatten(1).double() @ squeeze.weight.detach().flatten(1).double()).to(
-                    half.dtype
-                )[..., None, None]
-                for half, squeeze in zip(halves, plain.squeeze, strict=True)
-            )
-        self.hidden_shallow = _pointwise(halves[0], first.bias)
-        self.hidden_deep = _pointwise(halves[1], None)
+            squeezes = [
+                weight.detach().flatten(1).double() for weight in plain.squeeze.parameters()
+            ]
+            shallow, deep = shallow @ squeezes[0], deep @ squeezes[1]
+        self.hidden_shallow = make_pointwise(shallow, first.bias.detach(), first.weight.dtype)
+        self.hidden_deep = make_pointwise(deep, None, first.weight.dtype)
 
     def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
         shallow, deep = self.shallow(shallow), self.deep(deep)
@@ -177,15 +177,6 @@ class DeployedSFC(SFC):
         deep, hidden_deep = both.split([shallow.shape[1], both.shape[1] - shallow.shape[1]], dim=1)
         hidden = F.relu(self.hidden_shallow(shallow) + hidden_deep)
         return self.warp(torch.cat([shallow, deep], dim=1), self.offset(hidden))
-
-
-def _pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    outputs, inputs = weight.shape[:2]
-    conv = nn.Conv2d(inputs, outputs, 1, bias=bias is not None)
-    conv.weight = nn.Parameter(weight.clone())
-    if bias is not None:
-        conv.bias = nn.Parameter(bias.detach().clone())
-    return conv
 
 
 class CSFCN(Network):
@@ -236,12 +227,12 @@ class CSFCN(Network):
             elif isinstance(module, nn.Conv1d):
                 nn.init.xavier_normal_(module.weight)
         for layer in (self.context.query, self.context.key, self.context.value):
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(bias_of(layer))
         nn.init.kaiming_normal_(self.classifier.weight, mode="fan_out", nonlinearity="relu")
         # No offset and an even mask at the start: the paper's intent, which the released
         # constructor overwrites by its last pass.
         nn.init.zeros_(self.spatial.offset.weight)
-        nn.init.zeros_(self.context.mask[1].weight)
+        nn.init.zeros_(self.context.mask.get_parameter("1.weight"))
 
 
 def _csfcn(num_classes: int, **options: object) -> CSFCN:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ class ShortBottleneck(Bottleneck):
     EXPANSION = 2
 
 
-class PoolingPyramid(nn.Module):
+class PoolingPyramid(nn.Module, ABC):
     """The map, averages of it over ever larger windows, and a shortcut.
 
     (N, inputs, h, w) -> (N, outputs, h, w). Zeros of the padding count in the averages.
@@ -42,9 +44,9 @@ class PoolingPyramid(nn.Module):
         levels = self.combine(self.first(x), [*pooled, self.mean(global_mean(x))])
         return self.compression(torch.cat(levels, dim=1)) + self.shortcut(x)
 
+    @abstractmethod
     def combine(self, first: Tensor, pooled: list[Tensor]) -> list[Tensor]:
         """All levels of the same size, from the map itself and its averages."""
-        raise TypeError(f"{type(self).__name__} defines no `combine`")
 
 
 class DAPPM(PoolingPyramid):

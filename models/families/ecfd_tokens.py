@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import Constant, resize, to_map, to_tokens
+from ..layers import Constant, bias_of, make_pointwise, resize, to_map, to_tokens
 from .ecfd_deformable import Atlas, DeformableAttention, Size
 
 EPS = 1e-6  # of the layer norms
@@ -54,27 +54,16 @@ class DeployedFusedContext(nn.Module):
         fuse = plain.fuse.weight.detach().double().flatten(1)
         parts = fuse.chunk(3, dim=1)
         merged = [part @ weight for part, weight in zip(parts, weights, strict=True)]
-        assert plain.fuse.bias is not None
-        bias = plain.fuse.bias.detach().double()
+        bias = bias_of(plain.fuse).double()
         for part, layer in zip(parts, layers, strict=True):
-            assert layer.bias is not None
-            bias = bias + part @ layer.bias.detach().double()
-        self.shallow = _pointwise(torch.cat(merged[:2], dim=1), bias, plain.fuse.weight)
-        self.deep = _pointwise(merged[2], None, plain.fuse.weight)
+            bias = bias + part @ bias_of(layer).double()
+        dtype = plain.fuse.weight.dtype
+        self.shallow = make_pointwise(torch.cat(merged[:2], dim=1), bias, dtype)
+        self.deep = make_pointwise(merged[2], None, dtype)
 
     def forward(self, fine: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
         shallow = torch.cat([resize(fine, like=middle), middle], dim=1)
         return self.shallow(shallow) + resize(self.deep(deep), like=middle)
-
-
-def _pointwise(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Conv2d:
-    """The 1x1 convolution of a matrix (outputs, inputs), in the dtype of `like`."""
-    outputs, inputs = weight.shape
-    conv = nn.Conv2d(inputs, outputs, 1, bias=bias is not None)
-    conv.weight = nn.Parameter(weight[..., None, None].to(like.dtype))
-    if bias is not None:
-        conv.bias = nn.Parameter(bias.to(like.dtype))
-    return conv
 
 
 class DeepContext(nn.Module):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones.resnet import BasicBlock, block_keys, blocks
-from ..layers import ConvNorm, NormConv, TrainingOnly, he_normal, resize
+from ..layers import ConvNorm, NormConv, TrainingOnly, he_normal, resize, set_norm_scale
 from ..network import Network
 from ..variant import CAMVID, CITYSCAPES, CITYSCAPES_TEST, Score, Variant
 from .dappm import (
@@ -44,7 +44,7 @@ class PagFM(nn.Module):
     def init_untrained(self) -> None:
         """Of random weights the sum over channels is so large that rounding decides the gate; with
         this it is about their mean."""
-        nn.init.constant_(self.detail.norm.weight, 1 / self.detail.conv.out_channels)
+        set_norm_scale(self.detail, 1 / self.detail.conv.out_channels)
 
     def forward(self, detail: Tensor, context: Tensor) -> Tensor:
         own = self.detail(detail)

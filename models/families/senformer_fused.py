@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import attend, split_heads
-from .senformer_learner import DecoderBlock, Learner, remove_shared
+from .senformer_learner import HEADS, DecoderBlock, Learner, remove_shared
 
 
 class StackedLinear(nn.Module):
@@ -119,8 +119,9 @@ class StackedLearners(nn.Module):
     def keys_values(
         self, sources: nn.ModuleList, tokens: Sequence[Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
-        heads = 2 * self.blocks[0].heads  # type: ignore[operator]
-        both = (split_heads(source(x), heads) for source, x in zip(sources, tokens, strict=True))
+        both = (
+            split_heads(source(x), 2 * HEADS) for source, x in zip(sources, tokens, strict=True)
+        )
         return [(key, value) for key, value in (each.chunk(2, dim=1) for each in both)]
 
     def apply_scale(self, x: Tensor) -> Tensor:

@@ -125,7 +125,9 @@ class SFANet(Network):
         self.backbone = resnet18("bare")
         first, *others = self.backbone.outputs
         for stage, channels in enumerate(others, start=2):
-            self.backbone.get_submodule(f"layer{stage}").insert(1, SCA(channels))
+            blocks = self.backbone.get_submodule(f"layer{stage}")
+            assert isinstance(blocks, nn.Sequential)
+            blocks.insert(1, SCA(channels))
         self.project = nn.ModuleList(ConvNorm(inputs, width) for inputs in others)
         self.align = nn.ModuleList(
             [

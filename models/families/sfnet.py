@@ -24,8 +24,10 @@ from ..layers import (
     Head,
     TrainingOnly,
     Warp,
+    bias_of,
     he_normal,
     keep_unused,
+    make_pointwise,
     pooling_matrix,
     resize,
     spreading_matrix,
@@ -69,21 +71,21 @@ class DeployedPPM(nn.Module):
 
     def __init__(self, plain: PPM):
         super().__init__()
-        last = plain.bottleneck.conv
-        width, inputs = last.out_channels, plain.levels[0].conv.in_channels
-        *halves, own = last.weight.detach().flatten(1).double().split([width] * 4 + [inputs], dim=1)
-        bias = last.bias.detach().double()
+        last, dtype = plain.bottleneck.conv, plain.bottleneck.conv.weight.dtype
+        firsts = [level.conv for level in plain.levels if isinstance(level, ConvNorm)]
+        width, inputs = last.out_channels, firsts[0].in_channels
+        weights = last.weight.detach().flatten(1).double()
+        *parts, own = weights.split([width] * len(firsts) + [inputs], dim=1)
+        bias = bias_of(last).double()
         self.levels = nn.ModuleList()
-        for half, level in zip(halves, plain.levels, strict=True):
+        for part, first in zip(parts, firsts, strict=True):
             merged = nn.Conv1d(inputs, width, 1, bias=False)
-            weight = half @ level.conv.weight.detach().flatten(1).double()
-            merged.weight = nn.Parameter(weight[..., None].to(last.weight.dtype))
+            weight = part @ first.weight.detach().flatten(1).double()
+            merged.weight = nn.Parameter(weight[..., None].to(dtype))
             self.levels.append(merged)
-            # The weights of an enlargement add up to one, so that a bias passes through it.
-            bias = bias + half @ level.conv.bias.detach().double()
-        self.own = nn.Conv2d(inputs, width, 1)
-        self.own.weight = nn.Parameter(own[..., None, None].to(last.weight.dtype))
-        self.own.bias = nn.Parameter(bias.to(last.weight.dtype))
+            # The weights of a bilinear resize add up to one, so that a bias passes through it.
+            bias = bias + part @ bias_of(first).double()
+        self.own = make_pointwise(own, bias, dtype)
         self.pooling = plain.pooling
         self.spreading = Constant(partial(spreading_matrix, BINS))
 
@@ -147,11 +149,7 @@ class FlowTaps(nn.Module):
         taps = []
         for half, down in zip(halves, (deep_down, shallow_down), strict=True):
             weight = torch.einsum("okyx,kc->oyxc", half, down.weight.detach().flatten(1).double())
-            merged = nn.Conv2d(down.in_channels, 9 * outputs, 1, bias=False)
-            merged.weight = nn.Parameter(
-                weight.flatten(0, 2)[..., None, None].to(flow.weight.dtype)
-            )
-            taps.append(merged)
+            taps.append(make_pointwise(weight.flatten(0, 2), None, flow.weight.dtype))
         self.deep, self.shallow = taps
         self.gather = nn.Conv2d(9 * outputs, outputs, 3, padding=1, bias=False)
         ones = torch.einsum("op,st->opst", torch.eye(outputs), torch.eye(9))

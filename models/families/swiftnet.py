@@ -199,8 +199,8 @@ class SwiftNetPyramid(Network):
         self.classifier = NormConv(WIDTH, num_classes, bias=True)
         self.upsample_logits = BilinearUpsample(4, align_corners=False)
         he_normal(self)
-        for lateral in self.laterals:
-            nn.init.kaiming_normal_(lateral.weight, mode="fan_out", nonlinearity="relu")
+        for weight in self.laterals.parameters():
+            nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
         self.classifier.conv.reset_parameters()
 
     def forward_logits(self, image: Tensor) -> Tensor:
