@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import re
-import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as dump_safetensors
 from torch import Tensor
@@ -94,27 +93,21 @@ def _explain_refusal(path: Path, message: str) -> str:
     )
 
 
-def read_header(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, without its tensors; {} where there is none.
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote beside the tensors; {} for files of other kinds.
 
     Raises:
-        CheckpointError: if it is no safetensors file.
+        CheckpointError: for a damaged `.safetensors` file.
     """
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
-    except (OSError, ValueError, struct.error) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
-    return header.get("__metadata__") or {}
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` wrote beside the tensors; {} for other files."""
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
+    try:
+        with safe_open(path, "pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
     facts = {}
-    for key, value in read_header(path).items():
+    for key, value in header.items():
         try:
             facts[key] = json.loads(value)
         except ValueError:

@@ -342,3 +342,12 @@ def he_normal(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, (ConvNorm, NormConv)):
             nn.init.kaiming_normal_(module.conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+def init_narrow(network: nn.Module, *kinds: type[nn.Linear] | type[nn.Conv2d]) -> None:
+    """A transformer's initialization: weights of deviation 0.02, cut at 2; no bias."""
+    for module in network.modules():
+        if isinstance(module, kinds):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

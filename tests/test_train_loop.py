@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -13,7 +12,7 @@ import pytest
 import torch
 from rtseg.errors import CheckpointError, DataError, TrainingError
 from rtseg.models import build, load_checkpoint
-from rtseg.models.checkpoints import read_header
+from rtseg.models.checkpoints import read_metadata
 from rtseg.train import trainer as loop
 from rtseg.train.loader import Stream
 from rtseg.train.log import read_log
@@ -49,7 +48,7 @@ def test_it_learns_and_leaves_weights_log_and_curves(camvid, tmp_path):
     assert losses[-1] < 0.7 * losses[0]
     assert outcome.miou == max(val["miou"] for val in rows(tmp_path, "val")) > 0.08  # chance: 0.05
     assert cv2.imread(str(tmp_path / CURVES)) is not None
-    header = {k: json.loads(v) for k, v in read_header(tmp_path / BEST).items()}
+    header = read_metadata(tmp_path / BEST)
     assert (header["variant"], header["classes"]) == ("csfcn_nano", "camvid")
     assert header["metrics"]["miou"] == outcome.miou
     assert header["recipe"]["ema"] == 0.9

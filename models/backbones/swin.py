@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import Block, Groups, RelativeBias, window_plan
-from ..layers import to_map, to_tokens
+from ..layers import init_narrow, to_map, to_tokens
 from ..variant import Keys
 
 # Which axis of (row, column, channel) of a 2x2 neighborhood is outermost in the merged channels:
@@ -94,11 +94,7 @@ class Swin(nn.Module):
             )
         self.merges = nn.ModuleList(PatchMerging(width, layout) for width in self.outputs[:3])
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_narrow(self, nn.Linear)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         height, width = image.shape[-2:]
@@ -119,20 +115,11 @@ class Swin(nn.Module):
         return features
 
 
-def swin_tiny(**options: object) -> Swin:
-    return Swin(96, (2, 2, 6, 2), (3, 6, 12, 24), **options)  # type: ignore[arg-type]
-
-
-def swin_small(**options: object) -> Swin:
-    return Swin(96, (2, 2, 18, 2), (3, 6, 12, 24), **options)  # type: ignore[arg-type]
-
-
-def swin_base(**options: object) -> Swin:
-    return Swin(128, (2, 2, 18, 2), (4, 8, 16, 32), **options)  # type: ignore[arg-type]
-
-
-def swin_large(**options: object) -> Swin:
-    return Swin(192, (2, 2, 18, 2), (6, 12, 24, 48), **options)  # type: ignore[arg-type]
+# Width, blocks of the four stages, and their heads.
+swin_tiny = partial(Swin, 96, (2, 2, 6, 2), (3, 6, 12, 24))
+swin_small = partial(Swin, 96, (2, 2, 18, 2), (3, 6, 12, 24))
+swin_base = partial(Swin, 128, (2, 2, 18, 2), (4, 8, 16, 32))
+swin_large = partial(Swin, 192, (2, 2, 18, 2), (6, 12, 24, 48))
 
 
 def _block_keys(theirs: str, ours: str, attention: str, mlp: tuple[str, str]) -> Keys:

@@ -28,7 +28,7 @@ from ..heads import (
     UPerHead,
     fcn_head,
 )
-from ..layers import Constant, to_map, to_tokens
+from ..layers import Constant, init_narrow, to_map, to_tokens
 from ..variant import ADE20K, Keys, Score, Variant
 
 G7 = ((7, 7, 7, 7), (8, 4, 2, 1))  # group sizes and intervals of the four stages
@@ -164,10 +164,7 @@ class CrossFormer(nn.Module):
             CrossScaleEmbedding(width, (width, width), (2, 4), stride=2)
             for width in self.outputs[:3]
         )
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        init_narrow(self, nn.Linear)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         size = (image.shape[-2] // 4, image.shape[-1] // 4)

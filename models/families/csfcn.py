@@ -26,7 +26,7 @@ from ..layers import (
     resize,
 )
 from ..network import Network
-from ..variant import CAMVID, CITYSCAPES, CITYSCAPES_TEST, Score, Variant
+from ..variant import CAMVID, CITYSCAPES, CITYSCAPES_TEST, Score, Variant, conv_norm_keys
 
 
 def pyramid_pooling(height: int, width: int) -> Tensor:
@@ -261,23 +261,17 @@ def _csfcn_nano(num_classes: int, **options: object) -> CSFCN:
 KEYS = (
     *DEEP_STEM_KEYS,
     *BASIC_BLOCK_KEYS,
-    ("cfc.reduce_channel.conv", "context.reduce.conv"),
-    ("cfc.reduce_channel.bn", "context.reduce.norm"),
+    *conv_norm_keys("cfc.reduce_channel", "context.reduce"),
     ("cfc.{part}_conv", "context.{part}"),
-    ("cfc.local_attention.conv.0.conv", "context.mask.0.conv"),
-    ("cfc.local_attention.conv.0.bn", "context.mask.0.norm"),
+    *conv_norm_keys("cfc.local_attention.conv.0", "context.mask.0"),
     ("cfc.local_attention.conv.1", "context.mask.1"),
-    ("sfc.conv_32.conv", "spatial.deep.conv"),
-    ("sfc.conv_32.bn", "spatial.deep.norm"),
-    ("sfc.conv_8.conv", "spatial.shallow.conv"),
-    ("sfc.conv_8.bn", "spatial.shallow.norm"),
+    *conv_norm_keys("sfc.conv_32", "spatial.deep"),
+    *conv_norm_keys("sfc.conv_8", "spatial.shallow"),
     ("sfc.cp1x1", "spatial.squeeze.0"),
     ("sfc.sp1x1", "spatial.squeeze.1"),
-    ("sfc.conv_offset.0.conv", "spatial.offset_hidden.conv"),
-    ("sfc.conv_offset.0.bn", "spatial.offset_hidden.norm"),
+    *conv_norm_keys("sfc.conv_offset.0", "spatial.offset_hidden"),
     ("sfc.conv_offset.1", "spatial.offset"),
-    ("conv_out32.conv.conv", "head.conv"),
-    ("conv_out32.conv.bn", "head.norm"),
+    *conv_norm_keys("conv_out32.conv", "head"),
     ("conv_out32.conv_out", "classifier"),
 )
 _variant = partial(

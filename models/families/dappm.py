@@ -123,14 +123,17 @@ SHARED_KEYS = (
     *sequence_keys("conv1", "stem.1", first=3),
     *sequence_keys("compression{stage}", "compression{stage}"),
     *norm_conv_keys("spp.scale0", "pyramid.first"),
-    *norm_conv_keys("spp.scale1", "pyramid.scales.0", first=1),
-    *norm_conv_keys("spp.scale2", "pyramid.scales.1", first=1),
-    *norm_conv_keys("spp.scale3", "pyramid.scales.2", first=1),
+    *(
+        row
+        for i in range(3)
+        for row in norm_conv_keys(f"spp.scale{i + 1}", f"pyramid.scales.{i}", 1)
+    ),
     *norm_conv_keys("spp.scale4", "pyramid.mean", first=1),
-    *norm_conv_keys("spp.process1", "pyramid.process.0"),
-    *norm_conv_keys("spp.process2", "pyramid.process.1"),
-    *norm_conv_keys("spp.process3", "pyramid.process.2"),
-    *norm_conv_keys("spp.process4", "pyramid.process.3"),
+    *(
+        row
+        for i in range(4)
+        for row in norm_conv_keys(f"spp.process{i + 1}", f"pyramid.process.{i}")
+    ),
     *norm_conv_keys("spp.scale_process", "pyramid.process"),
     *norm_conv_keys("spp.{part}", "pyramid.{part}"),
     *head_keys("final_layer", "head"),
