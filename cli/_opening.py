@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ._console import note, working
-from ._options import View, class_set, parse_sizes
+from ._options import View, parse_sizes
 
 if TYPE_CHECKING:
     from ..data.classes import ClassSet
@@ -23,25 +24,33 @@ def labeller(
     backend: str | None,
     device: str | None,
     view: View,
+    data_classes: ClassSet,
 ) -> Iterator[tuple[Any, Sequence[str]]]:
     """(frame -> labels, class names) of an artifact, or of a network as it is without `backend`.
 
-    view: how a network looks at a frame; an artifact has settled that already.
+    view: how a network looks at a frame; an artifact has settled that already. data_classes: of the
+    labels; a name alone takes the weights that ship for them, if there are any.
     """
     from ..resolve import is_artifact, open_segmenter
 
-    if backend or is_artifact(model):
+    artifact = is_artifact(model)
+    chosen: str | ClassSet | None = classes
+    if classes is None and weights is None and not artifact and _ships_for(model, data_classes):
+        chosen = data_classes
+    if backend or artifact:
         if view != View():
             raise UsageError("an artifact runs as exported: leave out --size, --scale, --flip, ...")
         with working() as step:
-            segmenter = open_segmenter(model, backend=backend, device=device, progress=step)
+            segmenter = open_segmenter(
+                model, classes=chosen, backend=backend, device=device, progress=step
+            )
         with segmenter:
             yield segmenter, segmenter.card.classes
         return
-    from ..models.loading import open_source
+    from ..models.loading import load_model
     from ..train.predictor import Predictor
 
-    source = open_source(model, weights, class_set(classes))
+    source = load_model(model, weights, chosen)
     note(f"{source.network.info.name}, weights: {source.weights_from}")
     yield (
         Predictor(
@@ -54,6 +63,14 @@ def labeller(
         ),
         source.classes.names,
     )
+
+
+def _ships_for(model: str, classes: ClassSet) -> bool:
+    if importlib.util.find_spec("torch") is None:
+        return False
+    from ..models.loading import shipped_weights
+
+    return bool(shipped_weights(model, classes))
 
 
 def check_classes(names: Sequence[str], classes: ClassSet) -> None:

@@ -56,7 +56,7 @@ def evaluate(
 
     data = open_data(dataset, root, split, class_set(classes) if dataset == "folder" else None)
     view = View(size, scale, flip, window, precision)
-    job = labeller(model, weights, classes, backend, device, view)
+    job = labeller(model, weights, classes, backend, device, view, data.classes)
     with job as (segment, names), bar("frames") as steps:
         check_classes(names, data.classes)
         task = steps.add_task("eval", total=len(data))

@@ -146,10 +146,16 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("mIoU, %", "\n".join(scores) or "none published"),
         ("recipes", "\n".join(facts["recipes"]) or "none"),
-        ("weights", facts["weights"] or "none in the package: seeded random ones are taken"),
+        ("weights", _weights(facts["weights"])),
         ("checkpoints", _naming(facts["checkpoint"])),
         ("frames", f"sides are multiples of {facts['multiple']}; colors 0..1 as {norm}"),
     ]
+
+
+def _weights(names: Sequence[str]) -> str:
+    if not names:
+        return "none in the package: seeded random ones are taken"
+    return f"{', '.join(names)}; for research, as the data that they learned from"
 
 
 def _naming(checkpoint: Mapping[str, str | None]) -> str:

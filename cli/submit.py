@@ -49,7 +49,7 @@ def submit(
 
     data = open_data("cityscapes", root, split)
     view = View(size, scale, flip, window, precision)
-    job = labeller(model, weights, None, backend, device, view)
+    job = labeller(model, weights, None, backend, device, view, data.classes)
     with job as (segment, names), bar("frames") as steps:
         check_classes(names, data.classes)
         task = steps.add_task("submit", total=len(data))

@@ -57,10 +57,11 @@ def load_model(
     """A network with its weights and its classes.
 
     Args:
-        what: a variant's name, "NAME:WEIGHTS", a checkpoint (its variant is recognized), or a
-            `Network` with the weights that it has.
+        what: a variant's name, "NAME:WEIGHTS" (those of a checkpoint, or shipped ones such as
+            "csfcn_tiny:camvid"), a checkpoint (its variant is recognized), or a `Network` with the
+            weights that it has.
         weights: checkpoint to load into the named variant; by default the weights that ship with
-            it, if they are for `classes`, else seeded random ones.
+            it for `classes`, the first of `shipped_weights` without, else seeded random ones.
         classes: a class set, its name or its YAML file; by default that of the weights.
         ignore: patterns of entries that the checkpoint may lack or have too many, as
             `load_checkpoint` takes them.
@@ -79,7 +80,7 @@ def load_model(
     if colon and name in VARIANTS:
         if weights is not None:
             raise UsageError(f"{what} names its weights already: leave the others out")
-        return _open(name, Path(file), classes, ignore)
+        return _open(name, _named_weights(name, file), classes, ignore)
     return _open(os.fspath(what), None if weights is None else Path(weights), classes, ignore)
 
 
@@ -105,9 +106,8 @@ def _open(
         if weights is not None or not Path(model).exists():
             find_variant(model)  # says what the name might have been
         model, weights = identify_checkpoint(Path(model)), Path(model)
-    shipped = shipped_weights(model)
-    if weights is None and shipped and (classes is None or classes == read_classes(shipped)):
-        weights = shipped
+    if weights is None:
+        weights = next(iter(shipped_weights(model, classes)), None)
     if weights is None:
         classes = classes or CITYSCAPES
         return Model(build_untrained(model, len(classes)), classes, f"random, seed {SEED}", False)
@@ -121,10 +121,28 @@ Source: TypeAlias = Model  # until the last caller has the new names
 open_source = load_model
 
 
-def shipped_weights(variant: str) -> Path | None:
-    """The weights of `variant` inside the package, if there are any."""
-    found = sorted(PRETRAINED.glob(f"{variant}_*.safetensors"))
-    return next((path for path in found if read_metadata(path).get("variant") == variant), None)
+def shipped_weights(variant: str, classes: ClassSet | None = None) -> list[Path]:
+    """The weights of `variant` inside the package, those for all streets first; with `classes`,
+    those for them alone. A file VARIANT_WEIGHTS.safetensors is named VARIANT:WEIGHTS."""
+    found = [
+        path
+        for path in sorted(PRETRAINED.glob(f"{variant}_*.safetensors"))
+        if read_metadata(path).get("variant") == variant
+        and (classes is None or classes == read_classes(path))
+    ]
+    return sorted(found, key=lambda path: not path.stem.endswith("_streets"))
+
+
+def _named_weights(variant: str, weights: str) -> Path:
+    """What WEIGHTS in VARIANT:WEIGHTS stands for."""
+    shipped = {path.stem.removeprefix(f"{variant}_"): path for path in shipped_weights(variant)}
+    if weights not in shipped and not Path(weights).exists():
+        known = ", ".join(f"{variant}:{each}" for each in shipped)
+        raise UsageError(
+            f"{variant}:{weights}: no file {weights!r}, "
+            + (f"and what ships is {known}" if shipped else f"and no weights of {variant} ship")
+        )
+    return shipped.get(weights, Path(weights))
 
 
 def read_classes(path: Path) -> ClassSet | None:

@@ -75,7 +75,7 @@ def describe(name: str) -> dict[str, Any]:
         "model": name,
         **(stored_costs().get(name) or count_costs(name)),
         "published": [asdict(score) for score in variant.scores],
-        "weights": weights.stem if weights else None,
+        "weights": [path.stem.replace(f"{name}_", f"{name}:", 1) for path in weights],
         "paper": variant.paper,
         "reference": variant.reference,
         "license": variant.license,

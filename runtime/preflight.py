@@ -286,11 +286,13 @@ ENGINE_STEPS: tuple[Callable[[Path, Card, EngineFacts, Machine], None], ...] = (
 def _export(card: Card, target: str) -> str:
     """The command that makes the artifact anew."""
     height, width = card.size
-    known = not card.trained or (PRETRAINED / card.weights_from).is_file()
-    weights = "" if known else f" --weights {card.weights_from}"
+    model = card.model
+    if (PRETRAINED / card.weights_from).is_file():
+        model = Path(card.weights_from).stem.replace(f"{model}_", f"{model}:", 1)
+    elif card.trained:
+        model += f" --weights {card.weights_from}"
     return (
-        f"rtseg export {card.model}{weights} --size {height}x{width} "
-        f"--precision {card.precision} --to {target}"
+        f"rtseg export {model} --size {height}x{width} --precision {card.precision} --to {target}"
     )
 
 

@@ -1,0 +1,68 @@
+"""Weights that ship: by name, and by the classes that are asked for."""
+
+from __future__ import annotations
+
+import pytest
+from rtseg.cli.app import app
+from rtseg.data.classes import ADE20K, CAMVID, CITYSCAPES
+from rtseg.errors import UsageError
+from rtseg.models import loading, save_checkpoint
+from rtseg.models.loading import build_untrained, load_model, shipped_weights
+from tiny_camvid import write_camvid
+from typer.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    for name, classes in (("camvid", CAMVID), ("streets", CITYSCAPES)):
+        network = build_untrained("csfcn_nano", len(classes))
+        path = folder / f"csfcn_nano_{name}.safetensors"
+        save_checkpoint(network, path, metadata={"classes": classes.name})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def two_ship(pretrained, monkeypatch):
+    monkeypatch.setattr(loading, "PRETRAINED", pretrained)
+
+
+@pytest.mark.parametrize(
+    ("what", "classes", "taken"),
+    [
+        ("csfcn_nano", None, "csfcn_nano_streets.safetensors"),
+        ("csfcn_nano:camvid", None, "csfcn_nano_camvid.safetensors"),
+        ("csfcn_nano:streets", None, "csfcn_nano_streets.safetensors"),
+        ("csfcn_nano", CAMVID, "csfcn_nano_camvid.safetensors"),
+        ("csfcn_nano", CITYSCAPES, "csfcn_nano_streets.safetensors"),
+        ("csfcn_nano", ADE20K, "random, seed 0"),
+        ("csfcn_nano_rep", None, "random, seed 0"),
+    ],
+)
+def test_a_name_takes_the_weights_that_fit(what, classes, taken):
+    model = load_model(what, classes=classes)
+    assert model.weights_from == taken
+    assert model.network.info.num_classes == len(model.classes)
+
+
+def test_a_file_goes_after_the_colon_too(pretrained):
+    path = pretrained / "csfcn_nano_camvid.safetensors"
+    assert load_model(f"csfcn_nano:{path}").classes == CAMVID
+
+
+def test_unknown_weights_are_told_with_those_that_ship():
+    with pytest.raises(UsageError, match="csfcn_nano:streets, csfcn_nano:camvid"):
+        load_model("csfcn_nano:cityscapes")
+    with pytest.raises(UsageError, match="no weights of csfcn ship"):
+        load_model("csfcn:camvid")
+    assert shipped_weights("csfcn") == []
+
+
+def test_a_command_with_a_data_set_takes_those_of_its_classes(tmp_path):
+    root = write_camvid(tmp_path / "camvid", frames=1)
+    result = CliRunner().invoke(app, ["eval", "csfcn_nano", "camvid", "--root", str(root)])
+    assert result.exit_code == 0, result.output
+    assert "csfcn_nano_camvid.safetensors" in result.stderr
+    result = CliRunner().invoke(app, ["eval", "csfcn_nano:streets", "camvid", "--root", str(root)])
+    assert isinstance(result.exception, UsageError)
+    assert "the model knows 19 classes" in str(result.exception)
