@@ -16,7 +16,7 @@ from ._console import err, out
 from .bench import bench
 from .bench_labels import bench_labels
 from .check import check
-from .data import check_data
+from .data import check_data, pack_data
 from .demo import demo
 from .doctor import doctor
 from .drive import drive
@@ -39,7 +39,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Street-scene segmentation: export a network, prove it, measure it, run it.",
 )
-data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at data sets.")
+data = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Check data sets and pack them."
+)
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(quickstart, doctor, models, export, inspect, check),
@@ -52,6 +54,7 @@ app.command("eval")(evaluate)
 app.command()(submit)
 app.add_typer(data, name="data")
 data.command("check")(check_data)
+data.command("pack")(pack_data)
 
 
 @app.callback()

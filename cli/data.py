@@ -46,3 +46,31 @@ def check_data(
         note(f"{kind}: {len(lines)}, first {lines[0]}")
     if not found.good:
         raise JobFailed(f"problems: {sum(map(len, found.problems.values()))}")
+
+
+def pack_data(
+    camvid: Annotated[Path, Argument(help="CamVid in SegNet's version.")],
+    street19: Annotated[
+        Path, Argument(help="Folder with cityscapes/, cityscapes_labels/, highway/ and soft/.")
+    ],
+    folder: Annotated[Path, Option("-o", "--out", help="The new data set's folder.")],
+    classes: Annotated[str, Option(help="cityscapes or camvid.")] = "cityscapes",
+    quality: Annotated[int, Option(min=1, max=100, help="Of JPEG.")] = 90,
+    as_json: Json = False,
+) -> None:
+    """Pack street frames, labels and soft labels as one small data set, to train elsewhere.
+
+    rtseg data pack data/camvid data/street19 -o data/streets19
+    """
+    from ..data.pack import pack_streets
+
+    wanted = class_set(classes)
+    assert wanted is not None
+    with bar("frames") as steps:
+        task = steps.add_task("pack", total=None)
+        packed = pack_streets(
+            camvid, street19, folder, wanted, quality, seen=lambda: steps.advance(task)
+        )
+    facts = {"out": str(folder), "frames": packed.frames, "bytes": packed.bytes}
+    counts = ", ".join(f"{split} {count}" for split, count in packed.frames.items())
+    show(json.dumps(facts), f"{folder}: {counts}; {packed.bytes / 1e6:.1f} MB", as_json)
