@@ -133,6 +133,16 @@ def shipped_weights(variant: str, classes: ClassSet | None = None) -> list[Path]
     return sorted(found, key=lambda path: not path.stem.endswith("_streets"))
 
 
+def find_weights(what: str | os.PathLike[str]) -> Path:
+    """The file of "NAME:WEIGHTS", such as "csfcn_tiny:camvid"; another path as it is.
+
+    Raises:
+        UsageError: no such weights ship with that variant.
+    """
+    name, colon, weights = os.fspath(what).partition(":")
+    return _named_weights(name, weights) if colon and name in VARIANTS else Path(what)
+
+
 def _named_weights(variant: str, weights: str) -> Path:
     """What WEIGHTS in VARIANT:WEIGHTS stands for."""
     shipped = {path.stem.removeprefix(f"{variant}_"): path for path in shipped_weights(variant)}

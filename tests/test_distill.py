@@ -21,12 +21,13 @@ from rtseg.data.soft_labels import (
 )
 from rtseg.data.transforms import Augment
 from rtseg.errors import DataError, UsageError
-from rtseg.models import save_checkpoint
+from rtseg.models import load_checkpoint, save_checkpoint
 from rtseg.models.loading import build_untrained, load_model
 from rtseg.train.distill import SoftSource, soft_loss
 from rtseg.train.loader import Stream
 from rtseg.train.log import read_log
 from rtseg.train.predictor import Predictor
+from rtseg.train.pretrained import start_classifier
 from rtseg.train.sections import Teacher
 from rtseg.train.trainer import BEST, LOG, STATE, train
 from tiny_camvid import tiny_recipe, write_camvid
@@ -297,6 +298,24 @@ def test_several_teachers_are_averaged(camvid, tmp_path):
     assert cut.shape == (11, 4, 8)
     assert (cut[0] == 150).all()
     assert (cut[1:] == 0).all()
+
+
+@pytest.mark.parametrize("variant", ["csfcn_nano", "csfcn"], ids=["plain", "shuffle"])
+def test_new_classes_start_as_the_ones_they_are_mapped_to(camvid, tmp_path, variant):
+    """The classes' logits are the old ones', before the first step."""
+    path = tmp_path / "old.safetensors"
+    old = build_untrained(variant, 11)
+    save_checkpoint(old, path, metadata={"classes": "camvid"})
+    new = build_untrained(variant, 19, seed=5)
+    load_checkpoint(new, path, "new")
+    start_classifier(new, path, "cityscapes_to_camvid")
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = old.eval()(image), new.eval()(image)
+    mapped = expected[:, load_class_map("cityscapes_to_camvid", CAMVID)]
+    assert torch.allclose(found, mapped, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UsageError, match="2 entries for 19 classes"):
+        start_classifier(new, path, (0, 1))
 
 
 # --- bad input

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from rtseg.cli.app import app
 from rtseg.data.classes import ADE20K, CAMVID, CITYSCAPES
 from rtseg.errors import UsageError
 from rtseg.models import loading, save_checkpoint
 from rtseg.models.loading import build_untrained, load_model, shipped_weights
+from rtseg.train.pretrained import start
+from rtseg.train.recipe import load_recipe
 from tiny_camvid import write_camvid
 from typer.testing import CliRunner
 
@@ -66,3 +69,14 @@ def test_a_command_with_a_data_set_takes_those_of_its_classes(tmp_path):
     result = CliRunner().invoke(app, ["eval", "csfcn_nano:streets", "camvid", "--root", str(root)])
     assert isinstance(result.exception, UsageError)
     assert "the model knows 19 classes" in str(result.exception)
+
+
+def test_a_recipe_starts_from_weights_that_ship(pretrained):
+    recipe = load_recipe("csfcn_nano_streets")
+    network = build_untrained("csfcn_nano", 19, seed=2)
+    started = start(network, recipe)
+    assert started.file == str(pretrained / "csfcn_nano_camvid.safetensors")
+    shipped = load_model("csfcn_nano:camvid").network.state_dict()
+    ours = network.state_dict()
+    assert all(torch.equal(ours[k], v) for k, v in shipped.items() if k.startswith("backbone."))
+    assert torch.equal(ours["classifier.weight"][13], shipped["classifier.weight"][8])  # car

@@ -9,11 +9,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..data.classes import IGNORE
+from ..data.soft_labels import load_class_map
+from ..errors import CheckpointError, UsageError
 from ..models import Network, load_checkpoint
 from ..models.attention import resize_bias_table
-from ..models.checkpoints import COMPUTED, read_checkpoint, rename_keys, unwrap_state_dict
+from ..models.checkpoints import (
+    COMPUTED,
+    read_checkpoint,
+    rename_keys,
+    rename_to_ours,
+    unwrap_state_dict,
+)
 from ..models.identify import class_entries
+from ..models.loading import find_weights, read_classes
 from .sections import Recipe
 
 MMSEG_STEM = (  # its deep stem -> the official one
@@ -39,10 +48,48 @@ def start(network: Network, recipe: Recipe) -> Started | None:
         return start_backbone(network, recipe.pretrained)
     if recipe.weights is None:
         return None
-    load_checkpoint(network, recipe.weights, recipe.classifier)
+    path = find_weights(recipe.weights)
+    load_checkpoint(network, path, recipe.classifier)
     own = network.state_dict().keys()
     new = class_entries(recipe.model) & own if recipe.classifier == "new" else ()
-    return Started(str(recipe.weights), len(own) - len(new), len(own), tuple(sorted(new)))
+    if recipe.classifier_map is not None:
+        start_classifier(network, path, recipe.classifier_map)
+        new = ()
+    return Started(str(path), len(own) - len(new), len(own), tuple(sorted(new)))
+
+
+def start_classifier(network: Network, path: Path, class_map: str | tuple[int, ...]) -> None:
+    """Let each of `network`'s classes start as the one of the checkpoint that the map names.
+
+    Args:
+        network: its other entries are left as they are.
+        path: a checkpoint of the same variant with other classes, which it names.
+        class_map: as `load_class_map` takes it; a class that is mapped to null stays new.
+
+    Raises:
+        CheckpointError: if the file does not name its classes, or has a classifier that does not
+            hold its classes one after another.
+        UsageError: if the map does not fit.
+    """
+    classes, count = read_classes(path), network.info.num_classes
+    if classes is None:
+        raise CheckpointError(f"{path} does not name its classes: leave classifier_map out")
+    ids = load_class_map(class_map, classes)
+    if len(ids) != count:
+        raise UsageError(f"classifier_map has {len(ids)} entries for {count} classes")
+    stored = rename_to_ours(unwrap_state_dict(read_checkpoint(path), str(path)), network)
+    state = network.state_dict()
+    for key in class_entries(network.info.name) & state.keys():
+        own, theirs = state[key], stored[key]
+        if (
+            own.shape[0] * len(classes) != theirs.shape[0] * count
+            or own[0].shape != theirs[0].shape
+        ):
+            raise CheckpointError(f"{path}: {key} holds no class after another to start from")
+        rows = theirs.chunk(len(classes))
+        for new, old in zip(own.chunk(count), ids, strict=True):
+            if old != IGNORE:
+                new.copy_(rows[old])
 
 
 def start_backbone(network: Network, path: Path) -> Started:

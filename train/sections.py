@@ -184,9 +184,11 @@ class Recipe(Section):
     `quantize: int8` rounds, in training and validation, what an int8 export will round, see
     `rounding`; null: nothing.
 
-    `pretrained`: a file that starts the backbone; `weights`: one that starts the whole network, all
-    but its classifier with `classifier: new`. Validation takes whole frames: at `val_size`, fitted
-    into `val_fit` (short, long side), or as they are, and in windows of `val_window` if given.
+    `pretrained`: a file that starts the backbone; `weights`: one that starts the whole network, or
+    weights that ship, such as csfcn_tiny:camvid; all but its classifier with `classifier: new`, and
+    `classifier_map` then says which class of the file each of the new ones starts as (a list, a
+    file or a shipped map's name). Validation takes whole frames: at `val_size`, fitted into
+    `val_fit` (short, long side), or as they are, and in windows of `val_window` if given.
     """
 
     model: str
@@ -208,6 +210,7 @@ class Recipe(Section):
     pretrained: Path | None = None
     weights: Path | None = None
     classifier: Literal["keep", "new"] = "keep"
+    classifier_map: str | tuple[int, ...] | None = None
     seed: int = 0
     log_every: int = Field(default=20, ge=1)
     val_every: int = Field(default=1000, ge=1)
@@ -221,6 +224,8 @@ class Recipe(Section):
     def _check(self) -> Recipe:
         if self.pretrained and self.weights:
             raise ValueError("give either pretrained (the backbone's) or weights (the network's)")
+        if self.classifier_map is not None and self.classifier == "keep":
+            raise ValueError("classifier_map needs classifier: new")
         if self.val_size and self.val_fit:
             raise ValueError("give either val_size or val_fit")
         return self
