@@ -1,0 +1,400 @@
+"""Networks that are not of the zoo: anybody's `nn.Module`, wrapped as a `Network`.
+
+What a module does not say of itself is asked for: how its pixels are normalized, what its classes
+are called. What it does say is found by running it: where its logits are in what it returns, how
+many classes they have, and whether it ends in a resize that the argmax can be taken before.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import CheckpointError, UsageError
+from .network import IMAGENET_MEAN, IMAGENET_STD, Info, Network
+
+Triple = tuple[float, float, float]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """How a network wants its pixels: `(pixel * scale - mean) / std`.
+
+    Attributes:
+        mean: of each channel, in `order`, after scaling.
+        std: of each channel, in `order`, after scaling.
+        order: of the channels that the network reads.
+        scale: what the camera's 0..255 are multiplied by first.
+    """
+
+    mean: Triple = (0.0, 0.0, 0.0)
+    std: Triple = (1.0, 1.0, 1.0)
+    order: Literal["rgb", "bgr"] = "rgb"
+    scale: float = 1 / 255
+
+    def __post_init__(self) -> None:
+        if self.order not in ("rgb", "bgr"):
+            raise UsageError(f'the channel order is "rgb" or "bgr", not {self.order!r}')
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0 or self.scale <= 0:
+            raise UsageError(
+                "a normalization has three means, three positive standard deviations and a "
+                f"positive scale, not {self}"
+            )
+
+    @property
+    def rgb(self) -> tuple[Triple, Triple]:
+        """(mean, std) in RGB order of pixels in 0..1, as `Info` keeps them."""
+        unit = 255 * self.scale
+        step = 1 if self.order == "rgb" else -1
+        mean, std = ([value / unit for value in values[::step]] for values in (self.mean, self.std))
+        return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+NORMALIZATIONS = {
+    "imagenet": Normalization(IMAGENET_MEAN, IMAGENET_STD),
+    "unit": Normalization(),  # RGB in 0..1
+    "none": Normalization(scale=1.0),  # RGB as the camera has it, 0..255
+}
+
+
+def find_normalization(what: str | Normalization | None) -> Normalization:
+    """A normalization by name, or as given.
+
+    Raises:
+        UsageError: if it is None or no name of NORMALIZATIONS; a guess would cost accuracy.
+    """
+    if isinstance(what, Normalization):
+        return what
+    if what in NORMALIZATIONS:
+        return NORMALIZATIONS[what]
+    asked = "how are this network's pixels normalized?" if what is None else f"{what!r} is unknown:"
+    raise UsageError(
+        f'{asked} say normalize="imagenet" (RGB in 0..1, ImageNet\'s mean and std, the usual one), '
+        '"unit" (RGB in 0..1), "none" (RGB in 0..255) or Normalization(mean, std, order, scale)'
+    )
+
+
+class OwnNetwork(Network):
+    """A module that is not of the zoo, as a `Network`.
+
+    The module maps (N, 3, H, W) to logits (N, K, h, w) of any stride, alone or among other outputs;
+    to one logit (N, 1, h, w) for two classes; or to class ids (N, h, w), (N, 1, h, w).
+
+    Args:
+        module: in eval mode; it is not copied.
+        info: name, number of classes, normalization in RGB order.
+        output: where the logits are in what it returns: a key, an attribute or a place.
+        order: of the channels that it reads.
+        resizes: how many bilinear resizes it makes, if the last one's result is the logits, else 0;
+            that one is left to the argmax, see `forward_logits`.
+    """
+
+    def __init__(
+        self, module: nn.Module, info: Info, output: str | int | None, order: str, resizes: int = 0
+    ):
+        super().__init__()
+        self.module = module
+        self.info = info
+        self.output, self.order, self.resizes = output, order, resizes
+        self.upsample_logits = nn.Identity()
+
+    def forward_logits(self, image: Tensor) -> Tensor:
+        """image (N, 3, H, W) in RGB -> logits (N, K, h, w).
+
+        A resize at the module's end is left out: labels are made of the logits before it, by the
+        same interpolation, without a map of classes x height x width in memory.
+        """
+        if self.order == "bgr":
+            image = image.flip(1)
+        with _WithoutResize(self.resizes):
+            found = pick_output(self.module(image), self.output)
+        if not found.is_floating_point():  # labels already: the argmax of their one-hot form
+            ids = found[:, 0] if found.ndim == 4 else found
+            return F.one_hot(ids.long(), self.info.num_classes).permute(0, 3, 1, 2).to(image.dtype)
+        if found.shape[1] == 1 and self.info.num_classes == 2:
+            return torch.cat([torch.zeros_like(found), found], dim=1)  # sigmoid(x) > 1/2: x > 0
+        return found
+
+
+class _WithoutResize(TorchFunctionMode):
+    """Passes over the bilinear resize number `number` (from 1): its input is its result."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number, self.seen = number, 0
+        self.calls: list[tuple[Tensor, bool]] = []  # (result, align_corners) of every resize
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is not F.interpolate or _argument("mode", 3, args, kwargs) != "bilinear":
+            return func(*args, **kwargs)
+        self.seen += 1
+        if self.seen == self.number:
+            return args[0] if args else kwargs["input"]
+        result = func(*args, **kwargs)
+        self.calls.append((result, bool(_argument("align_corners", 4, args, kwargs))))
+        return result
+
+
+def _argument(name: str, place: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name)
+
+
+def wrap_module(
+    module: nn.Module,
+    size: Size,
+    normalize: str | Normalization | None,
+    num_classes: int | None = None,
+    name: str | None = None,
+    output: str | int | None = None,
+) -> OwnNetwork:
+    """An `nn.Module` as a network that can be exported, proven, measured and driven.
+
+    It is run once on an image of `size`, to see what it returns.
+
+    Args:
+        module: copied, in eval mode, on the CPU, in float32.
+        size: (height, width) in pixels that it takes.
+        normalize: see `find_normalization`.
+        num_classes: of its labels; logits say it themselves.
+        name: for files and reports; by default that of its class.
+        output: where the logits are in what it returns; needed where several outputs may be meant.
+
+    Raises:
+        UsageError: if it cannot be copied or run at that size, or returns no logits.
+    """
+    found = find_normalization(normalize)
+    try:
+        module = copy.deepcopy(module).cpu().float().eval()
+    except Exception as error:
+        raise UsageError(
+            f"{type(module).__name__} cannot be copied ({_first_line(error)}): take its hooks and "
+            "open files away first"
+        ) from error
+    logits, resizes, corners = _probe(module, size, output)
+    classes = _count_classes(logits, num_classes)
+    name = re.sub(r"[^a-z0-9]+", "_", (name or type(module).__name__).lower()).strip("_")
+    mean, std = found.rgb
+    info = Info(name, classes, mean, std, multiple=1, align_corners=corners)
+    return OwnNetwork(module, info, output, found.order, resizes).eval()
+
+
+def _probe(module: nn.Module, size: Size, output: str | int | None) -> tuple[Tensor, int, bool]:
+    """(what it returns as logits, how many bilinear resizes if the last one made them, with aligned
+    corners?)."""
+    watch = _WithoutResize(0)
+    try:
+        with torch.no_grad(), watch:
+            result = module(torch.zeros(1, 3, *size))
+    except Exception as error:
+        raise UsageError(
+            f"{type(module).__name__} fails on an image of {size[0]}x{size[1]}: "
+            f"{_first_line(error)}{_where(error)}; give the size that it was made for"
+        ) from error
+    logits = pick_output(result, output)
+    if watch.calls and watch.calls[-1][0] is logits and logits.shape[1] > 1:
+        return logits, len(watch.calls), watch.calls[-1][1]
+    return logits, 0, False
+
+
+def _count_classes(logits: Tensor, wanted: int | None) -> int:
+    if not logits.is_floating_point():
+        if wanted is None:
+            raise UsageError("this network returns class ids, not logits: name its classes")
+        return wanted
+    found = max(2, logits.shape[1])
+    if found > 255:
+        raise UsageError(f"labels are uint8, and this network has {found} classes: 255 at most")
+    if wanted is not None and wanted != found:
+        raise UsageError(
+            f"this network's logits have {logits.shape[1]} classes, the class set {wanted}: give "
+            "the set that it was trained on"
+        )
+    return found
+
+
+def pick_output(result: Any, output: str | int | None = None) -> Tensor:
+    """The logits or labels in what a module returned.
+
+    Args:
+        result: a tensor, a sequence, a mapping or a dataclass of them.
+        output: the key, attribute or place to take; by default the tensor itself, `logits`, `out`,
+            or the only one that has the shape of logits.
+
+    Raises:
+        UsageError: if none or several may be meant; the message lists them.
+    """
+    named = _named(result)
+    if output is not None:
+        if str(output) not in named:
+            raise UsageError(f"the network returns no {output!r}, but {_listed(named)}")
+        return named[str(output)]
+    if isinstance(result, Tensor):
+        return _checked(result, named)
+    for usual in ("logits", "out", "sem_seg", "semantic_logits"):
+        if usual in named:
+            return _checked(named[usual], named)
+    maps = {name: tensor for name, tensor in named.items() if _is_map(tensor)}
+    if isinstance(result, (tuple, list)) and maps:
+        return next(iter(maps.values()))  # the main output stands first, by custom
+    if len(maps) == 1:
+        return next(iter(maps.values()))
+    raise UsageError(
+        f"the network returns {_listed(named)}: say which holds the logits, output=NAME"
+    )
+
+
+def _named(result: Any) -> dict[str, Tensor]:
+    """Every tensor in what a module returned, by the name that takes it out."""
+    if isinstance(result, Tensor):
+        return {"0": result}
+    if dataclasses.is_dataclass(result) and not isinstance(result, (type, Mapping)):
+        result = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+    pairs = result.items() if isinstance(result, Mapping) else enumerate(_as_sequence(result))
+    return {str(name): value for name, value in pairs if isinstance(value, Tensor)}
+
+
+def _as_sequence(result: Any) -> Sequence[Any]:
+    return result if isinstance(result, (tuple, list)) else ()
+
+
+def _is_map(tensor: Tensor) -> bool:
+    """Whether it may be logits (N, K, h, w), or class ids (N, h, w)."""
+    return tensor.ndim == 4 or (tensor.ndim == 3 and not tensor.is_floating_point())
+
+
+def _checked(tensor: Tensor, named: dict[str, Tensor]) -> Tensor:
+    if not _is_map(tensor):
+        raise UsageError(
+            f"the network returns {_listed(named)}: logits are (N, classes, h, w), labels (N, h, w)"
+        )
+    return tensor
+
+
+def _listed(named: dict[str, Tensor]) -> str:
+    kinds = (f"{n} {tuple(t.shape)} {str(t.dtype)[6:]}" for n, t in named.items())
+    return ", ".join(kinds) or "no tensor"
+
+
+def is_factory(what: str) -> bool:
+    """Whether `what` names a callable, `package.module:callable` or `file.py:callable`, or a
+    program that `torch.export` saved, `file.pt2`."""
+    module, colon, name = what.rpartition(":")
+    if what.endswith(".pt2"):
+        return True
+    return bool(colon) and name.isidentifier() and bool(re.fullmatch(r"[\w./\\-]+", module))
+
+
+def load_module(what: str) -> nn.Module:
+    """The module that a factory makes, or that a `.pt2` program holds. This runs the user's code.
+
+    Raises:
+        UsageError: if it cannot be imported, is no callable, raises, or gives no module.
+    """
+    if what.endswith(".pt2"):
+        return _load_program(Path(what))
+    place, _, name = what.rpartition(":")
+    make = getattr(_import(place), name, None)
+    if isinstance(make, nn.Module):
+        return make
+    if not callable(make):
+        raise UsageError(f"{place} has no callable {name!r}")
+    try:
+        module = make()
+    except Exception as error:
+        raise UsageError(f"{what} raises {_first_line(error)}{_where(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"{what} gives a {type(module).__name__}, not an nn.Module")
+    return module
+
+
+def _import(place: str) -> Any:
+    try:
+        if not place.endswith(".py"):
+            if "" not in sys.path and str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))  # as `python -m` would find it
+            return importlib.import_module(place)
+        path = Path(place)
+        if not path.is_file():
+            raise UsageError(f"there is no file {place}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)
+        spec.loader.exec_module(module)
+        return module
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{place} cannot be imported: {_first_line(error)}") from error
+
+
+def _load_program(path: Path) -> nn.Module:
+    try:
+        return torch.export.load(path).module()
+    except Exception as error:
+        raise UsageError(f"{path} is no program of torch.export ({_first_line(error)})") from error
+
+
+def load_own_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Fill `module` from a state dict by its own names: all or nothing.
+
+    Raises:
+        CheckpointError: naming the keys that are missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    misshaped = [
+        f"{key}: {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if missing or unexpected or misshaped:
+        kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+        said = "; ".join(
+            f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for kind, keys in kinds.items()
+            if keys
+        )
+        raise CheckpointError(
+            f"{where} does not fit {type(module).__name__}: {said}", missing, unexpected, misshaped
+        )
+    module.load_state_dict(dict(state))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+
+
+def _where(error: BaseException) -> str:
+    """The line of the user's own code that raised, below PyTorch's."""
+    trace, found = error.__traceback__, ""
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if "site-packages" not in file and not file.startswith(("<", str(Path(__file__).parent))):
+            found = f" ({file}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    return found

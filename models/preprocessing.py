@@ -1,0 +1,189 @@
+"""The user's own preprocessing held against ours, from the camera's bytes on.
+
+An exported network that was trained on other pixels than it is given is wrong everywhere by a
+little, which no comparison of networks shows. So the two inputs are compared, and the step that
+differs is named: resize, padding, channel order, scale, mean or standard deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from ..data.scenes import scenes
+from ..errors import UsageError
+from .own import Normalization
+
+Size = tuple[int, int]
+Frame = NDArray[np.uint8]  # (H, W, 3) BGR
+Pixels = NDArray[np.float32]  # (H, W, 3) RGB, 0..255
+Preprocess = Callable[[Frame], Any]
+
+# Roundings of a resize in uint8, as a share of the spread of what a network reads; a neighboring
+# way to resize is off by 0.03 and more on a drawn scene.
+SAME = 0.012
+SAME_STD = 0.02  # relative
+SAME_MEAN = 0.01  # in units of 0..1
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a preprocessing does, as read off one frame.
+
+    Attributes:
+        resize: a name of RESIZES, or "unknown".
+        order: of the channels, "rgb" or "bgr".
+        mean: in that order, of pixels in 0..1.
+        std: in that order, of pixels in 0..1.
+        residual: what this does not explain, as a share of the spread.
+    """
+
+    resize: str
+    order: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    residual: float
+
+
+def check_preprocess(normalization: Normalization, size: Size, preprocess: Preprocess) -> None:
+    """Hold the user's `preprocess` against what the exported graph will do to the same frame.
+
+    Args:
+        normalization: what the graph does after a bilinear resize to `size`.
+        size: (height, width) of the network's input in pixels.
+        preprocess: (H, W, 3) uint8 BGR, as a camera gives it -> (3, h, w) or (1, 3, h, w) float, a
+            tensor or an array.
+
+    Raises:
+        UsageError: naming each step that differs and what it is on either side.
+    """
+    (frame,) = scenes(1, (size[0] * 3 // 2, size[1] * 3 // 2 + size[1] // 8))
+    theirs = _as_pixels(preprocess(frame), size)
+    if differences := explain(theirs, frame, normalization):
+        raise UsageError(
+            "your preprocessing is not what this export would do: " + "; ".join(differences)
+        )
+
+
+def explain(theirs: NDArray[np.float32], frame: Frame, ours: Normalization) -> list[str]:
+    """A line for each step in which `theirs`, (h, w, 3) float32, differs from what `ours` makes of
+    `frame` after a bilinear resize; none if they are the same."""
+    found = identify(theirs, frame)
+    if found.resize == "unknown":
+        return [
+            f"no resize known here explains it ({found.residual:.0%} of it is left): resize the "
+            "frames bilinearly to the network's size, without cropping or augmentation"
+        ]
+    lines = []
+    if found.resize != "bilinear":
+        lines.append(f"resize: yours is {found.resize}, this export's bilinear")
+    if found.order != ours.order:
+        lines.append(f"order: yours is {found.order}, this export's {ours.order}")
+    return lines + _explain_values(found, ours)
+
+
+def _explain_values(found: Found, ours: Normalization) -> list[str]:
+    unit = 255 * ours.scale
+    mean, std = np.array(ours.mean) / unit, np.array(ours.std) / unit
+    theirs = np.array(found.std)
+    lines = []
+    ratio = theirs / std
+    for factor, name in (
+        (1 / 255, "0..255, this export's 0..1"),
+        (255, "0..1, this export's 0..255"),
+    ):
+        if np.allclose(ratio, factor, rtol=SAME_STD):
+            return [f"scale: your pixels are {name}"]
+    if not np.allclose(ratio, 1, rtol=0, atol=SAME_STD):
+        lines.append(f"std: yours is {_shown(found.std)}, this export's {_shown(std)} (of 0..1)")
+    if not np.allclose(found.mean, mean, atol=SAME_MEAN):
+        lines.append(f"mean: yours is {_shown(found.mean)}, this export's {_shown(mean)} (of 0..1)")
+    return lines
+
+
+def _shown(values: Any) -> str:
+    return "(" + ", ".join(f"{value:.3f}" for value in values) + ")"
+
+
+def identify(theirs: NDArray[np.float32], frame: Frame) -> Found:
+    """The resize, order, mean and standard deviation that turn `frame` into `theirs`.
+
+    Every known resize and either order are tried; scale and shift of each channel are a least
+    squares fit, so that they are read off and need not be guessed.
+    """
+    tries = [
+        _fit(theirs, name, pixels, order)
+        for name, pixels in _resized(frame, theirs.shape[:2])
+        for order in ("rgb", "bgr")
+    ]
+    best = min(tries, key=lambda found: found.residual)
+    if best.residual > SAME:
+        return Found("unknown", best.order, best.mean, best.std, best.residual)
+    return best
+
+
+def _fit(theirs: NDArray[np.float32], name: str, pixels: Pixels, order: str) -> Found:
+    ours = pixels if order == "rgb" else pixels[..., ::-1]
+    means, stds, left = [], [], 0.0
+    for channel in range(3):
+        x, y = ours[..., channel].ravel().astype(float), theirs[..., channel].ravel().astype(float)
+        slope = float(np.cov(x, y, bias=True)[0, 1] / max(x.var(), 1e-12))
+        shift = float(y.mean() - slope * x.mean())
+        slope = slope if abs(slope) > 1e-12 else 1e-12
+        left = max(left, float((y - slope * x - shift).std() / max(y.std(), 1e-12)))
+        means.append(-shift / slope / 255)
+        stds.append(1 / slope / 255)
+    return Found(name, order, tuple(means), tuple(stds), left)
+
+
+def _resized(frame: Frame, size: tuple[int, ...]) -> list[tuple[str, Pixels]]:
+    """The frame at (height, width) in every way known, the exporter's own first."""
+    height, width = size[0], size[1]
+    rgb = np.ascontiguousarray(frame[..., ::-1])
+    ways: Mapping[str, int] = {
+        "bilinear": cv2.INTER_LINEAR,
+        "nearest": cv2.INTER_NEAREST,
+        "by area": cv2.INTER_AREA,
+        "bicubic": cv2.INTER_CUBIC,
+    }
+    made = [(name, cv2.resize(rgb, (width, height), interpolation=w)) for name, w in ways.items()]
+    tensor = torch.from_numpy(rgb.transpose(2, 0, 1))[None].float()
+    for name, options in {
+        "bilinear with antialiasing": {"antialias": True},
+        "bilinear with aligned corners (half a pixel off)": {"align_corners": True},
+    }.items():
+        image = F.interpolate(tensor, (height, width), mode="bilinear", **options)
+        made.append((name, image[0].permute(1, 2, 0).numpy()))
+    made += [("with padding (letterbox)", image) for image in _letterboxed(rgb, height, width)]
+    return [(name, image.astype(np.float32)) for name, image in made]
+
+
+def _letterboxed(rgb: Frame, height: int, width: int) -> list[NDArray[Any]]:
+    """The frame's aspect kept, the rest black: in the middle, and at the upper left."""
+    factor = min(height / rgb.shape[0], width / rgb.shape[1])
+    h, w = round(rgb.shape[0] * factor), round(rgb.shape[1] * factor)
+    small = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_LINEAR)
+    made = []
+    for top, left in (((height - h) // 2, (width - w) // 2), (0, 0)):
+        canvas = np.zeros((height, width, 3), np.uint8)
+        canvas[top : top + h, left : left + w] = small
+        made.append(canvas)
+    return made
+
+
+def _as_pixels(result: Any, size: Size) -> NDArray[np.float32]:
+    array = np.asarray(result.detach().cpu() if isinstance(result, torch.Tensor) else result)
+    array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
+    if array.shape != (3, *size):
+        raise UsageError(
+            f"your preprocess gives {tuple(array.shape)}, the network takes (3, {size[0]}, "
+            f"{size[1]}): resize, padding or the order of axes differ"
+        )
+    return np.ascontiguousarray(array.transpose(1, 2, 0), dtype=np.float32)

@@ -1,0 +1,281 @@
+"""Networks that are not of the zoo: what they may return, what is asked for, what is found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from rtseg.errors import CheckpointError, UsageError
+from rtseg.models.own import (
+    NORMALIZATIONS,
+    Normalization,
+    is_factory,
+    load_module,
+    load_own_weights,
+    pick_output,
+    wrap_module,
+)
+from rtseg.models.preprocessing import check_preprocess
+from torch import Tensor, nn
+
+SIZE = (64, 96)
+IMAGENET = NORMALIZATIONS["imagenet"]
+
+
+class Tiny(nn.Module):
+    """Two convolutions, logits at a quarter of the size."""
+
+    def __init__(self, classes: int = 5):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+        self.head = nn.Conv2d(8, classes, 1)
+
+    def forward(self, image: Tensor) -> Any:
+        return self.head(torch.relu(self.stem(image)))
+
+
+class Resized(Tiny):
+    """Ends in the resize that papers write."""
+
+    corners = False
+
+    def forward(self, image: Tensor) -> Any:
+        x = F.interpolate(super().forward(image), scale_factor=2, mode="bilinear")
+        return F.interpolate(x, size=image.shape[-2:], mode="bilinear", align_corners=self.corners)
+
+
+@dataclass
+class Output:
+    loss: Tensor | None
+    logits: Tensor
+
+
+IMAGE = torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "output"),
+    [
+        (lambda x: x, None),
+        (lambda x: (x, x[:, :2]), None),
+        (lambda x: {"out": x, "aux": x[:, :3]}, None),
+        (lambda x: Output(None, x), None),
+        (lambda x: {"a": x[:, :3], "b": x}, "b"),
+        (lambda x: (x[:, :2], x), 1),
+    ],
+    ids=["tensor", "tuple", "dict", "dataclass", "by name", "by place"],
+)
+def test_logits_are_found_in_what_a_module_returns(make: Any, output: Any) -> None:
+    logits = torch.rand(1, 5, 4, 6)
+    assert pick_output(make(logits), output) is logits
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        ({"a": torch.rand(1, 5, 4, 6), "b": torch.rand(1, 5, 4, 6)}, "say which"),
+        ({"boxes": torch.rand(1, 100, 4)}, "boxes (1, 100, 4) float32"),
+        (torch.rand(1, 1000), "logits are (N, classes, h, w)"),
+        (None, "no tensor"),
+    ],
+    ids=["two of one shape", "detection", "classifier", "nothing"],
+)
+def test_what_cannot_be_logits_is_said(result: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says.replace("(", r"\(").replace(")", r"\)")):
+        pick_output(result)
+
+
+def test_normalization_is_asked_for() -> None:
+    with pytest.raises(UsageError, match='normalize="imagenet"'):
+        wrap_module(Tiny(), SIZE, None)
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_the_network_reads_what_its_normalization_says(order: Any) -> None:
+    module = Tiny()
+    normalization = Normalization((100.0, 110.0, 120.0), (50.0, 60.0, 70.0), order, scale=1.0)
+    network = wrap_module(module, SIZE, normalization)
+    rgb = torch.randint(0, 256, (1, 3, *SIZE)).float()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (network.info.mean, network.info.std))
+    given = (rgb / 255 - mean) / std
+    wanted = rgb if order == "rgb" else rgb.flip(1)
+    wanted = (wanted - torch.tensor(normalization.mean).view(1, 3, 1, 1)) / torch.tensor(
+        normalization.std
+    ).view(1, 3, 1, 1)
+    torch.testing.assert_close(network.forward_logits(given), module(wanted), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("corners", [False, True])
+def test_a_resize_at_the_end_is_left_to_the_argmax(corners: bool) -> None:
+    module = Resized().eval()
+    module.corners = corners
+    network = wrap_module(module, SIZE, "unit")
+    coarse = network.forward_logits(IMAGE)
+    assert coarse.shape[-2:] == (32, 48), "the first resize stays, the last one does not"
+    assert network.info.align_corners is corners
+    full = F.interpolate(coarse, SIZE, mode="bilinear", align_corners=corners)
+    torch.testing.assert_close(full, module(IMAGE), rtol=0, atol=1e-6)
+
+
+def test_a_resize_that_is_not_the_end_stays() -> None:
+    class Softmaxed(Resized):
+        def forward(self, image: Tensor) -> Any:
+            return super().forward(image).softmax(1)
+
+    module = Softmaxed().eval()
+    network = wrap_module(module, SIZE, "unit")
+    torch.testing.assert_close(network.forward_logits(IMAGE), module(IMAGE))
+
+
+def test_one_logit_stands_for_two_classes() -> None:
+    network = wrap_module(Tiny(1), SIZE, "unit")
+    logits = network.forward_logits(IMAGE)
+    assert network.info.num_classes == 2
+    assert torch.equal(logits.argmax(1), (network.module(IMAGE)[:, 0] > 0).long())
+
+
+def test_class_ids_are_labels() -> None:
+    class Labels(Tiny):
+        def forward(self, image: Tensor) -> Any:
+            return super().forward(image).argmax(1)
+
+    with pytest.raises(UsageError, match="name its classes"):
+        wrap_module(Labels(), SIZE, "unit")
+    network = wrap_module(Labels(), SIZE, "unit", num_classes=5)
+    assert torch.equal(network.forward_logits(IMAGE).argmax(1), network.module(IMAGE))
+
+
+def test_wrong_class_count_is_refused() -> None:
+    with pytest.raises(UsageError, match="have 5 classes, the class set 7"):
+        wrap_module(Tiny(), SIZE, "unit", num_classes=7)
+
+
+def test_a_module_that_fails_names_its_own_line() -> None:
+    class Fails(nn.Module):
+        def forward(self, image: Tensor) -> Tensor:
+            return image.reshape(7, -1)
+
+    with pytest.raises(UsageError, match=r"fails on an image of 64x96.*test_own_network\.py:\d+"):
+        wrap_module(Fails(), SIZE, "unit")
+
+
+def test_factories_by_file(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Conv2d(3, 4, 1)\n"
+        "def fails():\n    raise RuntimeError('no such option')\nnumber = 3\n"
+    )
+    assert isinstance(load_module(f"{tmp_path}/nets.py:make"), nn.Conv2d)
+    for name, says in {
+        "fails": "no such option",
+        "number": "no callable",
+        "x": "no callable",
+    }.items():
+        with pytest.raises(UsageError, match=says):
+            load_module(f"{tmp_path}/nets.py:{name}")
+    with pytest.raises(UsageError, match="no file"):
+        load_module(f"{tmp_path}/none.py:make")
+    with pytest.raises(UsageError, match="cannot be imported"):
+        load_module("no_such_package.nets:make")
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("a.b:make", True),
+        ("nets.py:make", True),
+        ("net.pt2", True),
+        ("csfcn", False),
+        ("a.pth", False),
+    ],
+)
+def test_what_is_a_factory(what: str, expected: bool) -> None:
+    assert is_factory(what) is expected
+
+
+def test_programs_of_torch_export(tmp_path: Path) -> None:
+    module = Tiny().eval()
+    torch.export.save(torch.export.export(module, (IMAGE,)), tmp_path / "net.pt2")
+    network = load_module(str(tmp_path / "net.pt2"))
+    torch.testing.assert_close(network(IMAGE), module(IMAGE))
+
+
+def test_weights_load_all_or_nothing() -> None:
+    module, state = Tiny(), Tiny().state_dict()
+    before = module.head.bias.clone()
+    wrong = {k: v for k, v in state.items() if k != "stem.bias"} | {"extra": state["stem.bias"]}
+    with pytest.raises(CheckpointError, match=r"1 missing \(stem.bias\); 1 unexpected \(extra\)"):
+        load_own_weights(module, wrong, "mine.pth")
+    assert torch.equal(module.head.bias, before)
+    load_own_weights(module, state, "mine.pth")
+    assert torch.equal(module.head.bias, state["head.bias"])
+
+
+def prepare(
+    *,
+    order: str = "rgb",
+    scale: float = 1 / 255,
+    mean: Any = IMAGENET.mean,
+    std: Any = IMAGENET.std,
+    way: int = cv2.INTER_LINEAR,
+    pad: bool = False,
+    corners: bool = False,
+) -> Any:
+    """A preprocessing as people write it, with a fault planted."""
+
+    def preprocess(frame: np.ndarray[Any, Any]) -> Tensor:
+        height, width = SIZE
+        if corners:
+            x = torch.from_numpy(frame.transpose(2, 0, 1).copy())[None].float()
+            image = F.interpolate(x, SIZE, mode="bilinear", align_corners=True)[0].numpy()
+            image = image.transpose(1, 2, 0)
+        elif pad:
+            factor = min(height / frame.shape[0], width / frame.shape[1])
+            inner = cv2.resize(frame, None, fx=factor, fy=factor)[:height, :width]
+            image = np.zeros((height, width, 3), np.uint8)
+            image[: inner.shape[0], : inner.shape[1]] = inner
+        else:
+            image = cv2.resize(frame, (width, height), interpolation=way)
+        if order == "rgb":
+            image = image[..., ::-1]
+        values = (image.astype(np.float32) * scale - np.float32(mean)) / np.float32(std)
+        return torch.from_numpy(values.transpose(2, 0, 1).copy())[None]
+
+    return preprocess
+
+
+def test_the_same_preprocessing_passes() -> None:
+    check_preprocess(IMAGENET, SIZE, prepare())
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ({"order": "bgr"}, "order: yours is bgr"),
+        (
+            {"scale": 1.0, "mean": np.array(IMAGENET.mean) * 1, "std": IMAGENET.std},
+            "scale: your pixels",
+        ),
+        ({"mean": (0.5, 0.5, 0.5)}, "mean: yours is (0.500, 0.500, 0.500)"),
+        ({"std": (0.5, 0.5, 0.5)}, "std: yours is (0.500, 0.500, 0.500)"),
+        ({"way": cv2.INTER_NEAREST}, "resize: yours is nearest"),
+        ({"way": cv2.INTER_AREA}, "resize: yours is by area"),
+        ({"corners": True}, "half a pixel off"),
+        ({"pad": True}, "padding"),
+    ],
+    ids=["order", "scale", "mean", "std", "nearest", "area", "half pixel", "padding"],
+)
+def test_a_planted_fault_is_named(fault: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError) as error:
+        check_preprocess(IMAGENET, SIZE, prepare(**fault))
+    assert named in str(error.value)
+
+
+def test_another_shape_is_named() -> None:
+    with pytest.raises(UsageError, match=r"gives \(3, 32, 32\)"):
+        check_preprocess(IMAGENET, SIZE, lambda frame: np.zeros((3, 32, 32), np.float32))
