@@ -10,6 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from torch import nn
+from typing_extensions import Unpack
+
 from ..data.classes import CITYSCAPES, CLASS_SETS, ClassSet, load_class_set
 from ..errors import CheckpointError, UsageError
 from .checkpoints import (
@@ -24,6 +27,15 @@ from .checkpoints import (
 )
 from .identify import ALIKE, class_entries, identify_checkpoint, identify_variant
 from .network import Network
+from .own import (
+    OwnOptions,
+    find_normalization,
+    is_factory,
+    load_module,
+    load_own_weights,
+    wrap_module,
+)
+from .preprocessing import check_preprocess
 from .random_weights import SEED, build_untrained
 from .registry import VARIANTS, build, find_variant
 
@@ -49,29 +61,39 @@ class Model:
 
 
 def load_model(
-    what: str | os.PathLike[str] | Network | Model,
+    what: str | os.PathLike[str] | nn.Module | Model,
     weights: str | os.PathLike[str] | None = None,
     classes: str | os.PathLike[str] | ClassSet | None = None,
     ignore: Sequence[str] = (),
+    **own: Unpack[OwnOptions],
 ) -> Model:
     """A network with its weights and its classes.
 
     Args:
         what: a variant's name, "NAME:WEIGHTS" (those of a checkpoint, or shipped ones such as
-            "csfcn_tiny:camvid"), a checkpoint (its variant is recognized), or a `Network` with the
-            weights that it has.
+            "csfcn_tiny:camvid"), a checkpoint (its variant is recognized), a module with the
+            weights that it has, or where to find one: "package.module:callable",
+            "file.py:callable", or a program that `torch.export` saved, "file.pt2".
         weights: checkpoint to load into the named variant; by default the weights that ship with
             it for `classes`, the first of `shipped_weights` without, else seeded random ones.
         classes: a class set, its name or its YAML file; by default that of the weights.
         ignore: patterns of entries that the checkpoint may lack or have too many, as
             `load_checkpoint` takes them.
+        **own: of a module that is not of the zoo, see `OwnOptions`.
 
     Raises:
-        UsageError: no variant is called so, or `what` has its weights already.
+        UsageError: no variant is called so, `what` has its weights already, or a module does not
+            run, says not what its pixels are normalized by, or prepares them otherwise.
         CheckpointError: the weights cannot be read or do not fit; nothing was loaded.
     """
     if isinstance(classes, (str, os.PathLike)):
         classes = load_class_set(os.fspath(classes))
+    if isinstance(what, nn.Module) and not isinstance(what, Network):
+        return _open_own(what, weights, classes, own)
+    if isinstance(what, (str, os.PathLike)) and is_factory(os.fspath(what)):
+        return _open_own(load_module(os.fspath(what)), weights, classes, own)
+    if own:
+        raise UsageError(f"{', '.join(own)} are for modules of your own, not for {_title(what)}")
     if isinstance(what, (Network, Model)):
         if weights is not None:
             raise UsageError("a network has its weights already: name a variant to load some into")
@@ -82,6 +104,31 @@ def load_model(
             raise UsageError(f"{what} names its weights already: leave the others out")
         return _open(name, _named_weights(name, file), classes, ignore)
     return _open(os.fspath(what), None if weights is None else Path(weights), classes, ignore)
+
+
+def _title(what: object) -> str:
+    return what.info.name if isinstance(what, Network) else str(getattr(what, "weights_from", what))
+
+
+def _open_own(
+    module: nn.Module,
+    weights: str | os.PathLike[str] | None,
+    classes: ClassSet | None,
+    own: OwnOptions,
+) -> Model:
+    size = own.get("size")
+    if size is None:
+        raise UsageError("which size does this network take? say size=(height, width), --size HxW")
+    normalization = find_normalization(own.get("normalize"))
+    if weights is not None:
+        state = unwrap_state_dict(read_checkpoint(Path(weights)), str(weights))
+        load_own_weights(module, state, str(weights))
+    count = None if classes is None else len(classes)
+    network = wrap_module(module, size, normalization, count, own.get("name"), own.get("output"))
+    if preprocess := own.get("preprocess"):
+        check_preprocess(normalization, size, preprocess)
+    origin = "memory" if weights is None else Path(weights).name
+    return replace(_with_classes(network, classes), weights_from=origin)
 
 
 def _with_classes(what: Network | Model, classes: ClassSet | None) -> Model:

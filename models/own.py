@@ -13,13 +13,16 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -88,6 +91,25 @@ def find_normalization(what: str | Normalization | None) -> Normalization:
     )
 
 
+class OwnOptions(TypedDict, total=False):
+    """What `load_model` is told of a module that is not of the zoo.
+
+    Attributes:
+        size: (height, width) in pixels that it takes; required.
+        normalize: a name of NORMALIZATIONS, or a Normalization; required.
+        name: for files and reports; by default its class's.
+        output: where the logits are in what it returns: a key, an attribute or a place.
+        preprocess: what makes its input of a camera's frame, (H, W, 3) uint8 BGR -> (1, 3, h, w):
+            held against what an export would do.
+    """
+
+    size: Size
+    normalize: str | Normalization
+    name: str
+    output: str | int
+    preprocess: Callable[[NDArray[np.uint8]], Any]
+
+
 class OwnNetwork(Network):
     """A module that is not of the zoo, as a `Network`.
 
@@ -120,7 +142,9 @@ class OwnNetwork(Network):
         """
         if self.order == "bgr":
             image = image.flip(1)
-        with _WithoutResize(self.resizes):
+        # Without values (device "meta"), what the module makes itself must be without them too.
+        on = torch.device("meta") if image.is_meta else nullcontext()
+        with on, _WithoutResize(self.resizes):
             found = pick_output(self.module(image), self.output)
         if not found.is_floating_point():  # labels already: the argmax of their one-hot form
             ids = found[:, 0] if found.ndim == 4 else found

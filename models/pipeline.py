@@ -163,7 +163,8 @@ def _to_float(labels: Tensor, like: Tensor) -> Tensor:
 def _first_convolution(network: Network) -> nn.Conv2d | None:
     """The convolution that alone reads the image, if there is one."""
     shadow = copy_to_meta(network)
-    image = torch.empty(1, 3, 32 * network.info.multiple, 32 * network.info.multiple, device="meta")
+    side = max(256, 32 * network.info.multiple)  # below 256 some networks have nothing left to pool
+    image = torch.empty(1, 3, side, side, device="meta")
     with torch.no_grad(), _Readers(image) as readers:
         shadow.forward_logits(image)
     if len(readers.weights) != 1:  # another one, or a function such as a resize, reads it too
@@ -172,7 +173,9 @@ def _first_convolution(network: Network) -> nn.Conv2d | None:
         if isinstance(module, nn.Conv2d) and module.weight is readers.weights[0]:
             first = network.get_submodule(name)
             assert isinstance(first, nn.Conv2d)
-            plain = first.in_channels == 3 and len(set(first.padding)) == 1
+            # What is padded by hand are zeros, as many on each side.
+            zeros = first.padding_mode == "zeros" and isinstance(first.padding, tuple)
+            plain = zeros and first.in_channels == 3 and len(set(first.padding)) == 1
             return first if plain else None
     return None
 
