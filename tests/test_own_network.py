@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from rtseg import load_model
 from rtseg.errors import CheckpointError, UsageError
 from rtseg.models.own import (
     NORMALIZATIONS,
@@ -279,3 +280,30 @@ def test_a_planted_fault_is_named(fault: dict[str, Any], named: str) -> None:
 def test_another_shape_is_named() -> None:
     with pytest.raises(UsageError, match=r"gives \(3, 32, 32\)"):
         check_preprocess(IMAGENET, SIZE, lambda frame: np.zeros((3, 32, 32), np.float32))
+
+
+def test_a_module_is_loaded_with_its_weights_and_exported_names(tmp_path: Path) -> None:
+    torch.save({"state_dict": Tiny().state_dict()}, tmp_path / "mine.pth")
+    model = load_model(
+        Tiny(), tmp_path / "mine.pth", size=SIZE, normalize="imagenet", preprocess=prepare()
+    )
+    assert (model.network.info.name, model.weights_from) == ("tiny", "mine.pth")
+    assert model.classes.names[0] == "class 0"
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"normalize": "unit"}, "which size"),
+        ({"size": SIZE}, "how are this network's pixels normalized"),
+        ({"size": SIZE, "normalize": "unit", "preprocess": prepare()}, "mean: yours"),
+    ],
+)
+def test_what_cannot_be_guessed_is_asked_for(own: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        load_model(Tiny(), **own)
+
+
+def test_a_network_of_the_zoo_needs_none_of_it() -> None:
+    with pytest.raises(UsageError, match="for modules of your own"):
+        load_model("csfcn_nano", normalize="unit")
