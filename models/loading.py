@@ -91,7 +91,8 @@ def load_model(
     if isinstance(what, nn.Module) and not isinstance(what, Network):
         return _open_own(what, weights, classes, own)
     if isinstance(what, (str, os.PathLike)) and is_factory(os.fspath(what)):
-        return _open_own(load_module(os.fspath(what)), weights, classes, own)
+        if os.fspath(what).partition(":")[0] not in VARIANTS:
+            return _open_own(load_module(os.fspath(what)), weights, classes, own)
     if own:
         raise UsageError(f"{', '.join(own)} are for modules of your own, not for {_title(what)}")
     if isinstance(what, (Network, Model)):

@@ -307,3 +307,4 @@ def test_what_cannot_be_guessed_is_asked_for(own: Any, says: str) -> None:
 def test_a_network_of_the_zoo_needs_none_of_it() -> None:
     with pytest.raises(UsageError, match="for modules of your own"):
         load_model("csfcn_nano", normalize="unit")
+    assert load_model("csfcn_nano:camvid").network.info.name == "csfcn_nano"
