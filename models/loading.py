@@ -90,9 +90,9 @@ def load_model(
         classes = load_class_set(os.fspath(classes))
     if isinstance(what, nn.Module) and not isinstance(what, Network):
         return _open_own(what, weights, classes, own)
-    if isinstance(what, (str, os.PathLike)) and is_factory(os.fspath(what)):
-        if os.fspath(what).partition(":")[0] not in VARIANTS:
-            return _open_own(load_module(os.fspath(what)), weights, classes, own)
+    named = os.fspath(what) if isinstance(what, (str, os.PathLike)) else ""
+    if is_factory(named) and named.partition(":")[0] not in VARIANTS:  # else it is NAME:WEIGHTS
+        return _open_own(load_module(named), weights, classes, own)
     if own:
         raise UsageError(f"{', '.join(own)} are for modules of your own, not for {_title(what)}")
     if isinstance(what, (Network, Model)):
