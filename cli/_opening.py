@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from ._console import note, working
 from ._options import View, parse_sizes
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..data.classes import ClassSet
 
 
@@ -24,12 +26,12 @@ def labeller(
     backend: str | None,
     device: str | None,
     view: View,
-    data_classes: ClassSet,
+    data_classes: ClassSet | None = None,
 ) -> Iterator[tuple[Any, Sequence[str]]]:
     """(frame -> labels, class names) of an artifact, or of a network as it is without `backend`.
 
     view: how a network looks at a frame; an artifact has settled that already. data_classes: of the
-    labels; a name alone takes the weights that ship for them, if there are any.
+    labels, if the model must answer in them: a name alone takes the weights that ship for them.
     """
     from ..resolve import is_artifact, open_segmenter
 
@@ -65,12 +67,35 @@ def labeller(
     )
 
 
-def _ships_for(model: str, classes: ClassSet) -> bool:
-    if importlib.util.find_spec("torch") is None:
+def _ships_for(model: str, classes: ClassSet | None) -> bool:
+    if classes is None or importlib.util.find_spec("torch") is None:
         return False
     from ..models.loading import shipped_weights
 
     return bool(shipped_weights(model, classes))
+
+
+def map_labels(
+    segment: Callable[[np.ndarray], np.ndarray], names: Sequence[str], source: str, to: ClassSet
+) -> Callable[[np.ndarray], np.ndarray]:
+    """`segment`, whose labels are in `names`, in the classes that a class map brings them to.
+
+    Raises UsageError for a map that does not fit, or that leaves a class out: every pixel of a
+    prediction counts.
+    """
+    import numpy as np
+
+    from ..data.classes import IGNORE
+    from ..data.soft_labels import load_class_map
+
+    ids = load_class_map(source, to)
+    if len(ids) != len(names) or IGNORE in ids:
+        raise UsageError(
+            f"--class-map gives {len(ids) - ids.count(IGNORE)} of its {len(ids)} classes a place, "
+            f"and the model has {len(names)}: it must give each one of them a class of {to.name}"
+        )
+    table = np.array(ids, np.uint8)
+    return lambda frame: table[segment(frame)]
 
 
 def check_classes(names: Sequence[str], classes: ClassSet) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ._console import bar, need, show
-from ._opening import check_classes, labeller
+from ._opening import check_classes, labeller, map_labels
 from ._options import (
     Backend,
     Classes,
@@ -33,6 +33,9 @@ def evaluate(
     split: Annotated[str, Option(help="Which part of it.")] = "val",
     weights: Weights = None,
     classes: Classes = None,
+    class_map: Annotated[
+        str | None, Option(help="What the model's classes are in the data: cityscapes_to_camvid.")
+    ] = None,
     size: FrameSize = None,
     scale: Scales = None,
     flip: Flip = False,
@@ -56,9 +59,13 @@ def evaluate(
 
     data = open_data(dataset, root, split, class_set(classes) if dataset == "folder" else None)
     view = View(size, scale, flip, window, precision)
-    job = labeller(model, weights, classes, backend, device, view, data.classes)
+    must_be = data.classes if class_map is None else None
+    job = labeller(model, weights, classes, backend, device, view, must_be)
     with job as (segment, names), bar("frames") as steps:
-        check_classes(names, data.classes)
+        if class_map is None:
+            check_classes(names, data.classes)
+        else:
+            segment = map_labels(segment, names, class_map, data.classes)
         task = steps.add_task("eval", total=len(data))
         result = run(segment, data, seen=lambda index: steps.advance(task))
         picture = worst_frames(result, segment, data) if worst else None

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from rtseg.cli.app import app
 from rtseg.data.classes import ADE20K, CAMVID, CITYSCAPES
+from rtseg.data.datasets import open_data
+from rtseg.data.soft_labels import load_class_map
 from rtseg.errors import UsageError
 from rtseg.models import loading, save_checkpoint
 from rtseg.models.loading import build_untrained, load_model, shipped_weights
+from rtseg.train.predictor import Predictor
 from rtseg.train.pretrained import start
 from rtseg.train.recipe import load_recipe
 from tiny_camvid import write_camvid
@@ -69,6 +75,20 @@ def test_a_command_with_a_data_set_takes_those_of_its_classes(tmp_path):
     result = CliRunner().invoke(app, ["eval", "csfcn_nano:streets", "camvid", "--root", str(root)])
     assert isinstance(result.exception, UsageError)
     assert "the model knows 19 classes" in str(result.exception)
+    call = ["eval", "csfcn_nano", "camvid", "--root", str(root), "--json"]
+    result = CliRunner().invoke(app, [*call, "--class-map", "cityscapes_to_camvid"])
+    assert result.exit_code == 0, result.output
+    assert "csfcn_nano_streets.safetensors" in result.stderr
+    data = open_data("camvid", root, "val")
+    predictor = Predictor(load_model("csfcn_nano:streets").network)
+    ids = np.array(load_class_map("cityscapes_to_camvid", CAMVID))
+    right = (ids[predictor(data[0].image)] == data[0].label)[data[0].label != 255].mean()
+    assert json.loads(result.stdout)["pixel_accuracy"] == pytest.approx(right)
+    result = CliRunner().invoke(
+        app, [*call, "--class-map", "cityscapes_to_camvid", "--classes", "camvid"]
+    )
+    assert isinstance(result.exception, UsageError)
+    assert "the model has 11" in str(result.exception)
 
 
 def test_a_recipe_starts_from_weights_that_ship(pretrained):
