@@ -95,8 +95,9 @@ class Groups(nn.Module):
     def split(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens (N, height * width, C) -> (N * groups, tokens of a group, C)."""
         plan = self.planner(*size)
-        if plan.trivial:
+        if plan.trivial:  # a gather that moves nothing would still be one in the graph
             return x
+        # Padding is one zero token at the end, which every padded place points to.
         if plan.tokens.max() == x.shape[1]:
             x = torch.cat([x, x.new_zeros(x.shape[0], 1, x.shape[2])], dim=1)
         x = x.index_select(1, self.order(*size, like=x))
@@ -116,7 +117,7 @@ class Groups(nn.Module):
         if plan.hidden is None:
             return scores
         penalty = self.penalty(*size, like=scores)
-        if len(scores) == len(plan.tokens):
+        if len(scores) == len(plan.tokens):  # batch 1: no axis has to be split off and put back
             return scores + penalty
         return (scores.unflatten(0, (-1, len(plan.tokens))) + penalty).flatten(0, 1)
 
@@ -128,6 +129,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 def weigh(scores: Tensor, value: Tensor) -> Tensor:
     """Values added up by the softmax of scores (N, heads, queries, keys), taken in float32."""
+    # Half precision would flatten the largest scores.
     return scores.float().softmax(dim=-1).to(value.dtype) @ value
 
 
@@ -177,11 +179,13 @@ class DeployedGroupAttention(GroupAttention):
         self.qkv, self.proj = plain.qkv, plain.proj
         self.groups, self.bias = plain.groups, plain.bias
         width = plain.proj.in_features
+        # Queries come first in qkv's rows: their scale costs nothing inside the weights.
         with torch.no_grad():
             self.qkv.weight[:width] *= plain.scale
             self.qkv.bias[:width] *= plain.scale
 
     def output(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        # Per token, so that it may follow the joining, which has dropped the padded tokens by then.
         return self.proj(self.groups.join(x, size))
 
 
@@ -231,6 +235,8 @@ def window_plan(height: int, width: int, window: int, shift: int = 0) -> GroupPl
     if not shift:
         return GroupPlan(tokens, shape)
     padded = -(-height // window) * window, -(-width // window) * window
+    # After the roll each axis has three stretches: untouched, the last window's own, and what came
+    # around the edge. Tokens of different stretches were no neighbors.
     down, across = (
         np.searchsorted([side - window, side - shift], np.arange(side), "right") for side in padded
     )

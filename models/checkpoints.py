@@ -125,7 +125,7 @@ def unwrap_state_dict(content: Mapping[str, Any], where: str = "the checkpoint")
     Raises:
         CheckpointError: if it holds no tensors.
     """
-    for _ in range(3):
+    for _ in range(3):  # wrappers inside wrappers: {"model": {"state_dict": ...}}
         inner = next((content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
         if inner is None:
             break
@@ -156,6 +156,7 @@ def rename_keys(names: Iterable[str], keys: Keys) -> dict[str, str]:
     """
     patterns = []
     for source, target in keys:
+        # {x} matches lazily, within one dotted part: "layer{i}.{j}" must not swallow "layer1.0".
         named = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+?)", re.escape(source))
         pattern = re.compile(named + r"(?P<rest_>(?:\.[^.]+)?)$")
         patterns.append((pattern, None if target is None else target + "{rest_}"))
@@ -172,6 +173,7 @@ def rename_to_ours(state: State, model: Network) -> State:
     """`state` by our names, if it is in official ones; what a network computes is dropped."""
     own, state = model.state_dict().keys(), model.upgrade_state_dict(state)
     names = rename_keys(state, model.keys)
+    # By count, for a few names may be alike in both; the better fit is what the file speaks.
     if len(own & set(names.values())) > len(own & state.keys()):
         state = {names[k]: v for k, v in state.items() if k in names}
     state = model.convert_state_dict({k: v for k, v in state.items() if not k.endswith(INDICES)})

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import (
+    BINS,
     Constant,
     ConvNorm,
     Head,
@@ -17,12 +18,9 @@ from .layers import (
     he_normal,
     pooling_matrix,
     resize,
-    square_bins,
 )
 from .network import Network
 from .variant import Keys, conv_norm_keys
-
-BINS = square_bins((1, 2, 3, 6), 0, 0)  # of the pyramid pooling
 
 
 class EncoderDecoder(Network):
@@ -88,6 +86,7 @@ def xavier(conv: nn.Conv2d) -> nn.Conv2d:
 
 def top_down(laterals: Sequence[Tensor], mode: str) -> list[Tensor]:
     """Each map plus the enlarged sum of all deeper ones, by `mode` "nearest" or "bilinear"."""
+    # By size, not by factor: odd maps do not double exactly.
     summed = [laterals[-1]]
     for lateral in laterals[-2::-1]:
         summed.append(lateral + F.interpolate(summed[-1], lateral.shape[-2:], mode=mode))
@@ -135,7 +134,7 @@ class SemanticFPN(nn.Module):
             assert isinstance(scale, nn.Sequential)
             for i, conv in enumerate(scale):
                 x = conv(x)
-                if level:
+                if level:  # doubled after each convolution: a level at stride 32 takes three steps
                     x = resize(x, like=pyramid[level - 1 - i])
             total = x if total is None else total + x
         assert total is not None

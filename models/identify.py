@@ -68,7 +68,7 @@ def identify_variant(state: State, guess: str | None = None) -> Match:
         renamed, shapes = _rename(state, name), _shapes(name, CLASSES)
         fits = sum(renamed[k].shape == shapes[k] for k in renamed.keys() & shapes)
         shares[name] = fits / max(len(shapes), len(renamed))
-        if shares[name] == 1:
+        if shares[name] == 1:  # nothing fits better, and renaming for the others takes seconds
             break
     return _match(state, max(shares, key=lambda name: shares[name]))
 
@@ -98,6 +98,7 @@ def _count_classes(state: State, variant: str) -> int | None:
     few, more = _shapes(variant, CLASSES), _shapes(variant, CLASSES + 1)
     for key in sorted(class_entries(variant) & state.keys()):
         for found, low, high in zip(state[key].shape, few[key], more[key], strict=False):
+            # A classifier has K, or K times a pixel shuffle's positions, rows: the step tells.
             if high > low and found % (high - low) == 0:
                 return int(found // (high - low))
     return None

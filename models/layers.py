@@ -33,6 +33,8 @@ class ConvNorm(nn.Module):
     ):
         super().__init__()
         padding = dilation * (kernel // 2)
+        # Named attributes, not a Sequential: state dicts, folding and the tables of official names
+        # all speak of `.conv` and `.norm`.
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias)
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
         self.act: nn.Module = nn.ReLU(inplace=True) if act else nn.Identity()
@@ -57,6 +59,7 @@ class RepConv(ConvNorm):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, bias: bool = False):
         super().__init__(inputs, outputs, stride=stride, bias=bias)
+        # The 3x3 branch keeps the names `conv` and `norm`, so that a plain head's checkpoint fits.
         self.point = ConvNorm(inputs, outputs, kernel=1, stride=stride, act=False)
         self.identity: nn.BatchNorm2d | None = None
         if inputs == outputs and stride == 1:
@@ -170,8 +173,10 @@ class Constant(nn.Module):
 
     def forward(self, *sizes: int, like: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
+            # A trace must not write into dictionaries: what was made before becomes a constant.
             made = self.made[sizes] if sizes in self.made else self.make(*sizes)
             return made.to(like.device, like.dtype if made.is_floating_point() else made.dtype)
+        # A deep copy or a moved module brings its tensors along, hence the key by device.
         key = (sizes, like.device, like.dtype)
         if key not in self._placed:
             if sizes not in self.made:
@@ -193,6 +198,7 @@ class DropPath(nn.Module):
         if not self.training or not self.rate:
             return branch
         kept = torch.rand(len(branch), *[1] * (branch.dim() - 1), device=branch.device) >= self.rate
+        # Scaled up here, so that inference has nothing to do.
         return branch * (kept / (1 - self.rate)).to(branch.dtype)
 
 
@@ -207,7 +213,10 @@ def to_map(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class NormConv(nn.Module):
-    """Batch norm, ReLU, convolution, in this order; same padding; no bias by default."""
+    """Batch norm, ReLU, convolution, in this order; same padding; no bias by default.
+
+    (N, inputs, H, W) -> (N, outputs, H, W)
+    """
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 1, groups: int = 1, bias: bool = False
@@ -275,6 +284,8 @@ class Warp(nn.Module):
 
     def forward(self, features: Tensor, flow: Tensor) -> Tensor:
         height, width = flow.shape[-2:]
+        # Half precision has 11 bits: at 2048 columns it cannot tell a pixel from its neighbor. The
+        # features are converted too, since a sample wants one type for both.
         flow = flow.float()
         grid = flow * self.step(height, width, like=flow) + self.grid(height, width, like=flow)
         warped = F.grid_sample(
@@ -302,9 +313,7 @@ def relative_bins(rows: Sequence[int], height: int, width: int) -> list[tuple[in
     return [(r, max(1, round(r * width / height))) for r in rows]
 
 
-def square_bins(rows: Sequence[int], height: int, width: int) -> list[tuple[int, int]]:
-    """Per level of a pyramid as many columns as rows, whatever the map's size."""
-    return [(r, r) for r in rows]
+BINS = [(rows, rows) for rows in (1, 2, 3, 6)]  # of PSPNet's pyramid, which others took over
 
 
 def pooling_matrix(bins: Iterable[tuple[int, int]], height: int, width: int) -> Tensor:
@@ -313,6 +322,8 @@ def pooling_matrix(bins: Iterable[tuple[int, int]], height: int, width: int) -> 
     Each level is adaptive average pooling to (rows, columns) of `bins`, flattened row by row; S
     counts the cells of all levels. Bins may outnumber the map's pixels.
     """
+    # A matrix, since PyTorch's exporter unrolls adaptive pooling into over a thousand layers. It is
+    # separable: each level is the Kronecker product of averaging rows and averaging columns.
     levels = [np.kron(_averages(r, height), _averages(c, width)) for r, c in bins]
     return torch.from_numpy(np.concatenate(levels).T.astype(np.float32))
 
@@ -331,6 +342,7 @@ def spreading_matrix(bins: Iterable[tuple[int, int]], height: int, width: int) -
     them added."""
     levels = []
     for rows, columns in bins:
+        # Resizing the unit vectors gives the matrix of the resize, whatever its rule.
         cells = torch.eye(rows * columns).view(-1, 1, rows, columns)
         spread = F.interpolate(cells, (height, width), mode="bilinear", align_corners=True)
         levels.append(spread.flatten(1))

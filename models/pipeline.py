@@ -33,6 +33,7 @@ class FrameToLabels(nn.Module):
 
     def __init__(self, network: Network, outputs: tuple[str, ...] = ("labels",)):
         super().__init__()
+        # A copy: folding scale and mean into the first convolution changes it.
         self.network: Network = copy.deepcopy(network).eval()
         self.outputs = outputs
         mean = torch.tensor(network.info.mean[::-1]) * 255

@@ -52,7 +52,7 @@ def _fit_norms(network: Network, frames: Iterable[np.ndarray[Any, Any]]) -> None
     momentum = [norm.momentum for norm in norms]
     hooks = [norm.register_forward_pre_hook(_fit_if_enough) for norm in norms]
     for norm in norms:
-        norm.momentum = None  # average over all frames seen
+        norm.momentum = None  # average over all frames seen, not a running one of the last
     with torch.no_grad():
         for frame in frames:
             network.forward_logits(normalize_frame(frame, network).double())

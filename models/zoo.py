@@ -48,7 +48,7 @@ def count(network: nn.Module, size: tuple[int, int]) -> Cost:
         shadow(image)
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
     return Cost(
-        macs=counter.get_total_flops() // 2,
+        macs=counter.get_total_flops() // 2,  # PyTorch counts a multiply-add as two
         params=sum(p.numel() for p in network.parameters()),
         layers=sum(isinstance(m, kinds) for m in network.modules()),
     )

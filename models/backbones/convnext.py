@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import DropPath
+from ..layers import DropPath, init_narrow
 from ..variant import Keys
 
 EPS = 1e-6
@@ -78,11 +78,7 @@ class ConvNeXt(nn.Module):
             self.stages.append(nn.Sequential(*blocks))
             inputs = width
         self.norms = nn.ModuleList(ChannelNorm(width) for width in widths)
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_narrow(self, nn.Conv2d, nn.Linear)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         features = []
@@ -93,6 +89,7 @@ class ConvNeXt(nn.Module):
 
 
 def convnext_large(drop_path: float = 0.4) -> ConvNeXt:
+    """ConvNeXt-L: maps of 192, 384, 768 and 1536 channels."""
     return ConvNeXt((3, 3, 27, 3), (192, 384, 768, 1536), drop_path)
 
 

@@ -13,7 +13,10 @@ from ..variant import Row, conv_norm_keys
 
 
 class Residual(nn.Module, ABC):
-    """A chain of convolutions beside a shortcut; `act=False` leaves the sum without its ReLU."""
+    """A chain of convolutions beside a shortcut: (N, inputs, H, W) -> (N, outputs, H/s, W/s).
+
+    `act=False` leaves the sum without its ReLU.
+    """
 
     EXPANSION = 1  # output channels per `width`
     untrained_gain = 0.5  # strength of the branch while untrained
@@ -26,6 +29,7 @@ class Residual(nn.Module, ABC):
             if plain
             else ConvNorm(inputs, outputs, kernel=1, stride=stride, act=False)
         )
+        # Without its ReLU a stage's output can be a skip connection before it (SwiftNet, DDRNet).
         self.act = nn.ReLU(inplace=True) if act else nn.Identity()
 
     def init_untrained(self) -> None:
@@ -129,6 +133,7 @@ class ResNet(nn.Module):
         for index, (width, depth, stride, dilation) in enumerate(
             zip(widths, depths, strides, dilations, strict=True)
         ):
+            # Half at the stage's first block, whose input still has the denser sampling.
             first = dilation // 2 if contract_dilation and dilation > 1 else dilation
             pair = (first, dilation)
             stage = blocks(block, inputs, width, depth, stride, pair, last_act=skip_act)

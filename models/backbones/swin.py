@@ -79,9 +79,12 @@ class Swin(nn.Module):
         self.outputs = [embed * 2**i for i in range(4)]
         self.stem = nn.Conv2d(3, embed, kernel_size=4, stride=4)
         self.stem_norm = nn.LayerNorm(embed)
+        # Deeper blocks are dropped more often. On the CPU even where the network is built on meta,
+        # whose values nobody can read.
         rates = torch.linspace(0, drop_path, sum(depths), device="cpu").tolist()
         self.stages = nn.ModuleList()
         for width, depth, count in zip(self.outputs, depths, heads, strict=True):
+            # One pair of plans for all blocks of a stage: their constants exist once.
             groups = [
                 Groups(partial(window_plan, window=window, shift=shift))
                 for shift in (0, window // 2)

@@ -105,6 +105,7 @@ class BiSeNetV1(Network):
     def context(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image -> maps (N, width, h, w) at strides 8 and 16."""
         _, shallow, middle, deep = self.backbone(image)
+        # The mean has one pixel: added as it is, it is what the reference's resize would give.
         x = self.refine32(deep) + self.mean(global_mean(deep))
         half = self.smooth32(repeat(x, like=middle))
         x = self.refine16(middle) + half
@@ -211,7 +212,7 @@ class BGA(nn.Module):
 
 
 class BoosterHead(nn.Module):
-    """Auxiliary logits of the image's size from a map at stride `factor`."""
+    """Auxiliary logits: (N, inputs, H/factor, W/factor) -> (N, classes, H, W)."""
 
     def __init__(self, inputs: int, num_classes: int, factor: int):
         super().__init__()
@@ -252,7 +253,7 @@ class BiSeNetV2(Network):
         self.context = ContextEmbedding(width)
         self.aggregation = BGA(width)
         self.head = Head(width, 1024, num_classes)
-        self.head.dropout = nn.Dropout(0.1)
+        self.head.dropout = nn.Dropout(0.1)  # of single values, as the reference, not channels
         self.upsample_logits = BilinearUpsample(8, align_corners=False)
         self.extra = TrainingOnly(
             {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ def crossing_plan(height: int, width: int, size: int, interval: int, code: int) 
     of `size` x `size` tokens in that of 2023. A map with a side of at most `size` has near groups
     only, of its shorter (2021) or longer (2023) side. Padded keys are hidden.
     """
+    # Neither rule can be told from a checkpoint: the weights have the same names and shapes.
     if min(height, width) <= size:
         size, interval = (min if code == 2021 else max)(height, width), 0
     shape = (size, size)
@@ -61,6 +63,7 @@ def offsets(rows: int, columns: int) -> Tensor:
 
 
 def offset_index(rows: int, columns: int) -> Tensor:
+    """(tokens, tokens): `relative_index` as a tensor."""
     return torch.from_numpy(relative_index(rows, columns))
 
 
@@ -181,22 +184,19 @@ class CrossFormer(nn.Module):
         return features
 
 
-BACKBONES = {
+BACKBONES: dict[str, dict[str, Any]] = {
     "s": {"embed": 96, "depths": (2, 2, 6, 2), "drop_path": 0.2},
     "b": {"embed": 96, "depths": (2, 2, 18, 2), "drop_path": 0.3},
     "l": {"embed": 128, "depths": (2, 2, 18, 2), "drop_path": 0.5},
 }
 
 
-def _with_fpn(num_classes: int, size: str, **options: object) -> EncoderDecoder:
-    backbone = CrossFormer(**BACKBONES[size] | options)  # type: ignore[arg-type]
-    return EncoderDecoder(backbone, SemanticFPN(backbone.outputs, num_classes))
-
-
-def _with_upernet(num_classes: int, size: str, **options: object) -> EncoderDecoder:
-    backbone = CrossFormer(**BACKBONES[size] | options)  # type: ignore[arg-type]
-    head = UPerHead(backbone.outputs, num_classes)
-    return EncoderDecoder(backbone, head, fcn_head(backbone.outputs[2], 256, num_classes))
+def _crossformer(num_classes: int, head: str, size: str, **options: Any) -> EncoderDecoder:
+    backbone = CrossFormer(**BACKBONES[size] | options)
+    if head == "fpn":
+        return EncoderDecoder(backbone, SemanticFPN(backbone.outputs, num_classes))
+    upernet = UPerHead(backbone.outputs, num_classes)
+    return EncoderDecoder(backbone, upernet, fcn_head(backbone.outputs[2], 256, num_classes))
 
 
 _BLOCK = ("backbone.layers.{i}.blocks.{j}", "backbone.stages.{i}.{j}")
@@ -221,12 +221,10 @@ def _variant(
     score: tuple[float, float | None] | None = None,
 ) -> Variant:
     """grouping: by default the one whose reported cost it is, G14 with FPN and G7 with UPerNet."""
-    make, keys = (
-        (_with_fpn, FPN_KEYS) if head == "fpn" else (_with_upernet, (*UPER_KEYS, *AUXILIARY_KEYS))
-    )
+    keys = FPN_KEYS if head == "fpn" else (*UPER_KEYS, *AUXILIARY_KEYS)
     grouping = grouping or (G14 if head == "fpn" else G7)
     return Variant(
-        partial(make, size=size, grouping=grouping, code=code),
+        partial(_crossformer, head=head, size=size, grouping=grouping, code=code),
         keys=(*BACKBONE_KEYS, *keys),
         size=(1024, 1024),
         paper="Wang et al., ICLR 2022",

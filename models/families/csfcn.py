@@ -160,6 +160,7 @@ class DeployedSFC(SFC):
         first = plain.offset_hidden.conv
         if first.bias is None:
             raise ValueError("fold the norms first: the merged convolution needs their bias")
+        # In double: the product of two matrices is rounded once, when it is stored.
         shallow, deep = first.weight.detach().flatten(1).double().chunk(2, dim=1)
         if plain.squeeze is not None:
             squeezes = [

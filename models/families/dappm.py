@@ -71,6 +71,7 @@ class PAPPM(PoolingPyramid):
     def __init__(self, inputs: int, width: int, outputs: int):
         super().__init__(inputs, width, outputs)
         levels = len(POOLS) + 1
+        # One grouped convolution, in place of DAPPM's four that wait for each other.
         self.process = NormConv(levels * width, levels * width, kernel=3, groups=levels)
 
     def combine(self, first: Tensor, pooled: list[Tensor]) -> list[Tensor]:
@@ -111,6 +112,7 @@ def norm_conv_keys(theirs: str, ours: str, first: int = 0) -> tuple[Row, ...]:
 
 
 def head_keys(theirs: str, ours: str) -> tuple[Row, ...]:
+    """Of a NormHead."""
     return (
         (f"{theirs}.bn1", f"{ours}.norm"),
         *conv_norm_keys(theirs, f"{ours}.hidden", ("conv1", "bn2")),

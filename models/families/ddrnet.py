@@ -66,6 +66,7 @@ class DDRNet(Network):
         """(logits, high-resolution map after the first exchange), both at stride 8."""
         x = self.layer2(self.layer1(self.stem(image)))
         own, high = self.layer3(x), self.high3(x)
+        # Both branches take from each other's state of before the exchange.
         low = own + self.down3(F.relu(high))
         first = high + resize(self.compression3(F.relu(own)), like=x)
         own, high = self.layer4(F.relu(low)), self.high4(F.relu(first))

@@ -50,7 +50,7 @@ class DeployedFusedContext(nn.Module):
         super().__init__()
         layers = plain.fine, plain.middle, plain.deep
         weights = [layer.weight.detach().double().flatten(1) for layer in layers]
-        weights[2] = weights[2].T
+        weights[2] = weights[2].T  # a transposed convolution's weight is (inputs, outputs)
         fuse = plain.fuse.weight.detach().double().flatten(1)
         parts = fuse.chunk(3, dim=1)
         merged = [part @ weight for part, weight in zip(parts, weights, strict=True)]
@@ -67,7 +67,10 @@ class DeployedFusedContext(nn.Module):
 
 
 class DeepContext(nn.Module):
-    """The deepest map alone in place of `FusedContext`, enlarged to the middle one's size."""
+    """The deepest map alone in place of `FusedContext`, at the middle one's size.
+
+    Three maps as there -> (N, outputs, H/16, W/16)
+    """
 
     def __init__(self, inputs: Sequence[int], outputs: int):
         super().__init__()
@@ -133,7 +136,7 @@ class SpatialMlp(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """Attention of `queries` to `values` tokens, each behind a norm."""
+    """Attention of `queries` (N, Q, C) to `values` (N, V, C), each behind a norm -> (N, Q, C)."""
 
     def __init__(self, width: int, heads: int, levels: int):
         super().__init__()
@@ -198,7 +201,10 @@ class SICM(TokenAttention):
 
 
 class CrossBlock(nn.Module):
-    """The context corrected by the spatial tokens, then these by the corrected context."""
+    """The context corrected by the spatial tokens, then these by the corrected context.
+
+    context (N, Q, C), spatial (N, V, C) -> the same
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..backbones.resnet import deep_stem_keys, resnet50, stage_keys
 from ..layers import (
+    BINS,
     BilinearUpsample,
     Constant,
     ConvNorm,
@@ -22,12 +23,9 @@ from ..layers import (
     pooling_matrix,
     resize,
     spreading_matrix,
-    square_bins,
 )
 from ..network import Network
 from ..variant import CITYSCAPES, Row, Score, Variant, conv_norm_keys
-
-BINS = square_bins((1, 2, 3, 6), 0, 0)
 
 
 class PyramidPooling(nn.Module):
@@ -83,6 +81,7 @@ class ICNet(Network):
         self.upsample_logits = nn.Sequential(
             BilinearUpsample(2, align_corners=True), BilinearUpsample(4, align_corners=True)
         )
+        # ImageNet's classifier, which the reference's checkpoints bring along.
         self.unused = keep_unused(classifier=nn.Linear(deep, 1000))
         he_normal(self)
 

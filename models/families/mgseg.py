@@ -87,6 +87,7 @@ class FGR(nn.Module):
     def forward(self, maps: list[Tensor], deep: Tensor) -> Tensor:
         *granular, logits = maps
         weights = self.twice(self.weights(self.twice(self.expand(self.hidden(deep)))))
+        # Four weights a class: one for each granular map, and one for the logits.
         columns = weights.unflatten(1, (logits.shape[1], 4)).split(1, dim=2)
         total = columns[3].squeeze(2) * logits
         for column, conv, x in zip(columns[:3], self.maps, granular, strict=True):

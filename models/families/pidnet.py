@@ -55,7 +55,10 @@ class PagFM(nn.Module):
 
 
 class LightBag(nn.Module):
-    """Light-Bag: at boundaries the detail map counts, elsewhere the context; (N, C, h, w) each."""
+    """Light-Bag: at boundaries the detail map counts, elsewhere the context.
+
+    detail, context, boundary (N, C, h, w) -> the same
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -68,7 +71,10 @@ class LightBag(nn.Module):
 
 
 class Bag(nn.Module):
-    """Bag: as LightBag, mixed first and then smoothed."""
+    """Bag: as LightBag, mixed first and then smoothed.
+
+    detail, context, boundary (N, C, h, w) -> the same
+    """
 
     def __init__(self, channels: int):
         super().__init__()

@@ -96,6 +96,7 @@ class Learner(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm_tokens(to_tokens(x))
+        # Tokens and embeddings meet without a map between: the classes are the classifier.
         logits = self.classes(tokens) @ tokens.transpose(1, 2)
         return logits.unflatten(2, x.shape[-2:])
 

@@ -18,7 +18,10 @@ from ..variant import Row, Variant, conv_norm_keys
 
 
 class SCA(nn.Module):
-    """SCA: (N, C, h, w) times the sum of a gate for each position and one for each channel."""
+    """SCA: a map times the sum of a gate for each position and one for each channel.
+
+    (N, C, h, w) -> the same
+    """
 
     def __init__(self, channels: int, kernel: int = 3):
         super().__init__()
@@ -174,6 +177,7 @@ class SFANet(Network):
 
 
 def sca_keys(theirs: str, ours: str) -> tuple[Row, ...]:
+    """Of an SCA."""
     return (
         (f"{theirs}.spatial.0", f"{ours}.spatial"),
         (f"{theirs}.channel.conv", f"{ours}.channel"),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..backbones.resnet import ResNet, deep_stem_keys, resnet18, resnet50, stage_keys
 from ..heads import head_keys
 from ..layers import (
+    BINS,
     BilinearUpsample,
     Constant,
     ConvNorm,
@@ -31,12 +32,10 @@ from ..layers import (
     pooling_matrix,
     resize,
     spreading_matrix,
-    square_bins,
 )
 from ..network import Network
-from ..variant import CITYSCAPES, REPOSITORY, Keys, Row, Score, Variant, conv_norm_keys
+from ..variant import CITYSCAPES, PUBLISHED, REPOSITORY, Keys, Row, Score, Variant, conv_norm_keys
 
-BINS = square_bins((1, 2, 3, 6), 0, 0)
 CELLS = [rows * columns for rows, columns in BINS]
 
 
@@ -122,7 +121,7 @@ class FAM(nn.Module):
 
 
 class DeployedFAM(nn.Module):
-    """FAM with the linear chain to the flow merged, see `FlowTaps`."""
+    """FAM with the linear chain to the flow merged, see `FlowTaps`: the same maps in and out."""
 
     def __init__(self, plain: FAM):
         super().__init__()
@@ -152,6 +151,7 @@ class FlowTaps(nn.Module):
             taps.append(make_pointwise(weight.flatten(0, 2), None, flow.weight.dtype))
         self.deep, self.shallow = taps
         self.gather = nn.Conv2d(9 * outputs, outputs, 3, padding=1, bias=False)
+        # Tap t of output o moves to its place in the 3x3 window, and to output o alone.
         ones = torch.einsum("op,st->opst", torch.eye(outputs), torch.eye(9))
         weight = ones.reshape(outputs, 9 * outputs, 3, 3)
         self.gather.weight = nn.Parameter(weight.to(flow.weight.dtype))
@@ -268,34 +268,23 @@ class GatedFlow(nn.Module):
         reduced = resize(self.deep_down(deep), like=shallow, align_corners=True)
         flows = self.flow(torch.cat([reduced, self.shallow_down(shallow)], dim=1))
         deep_flow, shallow_flow = flows.split(2, dim=1)
-        summary = [f(x) for f in (_mean, _most) for x in (reduced, shallow)]
-        gate = torch.sigmoid(self.gate(torch.cat(summary, dim=1)))
+        means = [x.mean(1, keepdim=True) for x in (reduced, shallow)]
+        largest = [x.amax(1, keepdim=True) for x in (reduced, shallow)]
+        gate = torch.sigmoid(self.gate(torch.cat([*means, *largest], dim=1)))
         return self.warp(deep, deep_flow) * gate + self.warp(shallow, shallow_flow) * (1 - gate)
 
 
-def _mean(x: Tensor) -> Tensor:
-    return x.mean(1, keepdim=True)
+DILATED: dict[str, Any] = {"dilations": (1, 1, 2, 4)}
 
 
-def _most(x: Tensor) -> Tensor:
-    return x.amax(1, keepdim=True)
-
-
-DILATED = {"dilations": (1, 1, 2, 4)}
-
-
-def _sfnet(num_classes: int, depth: int, **options: object) -> SFNet:
-    backbone = _resnet18() if depth == 18 else resnet50(64, depth, **DILATED)
-    width = 128 if depth == 18 else 256
-    return SFNet(num_classes, backbone, width, **options)  # type: ignore[arg-type]
-
-
-def _resnet18() -> ResNet:
-    return resnet18("deep", **DILATED)
+def _sfnet(num_classes: int, depth: int, **options: Any) -> SFNet:
+    if depth == 18:
+        return SFNet(num_classes, resnet18("deep", **DILATED), 128, **options)
+    return SFNet(num_classes, resnet50(64, depth, **DILATED), 256, **options)
 
 
 def _sfnet_lite(num_classes: int) -> SFNetLite:
-    return SFNetLite(num_classes, _resnet18())
+    return SFNetLite(num_classes, resnet18("deep", **DILATED))
 
 
 KEYS = (
@@ -355,36 +344,34 @@ LITE_KEYS = (
 
 
 def _variant(
-    make: Callable[..., Network], keys: Keys = KEYS, *scores: Score, **facts: Any
+    make: Callable[..., Network],
+    keys: Keys = KEYS,
+    miou: float | None = None,  # in % on Cityscapes val
+    source: str = REPOSITORY,
+    paper: str = "Li et al., ECCV 2020",
+    reference: str = "an mmsegmentation one",
 ) -> Variant:
-    facts = {"paper": "Li et al., ECCV 2020", "reference": "an mmsegmentation one"} | facts
     return Variant(
-        make, keys, (1024, 2048), scores=scores, multiple=32, align_corners=True, **facts
+        make,
+        keys,
+        size=(1024, 2048),
+        paper=paper,
+        reference=reference,
+        scores=() if miou is None else (Score(CITYSCAPES, miou, source=source),),
+        multiple=32,
+        align_corners=True,
     )
 
 
 _OWN = "github.com/lxtGH/SFSegNets"
 VARIANTS = {
-    "sfnet_r18": _variant(
-        partial(_sfnet, depth=18), KEYS, Score(CITYSCAPES, 78.03, source=REPOSITORY)
-    ),
-    "sfnet_r18_dsn": _variant(
-        partial(_sfnet, depth=18, supervised=True),
-        KEYS,
-        Score(CITYSCAPES, 78.31, source=REPOSITORY),
-    ),
-    "sfnet_r50": _variant(
-        partial(_sfnet, depth=50), KEYS, Score(CITYSCAPES, 80.17, source=REPOSITORY)
-    ),
-    "sfnet_r101": _variant(
-        partial(_sfnet, depth=101), KEYS, Score(CITYSCAPES, 81.01, source=REPOSITORY)
-    ),
+    "sfnet_r18": _variant(partial(_sfnet, depth=18), miou=78.03),
+    "sfnet_r18_dsn": _variant(partial(_sfnet, depth=18, supervised=True), miou=78.31),
+    "sfnet_r50": _variant(partial(_sfnet, depth=50), miou=80.17),
+    "sfnet_r101": _variant(partial(_sfnet, depth=101), miou=81.01),
     "sfnet_r18_rep": _variant(partial(_sfnet, depth=18, head="rep")),
     "sfnet_r18_official": _variant(
-        partial(_sfnet, depth=18, official=True),
-        OFFICIAL_KEYS,
-        Score(CITYSCAPES, 78.4),
-        reference=_OWN,
+        partial(_sfnet, depth=18, official=True), OFFICIAL_KEYS, 78.4, PUBLISHED, reference=_OWN
     ),
     "sfnet_lite_r18": _variant(
         _sfnet_lite, LITE_KEYS, paper="Li et al., IJCV 2023", reference=_OWN

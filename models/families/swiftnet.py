@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbones.resnet import WIDTHS, ResNet, resnet18, stage_keys
+from ..backbones.resnet import WIDTHS, resnet18, stage_keys
 from ..fuse import deploy
 from ..layers import (
     BilinearUpsample,
@@ -52,7 +52,7 @@ class SpatialPyramid(nn.Module):
         self.pooling = Constant(spp_pooling)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 0.005
+                module.momentum = 0.005  # as in the reference
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.reduce(x)
@@ -83,10 +83,10 @@ class UpsampleBlend(nn.Module):
 class SwiftNet(Network):
     """image (N, 3, H, W) -> logits (N, classes, H, W), of one image scale."""
 
-    def __init__(self, num_classes: int, backbone: ResNet):
+    def __init__(self, num_classes: int):
         super().__init__()
-        self.backbone = backbone
-        *skips, deep = backbone.outputs
+        self.backbone = resnet18()
+        *skips, deep = self.backbone.outputs
         self.spp = SpatialPyramid(deep, WIDTH)
         self.upsample = nn.ModuleList(UpsampleBlend(inputs, WIDTH) for inputs in reversed(skips))
         self.classifier = NormConv(WIDTH, num_classes, bias=True)
@@ -103,7 +103,10 @@ class SwiftNet(Network):
 
 
 class LevelNorm(nn.ModuleList):
-    """A batch norm for each level of the image pyramid; `level` says which is in use."""
+    """A batch norm for each level of the image pyramid; `level` says which is in use.
+
+    (N, C, h, w) -> the same
+    """
 
     level = 0
 
@@ -252,10 +255,6 @@ PYRAMID_KEYS = (
 )
 
 
-def _swiftnet(num_classes: int) -> SwiftNet:
-    return SwiftNet(num_classes, resnet18())
-
-
 _variant = partial(
     Variant,
     size=(1024, 2048),
@@ -266,6 +265,6 @@ _variant = partial(
     multiple=4,
 )
 VARIANTS = {
-    "swiftnet_r18": _variant(_swiftnet, KEYS, scores=(Score(CITYSCAPES_TEST, 75.5),)),
+    "swiftnet_r18": _variant(SwiftNet, KEYS, scores=(Score(CITYSCAPES_TEST, 75.5),)),
     "swiftnet_r18_pyramid": _variant(SwiftNetPyramid, PYRAMID_KEYS),
 }
