@@ -4,19 +4,19 @@ from ..errors import CheckpointError
 from .checkpoints import digest, save_checkpoint
 from .fuse import deploy
 from .loading import load_checkpoint
-from .network import Info, Network
+from .network import Network, NetworkInfo
 from .pipeline import FrameToLabels
 from .registry import VARIANTS, build
 from .variant import Variant
-from .zoo import Cost, count
+from .zoo import NetworkCost, count
 
 __all__ = [
     "VARIANTS",
     "CheckpointError",
-    "Cost",
     "FrameToLabels",
-    "Info",
     "Network",
+    "NetworkCost",
+    "NetworkInfo",
     "Variant",
     "build",
     "count",

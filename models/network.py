@@ -19,7 +19,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Info:
+class NetworkInfo:
     """What a built network wants as its input, and what it gives back.
 
     Attributes:
@@ -67,7 +67,7 @@ class Network(nn.Module, ABC):
         upsample_logits: what the reference does to the head's logits before it returns them.
     """
 
-    info: Info
+    info: NetworkInfo
     keys: Sequence[tuple[str, str | None]] = ()
     upsample_logits: nn.Module
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError, UsageError
-from .network import IMAGENET_MEAN, IMAGENET_STD, Info, Network
+from .network import IMAGENET_MEAN, IMAGENET_STD, Network, NetworkInfo
 
 Triple = tuple[float, float, float]
 Size = tuple[int, int]
@@ -60,7 +60,7 @@ class Normalization:
 
     @property
     def rgb(self) -> tuple[Triple, Triple]:
-        """(mean, std) in RGB order of pixels in 0..1, as `Info` keeps them."""
+        """(mean, std) in RGB order of pixels in 0..1, as `NetworkInfo` keeps them."""
         unit = 255 * self.scale
         step = 1 if self.order == "rgb" else -1
         mean, std = ([value / unit for value in values[::step]] for values in (self.mean, self.std))
@@ -126,7 +126,12 @@ class OwnNetwork(Network):
     """
 
     def __init__(
-        self, module: nn.Module, info: Info, output: str | int | None, order: str, resizes: int = 0
+        self,
+        module: nn.Module,
+        info: NetworkInfo,
+        output: str | int | None,
+        order: str,
+        resizes: int = 0,
     ):
         super().__init__()
         self.module = module
@@ -219,7 +224,7 @@ def wrap_module(
     classes = _count_classes(logits, num_classes)
     name = re.sub(r"[^a-z0-9]+", "_", (name or type(module).__name__).lower()).strip("_")
     mean, std = found.rgb
-    info = Info(name, classes, mean, std, multiple=1, align_corners=corners)
+    info = NetworkInfo(name, classes, mean, std, multiple=1, align_corners=corners)
     return OwnNetwork(module, info, output, found.order, resizes).eval()
 
 

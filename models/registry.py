@@ -24,7 +24,7 @@ from .families import (
     sfnet,
     swiftnet,
 )
-from .network import Info, Network
+from .network import Network, NetworkInfo
 from .variant import Variant
 
 FAMILIES = (  # a new one: its import above, its name here; the order is that of `rtseg models`
@@ -62,7 +62,7 @@ def build(variant: str, num_classes: int = 19, **options: Any) -> Network:
     if not 2 <= num_classes <= 255:
         raise UsageError(f"num_classes must lie in 2..255 (labels are uint8), not {num_classes}")
     network: Network = entry.make(num_classes, **options)
-    network.info = Info(
+    network.info = NetworkInfo(
         variant, num_classes, entry.mean, entry.std, entry.multiple, entry.align_corners
     )
     network.keys = entry.keys

@@ -25,7 +25,7 @@ COSTS = Path(__file__).with_name("costs.json")
 
 
 @dataclass(frozen=True)
-class Cost:
+class NetworkCost:
     """What a network takes for one image.
 
     Attributes:
@@ -40,14 +40,14 @@ class Cost:
     layers: int
 
 
-def count(network: nn.Module, size: tuple[int, int]) -> Cost:
+def count(network: nn.Module, size: tuple[int, int]) -> NetworkCost:
     """The cost of one (height, width) image; nothing is computed, so any size is quick."""
     shadow = copy_to_meta(network).requires_grad_(False)
     image = torch.empty(1, 3, *size, device="meta", dtype=next(shadow.parameters()).dtype)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(image)
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
-    return Cost(
+    return NetworkCost(
         macs=counter.get_total_flops() // 2,  # PyTorch counts a multiply-add as two
         params=sum(p.numel() for p in network.parameters()),
         layers=sum(isinstance(m, kinds) for m in network.modules()),

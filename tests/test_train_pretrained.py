@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from rtseg.errors import CheckpointError
-from rtseg.models import VARIANTS, Info, build
+from rtseg.models import VARIANTS, NetworkInfo, build
 from rtseg.models.backbones.swin import ORIGINAL, ORIGINAL_KEYS, UNFOLDED, Swin
 from rtseg.models.checkpoints import official_names, rename_keys
 from rtseg.models.families.senformer import SenFormer
@@ -68,7 +68,7 @@ def swin(window, layout):
     torch.manual_seed(window)
     network = Swin(32, (2, 1, 1, 1), (1, 2, 4, 8), window=window, layout=layout)
     senformer = SenFormer(network, 5, shared=True)
-    senformer.info = Info("senformer_swin_t", 5, multiple=4)
+    senformer.info = NetworkInfo("senformer_swin_t", 5, multiple=4)
     senformer.keys = VARIANTS["senformer_swin_t"].keys
     return senformer
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN, RULE, Golden, read_golden
 from rtseg.errors import CheckpointError
 from rtseg.export.graph import to_onnx
-from rtseg.models import FrameToLabels, Info, Network, build, count, deploy, load_checkpoint
+from rtseg.models import FrameToLabels, Network, NetworkInfo, build, count, deploy, load_checkpoint
 from rtseg.models.attention import Groups, group, window_plan
 from rtseg.models.backbones.convnext import ConvNeXt
 from rtseg.models.backbones.swin import ORIGINAL, UNFOLDED, PatchMerging, Swin
@@ -127,7 +127,7 @@ def small(name: str) -> Network:
     else:
         swin = Swin(32, (2, 2, 1, 1), (1, 2, 4, 8), window=4, layout=UNFOLDED)
         network = SenFormer(swin, 5, shared=name == "senformer")
-    network.info = Info(name, 5, multiple=32 if name.startswith("crossformer") else 4)
+    network.info = NetworkInfo(name, 5, multiple=32 if name.startswith("crossformer") else 4)
     entries = [[key, list(value.shape)] for key, value in network.state_dict().items()]
     state = {key: torch.from_numpy(value) for key, value in RULE.state_dict(entries).items()}
     network.load_state_dict(state, strict=False)

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from ..data.transforms import fitting_factor
-from ..models import Info, Network
+from ..models import Network, NetworkInfo
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def normalize(frames: Tensor, info: Info) -> Tensor:
+def normalize(frames: Tensor, info: NetworkInfo) -> Tensor:
     """frames (N, H, W, 3) uint8 BGR -> (N, 3, H, W) float32 RGB as `info` says, channels last."""
     rgb = frames.flip(-1).float()
     mean = torch.tensor(info.mean, device=frames.device) * 255

@@ -8,7 +8,6 @@ Gradients pass as if nothing were rounded, and are zero for what lies outside of
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ..models import Network
 from ..models.layers import TrainingOnly
+from ..models.network import copy_to_meta
 
 LOW, HIGH = -128, 127  # int8; ranges are symmetric and end at HIGH
 # The share of a batch's values that a range leaves out. Export's default calibration leaves out
@@ -135,7 +135,7 @@ def positions(network: Network, size: tuple[int, int]) -> set[str]:
     Found in the gradient's graph of a shadow without data, the way `export.candidates` finds them
     in ONNX.
     """
-    shadow = copy.deepcopy(network).eval().to("meta")
+    shadow = copy_to_meta(network)
     makers: dict[Any, str] = {}
 
     def note(name: str) -> Callable[..., None]:

@@ -228,7 +228,7 @@ def _norm_conv(theirs: str, ours: str) -> tuple[Row, ...]:
 
 _COMMON = (
     *_norm_conv("logits", "classifier"),
-    ("backbone.img_mean", None),  # the normalization, which Info holds
+    ("backbone.img_mean", None),  # the normalization, which NetworkInfo holds
     ("backbone.img_std", None),
 )
 KEYS = (
