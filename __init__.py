@@ -29,8 +29,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .export.artifact import Artifact
-    from .export.export import export
+    from .export.export import Artifact, export
     from .models.loading import Model, load_model
     from .runtime import Card, Drive, Segmenter, load
     from .speed.bench import bench

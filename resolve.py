@@ -105,7 +105,7 @@ def resolve_artifact(
     model = load_source(what, weights, classes)
     paths = cached_export(
         model,
-        size or default_size(model),
+        size or model.trained_size,
         [chosen],
         graph_precision(device),
         lambda step, share: progress(step),
@@ -122,13 +122,6 @@ def open_segmenter(
 ) -> Segmenter:
     """The Segmenter of whatever `resolve_artifact` takes; options are that function's."""
     return load(resolve_artifact(what, backend=backend, device=device, **options), backend, device)
-
-
-def default_size(model: Model) -> Size:
-    """(height, width) in pixels that a network is used at where nobody says."""
-    from .models import VARIANTS
-
-    return VARIANTS[model.network.info.name].size
 
 
 def check_backends(backends: Iterable[str]) -> None:
@@ -216,14 +209,11 @@ def cached_export(
     if missing := [targets[backend] for backend, path in paths.items() if not path.exists()]:
         logger.info("export into the cache", extra={"artifact": stem, "folder": str(folder)})
         export(
-            model.network,
-            [size],
+            model,
+            size,
             missing,
             precision,
             out=folder,
-            classes=model.classes,
-            weights_from=model.weights_from,
-            trained=model.trained,
             calibration=Calibration(calib) if precision == "int8" and calib else None,
             progress=lambda step: progress(f"exporting {step}", 0.0),
         )

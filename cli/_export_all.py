@@ -28,8 +28,7 @@ def export_zoo(
     Empty targets and precisions are `export_all`'s own.
     """
     need("torch", "PyTorch", "export", "export")
-    from ..export.all_table import as_rich
-    from ..export.export_zoo import TABLE, export_all, matching
+    from ..export.export_zoo import TABLE, build_table, export_all, select_variants
 
     asked = parse_sizes(sizes) or [DEFAULT_SIZE]
     if len(asked) > 1:
@@ -37,7 +36,7 @@ def export_zoo(
     wanted = {"targets": tuple(targets), "precisions": tuple(precisions)}
     with working() as step:
         rows = export_all(
-            matching(only),
+            select_variants(only),
             asked[0],
             folder,
             frames=scenes,
@@ -45,7 +44,7 @@ def export_zoo(
             progress=step,
             **{name: value for name, value in wanted.items() if value},
         )
-    show(json.dumps([row.as_json() for row in rows], indent=2), as_rich(rows), as_json)
+    show(json.dumps([row.as_dict() for row in rows], indent=2), build_table(rows), as_json)
     if failed := [row.key for row in rows if row.faults]:
         table = (folder / TABLE).with_suffix(".md")
         raise JobFailed(f"{len(failed)} of {len(rows)} failed: {', '.join(failed)}; why: {table}")

@@ -69,6 +69,11 @@ class Method(str, Enum):
     minmax = "minmax"
 
 
+class Fit(str, Enum):
+    letterbox = "letterbox"
+    stretch = "stretch"
+
+
 class Outputs(str, Enum):
     labels = "labels"
     logits = "logits"

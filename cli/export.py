@@ -14,6 +14,7 @@ from ._console import JobFailed, need, note, show, working
 from ._export_all import export_zoo
 from ._options import (
     Classes,
+    Fit,
     Json,
     Method,
     Outputs,
@@ -42,7 +43,13 @@ def export(
         Option(help="Precision inside the graph: by default fp32, with --all fp16 and fp32."),
     ] = None,
     output: Annotated[Outputs, Option(help="What the graph gives.")] = Outputs.labels,
+    fit: Annotated[
+        Fit, Option(help="How frames of another aspect come to the size.")
+    ] = Fit.letterbox,
     frames: Annotated[Path | None, Option(help="Images to prove it on; else drawn scenes.")] = None,
+    proof_frames: Annotated[
+        int, Option(min=1, help="How many of those images to take, spread over them.")
+    ] = 24,
     labels: Annotated[
         Path | None, Option(help="Label PNGs of the frames, by the same names: proves the mIoU.")
     ] = None,
@@ -94,16 +101,12 @@ def export(
     need("torch", "PyTorch", "export", "export")
     from ..errors import ProofError
     from ..export import export as run
-    from ..export.artifact import entry
     from ..export.calibrate import Calibration
-    from ..export.parity import read_frames
     from ..export.present import artifact_table
-    from ..models import VARIANTS
     from ..models.loading import open_source
 
     sizes = parse_sizes(size)
     source = open_source(model, weights, class_set(classes))
-    pictures, truth = read_frames(frames, labels)
     targets = targets or [Target.onnx.value]
     for_triton = Target.triton.value in targets
     if for_triton:  # it serves artifacts, and always has the ONNX one
@@ -115,17 +118,16 @@ def export(
     try:
         with working() as step:
             artifacts = run(
-                source.network,
-                sizes or [VARIANTS[source.network.info.name].size],
+                source,
+                sizes or None,
                 targets,
                 (precision or Precision.fp32).value,
                 out=folder,
-                outputs=output.value,
-                classes=source.classes,
-                weights_from=source.weights_from,
-                trained=source.trained,
-                frames=pictures,
-                truth=truth,
+                output=output.value,
+                fit=fit.value,
+                frames=frames,
+                labels=labels,
+                proof_frames=proof_frames,
                 engine={"compute_capabilities": tuple(compute_capability or ()), "log_level": log},
                 label_kernel=label_kernel,
                 calibration=Calibration(calib, calibration.value, calib_frames) if calib else None,
@@ -136,7 +138,7 @@ def export(
     if for_triton:
         _write_repository(artifacts, folder / "triton")
     show(
-        json.dumps([entry(a) | {"file": str(a.path)} for a in artifacts], indent=2),
+        json.dumps([a.as_dict() | {"file": str(a.path)} for a in artifacts], indent=2),
         artifact_table(artifacts),
         as_json,
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -29,3 +33,31 @@ def digest_of(path: Path) -> str:
         while block := file.read(1 << 22):
             summary.update(block)
     return summary.hexdigest()
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path, purpose: str) -> Iterator[Path]:
+    """A folder in `parent` that is removed at the end, `.PURPOSE-*`; what processes that were
+    killed left there goes first."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f".{purpose}-*"):
+        with contextlib.suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with contextlib.ExitStack() as held:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{purpose}-"))
+        held.callback(shutil.rmtree, folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a file system without locks; nobody removes it either
+            held.enter_context(_locked(folder))
+        folder.mkdir(exist_ok=True)  # if another process took it for left over before it was locked
+        yield folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A folder held as long as this process lives; OSError if another holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)

@@ -77,16 +77,13 @@ def _export(
     """float32 graphs for CPUs, half precision for TensorRT; targets whose package is absent go."""
     common: dict[str, Any] = {
         "out": out,
-        "classes": source.classes,
-        "weights_from": source.weights_from,
-        "trained": source.trained,
         "frames": pictures[:2],
         "progress": step,
     }
     on_cpu = [t for t in ("onnx", "openvino") if installed(TARGETS[t][1])]
-    artifacts = export(source.network, SIZES, on_cpu, "fp32", **common)
+    artifacts = export(source, SIZES, on_cpu, "fp32", **common)
     if installed("tensorrt"):
-        artifacts += export(source.network, SIZES, ["tensorrt"], "fp16", **common)
+        artifacts += export(source, SIZES, ["tensorrt"], "fp16", **common)
     return artifacts
 
 

@@ -9,8 +9,7 @@ from ..errors import ExportError, MissingPackage, ProofError
 from ..runtime.packages import pip_line
 
 try:
-    from .artifact import Artifact
-    from .export import export
+    from .export import Artifact, export
 except ModuleNotFoundError as error:
     if error.name != "onnxruntime":
         raise

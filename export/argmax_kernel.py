@@ -35,7 +35,7 @@ THREADS_A_WARP = 32
 
 
 @dataclass(frozen=True)
-class Ending:
+class CutGraph:
     """`graph`: gives COARSE, of `shape` (1, C, h, w) and type `dtype`, in place of labels. weight,
     bias: of the 1x1 convolution that read it, where `enlarge` is a shuffle."""
 
@@ -47,21 +47,23 @@ class Ending:
     bias: NDArray[Any] | None = None
 
 
-def before_labels(graph: Path, card: Card) -> tuple[Path, Card, Callable[[Sequence[str]], bytes]]:
+def cut_before_labels(
+    graph: Path, card: Card
+) -> tuple[Path, Card, Callable[[Sequence[str]], bytes]]:
     """(the graph cut before its last enlargement, written beside it; that one's card; what makes
-    the kernel file for compute capabilities). Raises as `cut` and `compiled`."""
+    the kernel file for compute capabilities). Raises as `cut` and `compile_kernel`."""
     ending = cut(onnx.load(graph))
     coarse = graph.with_name(f"coarse-{graph.name}")
     coarse.write_bytes(ending.graph.SerializeToString())
     card = card.model_copy(update={"outputs": (COARSE,), "enlarge": ending.enlarge})
 
     def kernel(compute_capabilities: Sequence[str]) -> bytes:
-        return compiled(ending, card.size, compute_capabilities).to_bytes()
+        return compile_kernel(ending, card.size, compute_capabilities).to_bytes()
 
     return coarse, card, kernel
 
 
-def cut(graph: onnx.ModelProto) -> Ending:
+def cut(graph: onnx.ModelProto) -> CutGraph:
     """Raises ArtifactError where the graph's labels are no argmax of a bilinear resize, or of a
     pixel shuffle of a 1x1 convolution."""
     found = labels_source(graph.SerializeToString())
@@ -80,7 +82,7 @@ def cut(graph: onnx.ModelProto) -> Ending:
     kind = part.graph.output[0].type.tensor_type
     shape = tuple(side.dim_value for side in kind.shape.dim)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-    return Ending(part, enlarge, shape, dtype, _as(weight, dtype), _as(bias, dtype))
+    return CutGraph(part, enlarge, shape, dtype, _cast(weight, dtype), _cast(bias, dtype))
 
 
 def _head(graph: onnx.ModelProto, scores: str) -> tuple[str, NDArray[Any], NDArray[Any] | None]:
@@ -90,7 +92,7 @@ def _head(graph: onnx.ModelProto, scores: str) -> tuple[str, NDArray[Any], NDArr
     node = makers.get(scores)
     while node is not None and node.op_type in CARRIERS:
         node = makers.get(node.input[0])
-    if node is None or node.op_type != "Conv" or not _plain(node):
+    if node is None or node.op_type != "Conv" or not _is_plain(node):
         raise ArtifactError(
             "no kernel makes these labels, which a 1x1 convolution does not end in: export "
             "without --label-kernel"
@@ -102,7 +104,7 @@ def _head(graph: onnx.ModelProto, scores: str) -> tuple[str, NDArray[Any], NDArr
     return source, weight, bias[0] if bias else None
 
 
-def _plain(convolution: onnx.NodeProto) -> bool:
+def _is_plain(convolution: onnx.NodeProto) -> bool:
     facts = {each.name: onnx.helper.get_attribute_value(each) for each in convolution.attribute}
     ones = (*facts.get("strides", ()), *facts.get("dilations", ()), facts.get("group", 1))
     return set(ones) == {1} and not any(facts.get("pads", ()))
@@ -120,12 +122,12 @@ def _constant(
     return np.asarray(rounded.astype(np.float32) * scale.reshape(sides))
 
 
-def _as(values: NDArray[Any] | None, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+def _cast(values: NDArray[Any] | None, dtype: np.dtype[Any]) -> NDArray[Any] | None:
     return None if values is None else values.astype(dtype)
 
 
-def compiled(
-    ending: Ending, size: tuple[int, int], compute_capabilities: Sequence[str]
+def compile_kernel(
+    ending: CutGraph, size: tuple[int, int], compute_capabilities: Sequence[str]
 ) -> KernelFile:
     """The kernel for a frame of `size`, on GPUs of those compute capabilities ("8.6").
 
@@ -192,7 +194,7 @@ def _machine_code(
     )
 
 
-def _call(ending: Ending, launch: Launch, types: dict[str, str], made: dict[str, Any]) -> Call:
+def _call(ending: CutGraph, launch: Launch, types: dict[str, str], made: dict[str, Any]) -> Call:
     first = next(iter(made.values()))
     _, *others = launch.kernel.arg_names
     arguments = [COARSE, *(name for name in others if name in types)]

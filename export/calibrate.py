@@ -57,16 +57,17 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Picked:
-    """Frames (name, image): `used` to calibrate, `held_out` to judge by; `left_out` says why
-    others were not taken."""
+class CalibrationFrames:
+    """Frames (name, image): `used` to calibrate by `method`, `held_out` to judge by; `left_out`
+    says why others were not taken."""
 
+    method: str
     used: list[tuple[str, Image]]
     held_out: list[tuple[str, Image]]
     left_out: tuple[str, ...]
 
 
-def pick(wish: Calibration) -> Picked:
+def pick_frames(wish: Calibration) -> CalibrationFrames:
     """Frames of the folder and its subfolders, spread over all of it: one at random out of each of
     equally long stretches, every third held out.
 
@@ -75,12 +76,12 @@ def pick(wish: Calibration) -> Picked:
     """
     if wish.method not in METHODS:
         raise CalibrationError(f"calibration is {', '.join(METHODS)}, not {wish.method!r}")
-    paths = _spread(_images(wish.folder), wish)
+    paths = _draw_stretches(_images(wish.folder), wish)
     good: list[tuple[str, Image]] = []
     left_out = []
     for path in paths:
         image = read_image(path)
-        if fault := fault_of(image):
+        if fault := find_fault(image):
             left_out.append(f"{path.name} {fault}")
         else:
             good.append((path.stem, image))
@@ -92,7 +93,7 @@ def pick(wish: Calibration) -> Picked:
     _check_alike(good, wish.folder)
     held_out = good[HELD_OUT - 1 :: HELD_OUT]
     used = [frame for place, frame in enumerate(good) if place % HELD_OUT != HELD_OUT - 1]
-    return Picked(used, held_out, tuple(left_out))
+    return CalibrationFrames(wish.method, used, held_out, tuple(left_out))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -109,7 +110,7 @@ def _images(folder: Path) -> list[Path]:
     return paths
 
 
-def _spread(paths: list[Path], wish: Calibration) -> list[Path]:
+def _draw_stretches(paths: list[Path], wish: Calibration) -> list[Path]:
     """One path at random out of each of as many stretches as frames are wanted."""
     wanted = max(wish.frames * HELD_OUT // (HELD_OUT - 1), FEWEST)
     if len(paths) <= wanted:
@@ -119,7 +120,7 @@ def _spread(paths: list[Path], wish: Calibration) -> list[Path]:
     return [paths[random.integers(low, high)] for low, high in pairwise(bounds)]
 
 
-def fault_of(image: Image) -> str | None:
+def find_fault(image: Image) -> str | None:
     """Why a picture cannot be a camera frame of a street: None if it can."""
     height, width = SEEN
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -152,7 +153,7 @@ def _check_alike(frames: Sequence[tuple[str, Image]], folder: Path) -> None:
         )
 
 
-def ranges(
+def measure_ranges(
     model: onnx.ModelProto, kinds: Sequence[str], frames: Sequence[Image], method: str
 ) -> Any:
     """The range of every tensor that nodes of `kinds` read or write, as the quantizer takes it.
@@ -160,7 +161,7 @@ def ranges(
     frames: of the graph's size. The range is symmetric: TensorRT knows no zero point.
     """
     how, options = METHODS[method]
-    with tempfile.TemporaryDirectory() as folder, silent():
+    with tempfile.TemporaryDirectory() as folder, silence_quantizer():
         plain = Path(folder) / "plain.onnx"
         onnx.save(model, plain)
         calibrator = quantization.create_calibrator(
@@ -171,11 +172,11 @@ def ranges(
             extra_options={"symmetric": True, **options},
         )
         for frame in frames:  # one at a time: a call keeps all values of its frames in memory
-            calibrator.collect_data(_One(frame))
+            calibrator.collect_data(_SingleFrame(frame))
         return calibrator.compute_data()
 
 
-class _One(quantization.CalibrationDataReader):  # type: ignore[misc]
+class _SingleFrame(quantization.CalibrationDataReader):  # type: ignore[misc]
     """One frame (H, W, 3), as ONNX Runtime asks for it."""
 
     def __init__(self, frame: Image):
@@ -186,7 +187,7 @@ class _One(quantization.CalibrationDataReader):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def silent() -> Iterator[None]:
+def silence_quantizer() -> Iterator[None]:
     """Keep what ONNX Runtime's quantizer prints and logs off the terminal."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

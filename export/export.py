@@ -1,34 +1,39 @@
-"""The main path: network -> ONNX graph -> targets -> proof -> files under their names."""
+"""Main path of an export: network -> ONNX graph -> targets -> proof -> files under their names.
+
+Everything is made in a scratch folder inside the output folder and moved out of it once it has its
+proof and its card, the artifact itself last; an export that is killed leaves only the scratch
+folder, which the next one removes.
+"""
 
 from __future__ import annotations
 
 import json
-import tempfile
+import logging
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
 from .. import __version__
-from ..data.classes import CITYSCAPES, ClassSet
-from ..data.files import digest_of, write_atomically
-from ..data.scenes import scenes
+from ..data.files import digest_of, scratch_folder, write_atomically
+from ..data.letterbox import Fit
 from ..errors import ExportError, ProofError
 from ..models import Network, count, digest, save_checkpoint
+from ..models.loading import Model, load_model
 from ..runtime.artifact import Card, Precision, append_card, read_card, sidecar
 from ..runtime.backends.backend import BACKENDS, installed
 from ..runtime.packages import pip_line
-from . import calibrate
-from . import parity as proof
-from .artifact import Artifact, publish, write_report
-from .calibrate import Calibration, CalibrationError, Picked
+from . import parity
+from .calibrate import Calibration, CalibrationFrames, pick_frames
+from .conditions import compare_calibration, find_warnings, text_of
 from .graph import DTYPES, census, to_onnx
-from .sensitivity import Cost
+from .parity import MOST_FRAMES, Frames, ParityResult, ProofFrames, draw_frames, read_frames
+from .sensitivity import LayerCost
 
 TARGETS = {  # target: file ending, backend that runs it
     "onnx": (".onnx", "onnxruntime"),
@@ -39,89 +44,157 @@ TARGETS = {  # target: file ending, backend that runs it
 OUTPUTS = {"labels": ("labels",), "logits": ("logits",), "both": ("labels", "logits")}
 PRECISIONS = (*DTYPES, "int8")
 ONNX_LIMIT = 2**31  # bytes; protobuf holds no more
-Frames = Sequence[tuple[str, NDArray[np.uint8]]]
+DRAWN = 3  # scenes, where no frames are given
+Size = tuple[int, int]  # (height, width) in pixels
+Progress = Callable[[str], None]
+logger = logging.getLogger("rtseg")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file.
+
+    Attributes:
+        path, target, card: the file, what it was made for, and what it says of itself.
+        results: of the proof, one for each way of running it.
+        warnings: what the proof cannot see: a size or frames far from the training's.
+        costs: of the layers of an int8 graph.
+    """
+
+    path: Path
+    target: str
+    card: Card
+    results: tuple[ParityResult, ...]
+    warnings: tuple[str, ...] = ()
+    costs: tuple[LayerCost, ...] = ()
+
+    @property
+    def status(self) -> str:
+        if all(result.status == "not run" for result in self.results):
+            return "built, not proven"
+        return "proven" if self.passed else "failed"
+
+    @property
+    def passed(self) -> bool:
+        """No run fell below its bar. Computing in bfloat16 is optional: a fall there only means
+        that the runtime will not do it."""
+        return all(r.status != "failed" for r in self.results if r.precision != "bf16")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, as `report.json` keeps it."""
+        card = self.card
+        int8 = card.int8 and {
+            **card.int8.model_dump(),
+            "sensitivity": [asdict(cost) for cost in self.costs],
+        }
+        return {
+            "target": self.target,
+            "status": self.status,
+            "model": card.model,
+            "size": text_of(card.size),
+            "precision": card.precision,
+            "weights": card.weights,
+            "weights_from": card.weights_from,
+            "report": card.proof.report if card.proof else None,
+            "warnings": list(self.warnings),
+            "engine": card.engine.model_dump() if card.engine else None,
+            "int8": int8,
+            "tools": card.tools,
+            "runs": [asdict(result) for result in self.results],
+        }
 
 
 def export(
-    model: Network,
-    sizes: Sequence[tuple[int, int]],
-    targets: Sequence[str] = ("onnx",),
+    model: str | os.PathLike[str] | Network | Model,
+    size: Size | Sequence[Size] | None = None,
+    to: str | Sequence[str] = "onnx",
     precision: str = "fp32",
     *,
     out: Path = Path("artifacts"),
-    outputs: str = "labels",
-    classes: ClassSet | None = None,
-    weights_from: str = "memory",
-    trained: bool = True,
-    frames: Frames | None = None,
-    truth: Sequence[NDArray[np.uint8] | None] = (),
+    output: str = "labels",
+    fit: Fit = "letterbox",
+    frames: Path | Frames | None = None,
+    labels: Path | None = None,
+    proof_frames: int = MOST_FRAMES,
+    calibration: Calibration | None = None,
     engine: dict[str, Any] | None = None,
     label_kernel: bool = False,
-    calibration: Calibration | None = None,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda step: None,
 ) -> list[Artifact]:
-    """Export `model` (plain, not deployed) at each (height, width) to each target, and prove it.
-
-    targets: "onnx", "openvino", "tensorrt", "torch". precision: "fp32", "fp16" or "int8", of the
-    graph; "int8" needs `calibration`, and is proven on the frames that this holds out by default.
-    outputs: "labels", "logits" or "both". frames: (name, (H, W, 3) uint8 BGR) to prove it on, by
-    default drawn scenes; truth: their label maps (H, W) of the artifact's size, where there are
-    any. engine: options of `build_engine`. label_kernel: engines end before their last enlargement,
-    and a GPU kernel beside them makes the labels; their names end in `_kernel`. progress: called
-    with a line before each step.
+    """Export a network at each size to each target, and prove every file.
 
     Files are `VARIANT_HxW_PRECISION` plus the target's ending, in `out`, where `report.json` keeps
     the report of every artifact. An engine that cannot run on this machine carries its reference
     and is proven on the first machine that loads it.
 
-    Raises ExportError before anything is written, for a bad size, target, precision, class set or
-    calibration frames; ProofError after the report is written, if an artifact falls below the bar,
-    and before, if no int8 graph reaches it.
+    Args:
+        model: what `load_model` gives, or takes; plain, not deployed.
+        size: (height, width) in pixels, or several; by default that of the training.
+        to: "onnx", "openvino", "tensorrt", "torch", or several of them.
+        precision: "fp32", "fp16" or "int8", of the graph; int8 needs `calibration`, and is proven
+            on the frames that this holds out.
+        out: folder for the artifacts.
+        output: "labels", "logits" or "both".
+        fit: "letterbox" or "stretch", how frames of another aspect come to the size.
+        frames: a folder, or (name, (H, W, 3) uint8 BGR) each, to prove it on; else drawn scenes.
+        labels: folder with label PNGs of those frames, by the same names.
+        proof_frames: how many of the folder's frames to take, spread over it.
+        calibration: frames for int8.
+        engine: options of `build_engine`.
+        label_kernel: engines end before their last upsampling, and a GPU kernel beside them makes
+            the labels; their names end in `_kernel`.
+        progress: called with a line before each step.
+
+    Raises:
+        ExportError: before anything is written, for a bad size, target, precision, class set or
+            calibration frames.
+        ProofError: an artifact falls below the bar (the report is written), or no int8 graph
+            reaches it.
     """
-    classes = classes or _default_classes(model)
-    _check(model, sizes, targets, precision, outputs, classes)
-    if label_kernel and ("tensorrt" not in targets or outputs != "labels"):
+    model = load_model(model)
+    sizes = [model.trained_size] if size is None else _as_list(size, int)
+    targets = list(dict.fromkeys(_as_list(to, str)))
+    _check(model, sizes, targets, precision, output)
+    if label_kernel and ("tensorrt" not in targets or output != "labels"):
         raise ExportError("a label kernel is for engines that give labels only: add --to tensorrt")
-    picked = _frames_for_int8(precision, calibration)
+    picked = _pick_calibration(precision, calibration)
+    given = _gather_frames(frames, labels, proof_frames, picked)
     out.mkdir(parents=True, exist_ok=True)
     artifacts: list[Artifact] = []
-    for size in dict.fromkeys(sizes):
-        job = _Job(model, size, precision, outputs, classes, weights_from, trained, progress)
-        job.expect(frames if frames is not None or not picked else picked.held_out, truth)
-        with tempfile.TemporaryDirectory(dir=out, prefix=".export-") as scratch:
-            made = job.make(targets, Path(scratch), engine or {}, label_kernel, calibration, picked)
-            artifacts += [publish(artifact, out) for artifact in made]
-    write_report(out, artifacts)
-    failed = [artifact for artifact in artifacts if not artifact.passed]
-    if failed:
-        lines = [
-            f"{artifact.path.name}: {fault}"
-            for artifact in failed
-            for verdict in artifact.verdicts
-            for fault in verdict.faults
+    for each in dict.fromkeys(sizes):
+        with scratch_folder(out, "export") as folder:
+            card = make_card(model, each, precision, output, fit)
+            job = _SizeExport(model, card, given or draw_frames(DRAWN, each), folder, progress)
+            if set(targets) - {"torch"}:
+                job.make_graph(picked)
+            made = [
+                job.make_engine(engine or {}, label_kernel)
+                if target == "tensorrt"
+                else job.make_file(target)
+                for target in targets
+            ]
+            artifacts += [_publish(artifact, out) for artifact in made]
+    _write_report(out, artifacts)
+    if failed := [artifact for artifact in artifacts if not artifact.passed]:
+        faults = [
+            f"{a.path.name}: {fault}" for a in failed for r in a.results for fault in r.faults
         ]
         raise ProofError(
-            f"below the parity bar: {'; '.join(lines)} (files kept in {out}, "
+            f"below the parity bar: {'; '.join(faults)} (files kept in {out}, "
             f"full figures in {out / 'report.json'})"
         )
     return artifacts
 
 
-def _default_classes(model: Network) -> ClassSet:
-    if model.info.num_classes == len(CITYSCAPES):
-        return CITYSCAPES
-    names = tuple(f"class {i}" for i in range(model.info.num_classes))
-    grays = tuple((i, i, i) for i in range(model.info.num_classes))
-    return ClassSet("unnamed", names, grays)
+def _as_list(value: Any, single: type) -> list[Any]:
+    """One value, or (for sizes, a pair of `single`) one pair, as a list."""
+    if isinstance(value, str) or (single is int and value and isinstance(value[0], int)):
+        return [value]
+    return list(value)
 
 
 def _check(
-    model: Network,
-    sizes: Sequence[tuple[int, int]],
-    targets: Sequence[str],
-    precision: str,
-    outputs: str,
-    classes: ClassSet,
+    model: Model, sizes: Sequence[Size], targets: Sequence[str], precision: str, output: str
 ) -> None:
     if unknown := [t for t in targets if t not in TARGETS]:
         raise ExportError(f"no target is called {unknown[0]!r}: choose from {', '.join(TARGETS)}")
@@ -129,31 +202,28 @@ def _check(
         raise ExportError(f"precision is {', '.join(PRECISIONS)}, not {precision!r}")
     if precision == "int8" and "torch" in targets:
         raise ExportError("int8 is a precision of graphs: choose onnx, openvino or tensorrt")
-    if outputs not in OUTPUTS:
-        raise ExportError(f"outputs is {', '.join(OUTPUTS)}, not {outputs!r}")
+    if output not in OUTPUTS:
+        raise ExportError(f"output is {', '.join(OUTPUTS)}, not {output!r}")
     if not sizes or not targets:
         raise ExportError("nothing to export: give at least one size and one target")
-    if len(classes) != model.info.num_classes:
+    info, classes = model.network.info, model.classes
+    if len(classes) != info.num_classes:
         raise ExportError(
             f"the class set {classes.name!r} has {len(classes)} classes, but the model was built "
-            f"with {model.info.num_classes}: pass the set that it was trained on"
+            f"with {info.num_classes}: pass the set that it was trained on"
         )
     for height, width in sizes:
         try:
-            model.info.check_size(height, width)
+            info.check_size(height, width)
         except ValueError as error:
             raise ExportError(str(error)) from error
-    for target in set(targets) - {"tensorrt"}:
+    for target in targets:
         if not installed(TARGETS[target][1]):
             extra = BACKENDS[TARGETS[target][1]].extra
             raise ExportError(f"{target} needs its package: {pip_line(extra)}")
-    if "tensorrt" in targets and not installed("tensorrt"):
-        raise ExportError(
-            'neither tensorrt nor tensorrt_rtx is installed: pip install "rtseg[tensorrt]"'
-        )
 
 
-def _frames_for_int8(precision: str, calibration: Calibration | None) -> Picked | None:
+def _pick_calibration(precision: str, calibration: Calibration | None) -> CalibrationFrames | None:
     if precision != "int8":
         if calibration is not None:
             raise ExportError(f"calibration frames are for int8, not for {precision}")
@@ -163,176 +233,196 @@ def _frames_for_int8(precision: str, calibration: Calibration | None) -> Picked 
             "int8 is calibrated on real frames, a hundred or more from where the camera will "
             "drive: give their folder (--calib DIR)"
         )
-    try:
-        return calibrate.pick(calibration)
-    except CalibrationError as error:
-        raise ExportError(str(error)) from error
+    return pick_frames(calibration)
 
 
-class _Job:
-    """One size: the graph, the expected answers, and the artifacts made of them."""
+def _gather_frames(
+    frames: Path | Frames | None, labels: Path | None, most: int, picked: CalibrationFrames | None
+) -> ProofFrames | None:
+    """The frames that were given or held out; None where scenes have to be drawn."""
+    if labels is not None and not isinstance(frames, Path):
+        raise ExportError("--labels are of the images in --frames: give that folder too")
+    if isinstance(frames, Path):
+        return read_frames(frames, labels, most)
+    if frames is not None:
+        return ProofFrames(frames)
+    if picked is not None:
+        return ProofFrames(picked.held_out, "held out")
+    return None
+
+
+def make_card(
+    model: Model, size: Size, precision: str, output: str, fit: Fit = "letterbox"
+) -> Card:
+    """The card of an export that has not been proven yet."""
+    info, cost = model.network.info, count(model.network, size)
+    tools = {name: metadata.version(name) for name in ("onnx", "onnxscript", "onnxslim")}
+    return Card(
+        model=info.name,
+        size=size,
+        trained_size=model.trained_size,
+        fit=fit,
+        precision=precision,  # type: ignore[arg-type]
+        outputs=OUTPUTS[output],  # type: ignore[arg-type]
+        classes=model.classes.names,
+        palette=model.classes.palette,
+        label_ids=model.classes.label_ids,
+        class_set=model.classes.name,
+        mean=info.mean,
+        std=info.std,
+        weights=digest(model.network),
+        weights_from=model.weights_from,
+        trained=model.trained,
+        macs=cost.macs,
+        params=cost.params,
+        tools={"rtseg": __version__, "torch": torch.__version__, **tools},
+    )
+
+
+class _SizeExport:
+    """One size: its reference outputs, its graph, and the artifacts made of them."""
 
     def __init__(
-        self,
-        model: Network,
-        size: tuple[int, int],
-        precision: str,
-        outputs: str,
-        classes: ClassSet,
-        weights_from: str,
-        trained: bool,
-        progress: Callable[[str], None],
+        self, model: Model, card: Card, proof: ProofFrames, folder: Path, progress: Progress
     ):
-        self.model, self.size, self.precision, self.progress = model, size, precision, progress
-        self.costs: tuple[Cost, ...] = ()
-        self.stem = f"{model.info.name}_{size[0]}x{size[1]}_{precision}"
-        cost = count(model, size)
-        self.card = Card(
-            model=model.info.name,
-            size=size,
-            precision=precision,  # type: ignore[arg-type]
-            outputs=OUTPUTS[outputs],  # type: ignore[arg-type]
-            classes=classes.names,
-            palette=classes.palette,
-            label_ids=classes.label_ids,
-            class_set=classes.name,
-            mean=model.info.mean,
-            std=model.info.std,
-            weights=digest(model),
-            weights_from=weights_from,
-            trained=trained,
-            macs=cost.macs,
-            params=cost.params,
-            tools=_tools(),
+        self.network, self.card, self.folder = model.network.eval(), card, folder
+        self.stem = f"{card.model}_{text_of(card.size)}_{card.precision}"
+        self.step: Progress = lambda line: progress(f"{self.stem}: {line}")
+        self.graph: onnx.ModelProto | None = None
+        self.faults: list[str] = []  # of the graph, whatever file it is written to
+        self.costs: tuple[LayerCost, ...] = ()
+        self.warnings = tuple(find_warnings(card, proof))
+        self.expected = parity.run_reference(
+            self.network, proof, card.size, card.fit, self._count("float32 reference")
         )
 
-    def expect(self, frames: Frames | None, truth: Sequence[NDArray[np.uint8] | None]) -> None:
-        self.progress(f"{self.stem}: float32 reference")
-        if frames is None:
-            frames = [(f"scene {i}", scene) for i, scene in enumerate(scenes(3, self.size))]
-        self.expected = proof.expect(self.model.eval(), frames, self.size, truth)
+    def _count(self, what: str) -> Progress:
+        """A sign of life where frames make a step long."""
+        return lambda frame: self.step(f"{what}, {frame}")
 
-    def make(
-        self,
-        targets: Sequence[str],
-        folder: Path,
-        engine: dict[str, Any],
-        label_kernel: bool = False,
-        calibration: Calibration | None = None,
-        picked: Picked | None = None,
-    ) -> list[Artifact]:
-        graph = None
-        if set(targets) - {"torch"}:
-            graph = self._graph(calibration, picked)
-            if graph.ByteSize() >= ONNX_LIMIT:
-                raise ExportError(f"{self.stem} is above 2 GB, more than one ONNX file holds")
-            (folder / "graph.onnx").write_bytes(graph.SerializeToString())
-        artifacts = []
-        for target in dict.fromkeys(targets):
-            self.progress(f"{self.stem}: {target}")
-            path = folder / (self.stem + TARGETS[target][0])
-            if target == "tensorrt":
-                onnx = folder / "graph.onnx"
-                artifacts.append(self._engine(onnx, path, engine, label_kernel))
-                continue
-            held = self._write(target, graph, folder, path, self.card)
-            artifacts.append(self._proven(target, graph, folder, path, held))
-        return artifacts
+    def make_graph(self, picked: CalibrationFrames | None) -> None:
+        """Write the typed graph; an int8 one leaves its facts in the card."""
+        self.step("ONNX graph")
+        card = self.card
+        if picked is None:
+            self.graph = to_onnx(self.network, card.size, card.precision, card.outputs)
+        else:
+            self.graph = self._quantize(picked)
+        if self.graph.ByteSize() >= ONNX_LIMIT:
+            raise ExportError(f"{self.stem} is above 2 GB, more than one ONNX file holds")
+        if card.precision == "fp16":
+            self.step("headroom of float16")
+            self.faults = parity.find_overflow(self.graph, self.expected)
+        self._graph_path.write_bytes(self.graph.SerializeToString())
 
-    def _graph(self, calibration: Calibration | None, picked: Picked | None) -> onnx.ModelProto:
-        """The typed graph; an int8 one leaves its facts in the card and its costs in the report."""
-        self.progress(f"{self.stem}: ONNX graph")
-        if calibration is None or picked is None:
-            return to_onnx(self.model, self.size, self.precision, self.card.outputs)
-        from .quantize import QuantizeError, quantize
+    @property
+    def _graph_path(self) -> Path:
+        return self.folder / "graph.onnx"
 
-        plain = to_onnx(self.model, self.size, "fp32", self.card.outputs)
-        try:
-            made = quantize(
-                plain,
-                self.card,
-                picked,
-                calibration.method,
-                self.expected,
-                lambda step: self.progress(f"{self.stem}: {step}"),
-            )
-        except QuantizeError as error:
-            raise ProofError(f"{self.stem}: {error}") from error
+    def _quantize(self, picked: CalibrationFrames) -> onnx.ModelProto:
+        from .quantize import quantize
+
+        plain = to_onnx(self.network, self.card.size, "fp32", self.card.outputs)
+        made = quantize(plain, self.card, picked, self.expected, self.step)
         self.card = self.card.model_copy(update={"int8": made.facts})
         self.costs = made.costs
+        self.warnings += tuple(compare_calibration(self.card, picked, self.expected))
         return made.graph
 
-    def _write(
-        self, target: str, graph: onnx.ModelProto | None, folder: Path, path: Path, card: Card
-    ) -> dict[str, int]:
+    def make_file(self, target: str) -> Artifact:
+        """Write the artifact for a target without a compiler of its own, prove it, and write it
+        again with the proof in its card."""
+        self.step(target)
+        path = self.folder / (self.stem + TARGETS[target][0])
+        held = self._write(target, path, self.card)
+        ways: list[tuple[Precision | None, dict[str, Any]]] = [(None, {})]
+        if target == "openvino":
+            ways = [(None, {"precision": "fp32"})]
+            if _cpu_has_bf16():
+                ways.append(("bf16", {"precision": "bf16"}))
+        results = tuple(
+            parity.prove_artifact(
+                path,
+                self.card,
+                self.expected,
+                TARGETS[target][1],
+                held,
+                bar,
+                progress=self._count(f"proof of {target}"),
+                **options,
+            )
+            for bar, options in ways
+        )
+        for result in results:
+            result.fail(self.faults)
+        proof = parity.summarize(results, self.expected, self.warnings)
+        self._write(target, path, self.card.model_copy(update={"proof": proof}))
+        return Artifact(path, target, read_card(path), results, self.warnings, self.costs)
+
+    def _write(self, target: str, path: Path, card: Card) -> dict[str, int]:
         """Write the artifact with its card; returns the census of its data types."""
         if target == "torch":
-            save_checkpoint(
-                self.model,
-                path,
-                metadata={"card": json.loads(card.to_json())},
-            )
+            save_checkpoint(self.network, path, metadata={"card": json.loads(card.to_json())})
             return {}  # weights as they were trained; the backend converts them when it loads them
-        assert graph is not None
+        assert self.graph is not None
         if target == "onnx":
-            path.write_bytes(append_card(graph.SerializeToString(), card))
-            return census(graph)
+            path.write_bytes(append_card(self.graph.SerializeToString(), card))
+            return census(self.graph)
         from .openvino import census as openvino_census
         from .openvino import to_openvino
 
         if not path.exists():
-            to_openvino(folder / "graph.onnx", path, self.precision)
+            to_openvino(self._graph_path, path, card.precision)
         files = {p.name: digest_of(p) for p in (path, path.with_suffix(".bin"))}
         card = card.model_copy(update={"files": files})
         write_atomically(sidecar(path), card.to_json().encode())
         return openvino_census(path)
 
-    def _proven(
-        self,
-        target: str,
-        graph: onnx.ModelProto | None,
-        folder: Path,
-        path: Path,
-        held: dict[str, int],
-    ) -> Artifact:
-        self.progress(f"{self.stem}: proof of {target}")
-        ways: list[tuple[Precision | None, dict[str, Any]]] = [(None, {})]
-        if target == "openvino":
-            ways = [(None, {"precision": "fp32"}), ("bf16", {"precision": "bf16"})]
-        verdicts = tuple(
-            proof.judge(path, self.card, self.expected, TARGETS[target][1], held, way, **options)
-            for way, options in ways
-            if way != "bf16" or _cpu_has_bf16()
-        )
-        proven = proof.proof_of(verdicts, len(self.expected.logits))
-        self._write(target, graph, folder, path, self.card.model_copy(update={"proof": proven}))
-        return Artifact(path, target, read_card(path), verdicts, self.costs)
-
-    def _engine(
-        self, graph: Path, path: Path, options: dict[str, Any], label_kernel: bool
-    ) -> Artifact:
+    def make_engine(self, options: dict[str, Any], label_kernel: bool) -> Artifact:
+        """Build the engine; it is proven here if a GPU can load it, else where it is first
+        loaded."""
         from .tensorrt import build_engine
 
+        self.step("tensorrt")
+        path, graph = self.folder / f"{self.stem}.engine", self._graph_path
         card, kernel = self.card, None
         if label_kernel:
-            from .argmax_kernel import before_labels
+            from .argmax_kernel import cut_before_labels
 
-            path = path.with_name(f"{self.stem}_kernel{path.suffix}")
-            graph, card, kernel = before_labels(graph, card)
+            path = path.with_stem(f"{self.stem}_kernel")
+            graph, card, kernel = cut_before_labels(graph, card)
         reference = self.expected.reference
         built = build_engine(graph, path, card, reference=reference, label_kernel=kernel, **options)
-        verdict = proof.judge_engine(path, built.card, self.expected, built.census)
-        return Artifact(path, "tensorrt", read_card(path), (verdict,), self.costs)
-
-
-def _tools() -> dict[str, str]:
-    tools = {"rtseg": __version__, "torch": torch.__version__}
-    for package in ("onnx", "onnxscript", "onnxslim"):
-        tools[package] = metadata.version(package)
-    return tools
+        result = parity.prove_engine(path, built.card, self.expected, built.census)
+        result.fail(self.faults)
+        return Artifact(path, "tensorrt", read_card(path), (result,), self.warnings, self.costs)
 
 
 def _cpu_has_bf16() -> bool:
     from ..runtime.backends.openvino import the_core
 
     return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _publish(artifact: Artifact, out: Path) -> Artifact:
+    """Move an artifact's files from the scratch folder to `out`, under `.failed` if it failed."""
+    path, suffix = artifact.path, "" if artifact.passed else ".failed"
+    own = [p for p in path.parent.iterdir() if p.name.startswith(path.name)]
+    if path.suffix == ".xml":
+        own.append(path.with_suffix(".bin"))
+    # The artifact itself last: whoever sees it finds its card and weights beside it.
+    for each in sorted(own, key=lambda p: p == path):
+        each.replace(out / (each.name + suffix))
+    logger.info("%s: %s", artifact.status, path.name)
+    return replace(artifact, path=out / (path.name + suffix))
+
+
+def _write_report(out: Path, artifacts: Sequence[Artifact]) -> None:
+    """Add to the folder's `report.json`, by artifact; an older entry of the same name goes."""
+    path = out / "report.json"
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError):
+        report = {}
+    report |= {artifact.path.name: artifact.as_dict() for artifact in artifacts}
+    write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 
 from .. import __version__
-from ..data.files import write_atomically
+from ..data.files import scratch_folder, write_atomically
 from ..data.scenes import scenes
 from ..errors import ProofError, UsageError
 from ..models import VARIANTS, build, count
@@ -29,10 +29,24 @@ from .graph import DTYPES
 TABLE = "zoo.json"
 DEFAULT_TARGETS = ("onnx", "openvino", "tensorrt")
 WHY = 300  # characters of an error that the table keeps; the whole of it goes to a file
+HEADINGS = (
+    "variant",
+    "M params",
+    "GMACs",
+    "ONNX, MiB",
+    "engine, MiB",
+    "TensorRT layers",
+    "engine built, s",
+    "ONNX Runtime",
+    "OpenVINO",
+    "OpenVINO, bf16",
+    "verdict",
+)
+FOR_TERMINAL = (0, 1, 2, 3, 4, 5, 7, 8, 10)  # of the columns, what 80 characters hold
 
 
 @dataclass(frozen=True)
-class Job:
+class ZooJob:
     """One row's work: a variant at a size (height, width) in a precision, to some targets."""
 
     model: str
@@ -47,7 +61,7 @@ class Job:
 
 
 @dataclass
-class Row:
+class ZooRow:
     """What became of a job. Sizes are bytes of the files by target, weights included; `layers` and
     `build_seconds` are the engine's; `runs` the verdicts of every way it was run; `faults` empty if
     nothing failed."""
@@ -73,10 +87,10 @@ class Row:
     def key(self) -> str:
         return f"{self.model}_{self.size}_{self.precision}"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def answers(self, job: Job) -> bool:
+    def answers(self, job: ZooJob) -> bool:
         """It passed, and holds all that the job asks for, by this version of the package."""
         whole = set(job.targets) <= set(self.targets) and job.scenes <= self.scenes
         return whole and not self.faults and self.version == __version__
@@ -92,7 +106,7 @@ def export_all(
     frames: int = 1,
     keep: bool = True,
     progress: Callable[[str], None] = lambda step: None,
-) -> list[Row]:
+) -> list[ZooRow]:
     """Export variants at `size` (height, width), those of few parameters first, one at a time.
 
     Each variant and precision runs in a process of its own, which gives its memory back, and a
@@ -108,7 +122,7 @@ def export_all(
         raise UsageError(f"precision is {' or '.join(DTYPES)}, not {unknown[0]!r}")
     held = read_rows(out / TABLE)
     jobs = [
-        Job(name, size, precision, tuple(targets), frames)
+        ZooJob(name, size, precision, tuple(targets), frames)
         for precision in precisions
         for name in sorted(names, key=_params)
     ]
@@ -116,12 +130,12 @@ def export_all(
         if job.name in held and held[job.name].answers(job):
             continue
         progress(f"{number} of {len(jobs)}: {job.name}")
-        held[job.name] = run_apart(job, out, keep)
+        held[job.name] = run_in_process(job, out, keep)
         write_rows(out / TABLE, list(held.values()))
     return [held[job.name] for job in jobs]
 
 
-def matching(patterns: Sequence[str]) -> list[str]:
+def select_variants(patterns: Sequence[str]) -> list[str]:
     """The variants that one of the patterns, such as "sfnet_*", fits; all without a pattern.
 
     Raises ValueError for a pattern that fits none.
@@ -138,7 +152,7 @@ def _params(name: str) -> int:
         return sum(p.numel() for p in build(name).parameters())
 
 
-def run_apart(job: Job, out: Path, keep: bool) -> Row:
+def run_in_process(job: ZooJob, out: Path, keep: bool) -> ZooRow:
     """The job's row, made in a fresh process; if that fails or dies, the row says how."""
     began = time.monotonic()
     context = multiprocessing.get_context("spawn")
@@ -146,59 +160,39 @@ def run_apart(job: Job, out: Path, keep: bool) -> Row:
         try:
             row = pool.submit(run_job, job, out, keep).result()
         except Exception as error:
-            row = _failed(job, error, out)
+            row = _failed_row(job, error, out)
     row.seconds = round(time.monotonic() - began, 1)
     return row
 
 
-def _failed(job: Job, error: Exception, out: Path) -> Row:
+def _failed_row(job: ZooJob, error: Exception, out: Path) -> ZooRow:
     log = out / f"{job.name}.error.txt"
     write_atomically(log, "".join(traceback.format_exception(error)).encode())
     why = " ".join(f"{type(error).__name__}: {error}".split())[:WHY]
     size = f"{job.size[0]}x{job.size[1]}"
-    return Row(
+    return ZooRow(
         job.model, size, job.precision, job.targets, job.scenes, faults=[f"{why} (log: {log.name})"]
     )
 
 
-def run_job(job: Job, out: Path, keep: bool) -> Row:
+def run_job(job: ZooJob, out: Path, keep: bool) -> ZooRow:
     """Export and prove in this process. Raises what `export` raises, but for a failed proof, which
     is in the row's faults."""
     source = open_source(job.model)
     frames = [(f"scene {i}", scene) for i, scene in enumerate(scenes(job.scenes, job.size))]
     cost = count(source.network, job.size)
-    with _folder(out, keep) as folder:
+    with nullcontext(out) if keep else scratch_folder(out, "zoo") as folder:
         with suppress(ProofError):  # the report has the figures
-            export(
-                source.network,
-                [job.size],
-                job.targets,
-                job.precision,
-                out=folder,
-                classes=source.classes,
-                weights_from=source.weights_from,
-                trained=source.trained,
-                frames=frames,
-            )
+            export(source, job.size, job.targets, job.precision, out=folder, frames=frames)
         row = _row(job, folder)
     row.params, row.macs, row.weights_from = cost.params, cost.macs, source.weights_from
     return row
 
 
-@contextmanager
-def _folder(out: Path, keep: bool) -> Iterator[Path]:
-    if keep:
-        yield out
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".zoo-") as folder:
-        yield Path(folder)
-
-
-def _row(job: Job, folder: Path) -> Row:
+def _row(job: ZooJob, folder: Path) -> ZooRow:
     """Gathers a job's row from the export's report and its files."""
     size = f"{job.size[0]}x{job.size[1]}"
-    row = Row(job.model, size, job.precision, job.targets, job.scenes)
+    row = ZooRow(job.model, size, job.precision, job.targets, job.scenes)
     report = json.loads((folder / "report.json").read_text())
     for name, entry in report.items():
         if not name.startswith(f"{job.name}."):
@@ -224,20 +218,106 @@ def _bytes(folder: Path, name: str) -> int:
     return sum(path.stat().st_size for path in {folder / name, weights})
 
 
-def read_rows(table: Path) -> dict[str, Row]:
+def read_rows(table: Path) -> dict[str, ZooRow]:
     """The rows of a `zoo.json` by their keys; {} if there is none yet."""
     if not table.is_file():
         return {}
     try:
-        rows = [Row(**entry) for entry in json.loads(table.read_text())]
+        rows = [ZooRow(**entry) for entry in json.loads(table.read_text())]
     except (TypeError, ValueError) as error:
         raise UsageError(f"{table} is not a table of this version: move it away") from error
     return {row.key: row for row in rows}
 
 
-def write_rows(table: Path, rows: Sequence[Row]) -> None:
+def write_rows(table: Path, rows: Sequence[ZooRow]) -> None:
     """Write the table as JSON, and beside it for people as `zoo.md`."""
-    from .all_table import markdown
+    write_atomically(table, (json.dumps([row.as_dict() for row in rows], indent=1) + "\n").encode())
+    write_atomically(table.with_suffix(".md"), write_markdown(rows).encode())
 
-    write_atomically(table, (json.dumps([row.as_json() for row in rows], indent=1) + "\n").encode())
-    write_atomically(table.with_suffix(".md"), markdown(rows).encode())
+
+def write_markdown(rows: Sequence[ZooRow]) -> str:
+    """A table per size and precision, what they mean above, what failed below."""
+    parts = [EXPLANATION]
+    for title in dict.fromkeys((row.size, row.precision) for row in rows):
+        chosen = [row for row in rows if (row.size, row.precision) == title]
+        parts += [f"## {title[0]}, {title[1]}", _summary(chosen), _table(chosen)]
+    if faults := [f"- {row.key}: {fault}" for row in rows for fault in row.faults]:
+        parts += ["## What failed", "\n".join(faults)]
+    tools: dict[str, str] = {}
+    for row in rows:
+        tools |= row.tools
+    parts.append(f"Made with {', '.join(f'{n} {v}' for n, v in sorted(tools.items()))}.")
+    return "\n\n".join(parts) + "\n"
+
+
+EXPLANATION = """# Exports of the whole zoo
+
+Every variant, exported and proven by `rtseg export --all`; written by that command.
+
+Runs are given as the share of pixels with the label of the float32 PyTorch network, and the root \
+mean square error of the logits over the logits' own (bars: 0.001 in fp32, 0.02 in fp16). Random \
+weights give neighboring logits nearly equal values, so that their share of equal labels is \
+reported and not judged; no pixel may differ where the network was sure. OpenVINO's bfloat16 is \
+optional: where it is below its bar, marked (!), the runtime computes in float32. TensorRT layers \
+are those of the parsed network, before fusion, frame in and labels out included. Engines are \
+built without a GPU and proven on the first machine that loads them."""
+
+
+def _summary(rows: Sequence[ZooRow]) -> str:
+    failed = sum(bool(row.faults) for row in rows)
+    targets = " or ".join(sorted({", ".join(row.targets) for row in rows}))
+    scenes = min(row.scenes for row in rows)
+    return (
+        f"{len(rows)} exported to {targets}, {failed} failed; each proven on {scenes} drawn "
+        f"{'scene' if scenes == 1 else 'scenes'}."
+    )
+
+
+def _table(rows: Sequence[ZooRow]) -> str:
+    lines = [" | ".join(HEADINGS), " | ".join(["---"] + ["--:"] * (len(HEADINGS) - 2) + ["---"])]
+    for row in rows:
+        lines.append(" | ".join(_cells(row)))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _cells(row: ZooRow) -> list[str]:
+    return [
+        f"`{row.model}`" + ("" if row.weights_from.startswith("random") else " (trained)"),
+        f"{row.params / 1e6:.2f}",
+        f"{row.macs / 1e9:.1f}",
+        _mebibytes(row, "onnx"),
+        _mebibytes(row, "tensorrt"),
+        "-" if row.layers is None else str(row.layers),
+        "-" if row.build_seconds is None else f"{row.build_seconds:.1f}",
+        _run(row, "onnxruntime"),
+        _run(row, "openvino"),
+        _run(row, "openvino", "bf16"),
+        "**failed**" if row.faults else "passed",
+    ]
+
+
+def build_table(rows: Sequence[ZooRow]) -> Table:
+    """For a terminal: fewer columns, and the reasons of failed rows below."""
+    faults = [f"{row.key}: {fault}" for row in rows for fault in row.faults]
+    table = Table(caption="\n".join(faults) or None, caption_justify="left")
+    for place in FOR_TERMINAL:
+        table.add_column(HEADINGS[place], justify="left" if place == 0 else "right")
+    table.add_column("precision")
+    for row in rows:
+        cells = [cell.replace("`", "").replace("*", "") for cell in _cells(row)]
+        table.add_row(*(cells[place] for place in FOR_TERMINAL), row.precision)
+    return table
+
+
+def _mebibytes(row: ZooRow, target: str) -> str:
+    return f"{row.bytes[target] / 2**20:.1f}" if target in row.bytes else "-"
+
+
+def _run(row: ZooRow, backend: str, precision: str | None = None) -> str:
+    """Agreement in % and logits error of a run, such as "99.98, 2e-04"."""
+    for run in row.runs:
+        if run["backend"] == backend and run["precision"] == (precision or row.precision):
+            error = run["logits_error"]
+            shown = f"{100 * run['agreement']:.2f}" + ("" if error is None else f", {error:.0e}")
+            return shown + (" (!)" if run["faults"] else "")
+    return "-"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import onnx
 import onnxslim
@@ -21,6 +23,16 @@ OPSET = 18
 GELU_OPSET = 20  # knows GELU as one operator, where 18 spells it out in five
 SCORES = "scores"  # the tensor that the labels are the argmax of
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+KINDS = ("Conv", "Gemm", "MatMul")  # of nodes that may be int8
+# What may stand between a layer and the positions that GridSample reads at.
+CARRIERS = (
+    "Add", "Cast", "Clip", "Concat", "Div", "Max", "Min", "Mul", "Reshape", "Resize", "Slice",
+    "Split", "Sub", "Tanh", "Transpose", "Unsqueeze", "Squeeze",
+)  # fmt: skip
+TABLE = "lifted_tensor"  # how the exporter names constants that are no weights, such as poolings
+FLOAT16_MAX = 65504.0
+# An activation may grow so many times on other frames before it becomes infinite in float16.
+HEADROOM = 4
 
 
 def to_onnx(
@@ -34,7 +46,7 @@ def to_onnx(
     deployed = deploy(network, size)
     whole = FrameToLabels(deployed, outputs).eval().to(DTYPES[precision])
     frame = torch.zeros(1, *size, 3, dtype=torch.uint8)
-    with quiet():
+    with silence_exporter():
         traced = torch.export.export(whole, (frame,), strict=False)
         program = torch.onnx.export(
             traced,
@@ -47,7 +59,7 @@ def to_onnx(
         assert program is not None
         # A product and a sum would become a Gemm between two reshapes.
         model = onnxslim.slim(program.model_proto, skip_fusion_patterns=["FusionGemm"])
-    return _finished(model)
+    return _finish(model)
 
 
 def _opset(traced: torch.export.ExportedProgram) -> int:
@@ -59,7 +71,7 @@ def _opset(traced: torch.export.ExportedProgram) -> int:
     return GELU_OPSET if gelu and not grid_sample else OPSET
 
 
-def _finished(model: onnx.ModelProto) -> onnx.ModelProto:
+def _finish(model: onnx.ModelProto) -> onnx.ModelProto:
     """Names the scores, drops what only the exporter needs, and checks the result."""
     del model.metadata_props[:]
     for node in model.graph.node:
@@ -115,7 +127,7 @@ def census(model: onnx.ModelProto) -> dict[str, int]:
     held: Counter[str] = Counter()
     for tensor in _tensors(model.graph):
         name = TensorProto.DataType.Name(tensor.data_type).lower()
-        held[name] += int(_numel(tensor))
+        held[name] += math.prod(tensor.dims)
     return dict(held)
 
 
@@ -127,15 +139,116 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
                 yield attribute.t
 
 
-def _numel(tensor: TensorProto) -> int:
-    total = 1
-    for side in tensor.dims:
-        total *= side
-    return total
+@dataclass(frozen=True)
+class Layer:
+    """A node with weights that can be int8. `node`: its name in the graph, `name`: of its weights
+    in the network, `macs`: multiply-adds of a frame."""
+
+    node: str
+    name: str
+    macs: int
+
+
+def find_layers(graph: onnx.ModelProto) -> list[Layer]:
+    """The layers that may become int8, in the graph's order.
+
+    Tables are none, nor are layers that give the positions of a GridSample.
+    """
+    weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    kept = find_positions(graph)
+    found: list[Layer] = []
+    for node, macs in _node_macs(graph):
+        weight = node.input[1]
+        if node.name in kept or weight not in weights or TABLE in weight:
+            continue
+        name = _readable_name(weight, node.name)
+        if any(layer.name == name for layer in found):  # weights that several layers share
+            name = f"{name} ({node.name})"
+        found.append(Layer(node.name, name, macs))
+    return found
+
+
+def count_macs(graph: onnx.ModelProto) -> int:
+    return sum(macs for _, macs in _node_macs(graph))
+
+
+def _node_macs(graph: onnx.ModelProto) -> list[tuple[onnx.NodeProto, int]]:
+    """(node, multiply-adds) of every node of KINDS."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    for value in (*graph.graph.value_info, *graph.graph.output, *graph.graph.input):
+        shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+    costs = []
+    for node in graph.graph.node:
+        if node.op_type not in KINDS:
+            continue
+        ours, weight = shapes.get(node.output[0], ()), shapes.get(node.input[1], ())
+        inner = (
+            math.prod(weight[1:]) if node.op_type == "Conv" else (shapes[node.input[0]] or (1,))[-1]
+        )
+        costs.append((node, math.prod(ours) * inner))
+    return costs
+
+
+def _readable_name(weight: str, node: str) -> str:
+    """`network.backbone.stem.0.conv.weight` -> `backbone.stem.0.conv`."""
+    name = weight.removeprefix("network.").removesuffix(".weight")
+    return name if name != weight else f"{node} ({weight})"
+
+
+def find_positions(graph: onnx.ModelProto) -> set[str]:
+    """Names of the nodes whose results are positions that a GridSample reads at."""
+    makers = {output: node for node in graph.graph.node for output in node.output}
+    found: set[str] = set()
+    todo = [n.input[1] for n in graph.graph.node if n.op_type == "GridSample"]
+    while todo:
+        node = makers.get(todo.pop())
+        if node is None or node.name in found:
+            continue
+        if node.op_type in KINDS:
+            found.add(node.name)
+        elif node.op_type in CARRIERS:
+            todo.extend(node.input)
+    return found
+
+
+def with_peaks(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """(a copy that gives the largest magnitude of every float16 result; the result by output).
+
+    ONNX Runtime computes float16 graphs in float32 on CPUs, so that what overflows on a GPU comes
+    out right here and only its magnitude tells.
+    """
+    probe = onnx.shape_inference.infer_shapes(model)
+    graph = probe.graph
+    half = {
+        value.name
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT16
+    }
+    results = [
+        output
+        for node in graph.node
+        if node.op_type not in ("Constant", "Shape", "Reshape", "Transpose", "Slice", "Identity")
+        for output in node.output
+        if output in half
+    ]
+    del graph.output[:]
+    peaks: dict[str, str] = {}
+    for number, result in enumerate(results):
+        name = f"peak_{number}"
+        graph.node.extend(
+            [
+                helper.make_node("Cast", [result], [f"{name}/float"], to=TensorProto.FLOAT),
+                helper.make_node("Abs", [f"{name}/float"], [f"{name}/size"]),
+                helper.make_node("ReduceMax", [f"{name}/size"], [name], keepdims=0),
+            ]
+        )
+        graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
+        peaks[name] = result
+    return probe, peaks
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_exporter() -> Iterator[None]:
     """Keep the exporter's progress lines and its notes on absent packages off the terminal."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

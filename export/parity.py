@@ -1,8 +1,8 @@
-"""The report without which nothing counts as exported.
+"""Proof of an artifact: its labels and logits against the plain float32 PyTorch network.
 
-Every artifact that can run here is run on the same frames as the plain float32 PyTorch network with
-the same weights: labels through the runtime that will serve it, logits through a probe into the
-same file, and a census of the data types that the file really holds.
+Every artifact that can run here is run on the same frames as the network it was made of: labels
+through the runtime that will serve it, logits through a probe into the same file, and a census of
+the data types that the file really holds. Without a passed report nothing counts as exported.
 """
 
 from __future__ import annotations
@@ -10,29 +10,259 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 import onnx
+import onnxruntime
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
+from ..data.classes import IGNORE
+from ..data.frames import open_source, read_image
+from ..data.letterbox import Fit, fit_frame, fit_labels
+from ..data.scenes import scenes
+from ..errors import UsageError
+from ..models import Network
+from ..models.pipeline import normalize_frame
 from ..runtime.artifact import Card, Precision, Proof
 from ..runtime.backends.backend import installed, open_backend
-from ..runtime.parity import Figures, bars_of, compare, faults
+from ..runtime.parity import MARGIN_STEPS, Figures, Reference, bars_of, compare, faults
 from ..runtime.verify import labels_of
-from .expected import Expected, Logits, expect, read_frames
-from .probes import PROBES, session_of
+from ..train.metric import Confusion
 
-__all__ = ["Expected", "Verdict", "expect", "judge", "judge_engine", "read_frames", "trial"]
+Image = NDArray[np.uint8]  # (1, H, W, 3) BGR
+LabelMap = NDArray[np.uint8]  # (H, W)
+Logits = NDArray[np.float32]  # (K, H, W)
+Scores = Callable[[Image], NDArray[Any]]  # what a file's argmax reads
+Answer = tuple[LabelMap, Logits | None]  # the logits if they were read
+Frames = Sequence[tuple[str, NDArray[np.uint8]]]  # (name, (H, W, 3) BGR) each
+Origin = Literal["drawn", "given", "held out"]
 
 INT8_SHARE = 0.5  # of the values of an int8 file, at least; tables and a few layers are float
+MOST_FRAMES = 24  # of a folder; more make a proof of minutes and find nothing else
+LOGITS_LIMIT = 2**30  # bytes of reference logits to keep; frames beyond are judged by labels alone
+
+
+@dataclass(frozen=True)
+class ProofFrames:
+    """Frames to prove an export on.
+
+    Attributes:
+        frames: (name, (H, W, 3) uint8 BGR) each.
+        origin: "drawn" scenes, "given" by the user, or "held out" from int8's calibration.
+        total: how many there were to take them from; 0: no more than these.
+        truth: label maps (H, W) uint8 of the frames that have one; empty where none has.
+    """
+
+    frames: Frames
+    origin: Origin = "given"
+    total: int = 0
+    truth: Sequence[LabelMap | None] = ()
+
+
+def draw_frames(count: int, size: tuple[int, int]) -> ProofFrames:
+    """`count` drawn street scenes of `size` (height, width)."""
+    drawn = [(f"scene {i}", scene) for i, scene in enumerate(scenes(count, size))]
+    return ProofFrames(drawn, "drawn")
+
+
+def read_frames(folder: Path, labels: Path | None = None, most: int = MOST_FRAMES) -> ProofFrames:
+    """At most `most` images of a folder, spread over it, and their label PNGs in `labels`.
+
+    Raises:
+        UsageError: the folder holds no image or an unreadable one, or no label map fits by name.
+    """
+    paths = open_source(folder).paths
+    chosen = [paths[place] for place in spread(len(paths), most)]
+    frames = [(path.stem, read_image(path)) for path in chosen]
+    if labels is None:
+        return ProofFrames(frames, "given", len(paths))
+    truth: list[LabelMap | None] = []
+    for name, _ in frames:
+        path = labels / f"{name}.png"
+        found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
+        truth.append(None if found is None else np.asarray(found, np.uint8))
+    if all(each is None for each in truth):
+        raise UsageError(f"{labels} has no label PNG of any frame, such as {frames[0][0]}.png")
+    return ProofFrames(frames, "given", len(paths), truth)
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of the places 0 to count - 1, as evenly as possible."""
+    return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
+
+
+@dataclass(frozen=True)
+class ReferenceOutputs:
+    """The float32 network's answers on the proof's frames.
+
+    Attributes:
+        reference: what travels with an engine: frames, labels and margins.
+        logits: (K, H, W) of every frame, or of as many, spread over them, as LOGITS_LIMIT holds.
+        truth: label maps (H, W) of the frames where they have any, 255 where unlabeled.
+        align_corners: how logits below the frame's size are upsampled to it.
+        origin, total: as of ProofFrames.
+    """
+
+    reference: Reference
+    logits: list[Logits | None]
+    truth: list[LabelMap | None]
+    align_corners: bool
+    origin: Origin = "given"
+    total: int = 0
+
+    def sample(self, count: int) -> ReferenceOutputs:
+        """`count` of the frames, spread over them, with their logits: all if there are fewer."""
+        known = [i for i, logits in enumerate(self.logits) if logits is not None]
+        places = [known[i] for i in spread(len(known), count)]
+        whole = self.reference
+        part = Reference(
+            whole.frames[places],
+            whole.labels[places],
+            whole.margins[places],
+            tuple(whole.names[i] for i in places),
+        )
+        return replace(
+            self,
+            reference=part,
+            logits=[self.logits[i] for i in places],
+            truth=[self.truth[i] for i in places],
+        )
+
+    def upsample(self, scores: NDArray[Any]) -> Logits:
+        """Scores as an argmax reads them, (1, K, h, w) or before a pixel shuffle (1, K, p, h, w),
+        as (K, H, W) float32 of the frame's size."""
+        tensor = torch.from_numpy(np.asarray(scores, np.float32))
+        if tensor.ndim == 5:
+            factor = round(tensor.shape[2] ** 0.5)
+            tensor = functional.pixel_shuffle(tensor.flatten(1, 2), factor)
+        return _upsample(tensor, self.reference.labels.shape[1:], self.align_corners)[0].numpy()
+
+
+def _upsample(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    if logits.shape[2:] == tuple(size):
+        return logits
+    return functional.interpolate(logits, tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def run_reference(
+    network: Network,
+    proof: ProofFrames,
+    size: tuple[int, int],
+    fit: Fit = "letterbox",
+    progress: Callable[[str], None] = lambda step: None,
+) -> ReferenceOutputs:
+    """Run the plain network in float32 on the frames, brought to `size` as the runtime will."""
+    info = network.info
+    fitted, labels, margins = [], [], []
+    logits: list[Logits | None] = []
+    one = info.num_classes * size[0] * size[1] * 4
+    kept = set(spread(len(proof.frames), max(2, LOGITS_LIMIT // one)))
+    for place, (_, frame) in enumerate(proof.frames):
+        progress(f"frame {place + 1} of {len(proof.frames)}")
+        image = fit_frame(frame, size, fit, info.mean)
+        with torch.inference_mode():
+            full = _upsample(network(normalize_frame(image, network)), size, info.align_corners)[0]
+            best = full.topk(2, dim=0).values
+            # A number added to all classes changes no label, but would make every margin small.
+            largest = (full - full.mean(dim=0)).abs().max()
+            lead = (best[0] - best[1]) / largest * MARGIN_STEPS
+        fitted.append(image)
+        labels.append(full.argmax(0).numpy().astype(np.uint8))
+        margins.append(lead.clamp(0, 255).numpy().astype(np.uint8))
+        logits.append(full.numpy() if place in kept else None)
+    return ReferenceOutputs(
+        Reference(
+            np.stack(fitted),
+            np.stack(labels),
+            np.stack(margins),
+            tuple(name for name, _ in proof.frames),
+        ),
+        logits,
+        [
+            None if each is None else fit_labels(each, size, fit)
+            for each in proof.truth or [None] * len(labels)
+        ],
+        info.align_corners,
+        proof.origin,
+        proof.total or len(proof.frames),
+    )
+
+
+def _probe_onnx(path: Path) -> Scores:
+    from .graph import with_scores
+
+    model, name = with_scores(onnx.load(path))
+    session = open_session(model)
+    return lambda frame: session.run([name], {"frame": frame})[0]
+
+
+def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """The graph in ONNX Runtime on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _probe_openvino(path: Path, precision: str = "fp32") -> Scores:
+    from ..runtime.backends.openvino import HINTS, the_core, with_positions
+    from .graph import SCORES
+
+    core = the_core()
+    model = with_positions(core, path)
+    outputs = {name for output in model.outputs for name in output.get_names()}
+    name = SCORES
+    if not any(SCORES in o.get_names() for node in model.get_ops() for o in node.outputs()):
+        name = "logits"  # an output of its own, which the argmax reads
+    if name not in outputs:
+        model.add_outputs(name)
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
+    return lambda frame: compiled({"frame": frame})[name]
+
+
+def _probe_torch(path: Path) -> Scores:
+    from ..models import FrameToLabels, build, load_checkpoint
+    from ..runtime.artifact import read_card
+
+    card = read_card(path)
+    whole = FrameToLabels(load_checkpoint(build(card.model, len(card.classes)), path), ("logits",))
+
+    def scores(frame: NDArray[np.uint8]) -> NDArray[Any]:
+        with torch.inference_mode():
+            value: NDArray[Any] = whole(torch.from_numpy(frame))[0].numpy()
+            return value
+
+    return scores
+
+
+PROBES: dict[str, Callable[..., Scores]] = {
+    "onnxruntime": _probe_onnx,
+    "openvino": _probe_openvino,
+    "torch": _probe_torch,
+}
 
 
 @dataclass
-class Verdict:
-    """One artifact run in one precision: passed, failed, or not run here and why."""
+class ParityResult:
+    """One artifact run in one precision: "passed", "failed", or "not run" here, and why.
+
+    Attributes:
+        agreement, band_agreement: share of pixels with the reference's label, in all and near
+            borders between classes.
+        miou, iou: overlap with PyTorch's labels, which is no accuracy.
+        unexplained: share of pixels that differ although the reference was sure.
+        logits_error: root mean square over that of the reference, both centered.
+        miou_change, iou_change: of the accuracy, where frames have true labels.
+        census: values that the file holds, by data type.
+    """
 
     file: str
     backend: str
@@ -55,81 +285,95 @@ class Verdict:
     def passed(self) -> bool:
         return self.status == "passed"
 
+    def fail(self, faults: Sequence[str]) -> None:
+        """Add faults that were found elsewhere, if there are any."""
+        if faults:
+            self.faults += faults
+            self.status = "failed"
 
-def judge(
+
+def prove_artifact(
     path: Path,
     card: Card,
-    expected: Expected,
+    expected: ReferenceOutputs,
     backend: str,
     census: dict[str, int],
     bar: Precision | None = None,
     device: str = "cpu",
+    progress: Callable[[str], None] = lambda step: None,
     **options: Any,
-) -> Verdict:
-    """Run the artifact on the expected frames and hold it to the bar of precision `bar`, by
-    default the artifact's own; `options` go to the backend."""
+) -> ParityResult:
+    """Run an artifact on the reference's frames and hold it to a bar.
+
+    Args:
+        path: the artifact, with its card written.
+        card: of it.
+        expected: what the float32 network said.
+        backend: that runs it; `device` and `options` are for it.
+        census: values that the file holds, by data type.
+        bar: the precision whose bar counts, by default the artifact's own.
+        progress: called with a line before each frame.
+    """
     precision = bar or card.precision
-    verdict = Verdict(path.name, backend, precision, "failed", census=census)
+    result = ParityResult(path.name, backend, precision, "failed", census=census)
     if not installed(backend):
-        verdict.status, verdict.why = "not run", f"{backend} is not installed here"
-        return verdict
+        result.status, result.why = "not run", f"{backend} is not installed here"
+        return result
     runner = open_backend(backend, path, device, **options)
     probe = PROBES.get(backend)
     scores = probe(path, **options) if probe else None
 
     def answer(frame: Image, wanted: bool) -> Answer:
         wanted = wanted or not card.gives_labels
-        read = expected.enlarged(scores(frame)) if scores and wanted else None
+        read = expected.upsample(scores(frame)) if scores and wanted else None
         if read is not None and not card.gives_labels:
             return read.argmax(0).astype(np.uint8), read
         return labels_of(runner, card, frame), read
 
     try:
-        _hold_to(verdict, card, expected, answer)
+        _compare_frames(result, card, expected, answer, progress)
     finally:
         runner.close()
-    return verdict
+    return result
 
 
-def trial(graph: onnx.ModelProto, card: Card, expected: Expected) -> Verdict:
-    """What `judge` would say of an ONNX graph that no file holds yet."""
+def prove_graph(graph: onnx.ModelProto, card: Card, expected: ReferenceOutputs) -> ParityResult:
+    """What `prove_artifact` would say of an ONNX graph that no file holds yet."""
     from .graph import census, with_scores
 
-    verdict = Verdict("trial", "onnxruntime", card.precision, "failed", census=census(graph))
+    result = ParityResult("graph", "onnxruntime", card.precision, "failed", census=census(graph))
     probe, name = with_scores(graph)
-    session = session_of(probe)
+    session = open_session(probe)
     labeled = "labels" in card.outputs
 
     def answer(frame: Image, wanted: bool) -> Answer:
         names = [name] if not labeled else [name, "labels"] if wanted else ["labels"]
         found = dict(zip(names, session.run(names, {"frame": frame}), strict=True))
-        read = expected.enlarged(found[name]) if name in found else None
+        read = expected.upsample(found[name]) if name in found else None
         if labeled:
             return found["labels"][0], read
         assert read is not None
         return read.argmax(0).astype(np.uint8), read
 
-    _hold_to(verdict, card, expected, answer)
-    return verdict
+    _compare_frames(result, card, expected, answer)
+    return result
 
 
-Image = NDArray[np.uint8]  # (1, H, W, 3)
-Answer = tuple[NDArray[np.uint8], Logits | None]  # labels (H, W), and the logits if they were read
-
-
-def _hold_to(
-    verdict: Verdict,
+def _compare_frames(
+    result: ParityResult,
     card: Card,
-    expected: Expected,
+    expected: ReferenceOutputs,
     answer: Callable[[Image, bool], Answer],
+    progress: Callable[[str], None] = lambda step: None,
 ) -> None:
-    """Fill the verdict in from answers to the expected frames; `answer` is told whether the logits
-    of a frame are wanted."""
+    """Fill the result in from answers to the reference's frames; `answer` is told whether the
+    logits of a frame are wanted."""
     # An int8 file stays one, whatever its other layers compute in.
-    precision: Precision = "int8" if card.precision == "int8" else verdict.precision
+    precision: Precision = "int8" if card.precision == "int8" else result.precision
     bars, figures, maps = bars_of(precision, card.trained), [], []
     reference = expected.reference
     for i, frame in enumerate(reference.frames):
+        progress(f"frame {i + 1} of {len(reference.frames)}")
         known = expected.logits[i]
         labels, read = answer(frame[None], known is not None)
         error = None if read is None or known is None else _logits_error(read, known)
@@ -139,32 +383,32 @@ def _hold_to(
             )
         )
         maps.append(labels)
-    _summarize(verdict, figures, card)
-    _against_truth(verdict, expected, maps, card)
-    verdict.faults = [*faults(figures, precision, card.trained), *_typed(card, verdict.census)]
-    change = verdict.miou_change
+    _fill_figures(result, figures, card)
+    _fill_miou_change(result, expected, maps, card)
+    result.faults = [*faults(figures, precision, card.trained), *_check_types(card, result.census)]
+    change = result.miou_change
     if change is not None and card.trained and abs(change) > bars.miou_change:
-        verdict.faults.append(f"mIoU moves by {change:+.3%}, at most {bars.miou_change:.2%} may")
-    verdict.status = "failed" if verdict.faults else "passed"
+        result.faults.append(f"mIoU moves by {change:+.3%}, at most {bars.miou_change:.2%} may")
+    result.status = "failed" if result.faults else "passed"
 
 
-def _summarize(verdict: Verdict, figures: list[Figures], card: Card) -> None:
+def _fill_figures(result: ParityResult, figures: list[Figures], card: Card) -> None:
     def mean(values: list[float]) -> float:
         return float(np.mean(values))
 
-    verdict.agreement = mean([f.agreement for f in figures])
-    verdict.band_agreement = mean([f.band_agreement for f in figures])
-    verdict.miou = mean([f.miou for f in figures])
-    verdict.unexplained = max(f.unexplained for f in figures)
+    result.agreement = mean([f.agreement for f in figures])
+    result.band_agreement = mean([f.band_agreement for f in figures])
+    result.miou = mean([f.miou for f in figures])
+    result.unexplained = max(f.unexplained for f in figures)
     errors = [f.logits_error for f in figures if f.logits_error is not None]
-    verdict.logits_error = max(errors, default=None)
-    verdict.worst_frame = min(figures, key=lambda f: f.agreement).frame
+    result.logits_error = max(errors, default=None)
+    result.worst_frame = min(figures, key=lambda f: f.agreement).frame
     seen = sorted({i for f in figures for i in f.iou})
-    verdict.iou = {card.classes[i]: mean([f.iou[i] for f in figures if i in f.iou]) for i in seen}
+    result.iou = {card.classes[i]: mean([f.iou[i] for f in figures if i in f.iou]) for i in seen}
 
 
-def _against_truth(
-    verdict: Verdict, expected: Expected, maps: list[NDArray[np.uint8]], card: Card
+def _fill_miou_change(
+    result: ParityResult, expected: ReferenceOutputs, maps: list[NDArray[np.uint8]], card: Card
 ) -> None:
     """How far the mIoU against real labels moves, where frames have them."""
     pairs = [
@@ -174,25 +418,18 @@ def _against_truth(
     ]
     if not pairs:
         return
-    before = _iou([(truth, ours) for truth, ours, _ in pairs], len(card.classes))
-    after = _iou([(truth, theirs) for truth, _, theirs in pairs], len(card.classes))
-    verdict.iou_change = {card.classes[i]: after[i] - before[i] for i in before}
-    verdict.miou_change = float(np.mean(list(verdict.iou_change.values())))
+    before, after = Confusion(len(card.classes)), Confusion(len(card.classes))
+    for truth, ours, theirs in pairs:
+        known = np.where(truth < len(card.classes), truth, IGNORE)
+        before.update(known, ours)
+        after.update(known, theirs)
+    change = after.iou() - before.iou()
+    counted = np.flatnonzero(~np.isnan(change))
+    result.iou_change = {card.classes[i]: float(change[i]) for i in counted}
+    result.miou_change = float(change[counted].mean()) if len(counted) else None
 
 
-def _iou(
-    pairs: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]], classes: int
-) -> dict[int, float]:
-    both = np.zeros((classes, classes), np.int64)
-    for truth, labels in pairs:
-        counted = truth < classes
-        index = truth[counted].astype(np.int64) * classes + labels[counted]
-        both += np.bincount(index, minlength=classes**2).reshape(classes, classes)
-    union = both.sum(0) + both.sum(1) - both.diagonal()
-    return {i: float(both[i, i] / union[i]) for i in range(classes) if union[i]}
-
-
-def _typed(card: Card, census: dict[str, int]) -> list[str]:
+def _check_types(card: Card, census: dict[str, int]) -> list[str]:
     """A file whose values are not of the precision that it claims, whatever it computes."""
     floats = {k: v for k, v in census.items() if "float" in k or k in ("half", "double")}
     total = sum(floats.values())
@@ -212,36 +449,66 @@ def _typed(card: Card, census: dict[str, int]) -> list[str]:
 
 
 def _logits_error(ours: Logits, reference: Logits) -> float:
-    """Root mean square difference over that of the reference."""
-    return float(np.linalg.norm(ours - reference) / np.linalg.norm(reference))
+    """Root mean square difference over that of the reference, without what all classes share: it
+    decides no label, and a large bias would hide any error behind it."""
+    centered = reference - reference.mean(axis=0)
+    return float(
+        np.linalg.norm(ours - ours.mean(axis=0) - centered)
+        / max(float(np.linalg.norm(centered)), 1e-30)
+    )
 
 
-def proof_of(verdicts: Sequence[Verdict], frames: int) -> Proof | None:
-    """The card's entry for an artifact's verdicts; None if it could not be run."""
-    own = [v for v in verdicts if v.agreement is not None and v.precision != "bf16"]
+def find_overflow(graph: onnx.ModelProto, expected: ReferenceOutputs) -> list[str]:
+    """Why a float16 graph is too near the end of float16's range on the reference's frames."""
+    from .graph import FLOAT16_MAX, HEADROOM, with_peaks
+
+    probe, peaks = with_peaks(graph)
+    session = open_session(probe)
+    for name, frame in zip(expected.reference.names, expected.reference.frames, strict=True):
+        sizes = np.array(session.run(list(peaks), {"frame": frame[None]}))
+        worst = int(np.nanargmax(np.where(np.isnan(sizes), np.inf, sizes)))
+        if not sizes[worst] <= FLOAT16_MAX / HEADROOM:
+            return [
+                f"{peaks[f'peak_{worst}']} reaches {sizes[worst]:.3g} on {name}, and float16 ends "
+                f"at {FLOAT16_MAX:.0f}: {HEADROOM} times less leaves room for other frames. "
+                "Export in fp32, or train with weight decay"
+            ]
+    return []
+
+
+def summarize(
+    results: Sequence[ParityResult], expected: ReferenceOutputs, warnings: Sequence[str]
+) -> Proof | None:
+    """The card's entry for an artifact's results; None if it could not be run."""
+    own = [v for v in results if v.agreement is not None and v.precision != "bf16"]
     if not own:
         return None
-    in_bf16 = [v.passed for v in verdicts if v.precision == "bf16"]
-    content = json.dumps([asdict(v) for v in verdicts], sort_keys=True)
+    in_bf16 = [v.passed for v in results if v.precision == "bf16"]
+    content = json.dumps([asdict(v) for v in results], sort_keys=True)
     return Proof(
         report=hashlib.sha256(content.encode()).hexdigest()[:16],
         passed=all(v.passed for v in own),
-        frames=frames,
+        frames=len(expected.logits),
+        frames_from=expected.origin,
+        frames_of=expected.total,
+        warnings=tuple(warnings),
         agreement=min(v.agreement for v in own if v.agreement is not None),
         logits_error=max((v.logits_error for v in own if v.logits_error is not None), default=None),
         bf16=in_bf16[0] if in_bf16 else None,
     )
 
 
-def judge_engine(path: Path, card: Card, expected: Expected, census: dict[str, int]) -> Verdict:
+def prove_engine(
+    path: Path, card: Card, expected: ReferenceOutputs, census: dict[str, int]
+) -> ParityResult:
     """An engine runs where there is a GPU that can load it; elsewhere it stays unproven."""
     from ..runtime.preflight import check
 
     here = check(path)
     if here.ok:
-        return judge(path, card, expected, "tensorrt", census, device="cuda", prove=False)
-    found = _typed(card, census)
-    return Verdict(
+        return prove_artifact(path, card, expected, "tensorrt", census, device="cuda", prove=False)
+    found = _check_types(card, census)
+    return ParityResult(
         path.name,
         "tensorrt",
         card.precision,

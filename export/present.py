@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .artifact import Artifact
-from .parity import Verdict
+from .export import Artifact
+from .parity import ParityResult
 
 
 def artifact_table(artifacts: Sequence[Artifact]) -> RenderableType:
@@ -24,7 +24,7 @@ def artifact_table(artifacts: Sequence[Artifact]) -> RenderableType:
     table.add_column("verdict", no_wrap=True)
     notes = []
     for artifact in artifacts:
-        for number, verdict in enumerate(artifact.verdicts):
+        for number, verdict in enumerate(artifact.results):
             table.add_row(
                 artifact.path.name if number == 0 else "",
                 f"{verdict.backend} {verdict.precision}",
@@ -48,7 +48,7 @@ def artifact_table(artifacts: Sequence[Artifact]) -> RenderableType:
     return Group(table, *(Text(line, style="dim") for line in notes))
 
 
-def _optional(verdict: Verdict) -> bool:
+def _optional(verdict: ParityResult) -> bool:
     """A way of computing that fell below its bar and is left out, which is no fault of the file."""
     return verdict.precision == "bf16" and verdict.status == "failed"
 

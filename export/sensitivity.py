@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from ..runtime.artifact import Card
-from . import parity as proof
-from .candidates import Layer
-from .expected import Expected
-from .probes import session_of
+from .graph import Layer
+from .parity import ReferenceOutputs, open_session, prove_graph
 
 FRAMES = 4  # that layers are judged on
 ALONE = 16  # layers that are tried alone, which takes a run of the network each
@@ -22,7 +20,7 @@ ROUNDED = "/int8"  # suffix of a layer's result with rounded inputs
 
 
 @dataclass(frozen=True)
-class Cost:
+class LayerCost:
     """What int8 costs in one layer.
 
     noise: root mean square error of the layer's result over that of the result, from rounding its
@@ -38,34 +36,34 @@ class Cost:
     excluded: bool = False
 
 
-def measure(
+def measure_costs(
     plain: onnx.ModelProto,
     build: Callable[[Iterable[Layer]], onnx.ModelProto],
     layers: Sequence[Layer],
-    expected: Expected,
+    expected: ReferenceOutputs,
     card: Card,
-) -> list[Cost]:
+) -> list[LayerCost]:
     """The costs of `layers`, worst first; `build` gives the graph with some of them in int8."""
-    few = expected.spread(FRAMES)
-    noises = noise(plain, build(layers), layers, list(few.reference.frames))
+    few = expected.sample(FRAMES)
+    noises = measure_noise(plain, build(layers), layers, list(few.reference.frames))
     noisiest = sorted(layers, key=lambda layer: -noises[layer.node])
     tried = []
     for layer in noisiest[:ALONE]:
-        verdict = proof.trial(build([layer]), card, few)
-        assert verdict.agreement is not None
-        cost = Cost(layer.name, layer.macs, noises[layer.node])
+        result = prove_graph(build([layer]), card, few)
+        assert result.agreement is not None
+        cost = LayerCost(layer.name, layer.macs, noises[layer.node])
         tried.append(
-            replace(cost, logits_error=verdict.logits_error, labels_moved=1 - verdict.agreement)
+            replace(cost, logits_error=result.logits_error, labels_moved=1 - result.agreement)
         )
-    rest = [Cost(layer.name, layer.macs, noises[layer.node]) for layer in noisiest[ALONE:]]
+    rest = [LayerCost(layer.name, layer.macs, noises[layer.node]) for layer in noisiest[ALONE:]]
     return sorted(tried, key=lambda cost: -(cost.logits_error or 0)) + rest
 
 
-def marked(costs: Iterable[Cost], excluded: Sequence[str]) -> tuple[Cost, ...]:
+def mark_excluded(costs: Iterable[LayerCost], excluded: Sequence[str]) -> tuple[LayerCost, ...]:
     return tuple(replace(cost, excluded=cost.layer in excluded) for cost in costs)
 
 
-def noise(
+def measure_noise(
     plain: onnx.ModelProto,
     rounded: onnx.ModelProto,
     layers: Sequence[Layer],
@@ -77,7 +75,7 @@ def noise(
     input, so that no layer sees the errors of those before it.
     """
     nodes = [layer.node for layer in layers]
-    session = session_of(_with_shadows(plain, rounded, nodes))
+    session = open_session(_with_rounded_twins(plain, rounded, nodes))
     names = [output.name for output in session.get_outputs()]
     sums = np.zeros(len(names))
     for frame in frames:
@@ -89,7 +87,7 @@ def noise(
     }
 
 
-def _with_shadows(
+def _with_rounded_twins(
     plain: onnx.ModelProto, rounded: onnx.ModelProto, nodes: Sequence[str]
 ) -> onnx.ModelProto:
     """The float graph, the rounded twin of each node, and the energies of results and errors."""

@@ -41,6 +41,8 @@ from .registry import VARIANTS, build, find_variant
 
 PRETRAINED = Path(__file__).with_name("pretrained")
 log = logging.getLogger("rtseg")
+OWN_SIZE = (512, 1024)
+FRAME_SIZES = {"cityscapes": (1024, 2048), "bdd100k": (720, 1280)}  # (height, width) in pixels
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,15 @@ class Model:
         classes: what its labels mean.
         weights_from: the file of the weights, or how they were drawn.
         trained: False for random weights.
+        trained_size: (height, width) in pixels of the training; where nothing names it, the
+            size of the variant.
     """
 
     network: Network
     classes: ClassSet
     weights_from: str
     trained: bool
+    trained_size: tuple[int, int]
 
 
 def load_model(
@@ -138,13 +143,17 @@ def _with_classes(what: Network | Model, classes: ClassSet | None) -> Model:
     if classes is not None and len(classes) != count:
         raise UsageError(f"{classes.name!r} has {len(classes)} classes, the network {count}")
     if isinstance(what, Model):
-        return what if classes is None else replace(what, classes=classes)
+        if classes is None:
+            return what
+        if what.trained and what.weights_from != "memory":  # else the names were a guess
+            _check_same_classes(what.classes, classes, what.weights_from)
+        return replace(what, classes=classes)
     if classes is None and count == len(CITYSCAPES):
         classes = CITYSCAPES
     if classes is None:
         names = tuple(f"class {i}" for i in range(count))
         classes = ClassSet("unnamed", names, tuple((i, i, i) for i in range(count)))
-    return Model(network, classes, "memory", True)
+    return Model(network, classes, "memory", True, _usual_size(network))
 
 
 def _open(
@@ -158,15 +167,73 @@ def _open(
         weights = next(iter(shipped_weights(model, classes)), None)
     if weights is None:
         classes = classes or CITYSCAPES
-        return Model(build_untrained(model, len(classes)), classes, f"random, seed {SEED}", False)
-    classes = classes or read_classes(weights) or CITYSCAPES
+        network, size = build_untrained(model, len(classes)), VARIANTS[model].size
+        return Model(network, classes, f"random, seed {SEED}", False, size)
+    own = read_classes(weights)
+    if own and classes:
+        _check_same_classes(own, classes, weights.name)
+    classes = classes or own or CITYSCAPES
     network = load_checkpoint(build(model, len(classes)), weights, ignore=ignore)
-    trained = read_metadata(weights).get("trained", True)
-    return Model(network, classes, weights.name, bool(trained))
+    # The bars for random weights are milder, so a file's own word that it holds some is not taken.
+    return Model(network, classes, weights.name, True, read_trained_size(weights, network))
+
+
+def _check_same_classes(own: ClassSet, other: ClassSet, weights: str) -> None:
+    """Labels of another meaning would be proven: agreement does not know what classes are called.
+
+    Raises:
+        UsageError: the names differ, or their order.
+    """
+    if own.names == other.names:
+        return
+    differ = f"{len(own)} classes, not {len(other)}"
+    for place, (ours, theirs) in enumerate(zip(own.names, other.names, strict=False)):
+        if ours != theirs:
+            differ = f"class {place} is {ours!r}, not {theirs!r}"
+            break
+    raise UsageError(
+        f"{weights} was trained on other classes than {other.name!r} names ({differ}): leave "
+        "the classes out, or give the same names in the same order"
+    )
 
 
 Source: TypeAlias = Model  # until the last caller has the new names
 open_source = load_model
+
+
+def read_trained_size(checkpoint: Path, network: Network) -> tuple[int, int]:
+    """The size that a checkpoint was trained at, by its header: that of its validation, else of
+    its crops; the size of its variant where it names none.
+
+    Crops of a data set whose frames are larger (FRAME_SIZES) are a means of training: such
+    networks are validated, and used, on whole frames.
+    """
+    facts = read_metadata(checkpoint)
+    recipe = _part(facts, "recipe")
+    size = (
+        facts.get("trained_size")
+        or recipe.get("val_size")
+        or FRAME_SIZES.get(str(_part(recipe, "data").get("name")))
+        or _part(recipe, "augment").get("crop")
+        or _usual_size(network)
+    )
+    step = network.info.multiple
+    try:
+        height, width = (max(step, round(int(side) / step) * step) for side in size)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint}: its header is damaged (size {size!r})") from error
+    return height, width
+
+
+def _part(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    part = facts.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _usual_size(network: Network) -> tuple[int, int]:
+    """The size of its variant; of an own network, one that every multiple up to 256 divides."""
+    variant = VARIANTS.get(network.info.name)
+    return variant.size if variant else OWN_SIZE
 
 
 def shipped_weights(variant: str, classes: ClassSet | None = None) -> list[Path]:

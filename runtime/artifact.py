@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..data.classes import ClassSet
 from ..data.files import digest_of
+from ..data.letterbox import Fit
 from ..errors import ArtifactError
 from .protobuf import read_varint, varint
 
@@ -38,12 +39,17 @@ class Proof(_Facts):
 
     `agreement`: share of pixels with the reference's label; `logits_error`: root mean square error
     over that of the reference, where the artifact's logits could be read. `bf16`: whether it also
-    held the bar of bfloat16 while computing in it; None if that was not tried.
+    held the bar of bfloat16 while computing in it; None if that was not tried. `frames`: how many
+    it was run on, taken from `frames_of` that were drawn, given or held out; `warnings`: what
+    equality with the reference does not show, such as a size far from the training's.
     """
 
     report: str
     passed: bool
     frames: int
+    frames_from: Literal["drawn", "given", "held out"] | None = None
+    frames_of: int | None = None
+    warnings: tuple[str, ...] = ()
     agreement: float
     logits_error: float | None = None
     bf16: bool | None = None
@@ -90,6 +96,8 @@ class Card(_Facts):
     """An artifact's description; the runtime needs nothing else.
 
     size: (height, width) in pixels of the frame that goes in: uint8 NHWC in BGR order, batch 1.
+    trained_size: likewise, what the weights were trained at. fit: how a frame of another aspect
+    comes to that size; `stretch` in files of versions that named none.
     outputs: "labels" (uint8, H x W), "logits" (the network's own, float), "coarse" (of an
     engine: what its label kernel reads, float; `enlarge` names what that replaces). mean,
     std: of RGB in 0..1; they are inside the graph already. weights: digest of the network's state.
@@ -101,6 +109,8 @@ class Card(_Facts):
     format: Literal[1] = 1
     model: str
     size: tuple[int, int]
+    trained_size: tuple[int, int] | None = None
+    fit: Fit = "stretch"
     precision: Precision
     outputs: tuple[Literal["labels", "logits", "coarse"], ...]
     enlarge: Enlargement | None = None

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.letterbox import fit_frame, restore_labels
 from ..errors import UsageError
 from .artifact import Card, read_card, verify
 from .backends.backend import Backend, Info, choose, open_backend
@@ -34,20 +34,19 @@ class Segmenter:
     def __call__(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
         """frame (H, W, 3) uint8 BGR, any size -> labels (H, W) uint8 class ids, the caller's own.
 
-        A frame of another size than the artifact's is resized (bilinear) and its labels are
-        brought back (nearest). Grey, BGRA and other number types are converted where that loses
+        A frame of another size than the artifact's is resized (bilinear), and letterboxed where
+        its card says so and the aspects differ; its labels are brought back (nearest). Grey, BGRA
+        and other number types are converted where that loses
         nothing; ValueError says what to do where it would.
         """
         image = as_bgr(frame)
-        height, width = image.shape[:2]
-        fitted = image if (height, width) == self.card.size else _resized(image, self.card.size)
+        card, size = self.card, (image.shape[0], image.shape[1])
+        fitted = fit_frame(image, card.size, card.fit, card.mean)
         with self._lock:
             labels: NDArray[np.uint8] = self.backend(fitted[None])[0]
-            if (height, width) == self.card.size:
-                return labels.copy()
-            return np.asarray(
-                cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-            )
+            # The backend writes its next labels over these; a resize makes an array of its own.
+            restored = restore_labels(labels, size, card.fit)
+            return restored.copy() if np.shares_memory(restored, labels) else restored
 
     @property
     def backend(self) -> Backend:
@@ -128,8 +127,3 @@ def _whole_bytes(frame: NDArray[Any]) -> bool:
         return False
     of_unit_range = frame.dtype.kind == "f" and 0 < frame.max() <= 1
     return not of_unit_range and bool((frame == np.floor(frame)).all())
-
-
-def _resized(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    height, width = size
-    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))

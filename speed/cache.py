@@ -23,13 +23,13 @@ def plain_export(source: Model, size: Size) -> Path:
     to "labels" (1, H, W) int64. From the cache, or exported into it."""
     import torch
 
-    from ..export.graph import quiet
+    from ..export.graph import silence_exporter
 
     name = source.network.info.name
     path = export_cache(source) / f"{name}_{text_of(size)}_plain.onnx"
     if path.exists():
         return path
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, quiet():
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, silence_exporter():
         torch.onnx.export(
             _plain(source.network, size),
             (torch.zeros(1, 3, *size),),

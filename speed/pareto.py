@@ -167,14 +167,11 @@ def _files(
     for precision in PRECISIONS:
         try:
             (artifact,) = export(
-                source.network,
-                [size],
-                ["onnx"],
+                source,
+                size,
+                "onnx",
                 precision,
                 out=folder,
-                classes=source.classes,
-                weights_from=source.weights_from,
-                trained=source.trained,
                 calibration=calibration if precision == "int8" else None,
                 progress=progress,
             )

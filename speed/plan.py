@@ -16,7 +16,6 @@ from ..errors import UsageError
 from ..resolve import (
     cached_export,
     check_backends,
-    default_size,
     fastest_backends,
     graph_precision,
     is_artifact,
@@ -230,7 +229,7 @@ class _Wish:
 
     def _of_network(self, model: str | Model) -> Iterator[Entry]:
         source = load_source(model, classes=self.classes)
-        for size in dict.fromkeys(self.sizes or [default_size(source)]):
+        for size in dict.fromkeys(self.sizes or [source.trained_size]):
             for graph, ways in self._by_graph().items():
                 backends = list(dict.fromkeys(backend for backend, _ in ways))
                 paths = cached_export(source, size, backends, graph, self.progress, self.calib)

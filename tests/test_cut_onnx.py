@@ -28,7 +28,7 @@ SIZE = (128, 256)
 @pytest.fixture(scope="module")
 def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("onnx")
-    return export(nano.network, [SIZE], ["onnx"], out=out, classes=nano.classes)[0].path
+    return export(nano, [SIZE], ["onnx"], out=out)[0].path
 
 
 @pytest.mark.parametrize("threads", [1, 2])

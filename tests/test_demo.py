@@ -215,7 +215,7 @@ def test_the_command_lays_models_side_by_side(
     nano: Source, clip: Path, tmp_path: Path, rtseg: Run
 ) -> None:
     sizes = [(64, 96), (96, 128)]
-    made = export(nano.network, sizes, ["onnx"], out=tmp_path, classes=nano.classes)
+    made = export(nano, sizes, ["onnx"], out=tmp_path)
     models = [word for artifact in made for word in ("--model", artifact.path)]
     out, ort = tmp_path / "demo.mp4", ("--backend", "onnxruntime")
     facts = as_json(rtseg("demo", clip, *models, "-o", out, "--color-blind", *ort, "--json"))

@@ -264,7 +264,7 @@ SIZE = 64, 128
 @pytest.fixture(scope="module")
 def artifacts(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
     out = tmp_path_factory.mktemp("artifacts")
-    return export(nano.network, [SIZE, (32, 64)], out=out, classes=nano.classes)
+    return export(nano, [SIZE, (32, 64)], out=out)
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ def test_a_drive_without_masks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_command_compares(nano: Source, tmp_path: Path, rtseg: Run) -> None:
-    (made,) = export(nano.network, [(64, 96)], ["onnx"], out=tmp_path, classes=nano.classes)
+    (made,) = export(nano, [(64, 96)], ["onnx"], out=tmp_path)
     frames = tmp_path / "frames"
     frames.mkdir()
     for number, scene in enumerate(scenes(3, (64, 96))):

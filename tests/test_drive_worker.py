@@ -169,7 +169,7 @@ SIZE = 64, 128
 @pytest.fixture(scope="module")
 def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     out = tmp_path_factory.mktemp("artifacts")
-    (made,) = export(nano.network, [SIZE], out=out, classes=nano.classes)
+    (made,) = export(nano, [SIZE], out=out)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +31,15 @@ def test_parity_on_street_frames(
 ) -> None:
     source = open_source(name)
     artifacts = export(
-        source.network,
+        source,
         [size],
         ["onnx", "openvino"],
         "fp32",
         out=tmp_path,
-        classes=source.classes,
-        weights_from=source.weights_from,
-        trained=source.trained,
         frames=street_frames[:2],
     )
     assert [a.status for a in artifacts] == ["proven", "proven"]
-    for verdict in (v for a in artifacts for v in a.verdicts if v.precision == "fp32"):
+    for verdict in (v for a in artifacts for v in a.results if v.precision == "fp32"):
         assert verdict.agreement is not None
         assert verdict.agreement >= 0.9999
         assert verdict.logits_error is not None
@@ -50,8 +48,7 @@ def test_parity_on_street_frames(
 
 def test_the_graph_is_typed_and_described(nano: Source, tmp_path: Path) -> None:
     (artifact,) = export(
-        nano.network, [(64, 128)], ["onnx"], "fp16", out=tmp_path, classes=nano.classes,
-        weights_from=nano.weights_from, outputs="both",
+        nano, [(64, 128)], ["onnx"], "fp16", out=tmp_path, output="both",
     )  # fmt: skip
     model = onnx.load(artifact.path)
     onnx.checker.check_model(model, full_check=True)
@@ -97,28 +94,21 @@ def test_frame_to_labels_is_the_papers_arithmetic(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sizes": [(100, 200)]}, "multiples of 8, not 100x200: use 96x200 or 104x200"),
-        ({"targets": ["tflite"]}, "no target is called 'tflite'"),
+        ({"size": [(100, 200)]}, "multiples of 8, not 100x200: use 96x200 or 104x200"),
+        ({"to": ["tflite"]}, "no target is called 'tflite'"),
         ({"precision": "fp8"}, "precision is fp32, fp16, int8, not 'fp8'"),
-        ({"outputs": "masks"}, "outputs is labels, logits, both"),
-        ({"sizes": []}, "at least one size"),
-        ({"classes": None, "of": 7}, None),
+        ({"output": "masks"}, "output is labels, logits, both"),
+        ({"size": []}, "at least one size"),
     ],
-    ids=["size", "target", "precision", "outputs", "nothing", "unnamed classes"],
+    ids=["size", "target", "precision", "outputs", "nothing"],
 )
 def test_bad_wishes_write_nothing(
-    change: dict[str, Any], message: str | None, tmp_path: Path
+    change: dict[str, Any], message: str, nano: Source, tmp_path: Path
 ) -> None:
-    of = change.pop("of", 11)
-    wish: dict[str, Any] = {"sizes": [(64, 64)], "targets": ["onnx"], "precision": "fp32"}
-    wish |= {"classes": CAMVID} | change
+    wish: dict[str, Any] = {"size": (64, 64), "to": "onnx", "precision": "fp32"} | change
     out = tmp_path / "out"
-    if message is None:
-        (artifact,) = export(build("csfcn_nano", of), out=out, trained=False, **wish)
-        assert artifact.card.classes[0] == "class 0"
-        return
     with pytest.raises(ExportError, match=message):
-        export(build("csfcn_nano", of), out=out, **wish)
+        export(nano, out=out, **wish)
     assert not out.exists()
 
 
@@ -126,22 +116,22 @@ def test_a_class_set_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ExportError, match="'camvid' has 11 classes, but the model was built with 19"
     ):
-        export(build("csfcn_nano"), [(64, 64)], out=tmp_path, classes=CAMVID)
+        export(replace(open_source("csfcn"), classes=CAMVID), (64, 64), out=tmp_path)
 
 
 def test_an_artifact_below_the_bar_is_kept_as_failed(
     nano: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expect = proof.expect
+    run = proof.run_reference
 
-    def off(*arguments: Any) -> proof.Expected:
-        expected = expect(*arguments)
+    def off(*arguments: Any) -> proof.ReferenceOutputs:
+        expected = run(*arguments)
         expected.reference.labels[:] = (expected.reference.labels + 1) % 11
         return expected
 
-    monkeypatch.setattr(proof, "expect", off)
+    monkeypatch.setattr(proof, "run_reference", off)
     with pytest.raises(ProofError, match="below the parity bar"):
-        export(nano.network, [(64, 128)], out=tmp_path, classes=nano.classes)
+        export(nano, [(64, 128)], out=tmp_path)
     assert [p.name for p in tmp_path.glob("*.onnx*")] == ["csfcn_nano_64x128_fp32.onnx.failed"]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["csfcn_nano_64x128_fp32.onnx.failed"]["status"] == "failed"
@@ -155,24 +145,19 @@ def test_labels_of_the_frames_prove_the_miou(nano: Source, tmp_path: Path) -> No
     picture = cv2.resize(random.integers(0, 256, (9, 12, 3), np.uint8), (128, 96))
     cv2.imwrite(str(frames / "a.png"), picture)
     cv2.imwrite(str(truth / "a.png"), random.integers(0, 11, (96, 128), np.uint8))
-    pictures, maps = proof.read_frames(frames, truth)
-    (artifact,) = export(
-        nano.network, [(96, 128)], out=tmp_path, classes=nano.classes, frames=pictures, truth=maps
-    )
-    assert artifact.verdicts[0].miou_change == pytest.approx(0, abs=1e-4)
-    assert set(artifact.verdicts[0].iou_change) <= set(CAMVID.names)
+    (artifact,) = export(nano, [(96, 128)], out=tmp_path, frames=frames, labels=truth)
+    assert artifact.results[0].miou_change == pytest.approx(0, abs=1e-4)
+    assert set(artifact.results[0].iou_change) <= set(CAMVID.names)
 
 
 def test_an_engine_is_built_without_a_gpu(nano: Source, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    (artifact,) = export(
-        nano.network, [(64, 128)], ["tensorrt"], "fp16", out=tmp_path, classes=nano.classes
-    )
+    (artifact,) = export(nano, [(64, 128)], ["tensorrt"], "fp16", out=tmp_path)
     engine = artifact.card.engine
     assert engine is not None
     assert engine.layers <= 250
     assert "STRONGLY_TYPED" in engine.flags
-    held = artifact.verdicts[0].census
+    held = artifact.results[0].census
     assert held["float16"] > 50 * held["float"]
     assert artifact.status == "built, not proven"
     assert read_card(artifact.path) == artifact.card
@@ -184,23 +169,21 @@ def test_an_engine_is_built_without_a_gpu(nano: Source, tmp_path: Path) -> None:
 
 def test_csfcn_takes_few_tensorrt_layers(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    from rtseg.export.export import _Job
+    from rtseg.export.export import make_card
     from rtseg.export.graph import to_onnx
     from rtseg.export.tensorrt import build_engine
 
     model = build("csfcn")
     graph = tmp_path / "graph.onnx"
     onnx.save(to_onnx(model, (256, 512), "fp16", ("labels",)), graph)
-    job = _Job(model, (256, 512), "fp16", "labels", open_source("csfcn").classes, "", False, print)
-    built = build_engine(graph, tmp_path / "x.engine", job.card)
+    card = make_card(open_source("csfcn"), (256, 512), "fp16", "labels")
+    built = build_engine(graph, tmp_path / "x.engine", card)
     assert built.card.engine is not None
     assert built.card.engine.layers <= 250
 
 
 def test_the_torch_artifact_agrees_with_the_onnx_one(nano: Source, tmp_path: Path) -> None:
-    artifacts = export(
-        nano.network, [(64, 128)], ["onnx", "torch"], out=tmp_path, classes=nano.classes
-    )
+    artifacts = export(nano, [(64, 128)], ["onnx", "torch"], out=tmp_path)
     frame = np.random.default_rng(2).integers(0, 256, (64, 128, 3), np.uint8)
     answers = []
     for artifact in artifacts:

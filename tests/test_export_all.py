@@ -7,22 +7,31 @@ from pathlib import Path
 
 import pytest
 from rtseg.export import export_zoo as zoo
-from rtseg.export.all_table import as_rich, markdown
-from rtseg.export.export_zoo import Job, Row, export_all, matching, read_rows, run_job, write_rows
+from rtseg.export.export_zoo import (
+    ZooJob,
+    ZooRow,
+    build_table,
+    export_all,
+    read_rows,
+    run_job,
+    select_variants,
+    write_markdown,
+    write_rows,
+)
 from typer.testing import CliRunner
 
 SIZE = (64, 128)
 
 
 @pytest.fixture(scope="module")
-def nano_row(tmp_path_factory: pytest.TempPathFactory) -> Row:
+def nano_row(tmp_path_factory: pytest.TempPathFactory) -> ZooRow:
     folder = tmp_path_factory.mktemp("zoo")
-    row = run_job(Job("csfcn_nano", SIZE, "fp16", ("onnx",), 1), folder, keep=False)
+    row = run_job(ZooJob("csfcn_nano", SIZE, "fp16", ("onnx",), 1), folder, keep=False)
     assert not list(folder.iterdir())
     return row
 
 
-def test_a_row_tells_what_was_made_and_how_it_was_proven(nano_row: Row) -> None:
+def test_a_row_tells_what_was_made_and_how_it_was_proven(nano_row: ZooRow) -> None:
     assert nano_row.params == pytest.approx(1.61e6, rel=0.01)
     # Pooled cells do not shrink with the map.
     assert nano_row.macs == pytest.approx(2.907e9 * 64 * 128 / (512 * 1024), rel=0.05)
@@ -33,27 +42,27 @@ def test_a_row_tells_what_was_made_and_how_it_was_proven(nano_row: Row) -> None:
     assert nano_row.faults == []
 
 
-def test_the_table_names_figures_and_faults(nano_row: Row) -> None:
-    failed = Row("icnet", "64x128", "fp16", ("onnx",), 1, faults=["onnxruntime fp16: far off"])
-    text = markdown([nano_row, failed])
+def test_the_table_names_figures_and_faults(nano_row: ZooRow) -> None:
+    failed = ZooRow("icnet", "64x128", "fp16", ("onnx",), 1, faults=["onnxruntime fp16: far off"])
+    text = write_markdown([nano_row, failed])
     assert "| `csfcn_nano` (trained) | 1.61 |" in text
     assert "| **failed** |" in text
     assert "- icnet_64x128_fp16: onnxruntime fp16: far off" in text
     assert "2 exported to onnx, 1 failed; each proven on 1 drawn scene." in text
-    assert as_rich([nano_row, failed]).row_count == 2
+    assert build_table([nano_row, failed]).row_count == 2
 
 
 def test_what_failed_is_told_and_made_again_and_what_passed_is_not(
-    nano_row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nano_row: ZooRow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
 
-    def run_apart(job: Job, out: Path, keep: bool) -> Row:
+    def run_in_process(job: ZooJob, out: Path, keep: bool) -> ZooRow:
         made.append(job.name)
         faults = ["too slow"] if len(made) == 1 else []
-        return Row(job.model, "64x128", job.precision, job.targets, job.scenes, faults=faults)
+        return ZooRow(job.model, "64x128", job.precision, job.targets, job.scenes, faults=faults)
 
-    monkeypatch.setattr(zoo, "run_apart", run_apart)
+    monkeypatch.setattr(zoo, "run_in_process", run_in_process)
     names = ["csfcn", "csfcn_nano"]
 
     def go(**options: object) -> list[bool]:
@@ -70,13 +79,15 @@ def test_what_failed_is_told_and_made_again_and_what_passed_is_not(
 
 
 def test_a_job_that_breaks_is_a_failed_row_with_its_traceback(tmp_path: Path) -> None:
-    row = zoo.run_apart(Job("crossformer_s_fpn", (60, 128), "fp16", ("onnx",), 1), tmp_path, False)
+    row = zoo.run_in_process(
+        ZooJob("crossformer_s_fpn", (60, 128), "fp16", ("onnx",), 1), tmp_path, False
+    )
     (fault,) = row.faults
     assert "multiples of 32" in fault
     assert "Traceback" in (tmp_path / "crossformer_s_fpn_60x128_fp16.error.txt").read_text()
 
 
-def test_a_table_of_another_format_is_not_overwritten(nano_row: Row, tmp_path: Path) -> None:
+def test_a_table_of_another_format_is_not_overwritten(nano_row: ZooRow, tmp_path: Path) -> None:
     write_rows(tmp_path / "zoo.json", [nano_row])
     assert read_rows(tmp_path / "zoo.json")[nano_row.key].runs == nano_row.runs
     (tmp_path / "zoo.json").write_text(json.dumps([{"model": "csfcn"}]))
@@ -85,21 +96,21 @@ def test_a_table_of_another_format_is_not_overwritten(nano_row: Row, tmp_path: P
 
 
 def test_patterns_choose_variants() -> None:
-    assert matching(["sfnet_r5*", "icnet"]) == ["sfnet_r50", "icnet"]
-    assert len(matching([])) > 60
+    assert select_variants(["sfnet_r5*", "icnet"]) == ["sfnet_r50", "icnet"]
+    assert len(select_variants([])) > 60
     with pytest.raises(ValueError, match="no variant fits 'resnet'"):
-        matching(["resnet"])
+        select_variants(["resnet"])
     with pytest.raises(ValueError, match="did you mean"):
         export_all(["csfcnn"], SIZE, Path())
 
 
 def test_the_command_fails_when_a_row_does(
-    nano_row: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nano_row: ZooRow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rtseg.cli._console import JobFailed
     from rtseg.cli.app import app
 
-    monkeypatch.setattr(zoo, "run_apart", lambda job, out, keep: nano_row)
+    monkeypatch.setattr(zoo, "run_in_process", lambda job, out, keep: nano_row)
     asked = ["export", "--all", "--only", "csfcn_nano", "--precision", "fp16", "--size", "64x128"]
     result = CliRunner().invoke(app, [*asked, "--json", "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output

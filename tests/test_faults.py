@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from rtseg.data.scenes import scenes
 from rtseg.export import export
 from rtseg.export import parity as proof
-from rtseg.export.export import _Job
+from rtseg.export.export import make_card
 from rtseg.export.graph import census, to_onnx
 from rtseg.models import Network, pipeline
 from rtseg.models.loading import Source, open_source
@@ -25,23 +25,17 @@ Graph = onnx.ModelProto
 
 
 @pytest.fixture(scope="module")
-def expected(nano: Source) -> proof.Expected:
+def expected(nano: Source) -> proof.ReferenceOutputs:
     frames = [(f"scene {i}", scene) for i, scene in enumerate(scenes(2, SIZE, seed=50))]
-    return proof.expect(nano.network, frames, SIZE)
+    return proof.run_reference(nano.network, proof.ProofFrames(frames), SIZE)
 
 
-def card_of(source: Source, precision: str, tmp_path: Path) -> Card:
-    job = _Job(
-        source.network, SIZE, precision, "labels", source.classes, source.weights_from,
-        source.trained, lambda step: None,
-    )  # fmt: skip
-    return job.card
-
-
-def judged(graph: Graph, card: Card, expected: proof.Expected, folder: Path) -> proof.Verdict:
+def judged(
+    graph: Graph, card: Card, expected: proof.ReferenceOutputs, folder: Path
+) -> proof.ParityResult:
     path = folder / "suspect.onnx"
     path.write_bytes(append_card(graph.SerializeToString(), card))
-    return proof.judge(path, card, expected, "onnxruntime", census(graph))
+    return proof.prove_artifact(path, card, expected, "onnxruntime", census(graph))
 
 
 def swapped_channels(monkeypatch: pytest.MonkeyPatch, network: Network) -> None:
@@ -102,12 +96,12 @@ MODEL_FAULTS = (swapped_channels, wrong_mean, corners_flipped, half_a_pixel_off,
 def test_a_planted_fault_is_caught(
     fault: Callable[[pytest.MonkeyPatch, Network], None],
     precision: str,
-    expected: proof.Expected,
+    expected: proof.ReferenceOutputs,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     nano: Source,
 ) -> None:
-    card = card_of(nano, precision, tmp_path)
+    card = make_card(nano, SIZE, precision, "labels")
     network = open_source("csfcn_nano").network
     fault(monkeypatch, network)
     verdict = judged(to_onnx(network, SIZE, precision, ("labels",)), card, expected, tmp_path)
@@ -117,22 +111,22 @@ def test_a_planted_fault_is_caught(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_flipped_grid_convention_is_caught(
-    precision: str, expected: proof.Expected, tmp_path: Path, nano: Source
+    precision: str, expected: proof.ReferenceOutputs, tmp_path: Path, nano: Source
 ) -> None:
     graph = grid_convention_flipped(to_onnx(nano.network, SIZE, precision, ("labels",)))
-    assert judged(graph, card_of(nano, precision, tmp_path), expected, tmp_path).faults
+    assert judged(graph, make_card(nano, SIZE, precision, "labels"), expected, tmp_path).faults
 
 
 def test_float32_delivered_as_fp16_is_caught(
-    expected: proof.Expected, tmp_path: Path, nano: Source
+    expected: proof.ReferenceOutputs, tmp_path: Path, nano: Source
 ) -> None:
     graph = to_onnx(nano.network, SIZE, "fp32", ("labels",))
-    verdict = judged(graph, card_of(nano, "fp16", tmp_path), expected, tmp_path)
+    verdict = judged(graph, make_card(nano, SIZE, "fp16", "labels"), expected, tmp_path)
     assert verdict.faults == ["the file claims fp16, but its values are 100% float"]
 
 
 def test_int8_calibrated_on_noise_is_caught(
-    expected: proof.Expected, tmp_path: Path, nano: Source
+    expected: proof.ReferenceOutputs, tmp_path: Path, nano: Source
 ) -> None:
     from onnxruntime import quantization
 
@@ -156,7 +150,7 @@ def test_int8_calibrated_on_noise_is_caught(
         per_channel=True,
         extra_options={"QuantizeBias": False},
     )
-    card = card_of(nano, "fp32", tmp_path).model_copy(update={"precision": "int8"})
+    card = make_card(nano, SIZE, "fp32", "labels").model_copy(update={"precision": "int8"})
     assert judged(onnx.load(quantized), card, expected, tmp_path).faults
 
 
@@ -172,14 +166,12 @@ def test_twenty_sound_exports_pass(tmp_path: Path) -> None:
         source = open_source(name)
         for precision in ("fp32", "fp16"):
             passed += export(
-                source.network,
+                source,
                 sizes,
                 ["onnx"],
                 precision,
                 out=tmp_path / outputs,
-                outputs=outputs,
-                classes=source.classes,
-                trained=source.trained,
+                output=outputs,
             )
     assert len(passed) == 20
     assert {artifact.status for artifact in passed} == {"proven"}

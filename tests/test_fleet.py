@@ -33,7 +33,7 @@ HERE = Options(workers=1, batch=2, backend="onnxruntime")
 @pytest.fixture(scope="module")
 def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("artifacts")
-    (made,) = export(nano.network, [SIZE], ["onnx"], out=out, classes=nano.classes)
+    (made,) = export(nano, [SIZE], ["onnx"], out=out)
     return made.path
 
 

@@ -13,11 +13,13 @@ pytestmark = pytest.mark.gpu
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
+from rtseg.data.classes import CITYSCAPES  # noqa: E402
 from rtseg.data.scenes import scenes  # noqa: E402
 from rtseg.errors import ArtifactError  # noqa: E402
 from rtseg.export import export  # noqa: E402
-from rtseg.export.parity import expect  # noqa: E402
+from rtseg.export.parity import ProofFrames, run_reference  # noqa: E402
 from rtseg.export.tensorrt import build_engine  # noqa: E402
+from rtseg.models.loading import Source, open_source  # noqa: E402
 from rtseg.models.random_weights import build_untrained  # noqa: E402
 from rtseg.runtime import load  # noqa: E402
 from rtseg.runtime.artifact import read_card  # noqa: E402
@@ -49,7 +51,7 @@ def network():
 def reference(network):
     """Frames, labels and margins of plain float32 PyTorch on the CPU."""
     frames = [(f"scene {i}", frame) for i, frame in enumerate(scenes(4, SIZE, seed=50))]
-    return expect(network, frames, SIZE).reference
+    return run_reference(network, ProofFrames(frames), SIZE).reference
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +59,10 @@ def folder(network, tmp_path_factory):
     """Every artifact in every precision. The user's own caches are left out of it."""
     folder = tmp_path_factory.mktemp("artifacts")
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    source = Source(network, CITYSCAPES, "memory", False, SIZE)
     for precision in PRECISIONS:
         targets = ("onnx", "torch", "tensorrt")
-        export(network, [SIZE], targets, precision, out=folder, outputs="both", trained=False)
+        export(source, SIZE, targets, precision, out=folder, output="both")
     return folder
 
 
@@ -224,8 +227,8 @@ def test_a_label_kernel_behind_the_engine(name, tmp_path):
     found, frames = {}, scenes(4, SIZE, seed=51)
     for kernel in (False, True):
         (made,) = export(
-            build_untrained(name, 19), [SIZE], ["tensorrt"], "fp16",
-            out=tmp_path, trained=False, label_kernel=kernel,
+            open_source(name), SIZE, "tensorrt", "fp16",
+            out=tmp_path, label_kernel=kernel,
         )  # fmt: skip
         verdict = check(made.path)
         if not verdict.ok:

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from rtseg.export.quantize import pools_in_int8
+from rtseg.export.quantize import move_rounding_before_pools
 
 FACTS = ["scale", "zero"]
 RNG = np.random.default_rng(5)
@@ -64,7 +64,7 @@ def test_a_pool_takes_the_largest_of_rounded_values_and_gives_the_same() -> None
     model = graph()
     frames = [RNG.normal(size=(1, 4, 18, 22)).astype(np.float32) for _ in range(3)]
     before = [run(model, x) for x in frames]
-    pools_in_int8(model)
+    move_rounding_before_pools(model)
     assert maker_of_what_the_pool_reads(model) == "DequantizeLinear"
     assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 1
     for x, expected in zip(frames, before, strict=True):
@@ -75,5 +75,5 @@ def test_a_pool_takes_the_largest_of_rounded_values_and_gives_the_same() -> None
 def test_a_pool_that_is_also_read_otherwise_stays_as_it_was(option: str) -> None:
     model = graph(**{option: True})
     before = sorted(node.SerializeToString() for node in model.graph.node)
-    pools_in_int8(model)
+    move_rounding_before_pools(model)
     assert sorted(node.SerializeToString() for node in model.graph.node) == before

@@ -1,4 +1,4 @@
-"""Labels by a kernel beside an engine: the cut graph, the compiled kernel, its file, and the
+"""Labels by a kernel beside an engine: the cut graph, the compile_kernel kernel, its file, and the
 backend that launches it on a pretended GPU. `test_labels_gpu.py` tests the kernels' arithmetic."""
 
 import ctypes
@@ -31,10 +31,11 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from rtseg.errors import ExportError  # noqa: E402
 from rtseg.export import argmax_kernel as label_kernel  # noqa: E402
 from rtseg.export import export  # noqa: E402
-from rtseg.export.argmax_kernel import Ending, compiled, cut  # noqa: E402
+from rtseg.export.argmax_kernel import CutGraph, compile_kernel, cut  # noqa: E402
 from rtseg.export.graph import to_onnx  # noqa: E402
-from rtseg.export.probes import session_of  # noqa: E402
+from rtseg.export.parity import open_session  # noqa: E402
 from rtseg.models import count  # noqa: E402
+from rtseg.models.loading import open_source  # noqa: E402
 from rtseg.models.random_weights import build_untrained  # noqa: E402
 from rtseg.runtime import argmax_triton as labels_gpu  # noqa: E402
 
@@ -57,17 +58,17 @@ def triton_cache(tmp_path_factory):
 
 def bilinear(aligned=False):
     enlarge = "bilinear_aligned" if aligned else "bilinear"
-    return Ending(onnx.ModelProto(), enlarge, COARSE_SHAPE, np.dtype(np.float16))
+    return CutGraph(onnx.ModelProto(), enlarge, COARSE_SHAPE, np.dtype(np.float16))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["half pixel", "aligned"])
 def made(request):
     """(corners aligned, the kernel of the pretended engine's coarse logits)."""
-    return request.param, compiled(bilinear(request.param), SIZE, ["8.9"])
+    return request.param, compile_kernel(bilinear(request.param), SIZE, ["8.9"])
 
 
 def run(graph, frame=FRAME):
-    return session_of(graph).run(None, {"frame": frame})
+    return open_session(graph).run(None, {"frame": frame})
 
 
 # The cut graph.
@@ -166,7 +167,7 @@ def test_ends_that_no_kernel_makes_are_refused():
         cut(graph)
 
 
-# The compiled kernel.
+# The compile_kernel kernel.
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -175,8 +176,8 @@ def test_kernels_compile_for_one_gpu_of_each_generation(kind, dtype):
     shape, weight = (1, 19, 64, 128), None
     if kind == "shuffle":
         shape, weight = (1, 128, 64, 128), np.ones((19 * 64, 128, 1, 1), dtype)
-    ending = Ending(onnx.ModelProto(), kind, shape, np.dtype(dtype), weight)
-    file = compiled(ending, (512, 1024), ["8.9", "8.0", "9.0", "12.0", "12.1"])
+    ending = CutGraph(onnx.ModelProto(), kind, shape, np.dtype(dtype), weight)
+    file = compile_kernel(ending, (512, 1024), ["8.9", "8.0", "9.0", "12.0", "12.1"])
     assert set(file.code) == {"8.0", "9.0", "12.0", "12.1"}
     assert max(file.call.shared.values()) <= 99 * 1024
     assert all(code.startswith(b"\x7fELF") for code in file.code.values())
@@ -348,10 +349,10 @@ def test_much_shared_memory_is_asked_for(made, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["csfcn", "bisenetv2"])
 def test_an_engine_with_its_kernel(name, tmp_path):
     pytest.importorskip("tensorrt_rtx")
-    network = build_untrained(name, 19)
     size = FRAME.shape[1:3]
+    source = open_source(name)
     (artifact,) = export(
-        network, [size], ["tensorrt"], "fp16", out=tmp_path, trained=False, label_kernel=True,
+        source, size, "tensorrt", "fp16", out=tmp_path, label_kernel=True,
         engine={"compute_capabilities": ("8.9",)},
     )  # fmt: skip
     assert artifact.path.name == f"{name}_64x128_fp16_kernel.engine"
@@ -363,12 +364,12 @@ def test_an_engine_with_its_kernel(name, tmp_path):
     assert card.files[beside.name] == hashlib.sha256(beside.read_bytes()).hexdigest()
     file = KernelFile.load(beside)
     assert list(file.code) == ["8.9"]
-    assert card.macs == count(network, size).macs
+    assert card.macs == count(source.network, size).macs
 
 
 def test_label_kernels_are_for_engines_that_give_labels(tmp_path):
-    network = build_untrained("csfcn_nano", 19)
+    source = open_source("csfcn_nano")
     for targets, outputs in ((["onnx"], "labels"), (["tensorrt"], "both")):
         with pytest.raises(ExportError, match="label kernel is for engines"):
-            export(network, [(64, 128)], targets, outputs=outputs, out=tmp_path, label_kernel=True)
+            export(source, (64, 128), targets, output=outputs, out=tmp_path, label_kernel=True)
     assert not list(tmp_path.iterdir())

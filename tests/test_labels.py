@@ -150,7 +150,7 @@ def test_an_axis_covers_every_position_once() -> None:
 @pytest.fixture(scope="module")
 def nano_artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("nano")
-    return export(nano.network, [(128, 256)], ["onnx"], out=out, classes=nano.classes)[0].path
+    return export(nano, [(128, 256)], ["onnx"], out=out)[0].path
 
 
 @pytest.mark.parametrize("threads", [1, 2])

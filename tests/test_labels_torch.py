@@ -23,7 +23,7 @@ SIZE = (128, 256)
 @pytest.fixture(scope="module")
 def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("torch")
-    return export(nano.network, [SIZE], ["torch"], out=out, classes=nano.classes)[0].path
+    return export(nano, [SIZE], ["torch"], out=out)[0].path
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -48,9 +48,7 @@ def test_a_cpu_argmaxes_in_the_runtime_where_it_can(
 
 
 def test_logits_keep_the_labels_in_the_graph(nano: Source, tmp_path: Path) -> None:
-    made = export(
-        nano.network, [SIZE], ["torch"], out=tmp_path, outputs="both", classes=nano.classes
-    )
+    made = export(nano, [SIZE], ["torch"], out=tmp_path, output="both")
     with load(made[0].path, device="cpu") as segment:
         labels = segment(np.full((*SIZE, 3), 90, np.uint8))
         assert dict(segment.info.options)["argmax"] == "graph"

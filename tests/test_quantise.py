@@ -17,10 +17,9 @@ from rtseg.errors import ExportError, ProofError
 from rtseg.export import calibrate, export, sensitivity
 from rtseg.export import parity as proof
 from rtseg.export import quantize as quantize
-from rtseg.export.calibrate import Calibration, CalibrationError, Picked, pick
-from rtseg.export.candidates import KINDS, Layer, layers, positions
-from rtseg.export.export import _Job
-from rtseg.export.graph import census, to_onnx
+from rtseg.export.calibrate import Calibration, CalibrationError, CalibrationFrames, pick_frames
+from rtseg.export.export import make_card
+from rtseg.export.graph import KINDS, Layer, census, find_layers, find_positions, to_onnx
 from rtseg.models.loading import Source, open_source
 from rtseg.runtime import load, read_card
 
@@ -61,7 +60,7 @@ def test_frames_that_teach_nothing_are_refused(
     images: list[np.ndarray[Any, Any]], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CalibrationError, match=message):
-        pick(Calibration(write(tmp_path / "frames", images)))
+        pick_frames(Calibration(write(tmp_path / "frames", images)))
 
 
 def test_a_standing_car_is_no_calibration(tmp_path: Path) -> None:
@@ -70,43 +69,43 @@ def test_a_standing_car_is_no_calibration(tmp_path: Path) -> None:
     view = scenes(1, (240, 320))[0].astype(int)
     seen = [np.clip(view + random.normal(0, 8, view.shape), 0, 255).astype(np.uint8)] * 20
     with pytest.raises(CalibrationError, match="differ from each other"):
-        pick(Calibration(write(tmp_path / "frames", seen)))
+        pick_frames(Calibration(write(tmp_path / "frames", seen)))
 
 
 def test_frames_are_spread_seeded_and_held_out(street: Path) -> None:
-    def names(of: Picked) -> tuple[list[str], list[str]]:
+    def names(of: CalibrationFrames) -> tuple[list[str], list[str]]:
         return [name for name, _ in of.used], [name for name, _ in of.held_out]
 
     wish = Calibration(street, frames=8)
-    used, held_out = names(pick(wish))
+    used, held_out = names(pick_frames(wish))
     assert (len(used), len(held_out)) == (8, 4)
     assert not set(used) & set(held_out)
     places = sorted(map(int, used + held_out))
     assert [place // 2 for place in places] == list(range(12))  # one of each stretch
-    assert names(pick(wish)) == (used, held_out)
-    assert names(pick(Calibration(street, frames=8, seed=1))) != (used, held_out)
+    assert names(pick_frames(wish)) == (used, held_out)
+    assert names(pick_frames(Calibration(street, frames=8, seed=1))) != (used, held_out)
 
 
 def test_a_few_bad_frames_are_left_out(street: Path, tmp_path: Path) -> None:
     images = scenes(24, (120, 200), seed=9)
     images[5] = np.zeros_like(images[5])
-    picked = pick(Calibration(write(tmp_path / "frames", images)))
+    picked = pick_frames(Calibration(write(tmp_path / "frames", images)))
     assert len(picked.used) + len(picked.held_out) == 23
     assert picked.left_out == ("005.png is blank (its gray levels spread by 0.0)",)
 
 
 @pytest.fixture(scope="module")
 def plain(nano: Source) -> onnx.ModelProto:
-    return quantize.prepared(to_onnx(nano.network, SIZE, "fp32", ("labels",)))
+    return quantize.infer_shapes(to_onnx(nano.network, SIZE, "fp32", ("labels",)))
 
 
 @pytest.fixture(scope="module")
 def spans(plain: onnx.ModelProto) -> Any:
-    return calibrate.ranges(plain, KINDS, scenes(6, SIZE, seed=3), "percentile")
+    return calibrate.measure_ranges(plain, KINDS, scenes(6, SIZE, seed=3), "percentile")
 
 
 def test_positions_and_tables_are_no_candidates(plain: onnx.ModelProto) -> None:
-    names = [layer.name for layer in layers(plain)]
+    names = [layer.name for layer in find_layers(plain)]
     weighted = sum(node.op_type == "Conv" for node in plain.graph.node)
     assert "backbone.stem.0.conv" in names
     assert "spatial.offset" not in names
@@ -125,17 +124,17 @@ def test_positions_that_are_kept_within_a_map_are_positions() -> None:
           inside = Min(above, high)
           read = GridSample(map, inside)
         }""")
-    assert positions(graph) == {"offsets"}
+    assert find_positions(graph) == {"offsets"}
 
 
 def test_macs_of_a_layer_are_counted(plain: onnx.ModelProto) -> None:
-    first = layers(plain)[0]
+    first = find_layers(plain)[0]
     assert first.macs == 48 * 80 * 16 * 3 * 3 * 3
 
 
 def test_only_what_layers_read_is_rounded(plain: onnx.ModelProto, spans: Any) -> None:
-    found = layers(plain)
-    graph = quantize._quantized(plain, [layer.node for layer in found], spans).graph
+    found = find_layers(plain)
+    graph = quantize._insert_rounding(plain, [layer.node for layer in found], spans).graph
     makers = {output: node for node in graph.node for output in node.output}
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     inside = [
@@ -156,9 +155,9 @@ def test_only_what_layers_read_is_rounded(plain: onnx.ModelProto, spans: Any) ->
 
 def test_a_layer_left_in_float_reads_its_input_in_full(plain: onnx.ModelProto, spans: Any) -> None:
     """Also where another layer reads the same tensor in int8."""
-    found = {layer.name: layer.node for layer in layers(plain)}
+    found = {layer.name: layer.node for layer in find_layers(plain)}
     left = found["backbone.layer2.0.shortcut.conv"]
-    graph = quantize._quantized(plain, [n for n in found.values() if n != left], spans).graph
+    graph = quantize._insert_rounding(plain, [n for n in found.values() if n != left], spans).graph
     inputs = {node.name: node.input[0] for node in graph.node}
     assert inputs[left] == {node.name: node.input[0] for node in plain.graph.node}[left]
     assert (
@@ -168,12 +167,12 @@ def test_a_layer_left_in_float_reads_its_input_in_full(plain: onnx.ModelProto, s
 
 def test_noise_is_the_layers_own_error(plain: onnx.ModelProto, spans: Any) -> None:
     """Against the layer's result when it alone is rounded, which its inputs then are not."""
-    found = layers(plain)
+    found = find_layers(plain)
     frames = scenes(2, SIZE, seed=30)
-    every = quantize._quantized(plain, [layer.node for layer in found], spans)
+    every = quantize._insert_rounding(plain, [layer.node for layer in found], spans)
     measured = sensitivity.noise(plain, every, found, frames)
     layer = found[9]
-    alone = quantize._quantized(plain, [layer.node], spans)
+    alone = quantize._insert_rounding(plain, [layer.node], spans)
     (output,) = (n.output[0] for n in plain.graph.node if n.name == layer.node)
     ours, reference = (_results(graph, output, frames) for graph in (alone, plain))
     expected = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
@@ -194,7 +193,7 @@ def _results(
 def test_the_whole_export(nano: Source, street: Path, tmp_path: Path) -> None:
     steps: list[str] = []
     artifacts = export(
-        nano.network, [SIZE], ["onnx", "openvino"], "int8", out=tmp_path, classes=nano.classes,
+        nano, [SIZE], ["onnx", "openvino"], "int8", out=tmp_path,
         calibration=Calibration(street), progress=steps.append,
     )  # fmt: skip
     assert [artifact.status for artifact in artifacts] == ["proven", "proven"]
@@ -224,7 +223,7 @@ def test_a_layer_that_int8_ruins_stays_in_float(street: Path, tmp_path: Path) ->
     for reader in (block.conv1.conv, block.shortcut.conv):
         reader.weight.data[:, 0] /= 300
     (artifact,) = export(
-        source.network, [SIZE], ["onnx"], "int8", out=tmp_path, classes=source.classes,
+        source, [SIZE], ["onnx"], "int8", out=tmp_path,
         calibration=Calibration(street, "minmax"),
     )  # fmt: skip
     assert artifact.status == "proven"
@@ -243,7 +242,7 @@ def test_as_few_layers_as_needed_stay_in_float(
     needed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = [Layer(f"n{i}", f"l{i}", 1) for i in range(12)]
-    monkeypatch.setattr(proof, "trial", _passes_from(needed))
+    monkeypatch.setattr(proof, "prove_graph", _passes_from(needed))
     graph, kept = quantize._hold_the_bar(list, found, None, None, lambda step: None)  # type: ignore[arg-type]
     assert kept == found[needed:]
     assert graph == kept
@@ -251,15 +250,15 @@ def test_as_few_layers_as_needed_stay_in_float(
 
 def test_int8_that_cannot_hold_the_bar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [Layer(f"n{i}", f"l{i}", 1) for i in range(12)]
-    monkeypatch.setattr(proof, "trial", _passes_from(7))  # more than half of the work
+    monkeypatch.setattr(proof, "prove_graph", _passes_from(7))  # more than half of the work
     with pytest.raises(quantize.QuantizeError, match=r"6 costliest of 12 layers .*too far off"):
         quantize._hold_the_bar(list, found, None, None, lambda step: None)  # type: ignore[arg-type]
 
 
 def _passes_from(needed: int) -> Any:
-    def trial(kept: list[Layer], *_: Any) -> proof.Verdict:
+    def trial(kept: list[Layer], *_: Any) -> proof.ParityResult:
         status = "passed" if len(kept) <= 12 - needed else "failed"
-        return proof.Verdict("", "", "int8", status, faults=["too far off"])
+        return proof.ParityResult("", "", "int8", status, faults=["too far off"])
 
     return trial
 
@@ -267,12 +266,12 @@ def _passes_from(needed: int) -> Any:
 def test_a_failure_leaves_no_artifact(
     nano: Source, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "trial", lambda *_: _passes_from(99)([None]))
-    monkeypatch.setattr(sensitivity, "measure", lambda plain, build, found, *_: [
-        sensitivity.Cost(layer.name, layer.macs, 0) for layer in found])  # fmt: skip
+    monkeypatch.setattr(proof, "prove_graph", lambda *_: _passes_from(99)([None]))
+    monkeypatch.setattr(sensitivity, "measure_costs", lambda plain, build, found, *_: [
+        sensitivity.LayerCost(layer.name, layer.macs, 0) for layer in found])  # fmt: skip
     with pytest.raises(ProofError, match="int8 does not hold its bar even with"):
         export(
-            nano.network, [SIZE], ["onnx"], "int8", out=tmp_path, classes=nano.classes,
+            nano, [SIZE], ["onnx"], "int8", out=tmp_path,
             calibration=Calibration(street),
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
@@ -281,29 +280,36 @@ def test_a_failure_leaves_no_artifact(
 def test_noise_in_place_of_frames_is_caught_by_the_proof(nano: Source, shared_data: Path) -> None:
     """With this package's own quantizer, which rounds less than the one of the planted faults."""
     size, val = (360, 480), sorted((shared_data / "camvid/val").glob("*.png"))
-    plain = quantize.prepared(to_onnx(nano.network, size, "fp32", ("labels",)))
-    nodes = [layer.node for layer in layers(plain)]
-    expected = proof.expect(nano.network, [(p.stem, read_image(p)) for p in val[::40]], size)
+    plain = quantize.infer_shapes(to_onnx(nano.network, size, "fp32", ("labels",)))
+    nodes = [layer.node for layer in find_layers(plain)]
+    expected = proof.run_reference(
+        nano.network, proof.ProofFrames([(p.stem, read_image(p)) for p in val[::40]]), size
+    )
     random = np.random.default_rng(0)
     noisy = [random.integers(0, 256, (*size, 3), np.uint8) for _ in range(2)]
-    real = [image for _, image in pick(Calibration(shared_data / "camvid/train", frames=8)).used]
+    real = [
+        image for _, image in pick_frames(Calibration(shared_data / "camvid/train", frames=8)).used
+    ]
     passed = []
     for frames in (noisy, real):
-        spans = calibrate.ranges(plain, KINDS, frames, "percentile")
-        verdict = proof.trial(quantize._quantized(plain, nodes, spans), _card(nano, size), expected)
+        spans = calibrate.measure_ranges(plain, KINDS, frames, "percentile")
+        verdict = proof.prove_graph(
+            quantize._insert_rounding(plain, nodes, spans), _card(nano, size), expected
+        )
         passed.append(verdict.passed)
     assert passed == [False, True]
 
 
 def test_float32_sold_as_int8_is_caught(nano: Source, plain: onnx.ModelProto) -> None:
-    expected = proof.expect(nano.network, [("a", scenes(1, SIZE)[0])], SIZE)
-    verdict = proof.trial(plain, _card(nano), expected)
+    expected = proof.run_reference(
+        nano.network, proof.ProofFrames([("a", scenes(1, SIZE)[0])]), SIZE
+    )
+    verdict = proof.prove_graph(plain, _card(nano), expected)
     assert verdict.faults == ["the file claims int8, but only 0% of its values are"]
 
 
 def _card(nano: Source, size: tuple[int, int] = SIZE) -> Any:
-    job = _Job(nano.network, size, "int8", "labels", nano.classes, "", True, print)
-    return job.card
+    return make_card(nano, size, "int8", "labels")
 
 
 def test_an_int8_engine_builds(
@@ -313,7 +319,7 @@ def test_an_int8_engine_builds(
     from rtseg.export.tensorrt import build_engine
 
     path = tmp_path / "graph.onnx"
-    graph = quantize._quantized(plain, [layer.node for layer in layers(plain)], spans)
+    graph = quantize._insert_rounding(plain, [layer.node for layer in find_layers(plain)], spans)
     onnx.save(graph, path)
     built = build_engine(path, tmp_path / "x.engine", _card(nano))
     assert built.census["int8"] == census(graph)["int8"] - _zero_points(graph)
@@ -334,7 +340,7 @@ def _zero_points(model: onnx.ModelProto) -> int:
     [
         ({"calibration": None}, "int8 is calibrated on real frames"),
         ({"precision": "fp16"}, "calibration frames are for int8, not for fp16"),
-        ({"targets": ["torch"]}, "int8 is a precision of graphs"),
+        ({"to": ["torch"]}, "int8 is a precision of graphs"),
         ({"calibration": Calibration(Path("nowhere"))}, "no folder of frames at nowhere"),
         ({"calibration": Calibration(Path(), "guess")}, "calibration is percentile, entropy"),
     ],
@@ -343,7 +349,7 @@ def _zero_points(model: onnx.ModelProto) -> int:
 def test_bad_wishes_write_nothing(
     change: dict[str, Any], message: str, nano: Source, street: Path, tmp_path: Path
 ) -> None:
-    wish = {"targets": ["onnx"], "precision": "int8", "calibration": Calibration(street)} | change
+    wish = {"to": ["onnx"], "precision": "int8", "calibration": Calibration(street)} | change
     with pytest.raises(ExportError, match=message):
-        export(nano.network, [SIZE], out=tmp_path / "out", classes=nano.classes, **wish)
+        export(nano, SIZE, out=tmp_path / "out", **wish)
     assert not (tmp_path / "out").exists()

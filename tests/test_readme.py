@@ -51,7 +51,7 @@ def test_shown_commands_are_understood(line: str, rtseg: Run) -> None:
 def test_the_python_example_runs(
     nano: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export(nano.network, [(512, 1024)], out=tmp_path / "artifacts", classes=nano.classes)
+    export(nano, [(512, 1024)], out=tmp_path / "artifacts")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"frame": np.zeros((480, 640, 3), np.uint8)}
     example, drive = blocks("python")

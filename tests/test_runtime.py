@@ -25,8 +25,8 @@ SIZE = 64, 128
 def artifacts(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     out = tmp_path_factory.mktemp("artifacts")
     made = export(
-        nano.network, [SIZE], ["onnx", "openvino", "torch"], out=out, classes=nano.classes,
-        outputs="both",
+        nano, [SIZE], ["onnx", "openvino", "torch"], out=out,
+        output="both",
     )  # fmt: skip
     return {artifact.target: artifact for artifact in made}
 

@@ -14,8 +14,7 @@ from rtseg.data.scenes import scenes
 from rtseg.errors import RecipeError
 from rtseg.export import calibrate
 from rtseg.export import quantize as quantize
-from rtseg.export.candidates import KINDS, layers
-from rtseg.export.graph import to_onnx
+from rtseg.export.graph import KINDS, find_layers, to_onnx
 from rtseg.models import build, load_checkpoint
 from rtseg.models.checkpoints import official_names, read_checkpoint
 from rtseg.train import qat as rounding
@@ -119,7 +118,7 @@ def plain(nano):
 
 def test_it_rounds_the_layers_that_export_rounds(nano, plain):
     ours = set(round_layers(copy.deepcopy(nano.network), SIZE))
-    exported = {layer.name for layer in layers(plain)}
+    exported = {layer.name for layer in find_layers(plain)}
     assert "spatial.offset" not in ours  # gives positions
     assert ours - IN_TRAINING == exported - DEPLOYED
     assert (ours & IN_TRAINING, exported & DEPLOYED) == (IN_TRAINING, DEPLOYED)
@@ -142,7 +141,7 @@ def spans(plain):
 )
 def test_it_computes_what_the_exported_graph_computes(nano, plain, spans, monkeypatch, name):
     """With one layer in int8, and the range that calibration gave it."""
-    layer = next(layer for layer in layers(plain) if layer.name == name)
+    layer = next(layer for layer in find_layers(plain) if layer.name == name)
     graph = quantize._quantized(plain, [layer.node], spans)
     network = copy.deepcopy(nano.network)
     others = {other for other, _ in network.named_modules()} - {name}
@@ -256,14 +255,16 @@ def test_an_unknown_kind_is_one_clear_error(camvid):
 def test_a_compiled_network_takes_the_same_first_step(camvid, tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    for name, option in (("plain", False), ("compiled", True)):
+    for name, option in (("plain", False), ("compile_kernel", True)):
         recipe = quantized(camvid, precision="fp32", schedule={"iterations": 1}, compile=option)
         train(recipe, tmp_path / name, show=False)
-    one, two = (read_state(tmp_path / name / STATE)["ranges"] for name in ("plain", "compiled"))
+    one, two = (
+        read_state(tmp_path / name / STATE)["ranges"] for name in ("plain", "compile_kernel")
+    )
     assert one.keys() == two.keys()
     assert all(torch.allclose(one[name], two[name], rtol=0.05) for name in one)
     losses = [
         next(row["loss"] for row in read_log(tmp_path / name / LOG) if "loss" in row)
-        for name in ("plain", "compiled")
+        for name in ("plain", "compile_kernel")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)

@@ -343,7 +343,7 @@ def test_a_token_in_the_address_is_put_away(browser: Any) -> None:
 def served(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """An artifact and a folder of frames."""
     folder = tmp_path_factory.mktemp("served")
-    (made,) = export(nano.network, [(64, 96)], ["onnx"], out=folder, classes=nano.classes)
+    (made,) = export(nano, [(64, 96)], ["onnx"], out=folder)
     frames = folder / "frames"
     frames.mkdir()
     for number, scene in enumerate(scenes(4, (64, 96))):

@@ -1,0 +1,105 @@
+"""Conditions of an export against those of the training: size, aspect, light of the frames.
+
+A proof shows that an artifact equals the network, not that the network is used as it was trained:
+csfcn_tiny, trained at 360x480, equals itself at 1024x2048 too, with half of its accuracy. What is
+far from the training's is a warning in the proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.artifact import Card
+from .calibrate import SEEN, CalibrationFrames
+from .parity import ProofFrames, ReferenceOutputs
+
+LUMA = np.array([0.299, 0.587, 0.114])  # of RGB
+# Training shows frames at half to twice their size; three times that halved the mIoU.
+FAR_SCALE = 1.5
+FAR_ASPECT = 1.4
+# Standard deviations of the normalization by which a set's mean may lie off its mean: Cityscapes,
+# gray and dark, is 0.7 below ImageNet's mean; frames at an eighth of their brightness are 1.8.
+FAR_MEAN = 1.25
+FAR_SPREAD = 0.4  # of the normalization's standard deviation
+FAR_LIGHT = 0.12  # of full scale, between calibration and proof
+
+
+@dataclass(frozen=True)
+class Light:
+    """Gray levels of frames in 0..1: mean, and mean over frames of their standard deviations."""
+
+    mean: float
+    spread: float
+
+
+def measure_light(frames: Iterable[NDArray[np.uint8]]) -> Light:
+    """The light of frames (H, W, 3) uint8 BGR, of any sizes."""
+    means, spreads = [], []
+    for frame in frames:
+        small = cv2.resize(frame, SEEN[::-1], interpolation=cv2.INTER_AREA)
+        gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY) / 255
+        means.append(gray.mean())
+        spreads.append(gray.std())
+    return Light(float(np.mean(means)), float(np.mean(spreads)))
+
+
+def find_warnings(card: Card, proof: ProofFrames) -> list[str]:
+    """What is far from the training's in the size, and in the light of frames that were given."""
+    found = []
+    if card.trained and (trained := card.trained_size):
+        (height, width), (high, wide) = card.size, trained
+        scale = (height * width / (high * wide)) ** 0.5
+        aspect = (width * high) / (height * wide)
+        far = [f"{scale:.2g} times as large"] if not 1 / FAR_SCALE <= scale <= FAR_SCALE else []
+        far += ["of another aspect"] if max(aspect, 1 / aspect) > FAR_ASPECT else []
+        if far:
+            found.append(
+                f"{text_of(card.size)} is {' and '.join(far)} than the {text_of(trained)} of the "
+                "training: labels may be worse, which `rtseg eval` measures"
+            )
+    if proof.origin == "given":
+        found += _compare_light("the proof's frames", [f for _, f in proof.frames], card)
+    return found
+
+
+def compare_calibration(
+    card: Card, picked: CalibrationFrames, expected: ReferenceOutputs
+) -> list[str]:
+    """What is far from the training's, or from the proof's frames, in calibration frames."""
+    frames = [frame for _, frame in picked.used]
+    found = _compare_light("the calibration frames", frames, card)
+    ours, theirs = measure_light(frames), measure_light(expected.reference.frames)
+    if abs(ours.mean - theirs.mean) > FAR_LIGHT:
+        found.append(
+            f"the calibration frames (gray level {255 * ours.mean:.0f} of 255 on average) are "
+            f"unlike the proof's ({255 * theirs.mean:.0f}): take frames of every light that is "
+            "driven in"
+        )
+    return found
+
+
+def _compare_light(what: str, frames: list[NDArray[np.uint8]], card: Card) -> list[str]:
+    light = measure_light(frames)
+    mean, std = float(LUMA @ card.mean), float(LUMA @ card.std)
+    off = (light.mean - mean) / std
+    if abs(off) > FAR_MEAN:
+        kind = "darker" if off < 0 else "brighter"
+    elif light.spread < FAR_SPREAD * std:
+        kind = "flatter"
+    else:
+        return []
+    return [
+        f"{what} are far {kind} (gray level {255 * light.mean:.0f} of 255 on average, spread "
+        f"{255 * light.spread:.0f}) than the network's normalization expects ({255 * mean:.0f}, "
+        f"spread {255 * std:.0f})"
+    ]
+
+
+def text_of(size: tuple[int, int]) -> str:
+    """(height, width) as "360x480"."""
+    return f"{size[0]}x{size[1]}"
