@@ -29,7 +29,8 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .export.export import Artifact, export
+    from .export.artifacts import Artifact
+    from .export.export import export
     from .models.loading import Model, load_model
     from .runtime import Card, Drive, Segmenter, load
     from .speed.bench import bench

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from ._console import JobFailed, need, show, working
+from ._console import JobFailed, need, note, show, working
 from ._options import parse_sizes
 
 DEFAULT_SIZE = (512, 1024)
@@ -28,7 +28,7 @@ def export_zoo(
     Empty targets and precisions are `export_all`'s own.
     """
     need("torch", "PyTorch", "export", "export")
-    from ..export.export_zoo import TABLE, build_table, export_all, select_variants
+    from ..export.export_zoo import TABLE, build_table, export_all, list_faults, select_variants
 
     asked = parse_sizes(sizes) or [DEFAULT_SIZE]
     if len(asked) > 1:
@@ -45,6 +45,8 @@ def export_zoo(
             **{name: value for name, value in wanted.items() if value},
         )
     show(json.dumps([row.as_dict() for row in rows], indent=2), build_table(rows), as_json)
+    for fault in list_faults(rows):
+        note(fault)
     if failed := [row.key for row in rows if row.faults]:
         table = (folder / TABLE).with_suffix(".md")
         raise JobFailed(f"{len(failed)} of {len(rows)} failed: {', '.join(failed)}; why: {table}")

@@ -101,8 +101,8 @@ def export(
     need("torch", "PyTorch", "export", "export")
     from ..errors import ProofError
     from ..export import export as run
+    from ..export.artifacts import build_table, list_notes
     from ..export.calibrate import Calibration
-    from ..export.present import artifact_table
     from ..models.loading import open_source
 
     sizes = parse_sizes(size)
@@ -139,9 +139,12 @@ def export(
         _write_repository(artifacts, folder / "triton")
     show(
         json.dumps([a.as_dict() | {"file": str(a.path)} for a in artifacts], indent=2),
-        artifact_table(artifacts),
+        build_table(artifacts),
         as_json,
     )
+    for line in list_notes(artifacts):
+        note(line)
+    note(f"written to {folder}; next: rtseg bench {artifacts[0].path}")
 
 
 def _write_repository(artifacts: Sequence[Artifact], repository: Path) -> None:

@@ -17,8 +17,8 @@ from rich.console import Console, RenderableType
 from ..data.files import write_atomically
 from ..data.frames import read_folder, sample_frames
 from ..export import Artifact, export
+from ..export.artifacts import build_table
 from ..export.export import TARGETS
-from ..export.present import artifact_table
 from ..models.loading import Source, open_source
 from ..runtime import load
 from ..runtime.backends.backend import installed
@@ -64,7 +64,7 @@ def run(folder: Path, model: str, frames: Path | None, seconds: float, step: Ste
     write_atomically(folder / "bench.json", speed.to_json().encode())
     step("segmenting frames")
     shown = _segment(pictures, _best(artifacts), folder / "frames")
-    tables = [machine.table(), artifact_table(artifacts), speed.table()]
+    tables = [machine.table(), build_table(artifacts), speed.table()]
     notes = _notes(source, frames, artifacts, folder, shown)
     report = folder / "report.html"
     write_atomically(report, _report(tables, notes, shown, source).encode())

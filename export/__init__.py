@@ -9,7 +9,8 @@ from ..errors import ExportError, MissingPackage, ProofError
 from ..runtime.packages import pip_line
 
 try:
-    from .export import Artifact, export
+    from .artifacts import Artifact
+    from .export import export
 except ModuleNotFoundError as error:
     if error.name != "onnxruntime":
         raise

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..runtime.artifact import Card
 from .calibrate import SEEN, CalibrationFrames
-from .parity import ProofFrames, ReferenceOutputs
+from .reference import ProofFrames, ReferenceOutputs
 
 LUMA = np.array([0.299, 0.587, 0.114])  # of RGB
 # Training shows frames at half to twice their size; three times that halved the mIoU.

@@ -8,10 +8,8 @@ folder, which the next one removes.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,10 +27,11 @@ from ..runtime.artifact import Card, Precision, append_card, read_card, sidecar
 from ..runtime.backends.backend import BACKENDS, installed
 from ..runtime.packages import pip_line
 from . import parity
+from .artifacts import Artifact, publish, write_report
 from .calibrate import Calibration, CalibrationFrames, pick_frames
 from .conditions import compare_calibration, find_warnings, text_of
 from .graph import DTYPES, census, to_onnx
-from .parity import MOST_FRAMES, Frames, ParityResult, ProofFrames, draw_frames, read_frames
+from .reference import MOST_FRAMES, Frames, ProofFrames, draw_frames, read_frames, run_reference
 from .sensitivity import LayerCost
 
 TARGETS = {  # target: file ending, backend that runs it
@@ -47,61 +46,6 @@ ONNX_LIMIT = 2**31  # bytes; protobuf holds no more
 DRAWN = 3  # scenes, where no frames are given
 Size = tuple[int, int]  # (height, width) in pixels
 Progress = Callable[[str], None]
-logger = logging.getLogger("rtseg")
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """An exported file.
-
-    Attributes:
-        path, target, card: the file, what it was made for, and what it says of itself.
-        results: of the proof, one for each way of running it.
-        warnings: what the proof cannot see: a size or frames far from the training's.
-        costs: of the layers of an int8 graph.
-    """
-
-    path: Path
-    target: str
-    card: Card
-    results: tuple[ParityResult, ...]
-    warnings: tuple[str, ...] = ()
-    costs: tuple[LayerCost, ...] = ()
-
-    @property
-    def status(self) -> str:
-        if all(result.status == "not run" for result in self.results):
-            return "built, not proven"
-        return "proven" if self.passed else "failed"
-
-    @property
-    def passed(self) -> bool:
-        """No run fell below its bar. Computing in bfloat16 is optional: a fall there only means
-        that the runtime will not do it."""
-        return all(r.status != "failed" for r in self.results if r.precision != "bf16")
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, as `report.json` keeps it."""
-        card = self.card
-        int8 = card.int8 and {
-            **card.int8.model_dump(),
-            "sensitivity": [asdict(cost) for cost in self.costs],
-        }
-        return {
-            "target": self.target,
-            "status": self.status,
-            "model": card.model,
-            "size": text_of(card.size),
-            "precision": card.precision,
-            "weights": card.weights,
-            "weights_from": card.weights_from,
-            "report": card.proof.report if card.proof else None,
-            "warnings": list(self.warnings),
-            "engine": card.engine.model_dump() if card.engine else None,
-            "int8": int8,
-            "tools": card.tools,
-            "runs": [asdict(result) for result in self.results],
-        }
 
 
 def export(
@@ -173,8 +117,8 @@ def export(
                 else job.make_file(target)
                 for target in targets
             ]
-            artifacts += [_publish(artifact, out) for artifact in made]
-    _write_report(out, artifacts)
+            artifacts += [publish(artifact, out) for artifact in made]
+    write_report(out, artifacts)
     if failed := [artifact for artifact in artifacts if not artifact.passed]:
         faults = [
             f"{a.path.name}: {fault}" for a in failed for r in a.results for fault in r.faults
@@ -292,7 +236,7 @@ class _SizeExport:
         self.faults: list[str] = []  # of the graph, whatever file it is written to
         self.costs: tuple[LayerCost, ...] = ()
         self.warnings = tuple(find_warnings(card, proof))
-        self.expected = parity.run_reference(
+        self.expected = run_reference(
             self.network, proof, card.size, card.fit, self._count("float32 reference")
         )
 
@@ -357,7 +301,15 @@ class _SizeExport:
             result.fail(self.faults)
         proof = parity.summarize(results, self.expected, self.warnings)
         self._write(target, path, self.card.model_copy(update={"proof": proof}))
-        return Artifact(path, target, read_card(path), results, self.warnings, self.costs)
+        return Artifact(
+            path,
+            target,
+            read_card(path),
+            results,
+            self.expected.described,
+            self.warnings,
+            self.costs,
+        )
 
     def _write(self, target: str, path: Path, card: Card) -> dict[str, int]:
         """Write the artifact with its card; returns the census of its data types."""
@@ -395,34 +347,18 @@ class _SizeExport:
         built = build_engine(graph, path, card, reference=reference, label_kernel=kernel, **options)
         result = parity.prove_engine(path, built.card, self.expected, built.census)
         result.fail(self.faults)
-        return Artifact(path, "tensorrt", read_card(path), (result,), self.warnings, self.costs)
+        return Artifact(
+            path,
+            "tensorrt",
+            read_card(path),
+            (result,),
+            self.expected.described,
+            self.warnings,
+            self.costs,
+        )
 
 
 def _cpu_has_bf16() -> bool:
     from ..runtime.backends.openvino import the_core
 
     return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def _publish(artifact: Artifact, out: Path) -> Artifact:
-    """Move an artifact's files from the scratch folder to `out`, under `.failed` if it failed."""
-    path, suffix = artifact.path, "" if artifact.passed else ".failed"
-    own = [p for p in path.parent.iterdir() if p.name.startswith(path.name)]
-    if path.suffix == ".xml":
-        own.append(path.with_suffix(".bin"))
-    # The artifact itself last: whoever sees it finds its card and weights beside it.
-    for each in sorted(own, key=lambda p: p == path):
-        each.replace(out / (each.name + suffix))
-    logger.info("%s: %s", artifact.status, path.name)
-    return replace(artifact, path=out / (path.name + suffix))
-
-
-def _write_report(out: Path, artifacts: Sequence[Artifact]) -> None:
-    """Add to the folder's `report.json`, by artifact; an older entry of the same name goes."""
-    path = out / "report.json"
-    try:
-        report = json.loads(path.read_text())
-    except (OSError, ValueError):
-        report = {}
-    report |= {artifact.path.name: artifact.as_dict() for artifact in artifacts}
-    write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())

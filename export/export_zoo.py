@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from .. import __version__
 from ..data.files import scratch_folder, write_atomically
@@ -23,6 +22,7 @@ from ..data.scenes import scenes
 from ..errors import ProofError, UsageError
 from ..models import VARIANTS, build, count
 from ..models.loading import open_source
+from ..reporting import Table
 from .export import export
 from .graph import DTYPES
 
@@ -42,7 +42,7 @@ HEADINGS = (
     "OpenVINO, bf16",
     "verdict",
 )
-FOR_TERMINAL = (0, 1, 2, 3, 4, 5, 7, 8, 10)  # of the columns, what 80 characters hold
+OPTIONAL = ("OpenVINO, bf16", "engine built, s", "TensorRT layers", "engine, MiB", "ONNX, MiB")
 
 
 @dataclass(frozen=True)
@@ -240,9 +240,13 @@ def write_markdown(rows: Sequence[ZooRow]) -> str:
     parts = [EXPLANATION]
     for title in dict.fromkeys((row.size, row.precision) for row in rows):
         chosen = [row for row in rows if (row.size, row.precision) == title]
-        parts += [f"## {title[0]}, {title[1]}", _summary(chosen), _table(chosen)]
-    if faults := [f"- {row.key}: {fault}" for row in rows for fault in row.faults]:
-        parts += ["## What failed", "\n".join(faults)]
+        parts += [
+            f"## {title[0]}, {title[1]}",
+            _summary(chosen),
+            Table(HEADINGS, [_cells(row) for row in chosen]).markdown(),
+        ]
+    if faults := list_faults(rows):
+        parts += ["## What failed", "\n".join(f"- {fault}" for fault in faults)]
     tools: dict[str, str] = {}
     for row in rows:
         tools |= row.tools
@@ -273,13 +277,6 @@ def _summary(rows: Sequence[ZooRow]) -> str:
     )
 
 
-def _table(rows: Sequence[ZooRow]) -> str:
-    lines = [" | ".join(HEADINGS), " | ".join(["---"] + ["--:"] * (len(HEADINGS) - 2) + ["---"])]
-    for row in rows:
-        lines.append(" | ".join(_cells(row)))
-    return "\n".join(f"| {line} |" for line in lines)
-
-
 def _cells(row: ZooRow) -> list[str]:
     return [
         f"`{row.model}`" + ("" if row.weights_from.startswith("random") else " (trained)"),
@@ -297,16 +294,16 @@ def _cells(row: ZooRow) -> list[str]:
 
 
 def build_table(rows: Sequence[ZooRow]) -> Table:
-    """For a terminal: fewer columns, and the reasons of failed rows below."""
-    faults = [f"{row.key}: {fault}" for row in rows for fault in row.faults]
-    table = Table(caption="\n".join(faults) or None, caption_justify="left")
-    for place in FOR_TERMINAL:
-        table.add_column(HEADINGS[place], justify="left" if place == 0 else "right")
-    table.add_column("precision")
-    for row in rows:
-        cells = [cell.replace("`", "").replace("*", "") for cell in _cells(row)]
-        table.add_row(*(cells[place] for place in FOR_TERMINAL), row.precision)
-    return table
+    """For a terminal: the reasons of failed rows are in `list_faults`."""
+    cells = [
+        [*(cell.replace("`", "").replace("*", "") for cell in _cells(row)), row.precision]
+        for row in rows
+    ]
+    return Table([*HEADINGS, "precision"], cells, optional=OPTIONAL)
+
+
+def list_faults(rows: Sequence[ZooRow]) -> list[str]:
+    return [f"{row.key}: {fault}" for row in rows for fault in row.faults]
 
 
 def _mebibytes(row: ZooRow, target: str) -> str:

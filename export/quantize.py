@@ -20,6 +20,7 @@ from ..runtime.artifact import Card, Int8Facts
 from . import parity, sensitivity
 from .calibrate import CalibrationFrames, measure_ranges, silence_quantizer
 from .graph import KINDS, Layer, count_macs, find_layers
+from .reference import ReferenceOutputs
 
 OPTIONS = {
     # What layers read is rounded, not what they give: the sums behind a layer and their ReLU work
@@ -51,7 +52,7 @@ def quantize(
     graph: onnx.ModelProto,
     card: Card,
     calibration: CalibrationFrames,
-    expected: parity.ReferenceOutputs,
+    expected: ReferenceOutputs,
     progress: Callable[[str], None] = lambda step: None,
 ) -> QuantizedGraph:
     """The int8 form of a float32 graph, with as few layers in float as hold the bar of int8.
@@ -195,7 +196,7 @@ def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
 def _hold_the_bar(
     build: Callable[[Iterable[Layer]], onnx.ModelProto],
     worst_first: list[Layer],
-    expected: parity.ReferenceOutputs,
+    expected: ReferenceOutputs,
     card: Card,
     progress: Callable[[str], None],
 ) -> tuple[onnx.ModelProto, list[Layer]]:

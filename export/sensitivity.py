@@ -12,7 +12,8 @@ from onnx import helper
 
 from ..runtime.artifact import Card
 from .graph import Layer
-from .parity import ReferenceOutputs, open_session, prove_graph
+from .parity import open_session, prove_graph
+from .reference import ReferenceOutputs
 
 FRAMES = 4  # that layers are judged on
 ALONE = 16  # layers that are tried alone, which takes a run of the network each

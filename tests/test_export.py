@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ import onnxruntime
 import pytest
 from rtseg.data.classes import CAMVID
 from rtseg.errors import ExportError, ProofError
-from rtseg.export import export
-from rtseg.export import parity as proof
+from rtseg.export import export, reference
 from rtseg.export.graph import census
 from rtseg.models import FrameToLabels, build, deploy
 from rtseg.models.loading import Source, open_source
@@ -122,14 +122,14 @@ def test_a_class_set_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_an_artifact_below_the_bar_is_kept_as_failed(
     nano: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = proof.run_reference
+    run = reference.run_reference
 
-    def off(*arguments: Any) -> proof.ReferenceOutputs:
+    def off(*arguments: Any) -> reference.ReferenceOutputs:
         expected = run(*arguments)
         expected.reference.labels[:] = (expected.reference.labels + 1) % 11
         return expected
 
-    monkeypatch.setattr(proof, "run_reference", off)
+    monkeypatch.setattr(sys.modules[export.__module__], "run_reference", off)
     with pytest.raises(ProofError, match="below the parity bar"):
         export(nano, [(64, 128)], out=tmp_path)
     assert [p.name for p in tmp_path.glob("*.onnx*")] == ["csfcn_nano_64x128_fp32.onnx.failed"]

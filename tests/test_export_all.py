@@ -49,7 +49,7 @@ def test_the_table_names_figures_and_faults(nano_row: ZooRow) -> None:
     assert "| **failed** |" in text
     assert "- icnet_64x128_fp16: onnxruntime fp16: far off" in text
     assert "2 exported to onnx, 1 failed; each proven on 1 drawn scene." in text
-    assert build_table([nano_row, failed]).row_count == 2
+    assert len(build_table([nano_row, failed]).rows) == 2
 
 
 def test_what_failed_is_told_and_made_again_and_what_passed_is_not(

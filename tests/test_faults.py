@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rtseg.data.scenes import scenes
-from rtseg.export import export
+from rtseg.export import export, reference
 from rtseg.export import parity as proof
 from rtseg.export.export import make_card
 from rtseg.export.graph import census, to_onnx
@@ -25,13 +25,13 @@ Graph = onnx.ModelProto
 
 
 @pytest.fixture(scope="module")
-def expected(nano: Source) -> proof.ReferenceOutputs:
+def expected(nano: Source) -> reference.ReferenceOutputs:
     frames = [(f"scene {i}", scene) for i, scene in enumerate(scenes(2, SIZE, seed=50))]
-    return proof.run_reference(nano.network, proof.ProofFrames(frames), SIZE)
+    return reference.run_reference(nano.network, reference.ProofFrames(frames), SIZE)
 
 
 def judged(
-    graph: Graph, card: Card, expected: proof.ReferenceOutputs, folder: Path
+    graph: Graph, card: Card, expected: reference.ReferenceOutputs, folder: Path
 ) -> proof.ParityResult:
     path = folder / "suspect.onnx"
     path.write_bytes(append_card(graph.SerializeToString(), card))
@@ -96,7 +96,7 @@ MODEL_FAULTS = (swapped_channels, wrong_mean, corners_flipped, half_a_pixel_off,
 def test_a_planted_fault_is_caught(
     fault: Callable[[pytest.MonkeyPatch, Network], None],
     precision: str,
-    expected: proof.ReferenceOutputs,
+    expected: reference.ReferenceOutputs,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     nano: Source,
@@ -111,14 +111,14 @@ def test_a_planted_fault_is_caught(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_flipped_grid_convention_is_caught(
-    precision: str, expected: proof.ReferenceOutputs, tmp_path: Path, nano: Source
+    precision: str, expected: reference.ReferenceOutputs, tmp_path: Path, nano: Source
 ) -> None:
     graph = grid_convention_flipped(to_onnx(nano.network, SIZE, precision, ("labels",)))
     assert judged(graph, make_card(nano, SIZE, precision, "labels"), expected, tmp_path).faults
 
 
 def test_float32_delivered_as_fp16_is_caught(
-    expected: proof.ReferenceOutputs, tmp_path: Path, nano: Source
+    expected: reference.ReferenceOutputs, tmp_path: Path, nano: Source
 ) -> None:
     graph = to_onnx(nano.network, SIZE, "fp32", ("labels",))
     verdict = judged(graph, make_card(nano, SIZE, "fp16", "labels"), expected, tmp_path)
@@ -126,7 +126,7 @@ def test_float32_delivered_as_fp16_is_caught(
 
 
 def test_int8_calibrated_on_noise_is_caught(
-    expected: proof.ReferenceOutputs, tmp_path: Path, nano: Source
+    expected: reference.ReferenceOutputs, tmp_path: Path, nano: Source
 ) -> None:
     from onnxruntime import quantization
 

@@ -17,7 +17,7 @@ from rtseg.data.classes import CITYSCAPES  # noqa: E402
 from rtseg.data.scenes import scenes  # noqa: E402
 from rtseg.errors import ArtifactError  # noqa: E402
 from rtseg.export import export  # noqa: E402
-from rtseg.export.parity import ProofFrames, run_reference  # noqa: E402
+from rtseg.export.reference import ProofFrames, run_reference  # noqa: E402
 from rtseg.export.tensorrt import build_engine  # noqa: E402
 from rtseg.models.loading import Source, open_source  # noqa: E402
 from rtseg.models.random_weights import build_untrained  # noqa: E402

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from rtseg.data.frames import read_image
 from rtseg.data.scenes import scenes
 from rtseg.errors import ExportError, ProofError
-from rtseg.export import calibrate, export, sensitivity
+from rtseg.export import calibrate, export, reference, sensitivity
 from rtseg.export import parity as proof
 from rtseg.export import quantize as quantize
 from rtseg.export.calibrate import Calibration, CalibrationError, CalibrationFrames, pick_frames
@@ -170,7 +170,7 @@ def test_noise_is_the_layers_own_error(plain: onnx.ModelProto, spans: Any) -> No
     found = find_layers(plain)
     frames = scenes(2, SIZE, seed=30)
     every = quantize._insert_rounding(plain, [layer.node for layer in found], spans)
-    measured = sensitivity.noise(plain, every, found, frames)
+    measured = sensitivity.measure_noise(plain, every, found, frames)
     layer = found[9]
     alone = quantize._insert_rounding(plain, [layer.node], spans)
     (output,) = (n.output[0] for n in plain.graph.node if n.name == layer.node)
@@ -282,8 +282,8 @@ def test_noise_in_place_of_frames_is_caught_by_the_proof(nano: Source, shared_da
     size, val = (360, 480), sorted((shared_data / "camvid/val").glob("*.png"))
     plain = quantize.infer_shapes(to_onnx(nano.network, size, "fp32", ("labels",)))
     nodes = [layer.node for layer in find_layers(plain)]
-    expected = proof.run_reference(
-        nano.network, proof.ProofFrames([(p.stem, read_image(p)) for p in val[::40]]), size
+    expected = reference.run_reference(
+        nano.network, reference.ProofFrames([(p.stem, read_image(p)) for p in val[::40]]), size
     )
     random = np.random.default_rng(0)
     noisy = [random.integers(0, 256, (*size, 3), np.uint8) for _ in range(2)]
@@ -301,8 +301,8 @@ def test_noise_in_place_of_frames_is_caught_by_the_proof(nano: Source, shared_da
 
 
 def test_float32_sold_as_int8_is_caught(nano: Source, plain: onnx.ModelProto) -> None:
-    expected = proof.run_reference(
-        nano.network, proof.ProofFrames([("a", scenes(1, SIZE)[0])]), SIZE
+    expected = reference.run_reference(
+        nano.network, reference.ProofFrames([("a", scenes(1, SIZE)[0])]), SIZE
     )
     verdict = proof.prove_graph(plain, _card(nano), expected)
     assert verdict.faults == ["the file claims int8, but only 0% of its values are"]

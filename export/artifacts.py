@@ -1,0 +1,158 @@
+"""Exported artifacts: how they reach their places, their report, and their table."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..data.files import write_atomically
+from ..reporting import Table
+from ..runtime.artifact import Card
+from .conditions import text_of
+from .parity import ParityResult
+from .sensitivity import LayerCost
+
+logger = logging.getLogger("rtseg")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An exported file.
+
+    Attributes:
+        path, target, card: the file, what it was made for, and what it says of itself.
+        results: of the proof, one for each way of running it.
+        frames: what the proof ran on, such as "24 of 380 frames given".
+        warnings: what the proof cannot see: a size or frames far from the training's.
+        costs: of the layers of an int8 graph.
+    """
+
+    path: Path
+    target: str
+    card: Card
+    results: tuple[ParityResult, ...]
+    frames: str
+    warnings: tuple[str, ...] = ()
+    costs: tuple[LayerCost, ...] = ()
+
+    @property
+    def status(self) -> str:
+        if all(result.status == "not run" for result in self.results):
+            return "built, not proven"
+        return "proven" if self.passed else "failed"
+
+    @property
+    def passed(self) -> bool:
+        """No run fell below its bar. Computing in bfloat16 is optional: a fall there only means
+        that the runtime will not do it."""
+        return all(r.status != "failed" for r in self.results if r.precision != "bf16")
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, as `report.json` keeps it."""
+        card = self.card
+        int8 = card.int8 and {
+            **card.int8.model_dump(),
+            "sensitivity": [asdict(cost) for cost in self.costs],
+        }
+        return {
+            "target": self.target,
+            "status": self.status,
+            "model": card.model,
+            "size": text_of(card.size),
+            "precision": card.precision,
+            "weights": card.weights,
+            "weights_from": card.weights_from,
+            "report": card.proof.report if card.proof else None,
+            "frames": self.frames,
+            "warnings": list(self.warnings),
+            "engine": card.engine.model_dump() if card.engine else None,
+            "int8": int8,
+            "tools": card.tools,
+            "runs": [asdict(result) for result in self.results],
+        }
+
+
+def build_table(artifacts: Sequence[Artifact]) -> Table:
+    """A row for every way that each artifact was run."""
+    rows = []
+    for artifact in artifacts:
+        for number, result in enumerate(artifact.results):
+            first = number == 0
+            logits = result.logits_error
+            rows.append(
+                [
+                    artifact.path.name if first else "",
+                    f"{result.backend} {result.precision}",
+                    f"{_mebibytes(artifact.path):.1f}" if first else "",
+                    _percent(result.agreement),
+                    _percent(result.band_agreement),
+                    _percent(result.miou),
+                    "-" if logits is None else f"{logits:.0e}",
+                    "not used" if _is_left_out(result) else result.status,
+                ]
+            )
+    header = ["file", "run by", "MiB", "agree %", "borders %", "mIoU %", "logits", "verdict"]
+    title = "Labels and mIoU against float32 PyTorch, which are no accuracy"
+    return Table(header, rows, title, words=["run by", "verdict"], optional=["borders %", "MiB"])
+
+
+def list_notes(artifacts: Sequence[Artifact]) -> list[str]:
+    """What there is to explain below the table, each thing once."""
+    notes: dict[str, None] = {}
+    for artifact in artifacts:
+        name, engine = artifact.path.name, artifact.card.engine
+        notes[f"proven on {artifact.frames}"] = None
+        notes |= dict.fromkeys(f"warning: {warning}" for warning in artifact.warnings)
+        for result in artifact.results:
+            if reasons := "; ".join(result.faults) or result.why:
+                then = ", so the runtime computes in fp32" if _is_left_out(result) else ""
+                notes[f"{name}, {result.precision}: {reasons}{then}"] = None
+        if engine:
+            notes[
+                f"{name}: {engine.layers} layers, {engine.flavour} {engine.version}, built in "
+                f"{engine.build_seconds:.1f} s for compute capability "
+                f"{', '.join(engine.compute_capabilities)}"
+            ] = None
+    return list(notes)
+
+
+def _is_left_out(result: ParityResult) -> bool:
+    """A way of computing that fell below its bar and is left out, which is no fault of the file."""
+    return result.precision == "bf16" and result.status == "failed"
+
+
+def _mebibytes(path: Path) -> float:
+    weights = path.with_name(path.name.replace(".xml", ".bin"))  # of OpenVINO
+    return sum(each.stat().st_size for each in {path, weights} if each.exists()) / 2**20
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def publish(artifact: Artifact, out: Path) -> Artifact:
+    """Move an artifact's files from the scratch folder to `out`, under `.failed` if it failed."""
+    path, suffix = artifact.path, "" if artifact.passed else ".failed"
+    own = [p for p in path.parent.iterdir() if p.name.startswith(path.name)]
+    if path.suffix == ".xml":
+        own.append(path.with_suffix(".bin"))
+    # The artifact itself last: whoever sees it finds its card and weights beside it.
+    for each in sorted(own, key=lambda p: p == path):
+        each.replace(out / (each.name + suffix))
+    logger.info("%s: %s", artifact.status, path.name)
+    return replace(artifact, path=out / (path.name + suffix))
+
+
+def write_report(out: Path, artifacts: Sequence[Artifact]) -> None:
+    """Add to the folder's `report.json`, by artifact; an older entry of the same name goes."""
+    path = out / "report.json"
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError):
+        report = {}
+    report |= {artifact.path.name: artifact.as_dict() for artifact in artifacts}
+    write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())

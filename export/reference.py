@@ -1,0 +1,185 @@
+"""Reference of a proof: its frames, and what the plain float32 network says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from ..data.frames import open_source, read_image
+from ..data.letterbox import Fit, fit_frame, fit_labels
+from ..data.scenes import scenes
+from ..errors import UsageError
+from ..models import Network
+from ..models.pipeline import normalize_frame
+from ..runtime.parity import MARGIN_STEPS, Reference
+
+LabelMap = NDArray[np.uint8]  # (H, W)
+Logits = NDArray[np.float32]  # (K, H, W)
+Frames = Sequence[tuple[str, NDArray[np.uint8]]]  # (name, (H, W, 3) BGR) each
+Origin = Literal["drawn", "given", "held out"]
+
+MOST_FRAMES = 24  # of a folder; more make a proof of minutes and find nothing else
+LOGITS_LIMIT = 2**30  # bytes of reference logits to keep; frames beyond are judged by labels alone
+
+
+@dataclass(frozen=True)
+class ProofFrames:
+    """Frames to prove an export on.
+
+    Attributes:
+        frames: (name, (H, W, 3) uint8 BGR) each.
+        origin: "drawn" scenes, "given" by the user, or "held out" from int8's calibration.
+        total: how many there were to take them from; 0: no more than these.
+        truth: label maps (H, W) uint8 of the frames that have one; empty where none has.
+    """
+
+    frames: Frames
+    origin: Origin = "given"
+    total: int = 0
+    truth: Sequence[LabelMap | None] = ()
+
+
+def draw_frames(count: int, size: tuple[int, int]) -> ProofFrames:
+    """`count` drawn street scenes of `size` (height, width)."""
+    drawn = [(f"scene {i}", scene) for i, scene in enumerate(scenes(count, size))]
+    return ProofFrames(drawn, "drawn")
+
+
+def read_frames(folder: Path, labels: Path | None = None, most: int = MOST_FRAMES) -> ProofFrames:
+    """At most `most` images of a folder, spread over it, and their label PNGs in `labels`.
+
+    Raises:
+        UsageError: the folder holds no image or an unreadable one, or no label map fits by name.
+    """
+    paths = open_source(folder).paths
+    chosen = [paths[place] for place in spread(len(paths), most)]
+    frames = [(path.stem, read_image(path)) for path in chosen]
+    if labels is None:
+        return ProofFrames(frames, "given", len(paths))
+    truth: list[LabelMap | None] = []
+    for name, _ in frames:
+        path = labels / f"{name}.png"
+        found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
+        truth.append(None if found is None else np.asarray(found, np.uint8))
+    if all(each is None for each in truth):
+        raise UsageError(f"{labels} has no label PNG of any frame, such as {frames[0][0]}.png")
+    return ProofFrames(frames, "given", len(paths), truth)
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of the places 0 to count - 1, as evenly as possible."""
+    return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
+
+
+@dataclass(frozen=True)
+class ReferenceOutputs:
+    """The float32 network's answers on the proof's frames.
+
+    Attributes:
+        reference: what travels with an engine: frames, labels and margins.
+        logits: (K, H, W) of every frame, or of as many, spread over them, as LOGITS_LIMIT holds.
+        truth: label maps (H, W) of the frames where they have any, 255 where unlabeled.
+        align_corners: how logits below the frame's size are upsampled to it.
+        origin, total: as of ProofFrames.
+    """
+
+    reference: Reference
+    logits: list[Logits | None]
+    truth: list[LabelMap | None]
+    align_corners: bool
+    origin: Origin = "given"
+    total: int = 0
+
+    @property
+    def described(self) -> str:
+        """The frames in words."""
+        count = len(self.logits)
+        if self.origin == "drawn":
+            return f"{count} drawn scenes: this shows equality with PyTorch, not use on a street"
+        return f"{count} of {self.total} frames {self.origin}"
+
+    def sample(self, count: int) -> ReferenceOutputs:
+        """`count` of the frames, spread over them, with their logits: all if there are fewer."""
+        known = [i for i, logits in enumerate(self.logits) if logits is not None]
+        places = [known[i] for i in spread(len(known), count)]
+        whole = self.reference
+        part = Reference(
+            whole.frames[places],
+            whole.labels[places],
+            whole.margins[places],
+            tuple(whole.names[i] for i in places),
+        )
+        return replace(
+            self,
+            reference=part,
+            logits=[self.logits[i] for i in places],
+            truth=[self.truth[i] for i in places],
+        )
+
+    def upsample(self, scores: NDArray[Any]) -> Logits:
+        """Scores as an argmax reads them, (1, K, h, w) or before a pixel shuffle (1, K, p, h, w),
+        as (K, H, W) float32 of the frame's size."""
+        tensor = torch.from_numpy(np.asarray(scores, np.float32))
+        if tensor.ndim == 5:
+            factor = round(tensor.shape[2] ** 0.5)
+            tensor = functional.pixel_shuffle(tensor.flatten(1, 2), factor)
+        return _upsample(tensor, self.reference.labels.shape[1:], self.align_corners)[0].numpy()
+
+
+def _upsample(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    if logits.shape[2:] == tuple(size):
+        return logits
+    return functional.interpolate(logits, tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def run_reference(
+    network: Network,
+    proof: ProofFrames,
+    size: tuple[int, int],
+    fit: Fit = "letterbox",
+    progress: Callable[[str], None] = lambda step: None,
+) -> ReferenceOutputs:
+    """Run the plain network in float32 on the frames, brought to `size` as the runtime will."""
+    info = network.info
+    fitted, labels, margins = [], [], []
+    logits: list[Logits | None] = []
+    one = info.num_classes * size[0] * size[1] * 4
+    kept = set(spread(len(proof.frames), max(2, LOGITS_LIMIT // one)))
+    for place, (_, frame) in enumerate(proof.frames):
+        progress(f"frame {place + 1} of {len(proof.frames)}")
+        image = fit_frame(frame, size, fit, info.mean)
+        with torch.inference_mode():
+            full = _upsample(network(normalize_frame(image, network)), size, info.align_corners)[0]
+            best = full.topk(2, dim=0).values
+            # A number added to all classes changes no label, but would make every margin small.
+            largest = (full - full.mean(dim=0)).abs().max()
+            lead = (best[0] - best[1]) / largest * MARGIN_STEPS
+        fitted.append(image)
+        labels.append(full.argmax(0).numpy().astype(np.uint8))
+        margins.append(lead.clamp(0, 255).numpy().astype(np.uint8))
+        logits.append(full.numpy() if place in kept else None)
+    return ReferenceOutputs(
+        Reference(
+            np.stack(fitted),
+            np.stack(labels),
+            np.stack(margins),
+            tuple(name for name, _ in proof.frames),
+        ),
+        logits,
+        [
+            None if each is None else fit_labels(each, size, fit)
+            for each in proof.truth or [None] * len(labels)
+        ],
+        info.align_corners,
+        proof.origin,
+        proof.total or len(proof.frames),
+    )
