@@ -85,7 +85,7 @@ def build_table(artifacts: Sequence[Artifact]) -> Table:
             logits = result.logits_error
             rows.append(
                 [
-                    artifact.path.name if first else "",
+                    artifact.path.name,
                     f"{result.backend} {result.precision}",
                     f"{_mebibytes(artifact.path):.1f}" if first else "",
                     _percent(result.agreement),
