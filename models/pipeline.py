@@ -174,10 +174,10 @@ def _first_convolution(network: Network) -> nn.Conv2d | None:
         if isinstance(module, nn.Conv2d) and module.weight is readers.weights[0]:
             first = network.get_submodule(name)
             assert isinstance(first, nn.Conv2d)
-            # What is padded by hand are zeros, as many on each side.
-            zeros = first.padding_mode == "zeros" and isinstance(first.padding, tuple)
-            plain = zeros and first.in_channels == 3 and len(set(first.padding)) == 1
-            return first if plain else None
+            # A subclass may pad by itself, and a grouped one has no channels to reorder.
+            plain = type(first).forward is nn.Conv2d.forward and first.groups == 1
+            square = len(set(first.padding)) == 1
+            return first if plain and square and first.in_channels == 3 else None
     return None
 
 

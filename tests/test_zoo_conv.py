@@ -13,7 +13,16 @@ import torch
 from conftest import RULE, Golden, read_golden
 from rtseg.data.scenes import scenes
 from rtseg.errors import CheckpointError
-from rtseg.models import Network, build, count, deploy, load_checkpoint, save_checkpoint
+from rtseg.models import (
+    FrameToLabels,
+    Network,
+    NetworkInfo,
+    build,
+    count,
+    deploy,
+    load_checkpoint,
+    save_checkpoint,
+)
 from rtseg.models.checkpoints import COUNTERS, official_names
 from rtseg.models.layers import ConvNorm, RepConv
 from rtseg.models.pipeline import _first_convolution, normalize_frame
@@ -196,6 +205,41 @@ def test_an_image_with_two_readers_is_normalized_in_front_of_them() -> None:
         with torch.device("meta"):
             network = build(name)
         assert (_first_convolution(network) is not None) == folded, name
+
+
+class PadsByItself(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.weight, self.bias, padding=1)
+
+
+class OneConvolution(Network):
+    def __init__(self, conv: nn.Module):
+        super().__init__()
+        self.conv, self.upsample_logits = conv, nn.Identity()
+        self.info = NetworkInfo("one", 6)
+
+    def forward_logits(self, image: torch.Tensor) -> torch.Tensor:
+        return self.conv(image)
+
+
+@pytest.mark.parametrize(
+    ("conv", "folded"),
+    [
+        (nn.Conv2d(3, 6, 3, padding=1), True),
+        (nn.Conv2d(3, 6, 3, padding=1, groups=3), False),
+        (nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect"), False),
+        (PadsByItself(3, 6, 3), False),
+    ],
+    ids=["plain", "grouped", "reflecting", "padding by itself"],
+)
+@torch.inference_mode()
+def test_a_convolution_that_is_not_plain_is_not_folded(conv: nn.Module, folded: bool) -> None:
+    network = OneConvolution(conv).eval()
+    frame = next(iter(scenes(1, (32, 48), seed=1)))
+    whole = FrameToLabels(network, ("logits",))
+    assert whole.folded == folded
+    expected = network(normalize_frame(frame, network))
+    assert torch.allclose(whole(torch.from_numpy(frame)[None])[0], expected, atol=1e-4)
 
 
 @pytest.mark.slow
