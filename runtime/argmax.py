@@ -3,7 +3,8 @@
 A bilinear enlargement makes every output pixel a convex combination of four neighboring logits,
 the corners of its cell. Where one class is the argmax at all four, it is the argmax in the whole
 cell, which is then filled. The labels are those of interpolation in float32, as PyTorch computes it
-for contiguous tensors, and argmax, ties to the lowest id, bit for bit:
+for contiguous tensors where it was compiled for AVX2 or later (products of a sum not rounded), and
+argmax, ties to the lowest id, bit for bit:
 
 A class's value at a pixel is made of its four corners by one and the same chain of products with
 weights >= 0 and sums, and rounding is monotone: a class that is nowhere below another at the

@@ -9,15 +9,46 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rtseg.runtime import load
+from rtseg.runtime.argmax import Axis
 from rtseg.runtime.backends.backend import ARGMAX
 
 Logits = NDArray[Any]
 Frames = list[tuple[str, Any]]
 RNG = np.random.default_rng
+# Whether PyTorch's kernels round a product and a sum once here, as ours do. Its code for older
+# processors (or ATEN_CPU_CAPABILITY=default) rounds both, and a tie may go to the other class.
+FUSED = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def plain(logits: Logits, size: tuple[int, int], aligned: bool) -> NDArray[np.uint8]:
-    """The whole computation in PyTorch, by its kernel for contiguous planes."""
+    """The whole computation: in PyTorch where it rounds as we do, else in NumPy."""
+    return (in_torch if FUSED else in_numpy)(logits, size, aligned)
+
+
+def in_numpy(logits: Logits, size: tuple[int, int], aligned: bool) -> NDArray[np.uint8]:
+    """With every rounding written out."""
+    height, width = (
+        Axis(coarse, fine, aligned) for coarse, fine in zip(logits.shape[2:], size, strict=True)
+    )
+    top, bottom = (logits[:, :, places].astype(np.float32) for places in corners(height))
+    left, right = corners(width)
+    rows = [fused(x[..., left], width.near, x[..., right], width.far) for x in (top, bottom)]
+    near, far = height.near[:, None], height.far[:, None]
+    return fused(rows[0], near, rows[1], far).argmax(1).astype(np.uint8)
+
+
+def corners(axis: Axis) -> NDArray[np.int64]:
+    """The two input positions that each output position reads, (2, positions)."""
+    return np.repeat(axis.pairs, np.diff(axis.starts), axis=0).T
+
+
+def fused(a: Logits, near: Logits, b: Logits, far: Logits) -> NDArray[np.float32]:
+    """a * near + b * far, of which the first product is not rounded."""
+    return (a.astype(np.float64) * near + (b * far)).astype(np.float32)
+
+
+def in_torch(logits: Logits, size: tuple[int, int], aligned: bool) -> NDArray[np.uint8]:
+    """By PyTorch's kernel for contiguous planes."""
     tensor = torch.from_numpy(np.ascontiguousarray(logits, np.float32))
     full = torch.nn.functional.interpolate(tensor, size, mode="bilinear", align_corners=aligned)
     return full.argmax(1).numpy().astype(np.uint8)

@@ -9,11 +9,14 @@ import openvino
 import pytest
 import torch
 from labels_plain import (
+    FUSED,
     KINDS,
     RNG,
     Logits,
     agree_in_both_ways,
     constant,
+    in_numpy,
+    in_torch,
     plain,
     random,
     regions,
@@ -54,6 +57,15 @@ def test_every_factor(make: Any, aligned: bool) -> None:
             for most_mixed in (-1.0, MOST_MIXED, 1.0):  # every band whole, as is, cell by cell
                 wrong = np.count_nonzero(ours(logits, size, aligned, 1, most_mixed) != expected)
                 assert wrong == 0, f"factor {factor}, {classes} classes: {wrong} pixels"
+
+
+@pytest.mark.skipif(not FUSED, reason="PyTorch rounds products before sums here")
+@pytest.mark.parametrize("make", KINDS)
+def test_the_roundings_written_out_are_pytorch_s(make: Any) -> None:
+    logits = make((1, 11, 33, 65))
+    for aligned, size in ((False, (132, 260)), (True, (200, 301))):
+        same = in_numpy(logits, size, aligned) == in_torch(logits, size, aligned)
+        assert same.all(), f"{np.count_nonzero(~same)} pixels"
 
 
 @pytest.mark.parametrize("aligned", [False, True])

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from conftest import Run, as_json
+from labels_plain import FUSED
 from rtseg.data.scenes import scenes
 from rtseg.models.loading import Source
 from rtseg.models.random_weights import build_untrained
@@ -14,13 +15,14 @@ from rtseg.speed.label_cost import label_cost, to_json
 from rtseg.speed.timing import Limits
 
 SIZE = (128, 256)
+MOST_DIFFERENT = 0 if FUSED else 1e-4  # near ties, where PyTorch rounds otherwise
 QUICK = Limits(runs=2, seconds=0.2, rounds=2)
 
 
 def test_cells_and_plain_labels_are_the_same(nano: Source) -> None:
     cost = label_cost(nano.network, scenes(2, SIZE), SIZE, limits=QUICK)
     assert (cost.model, cost.size, cost.device, cost.frames) == ("csfcn_nano", SIZE, "cpu", 2)
-    assert cost.different_pixels == 0
+    assert cost.different_pixels <= MOST_DIFFERENT * 2 * SIZE[0] * SIZE[1]
     assert 0 < cost.uniform < 1
     assert cost.gain.low <= cost.gain.value <= cost.gain.high
     assert f"{cost.gain.value:.1f}x" in cost.row()
@@ -31,7 +33,7 @@ def test_the_command(rtseg: Run) -> None:
     (cost,) = as_json(
         rtseg("bench-labels", "csfcn_nano", "--size", "96x160", "--seconds", 0.2, "--json")
     )
-    assert cost["different_pixels"] == 0
+    assert cost["different_pixels"] <= MOST_DIFFERENT * 96 * 160
     assert cost["size"] == [96, 160]
 
 
