@@ -195,3 +195,15 @@ def scratch_folder() -> Path:
 def slug(text: str) -> str:
     """`text` as a part of a file's name."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+
+
+def settle_home() -> None:
+    """Give a process without a home one of its own: OpenVINO, for one, fails as it is imported."""
+    try:
+        Path.home()
+    except RuntimeError:
+        with contextlib.suppress(OSError):
+            os.environ["HOME"] = str(scratch_folder())
+
+
+settle_home()

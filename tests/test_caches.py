@@ -100,3 +100,21 @@ def test_compiled_loops_stay_out_of_the_package(where: str, tmp_path: Path) -> N
     after = {p for p in package.rglob("*") if p.suffix != ".pyc" and p.name != "__pycache__"}
     assert after == before
     assert bool(list(kept.rglob("*.nbi"))) == (where != "read-only")
+
+
+HOMELESS = """
+import os, pwd
+pwd.getpwuid = lambda user: {}[user]  # no such user
+import rtseg.runtime.backends.openvino
+print(os.environ["HOME"])
+"""
+
+
+def test_a_process_without_a_home_is_given_one() -> None:
+    without = {"HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"}
+    environment = {name: value for name, value in os.environ.items() if name not in without}
+    done = subprocess.run(
+        [sys.executable, "-c", HOMELESS], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not Path(done.stdout.strip()).exists()  # it went with the process
