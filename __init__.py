@@ -26,9 +26,11 @@ from .errors import (
     RtsegError,
     TrainingError,
     UsageError,
+    explain_import,
 )
 
 if TYPE_CHECKING:
+    from .api import evaluate
     from .export.artifacts import Artifact
     from .export.export import export
     from .models.loading import Model, load_model
@@ -56,6 +58,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "bench",
+    "evaluate",
     "export",
     "load",
     "load_model",
@@ -68,6 +71,7 @@ _SHELVES = {  # public name: the module that has it
     "Model": "models.loading",
     "Segmenter": "runtime",
     "bench": "speed",
+    "evaluate": "api",
     "export": "export",
     "load": "runtime",
     "load_model": "models.loading",
@@ -78,7 +82,12 @@ _SHELVES = {  # public name: the module that has it
 def __getattr__(name: str) -> Any:
     if name not in _SHELVES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    shelf = importlib.import_module(f".{_SHELVES[name]}", __name__)
+    try:
+        shelf = importlib.import_module(f".{_SHELVES[name]}", __name__)
+    except ModuleNotFoundError as error:
+        if (missing := explain_import(error)) is None:
+            raise
+        raise missing from error
     # `export` and `train` are packages too, which Python puts here under the same names as soon as
     # one of their modules is imported. So that the order of imports changes nothing, the names
     # always mean the packages, and those can be called (see `_package.py`).

@@ -1,29 +1,29 @@
-"""What a command says to the terminal: results on stdout, everything else on stderr."""
+"""Terminal output: results on stdout, progress and log lines on stderr.
+
+rich is imported where something is printed: `rtseg --help` needs none of it.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import json
+import logging
+import os
 import sys
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from ..errors import RtsegError
 
-from ..errors import MissingPackage, RtsegError
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
-out = Console()
-err = Console(stderr=True)
+PIPED_WIDTH = 160  # columns of a table that no terminal shows
+LEVELS = ("debug", "info", "warning", "error")
+_PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 
 
 class JobFailed(RtsegError):
@@ -31,63 +31,137 @@ class JobFailed(RtsegError):
 
 
 def need(module: str, title: str, extra: str, command: str) -> None:
-    """Raises MissingPackage with the pip line if an extra is missing."""
-    if importlib.util.find_spec(module) is None:
-        from ..runtime.packages import pip_line
+    """Nothing: `explain_import` says what is missing."""
 
-        raise MissingPackage(f"rtseg {command} needs {title}: {pip_line(extra)}")
+
+def stdout() -> Console:
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    return _console(sys.stderr)
+
+
+@cache
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    fixed = None if stream.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+    return Console(file=stream, width=fixed)
 
 
 def show(as_text: str, table: Any, as_json: bool) -> None:
-    """One JSON value on stdout, or the table."""
+    """One JSON value on stdout, or the table or the lines."""
     if as_json:
         sys.stdout.write(as_text.rstrip() + "\n")
     else:
-        out.print(table, soft_wrap=isinstance(table, str), highlight=not isinstance(table, str))
+        stdout().print(table, soft_wrap=isinstance(table, str), highlight=False)
 
 
 def note(line: str) -> None:
-    err.print(line, style="dim", soft_wrap=True, highlight=False)
+    """A line on stderr that is not the result."""
+    stderr().print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
 
 
-def bar(unit: str) -> Progress:
+@contextmanager
+def bar(unit: str) -> Iterator[Progress]:
     """A progress bar with rate and remaining time, on stderr."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(unit),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=err,
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
     )
 
-
-class Rate(ProgressColumn):
-    """Steps a second."""
-
-    def __init__(self, unit: str):
-        super().__init__()
-        self.unit = unit
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} {self.unit}/s" if task.speed else f"- {self.unit}/s")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    rate = TextColumn(f"{{task.fields[rate]}} {unit}/s")
+    with Progress(
+        *columns, rate, TimeElapsedColumn(), TimeRemainingColumn(), console=stderr()
+    ) as progress:
+        yield progress
 
 
-class working:
-    """A spinner on stderr that says what is being done; gives a function that changes the line."""
+@contextmanager
+def steps(
+    description: str, total: int | None, unit: str = "frames"
+) -> Iterator[Callable[..., None]]:
+    """A bar; gives what moves it on, whatever it is called with."""
+    with bar(unit) as progress:
+        task = progress.add_task(description, total=total, rate="-")
 
-    def __enter__(self) -> Any:
-        self.progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=err,
-            transient=True,
-        )
-        self.progress.start()
-        task = self.progress.add_task("starting")
-        return lambda line: self.progress.update(task, description=line)
+        def advance(*_: object) -> None:
+            progress.advance(task)
+            if speed := progress.tasks[0].speed:
+                progress.update(task, rate=f"{speed:.1f}")
 
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
+        yield advance
+
+
+@contextmanager
+def working() -> Iterator[Callable[..., None]]:
+    """A spinner on stderr; gives a function that says what is being done, and the share done."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=stderr(), transient=True) as progress:
+        task = progress.add_task("starting")
+
+        def say(line: str, share: float | None = None) -> None:
+            done = "" if share is None else f" ({share:.0%})"
+            progress.update(task, description=f"{line}{done}")
+
+        yield say
+
+
+class _Lines(logging.Formatter):
+    """Time, message and the record's own fields, for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        line = f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}"
+        return f"{line}  {fields}" if fields else line
+
+
+class _JsonLines(logging.Formatter):
+    """A JSON object a line, for machines; `time` in seconds since 1970."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        return json.dumps(facts, default=str)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _PLAIN}
+
+
+def start_log(level: str, as_json: bool) -> None:
+    """The package's log on stderr, and its warnings as lines of their own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines() if as_json else _Lines())
+    logger = logging.getLogger("rtseg")
+    logger.handlers = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, FutureWarning):
+        sys.stderr.write(f"rtseg: {message}\n")
+    else:
+        logging.getLogger("rtseg").info("%s: %s", category.__name__, message)

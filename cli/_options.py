@@ -1,8 +1,8 @@
-"""Options that several commands share, and what they stand for."""
+"""Options that several commands share, and what completes them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,39 +14,135 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from ..data.classes import ClassSet
 
-Model = Annotated[str, Argument(help="A model's name, a checkpoint or an artifact.")]
-Weights = Annotated[Path | None, Option(help="Checkpoint to load into the named model.")]
+ROOT = Path(__file__).parents[1]
+FILES = (".engine", ".onnx", ".xml", ".safetensors", ".pth", ".pt")  # artifacts and checkpoints
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """Variants, artifacts and checkpoints; `costs.json` names the variants without PyTorch."""
+    names = json.loads((ROOT / "models" / "costs.json").read_text())
+    return [name for name in names if name.startswith(incomplete)] + _paths(incomplete, FILES)
+
+
+def complete_recipes(incomplete: str) -> list[str]:
+    names = sorted(path.stem for path in (ROOT / "train" / "recipes").glob("*.yaml"))
+    return [name for name in names if name.startswith(incomplete)] + _paths(incomplete, (".yaml",))
+
+
+def complete_data(incomplete: str) -> list[str]:
+    from ..data.datasets import DATASETS
+
+    return [name for name in DATASETS if name.startswith(incomplete)]
+
+
+def complete_classes(incomplete: str) -> list[str]:
+    from ..data.classes import CLASS_SETS
+
+    return [n for n in CLASS_SETS if n.startswith(incomplete)] + _paths(incomplete, (".yaml",))
+
+
+def complete_backends(incomplete: str) -> list[str]:
+    from ..runtime.backends.backend import BACKENDS
+
+    return [name for name in BACKENDS if name.startswith(incomplete)]
+
+
+def _paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Folders, and files with one of the endings, that go on from what was typed."""
+    folder, start = (Path(incomplete), "") if incomplete.endswith("/") else (
+        Path(incomplete).parent, Path(incomplete).name
+    )  # fmt: skip
+    if not incomplete or not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.name.startswith(start))
+    return sorted(
+        f"{path}/" if path.is_dir() else str(path)
+        for path in found
+        if path.is_dir() or path.suffix in suffixes
+    )
+
+
+def in_group(group: str, *declarations: str, **settings: object) -> object:
+    """An option that the help page shows under `group`."""
+    return Option(*declarations, rich_help_panel=group, **settings)  # type: ignore[arg-type]
+
+
+NETWORK = "Network"
+VIEW = "How a network looks at a frame (an artifact has settled that)"
+MACHINE = "Where it runs"
+
+Model = Annotated[
+    str,
+    Argument(
+        help="A model's name, NAME:WEIGHTS, a checkpoint or an artifact.",
+        autocompletion=complete_models,
+    ),
+]
+Network = Annotated[
+    str,
+    Argument(
+        help="A name that `rtseg models` lists, NAME:WEIGHTS or a checkpoint.",
+        autocompletion=complete_models,
+    ),
+]
+_MODEL = "An artifact, a model's name, NAME:WEIGHTS or a checkpoint"
+OneModel = Annotated[str, Option("--model", help=f"{_MODEL}.", autocompletion=complete_models)]
+OptionalModel = Annotated[
+    str | None,
+    Option("--model", help=f"{_MODEL}; else csfcn_tiny.", autocompletion=complete_models),
+]
+Models = Annotated[
+    list[str] | None,
+    Option("--model", help=f"{_MODEL}; may be repeated.", autocompletion=complete_models),
+]
+Dataset = Annotated[
+    str, Argument(help="camvid, cityscapes, folder, ...", autocompletion=complete_data)
+]
+Root = Annotated[Path, Option(help="The data set's folder.")]
+Split = Annotated[str, Option(help="Which part of the data set.")]
+Weights = Annotated[Path | None, in_group(NETWORK, help="Checkpoint to load into the named model.")]
 Classes = Annotated[
-    str | None, Option(help="Class set: cityscapes, camvid, or a YAML file of your own.")
+    str | None,
+    in_group(
+        NETWORK,
+        help="Class set: cityscapes, camvid, ..., or a YAML file of your own.",
+        autocompletion=complete_classes,
+    ),
 ]
 Sizes = Annotated[
     list[str] | None, Option("--size", help="HxW in pixels, such as 512x1024; may be repeated.")
 ]
-Backend = Annotated[str | None, Option(help="As `rtseg doctor` lists them.")]
-Device = Annotated[str | None, Option(help="cpu, cuda or cuda:N.")]
+Backend = Annotated[
+    str | None,
+    in_group(
+        MACHINE,
+        help="As `rtseg doctor` lists them; else the fastest.",
+        autocompletion=complete_backends,
+    ),
+]
+Device = Annotated[str | None, in_group(MACHINE, help="cpu, cuda or cuda:N.")]
+Threads = Annotated[int | None, in_group(MACHINE, help="CPU threads; else one for each core.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON value and nothing else on stdout.")]
 
-# How a network looks at a frame; an artifact has settled that already.
+LIVE = "Live page"
+Host = Annotated[str, in_group(LIVE, help="Address of the page.")]
+Port = Annotated[int, in_group(LIVE, help="Port of the page; 0 takes a free one.")]
+Token = Annotated[
+    str | None,
+    in_group(LIVE, help="Password for viewers; made up where other machines can connect."),
+]
+
 FrameSize = Annotated[
-    str | None, Option("--size", help="HxW the frame is brought to; else its own.")
+    str | None, in_group(VIEW, "--size", help="HxW that the frame is brought to; else its own.")
 ]
 Scales = Annotated[
-    list[float] | None, Option("--scale", help="Factor on that size; several are averaged.")
+    list[float] | None, in_group(VIEW, "--scale", help="Factor on that size; several are averaged.")
 ]
-Flip = Annotated[bool, Option("--flip", help="Average with the mirrored frame.")]
-Window = Annotated[str | None, Option(help="HxW of a sliding window; else whole.")]
-Computed = Annotated[str, Option("--precision", help="fp32, bf16 or fp16, of a network.")]
-
-
-@dataclass(frozen=True)
-class View:
-    """How a network looks at a frame: as the options of the same names say."""
-
-    size: str | None = None
-    scales: list[float] | None = None
-    flip: bool = False
-    window: str | None = None
-    precision: str = "fp32"
+Flip = Annotated[bool, in_group(VIEW, "--flip", help="Average with the mirrored frame.")]
+Window = Annotated[
+    str | None, in_group(VIEW, help="HxW of a sliding window; else the whole frame.")
+]
+Computed = Annotated[str, in_group(VIEW, "--precision", help="fp32, bf16 or fp16.")]
 
 
 class Target(str, Enum):
@@ -80,20 +176,19 @@ class Outputs(str, Enum):
     both = "both"
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise UsageError(f"a size is HEIGHTxWIDTH, such as 512x1024, not {text!r}")
+    return int(height), int(width)
+
+
 def parse_sizes(texts: list[str] | None) -> list[tuple[int, int]]:
-    """Raises ValueError for a size that is not HxW."""
-    sizes = []
-    for text in texts or ():
-        height, _, width = text.lower().partition("x")
-        if not (height.isdigit() and width.isdigit()):
-            raise UsageError(f"a size is HEIGHTxWIDTH, such as 512x1024, not {text!r}")
-        sizes.append((int(height), int(width)))
-    return sizes
+    return [parse_size(text) for text in texts or ()]
 
 
 def class_set(name: str | None) -> ClassSet | None:
-    if name is None:
-        return None
     from ..data.classes import load_class_set
 
-    return load_class_set(name)
+    return None if name is None else load_class_set(name)

@@ -11,10 +11,10 @@ import typer
 from typer import Option
 
 from .. import __version__
-from ..errors import RtsegError
-from ._console import err, out
+from ..errors import RtsegError, UsageError, explain_import
+from ._console import LEVELS, start_log
+from ._help import CONTEXT, Command, Group
 from .bench import bench
-from .bench_labels import bench_labels
 from .check import check
 from .data import check_data, pack_data
 from .demo import demo
@@ -33,10 +33,11 @@ from .submit import submit
 from .train import train
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=CONTEXT,
     help="Street-scene segmentation: export a network, prove it, measure it, run it.",
 )
 data = typer.Typer(
@@ -46,30 +47,42 @@ data = typer.Typer(
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(quickstart, doctor, models, export, inspect, check),
     *(predict, demo, drive, fleet),
-    *(bench, bench_labels, pareto, pseudo_label, train),
+    *(bench, pareto, pseudo_label, train),
 )
 for command in COMMANDS:
-    app.command()(command)
-app.command("eval")(evaluate)
-app.command()(submit)
+    app.command(cls=Command, context_settings=CONTEXT)(command)
+app.command("eval", cls=Command, context_settings=CONTEXT)(evaluate)
+app.command(cls=Command, context_settings=CONTEXT)(submit)
 app.add_typer(data, name="data")
-data.command("check")(check_data)
-data.command("pack")(pack_data)
+data.command("check", cls=Command, context_settings=CONTEXT)(check_data)
+data.command("pack", cls=Command, context_settings=CONTEXT)(pack_data)
+
+RENAMED = {"--colour-blind": "--color-blind"}  # options of 0.1
+JSON_LOGS = ("drive", "fleet")  # commands that run for hours beside other programs
 
 
 @app.callback()
 def options(
-    debug: Annotated[bool, Option("--debug", help="Show tracebacks of errors.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of every error.")] = False,
+    log_level: Annotated[
+        str, Option("--log-level", metavar="LEVEL", help=f"{', '.join(LEVELS)}; on stderr.")
+    ] = "info",
     version: Annotated[
-        bool, Option("--version", is_eager=True, callback=lambda v: _version(v), help="And stop.")
+        bool,
+        Option(
+            "--version",
+            is_eager=True,
+            callback=lambda wanted: _print_version(wanted),
+            help="Print the version and exit.",
+        ),
     ] = False,
 ) -> None:
     pass
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"rtseg {__version__}")
+        sys.stdout.write(f"rtseg {__version__}\n")
         raise typer.Exit
 
 
@@ -78,19 +91,47 @@ def main() -> None:
 
     An exception that is neither an RtsegError nor an OSError is a bug: it keeps its traceback.
     """
+    debug = "--debug" in sys.argv
     try:
-        app()
+        arguments = _take_common(sys.argv[1:])
+        app(args=arguments, prog_name="rtseg")
+    except ModuleNotFoundError as error:
+        if (missing := explain_import(error)) is None:
+            raise
+        fail(missing, missing.exit_code, debug)
     except RtsegError as error:
-        fail(error, error.exit_code)
+        fail(error, error.exit_code, debug)
     except OSError as error:
-        fail(error, 1)
+        fail(error, 1, debug)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def fail(error: Exception, code: int) -> None:
-    if "--debug" in sys.argv:
+def _take_common(arguments: list[str]) -> list[str]:
+    """The arguments without those that every command takes, which may stand anywhere; starts the
+    log that they ask for."""
+    left: list[str] = []
+    level = ""
+    words = iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in RENAMED:
+            sys.stderr.write(f"rtseg: {option} is called {RENAMED[option]} now: use that\n")
+            left.append(RENAMED[option] + equals + value)
+        elif option == "--log-level":
+            level = value if equals else next(words, "")
+            if level not in LEVELS:
+                raise UsageError(f"--log-level is {', '.join(LEVELS)}, not {level!r}")
+        elif word != "--debug":
+            left.append(word)
+    as_json = next((word for word in left if not word.startswith("-")), "") in JSON_LOGS
+    start_log(level or "info", as_json)
+    return left
+
+
+def fail(error: Exception, code: int, debug: bool) -> None:
+    if debug:
         traceback.print_exception(error)
     elif str(error):
-        err.print(f"rtseg: {error}", soft_wrap=True, highlight=False, markup=False)
+        sys.stderr.write(f"rtseg: {error}\n")
     sys.exit(code)

@@ -1,8 +1,9 @@
-"""Whether an artifact will run here."""
+"""`rtseg check`: whether an artifact will run on this machine."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,12 @@ from ._options import Json
 
 
 def check(file: Annotated[Path, Argument(help="An artifact.")], as_json: Json = False) -> None:
-    """Say in a moment, without loading it, whether an artifact will run on this machine.
+    """Say whether an artifact will run on this machine.
+
+    It is not loaded, so that the answer comes in a moment.
 
     rtseg check artifacts/csfcn_512x1024_fp16.engine
     """
-    from dataclasses import asdict
-
     from ..runtime.preflight import check as examine
 
     verdict = examine(file)

@@ -1,4 +1,4 @@
-"""What is wrong with a data set."""
+"""`rtseg data`: data sets, checked and packed."""
 
 from __future__ import annotations
 
@@ -6,42 +6,47 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from rich.table import Table
 from typer import Argument, Option
 
-from ._console import JobFailed, bar, note, show
-from ._options import Classes, Json, class_set
+from ._console import JobFailed, note, show, steps
+from ._options import Classes, Json, Split, complete_data
 
 
 def check_data(
     root: Annotated[Path, Argument(help="The data set's folder.")],
-    dataset: Annotated[str, Option("--as", help="camvid, cityscapes, folder, ...")] = "folder",
-    split: Annotated[str, Option(help="Which part of it.")] = "train",
+    dataset: Annotated[
+        str, Option("--as", help="camvid, cityscapes, folder, ...", autocompletion=complete_data)
+    ] = "folder",
+    split: Split = "train",
     classes: Classes = None,
     sheet: Annotated[Path | None, Option("--sheet", help="Contact sheet to write, a PNG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Read every file of a split and say what is wrong; exit code 1 if anything is.
+    """Read every file of a split and say what is wrong.
+
+    Exit code 1 if anything is.
 
     rtseg data check data/camvid --as camvid --split train --sheet camvid.png
     """
+    from ..api import open_dataset
     from ..data.check import check as run
     from ..data.check import contact_sheet
-    from ..data.datasets import open_data
     from ..data.files import write_atomically
     from ..data.images import png
+    from ..reporting import Table
 
-    data = open_data(dataset, root, split, class_set(classes) if dataset == "folder" else None)
-    with bar("frames") as steps:
-        task = steps.add_task("check", total=len(data))
-        found = run(data, seen=lambda index: steps.advance(task))
+    data = open_dataset(dataset, root, split, classes)
+    with steps("check", len(data)) as advance:
+        found = run(data, seen=advance)
     if sheet:
         write_atomically(sheet, png(contact_sheet(data)))
     facts = found.as_dict()
-    rows = Table("class", "frequency %", "images", title=f"{found.images} images")
-    for name, row in facts["classes"].items():
-        rows.add_row(name, f"{100 * row['frequency']:.2f}", str(row["images"]))
-    show(json.dumps(facts), rows, as_json)
+    rows = [
+        (name, f"{100 * row['frequency']:.2f}", row["images"])
+        for name, row in facts["classes"].items()
+    ]
+    table = Table(("class", "frequency %", "images"), rows, title=f"{found.images} images")
+    show(json.dumps(facts), table, as_json)
     for kind, lines in found.problems.items():
         note(f"{kind}: {len(lines)}, first {lines[0]}")
     if not found.good:
@@ -58,18 +63,18 @@ def pack_data(
     quality: Annotated[int, Option(min=1, max=100, help="Of JPEG.")] = 90,
     as_json: Json = False,
 ) -> None:
-    """Pack street frames, labels and soft labels as one small data set, to train elsewhere.
+    """Pack street frames and their labels as one small data set.
+
+    Soft labels go with them; it is for training elsewhere.
 
     rtseg data pack data/camvid data/street19 -o data/streets19
     """
+    from ..data.classes import load_class_set
     from ..data.pack import pack_streets
 
-    wanted = class_set(classes)
-    assert wanted is not None
-    with bar("frames") as steps:
-        task = steps.add_task("pack", total=None)
+    with steps("pack", None) as advance:
         packed = pack_streets(
-            camvid, street19, folder, wanted, quality, seen=lambda: steps.advance(task)
+            camvid, street19, folder, load_class_set(classes), quality, seen=advance
         )
     facts = {"out": str(folder), "frames": packed.frames, "bytes": packed.bytes}
     counts = ", ".join(f"{split} {count}" for split, count in packed.frames.items())

@@ -1,4 +1,4 @@
-"""What this machine can do."""
+"""`rtseg doctor`: what this machine can do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ._options import Json
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show what this machine can do: CPU, GPUs, and each backend or how to get it.
+    """Show what this machine can do, and how to get what is missing.
 
     rtseg doctor
     """

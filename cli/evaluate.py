@@ -1,40 +1,44 @@
-"""mIoU of a network or an artifact."""
+"""`rtseg eval`: mIoU on labeled frames."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Option
 
-from ._console import bar, need, show
-from ._opening import check_classes, labeller, map_labels
+from ._console import show, steps
 from ._options import (
+    NETWORK,
     Backend,
     Classes,
     Computed,
+    Dataset,
     Device,
     Flip,
     FrameSize,
     Json,
     Model,
+    Root,
     Scales,
-    View,
+    Split,
     Weights,
     Window,
-    class_set,
+    in_group,
+    parse_size,
 )
 
 
 def evaluate(
     model: Model,
-    dataset: Annotated[str, Argument(help="camvid, cityscapes, folder, ...")],
-    root: Annotated[Path, Option(help="The data set's folder.")],
-    split: Annotated[str, Option(help="Which part of it.")] = "val",
+    dataset: Dataset,
+    root: Root,
+    split: Split = "val",
     weights: Weights = None,
     classes: Classes = None,
     class_map: Annotated[
-        str | None, Option(help="What the model's classes are in the data: cityscapes_to_camvid.")
+        str | None,
+        in_group(NETWORK, help="What its classes are in the data's, as cityscapes_to_camvid."),
     ] = None,
     size: FrameSize = None,
     scale: Scales = None,
@@ -46,29 +50,33 @@ def evaluate(
     worst: Annotated[Path | None, Option(help="Picture of the worst frames to write.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure mIoU on labeled frames: of a network, or of an artifact as it will run.
+    """Measure mIoU on labeled frames, of a network or an artifact.
 
+    A network runs in PyTorch, an artifact as it will run in the vehicle.
+
+    rtseg eval csfcn_tiny camvid --root data/camvid
     rtseg eval artifacts/csfcn_nano_360x480_fp32.onnx camvid --root data/camvid
     """
-    need("torch", "PyTorch", "train", "eval")
-    from ..data.datasets import open_data
-    from ..data.files import write_atomically
-    from ..data.images import png
-    from ..train.evaluate import evaluate as run
-    from ..train.report import table, worst_frames
+    from ..api import evaluate as run
+    from ..api import open_dataset
+    from ..train.report import table
 
-    data = open_data(dataset, root, split, class_set(classes) if dataset == "folder" else None)
-    view = View(size, scale, flip, window, precision)
-    must_be = data.classes if class_map is None else None
-    job = labeller(model, weights, classes, backend, device, view, must_be)
-    with job as (segment, names), bar("frames") as steps:
-        if class_map is None:
-            check_classes(names, data.classes)
-        else:
-            segment = map_labels(segment, names, class_map, data.classes)
-        task = steps.add_task("eval", total=len(data))
-        result = run(segment, data, seen=lambda index: steps.advance(task))
-        picture = worst_frames(result, segment, data) if worst else None
-    if worst and picture is not None:
-        write_atomically(worst, png(picture))
+    data = open_dataset(dataset, root, split, classes)
+    with steps("eval", len(data)) as advance:
+        result = run(
+            model,
+            data,
+            weights=weights,
+            classes=classes,
+            class_map=class_map,
+            size=parse_size(size) if size else None,
+            scale=scale or (),
+            flip=flip,
+            window=parse_size(window) if window else None,
+            precision=precision,
+            backend=backend,
+            device=device,
+            worst=worst,
+            seen=advance,
+        )
     show(result.to_json(), table(result, f"{model} on {dataset} {split}"), as_json)

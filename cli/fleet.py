@@ -1,4 +1,4 @@
-"""Many logs at once."""
+"""`rtseg fleet`: thousands of logs, on all cores of a machine or a cluster."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from rich.table import Table
 from typer import Argument, Option
 
-from ._console import JobFailed, err, need, note, show
-from ._options import Backend, Device, Json
+from ._console import JobFailed, note, show
+from ._options import Backend, Device, Json, OneModel, in_group
+
+WORKERS = "Workers"
 
 
 def fleet(
     inputs: Annotated[
         list[str], Argument(help="Folders, videos or quoted globs, a log each; @FILE: a list.")
     ],
-    model: Annotated[str, Option("--model", help="An artifact, a model's name or a checkpoint.")],
+    model: OneModel,
     out: Annotated[Path, Option("-o", "--out", help="Folder; each log gets one in it.")],
     form: Annotated[
         str, Option("--as", help="png: label maps; rle: runs in a Parquet file.")
     ] = "png",
-    workers: Annotated[int | None, Option(min=1, help="By default one a core, or a GPU.")] = None,
-    batch: Annotated[int, Option(min=1, help="Frames that a worker takes at a time.")] = 8,
-    address: Annotated[
-        str | None, Option(help="Ray cluster: auto, or HOST:PORT; else this machine alone.")
+    workers: Annotated[
+        int | None, in_group(WORKERS, min=1, help="How many; else one a core, or a GPU.")
     ] = None,
-    gpus: Annotated[float, Option(min=0, help="GPUs for each worker.")] = 0.0,
+    batch: Annotated[int, in_group(WORKERS, min=1, help="Frames that one takes at a time.")] = 8,
+    address: Annotated[
+        str | None,
+        in_group(WORKERS, help="Ray cluster: auto, or HOST:PORT; else this machine alone."),
+    ] = None,
+    gpus: Annotated[float, in_group(WORKERS, min=0, help="GPUs for each.")] = 0.0,
     compare: Annotated[
         int, Option(min=0, help="Measure a single-process loop on so many frames too.")
     ] = 0,
@@ -35,26 +39,25 @@ def fleet(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Label thousands of logs with Ray Data, here or on a cluster; a second run goes on.
+    """Label thousands of logs with Ray Data, here or on a cluster.
+
+    The same command goes on where it was cut off.
+
+    Log lines on stderr are JSON.
 
     rtseg fleet 'logs/*.mp4' --model artifacts/csfcn_nano_512x1024_fp32.onnx -o labels
     """
-    for module, title in (("ray", "Ray"), ("pyarrow", "pyarrow")):
-        need(module, title, "fleet", "fleet")
     from ..fleet.fleet import Options, single_process
     from ..fleet.fleet import fleet as run
+    from ..reporting import Table
     from ..resolve import resolve_artifact
 
-    artifact = resolve_artifact(model, backend=backend, progress=note)
-    note(f"artifact: {artifact}")
+    artifact = resolve_artifact(model, backend=backend, device=device, progress=note)
     options = Options(form, workers, batch, address, backend, device, gpus)
-    loop = single_process(inputs, artifact, options, compare) if compare else 0.0
-
-    def finished(log: str, error: str) -> None:
-        err.print(f"{log}: {error or 'done'}", soft_wrap=True, highlight=False, markup=False)
-
-    summary = run(inputs, artifact, out, options, finished=finished)
+    loop = single_process(inputs, artifact, options, compare) if compare else None
+    summary = run(inputs, artifact, out, options)
     facts = {
+        "artifact": str(artifact),
         "logs": len(summary.logs),
         "done_before": summary.done,
         "failed": summary.failed,
@@ -63,12 +66,13 @@ def fleet(
         "seconds": round(summary.seconds, 3),
         "start_s": round(summary.start_s, 3),
         "frames_per_s": round(summary.frames_per_s, 2),
-        "single_process_frames_per_s": round(loop, 2) if compare else None,
+        "single_process_frames_per_s": None if loop is None else round(loop, 2),
         "out": str(out),
     }
-    table = Table(show_header=False)
-    for key, value in facts.items():
-        table.add_row(key.replace("_", " "), str(value))
-    show(json.dumps(facts), table, as_json)
+    told = facts | {"failed": "; ".join(f"{log}: {why}" for log, why in summary.failed.items())}
+    rows = [
+        (name.replace("_", " "), value) for name, value in told.items() if value not in ("", None)
+    ]
+    show(json.dumps(facts), Table(("", ""), rows, words=("",)), as_json)
     if summary.failed:
         raise JobFailed(f"{len(summary.failed)} logs failed; the same command tries them again")

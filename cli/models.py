@@ -1,4 +1,4 @@
-"""The networks."""
+"""`rtseg models`: the networks."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from rich import box
-from rich.table import Table
 from typer import Argument
 
-from ._console import need, out, show
-from ._options import Json
+from ..reporting import Table
+from ._console import note, show, stdout
+from ._options import Json, complete_models
 
-WIDE = 150  # columns of a terminal that has room for recipes and sources
+WIDE = 150  # columns of a terminal that has room for recipes and all scores
 
 
 def models(
-    name: Annotated[str | None, Argument(help="One network, in full.")] = None,
+    name: Annotated[
+        str | None, Argument(help="One network, in full.", autocompletion=complete_models)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the networks with size, cost and published mIoU in %, or show one in full.
+    """List the networks with cost and published mIoU, or show one.
 
     rtseg models sfnet_r18
     """
-    need("torch", "PyTorch", "export", "models")
     if name is not None:
         facts = one(name)
-        show(json.dumps(facts, indent=2), _page(facts), as_json)
+        show(json.dumps(facts, indent=2), Table(("", ""), _lines(facts), words=("",)), as_json)
         return
     zoo = listed()
-    show(json.dumps(zoo, indent=2), _table(zoo, out.width >= WIDE), as_json)
+    show(json.dumps(zoo, indent=2), _table(zoo, stdout().width >= WIDE), as_json)
+    if not as_json:
+        note("license: of the reference implementation; `rtseg models NAME` shows one in full")
 
 
 def listed() -> list[dict[str, Any]]:
@@ -62,39 +64,34 @@ def _recipes() -> dict[str, list[str]]:
     return recipes_by_variant()
 
 
+NARROW = ("network", "params", "GMACs 512", "1024", "mIoU, %", "recipes")
+BROAD = (*NARROW[:4], "as reported", *NARROW[4:], "license")
+TITLE = "Parameters in millions, GMACs at 512x1024 and 1024x2048"
+
+
 def _table(zoo: Sequence[Mapping[str, Any]], wide: bool) -> Table:
     """A line a network; a narrow one counts the recipes and has one score."""
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
-    table.add_column("network", no_wrap=True)
-    for heading in ("params\nM", "GMACs\n512x\n1024", "GMACs\n1024x\n2048"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if wide:
-        table.add_column("GMACs\nas reported", justify="right", no_wrap=True)
-    for heading in ("mIoU, %\nCityscapes", "recipes", "license"):
-        table.add_column(heading, no_wrap=not wide)
-    for row in zoo:
-        table.add_row(*_cells(row, wide))
-    table.caption = (
-        "license: of the reference implementation, - where not known\n"
-        "`rtseg models NAME` shows a network in full, `--json` gives all of everything"
-    )
-    return table
+    words = ("mIoU, %", "recipes", "license") if wide else ("mIoU, %",)
+    return Table(BROAD if wide else NARROW, [_cells(row, wide) for row in zoo], TITLE, words=words)
 
 
 def _cells(row: Mapping[str, Any], wide: bool) -> list[str]:
-    reported = row["reported"]
-    cells = [
-        row["model"],
+    reported, scores = row["reported"], score_texts(row["published"])
+    cost = [
         f"{row['params'] / 1e6:.2f}",
         f"{row['macs_512x1024'] / 1e9:.1f}",
         f"{row['macs_1024x2048'] / 1e9:.1f}",
     ]
-    if wide:
-        cells.append(f"{reported['size']}: {reported['macs'] / 1e9:.1f}")
-    scores = score_texts(row["published"])
-    recipes = ", ".join(row["recipes"]) if wide else str(len(row["recipes"]) or "")
-    shown = ", ".join(scores if wide else scores[:1])
-    return [*cells, shown or "-", recipes or "-", row["license"] or "-"]
+    if not wide:
+        return [row["model"], *cost, *(scores[:1] or "-"), str(len(row["recipes"]) or "-")]
+    return [
+        row["model"],
+        *cost,
+        f"{reported['size']}: {reported['macs'] / 1e9:.1f}",
+        ", ".join(scores) or "-",
+        ", ".join(row["recipes"]) or "-",
+        row["license"] or "-",
+    ]
 
 
 def score_texts(published: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -105,16 +102,6 @@ def score_texts(published: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{s['single']:g} {name}".replace("  ", " ").rstrip()
         for s, name in zip(scores, names, strict=True)
     ]
-
-
-def _page(facts: Mapping[str, Any]) -> Table:
-    """What is known of one network, a line a fact."""
-    page = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    page.add_column(no_wrap=True, style="bold")
-    page.add_column()
-    for name, text in _lines(facts):
-        page.add_row(name, text)
-    return page
 
 
 def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

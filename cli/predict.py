@@ -1,4 +1,4 @@
-"""Labels and overlays of images or a video."""
+"""`rtseg predict`: labels and overlays of images or a video."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ._console import JobFailed, bar, err, show, working
-from ._options import Backend, Device, Json
+from ._console import JobFailed, note, show, steps, working
+from ._options import Backend, Device, Json, OptionalModel
 
 
 def predict(
     source: Annotated[str, Argument(metavar="INPUT", help="Image, folder, quoted glob or video.")],
-    model: Annotated[str, Option("--model", help="An artifact, a model's name or a checkpoint.")],
-    folder: Annotated[Path, Option("-o", "--out", help="Folder for labels and overlays.")] = Path(
+    model: OptionalModel = None,
+    out: Annotated[Path, Option("-o", "--out", help="Folder for labels and overlays.")] = Path(
         "predictions"
     ),
     label_ids: Annotated[
@@ -27,31 +27,29 @@ def predict(
 ) -> None:
     """Segment images or a video: label PNGs and color overlays.
 
-    rtseg predict drive.mp4 --model artifacts/csfcn_nano_512x1024_fp32.onnx -o predictions
+    rtseg predict drive.mp4 -o predictions
+    rtseg predict frames/ --model artifacts/csfcn_nano_360x480_fp32.onnx
     """
-    from ..data.frames import Frame, Unreadable, open_source
+    from ..data.frames import open_source
     from ..demo.predict import predict as run
-    from ..resolve import open_segmenter
+    from ..resolve import BEST_TO_LOOK_AT, open_segmenter
 
     frames = open_source(source)
     with working() as step:
-        segmenter = open_segmenter(model, backend=backend, device=device, progress=step)
-    with segmenter, bar("frames") as progress:
-        task = progress.add_task("predict", total=frames.count or None)
-
-        def advance(frame: Frame | Unreadable) -> None:
-            progress.advance(task)
-            if isinstance(frame, Unreadable):
-                err.print(f"skipped: {frame.reason}", soft_wrap=True)
-
-        summary = run(frames, segmenter, folder, label_ids, progress=advance)
+        chosen = model or BEST_TO_LOOK_AT
+        segmenter = open_segmenter(chosen, backend=backend, device=device, progress=step)
+    with segmenter, steps("predict", frames.count or None) as advance:
+        summary = run(frames, segmenter, out, label_ids, progress=advance)
+    for reason in summary.skipped:
+        note(f"skipped: {reason}")
     facts = {
+        "model": segmenter.card.model,
         "frames": summary.frames,
         "skipped": summary.skipped,
         "mean_ms": round(summary.ms, 3),
-        "out": str(folder),
+        "out": str(out),
     }
-    line = f"{summary.frames} frames in {folder}, {summary.ms:.1f} ms each"
+    line = f"{summary.frames} frames in {out}, {summary.ms:.1f} ms each"
     show(json.dumps(facts), f"{line}, {len(summary.skipped)} skipped", as_json)
     if not summary.frames:
         raise JobFailed("no frame could be read")

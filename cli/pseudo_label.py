@@ -1,4 +1,4 @@
-"""Soft labels by a model, for training others."""
+"""`rtseg pseudo-label`: soft labels by a model, for training others."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.table import Table
 from typer import Argument, Option
 
-from ._console import JobFailed, bar, err, need, note, show
-from ._options import Computed, Device, Flip, FrameSize, Json, Model, Scales, Weights, parse_sizes
+from ..errors import UsageError
+from ._console import JobFailed, note, show, steps
+from ._options import Computed, Device, Flip, FrameSize, Json, Model, Scales, Weights, parse_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,20 +32,19 @@ def pseudo_label(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Write a model's class probabilities for frames, which `rtseg train teacher=OUT` learns from.
+    """Write class probabilities of frames, for `rtseg train teacher=OUT`.
 
     rtseg pseudo-label csfcn_tiny data/drive --flip -o data/drive_soft
     """
-    need("torch", "PyTorch", "train", "pseudo-label")
     from ..data.frames import Unreadable, open_source
     from ..data.soft_labels import FACTS, write_soft_labels
-    from ..errors import UsageError
+    from ..reporting import Table
     from ..resolve import is_artifact
     from ..train.teacher import open_teacher
 
     scales = tuple(scale or (1.0,))
     view = {
-        "size": parse_sizes([size])[0] if size else None,
+        "size": parse_size(size) if size else None,
         "scales": scales,
         "flip": flip,
         "precision": precision,
@@ -53,28 +52,29 @@ def pseudo_label(
     if is_artifact(model) and (size or scale or flip or weights or precision != "fp32"):
         raise UsageError("an artifact runs as exported: leave out --size, --scale, --flip, ...")
     source, skipped = open_source(frames), []
-
-    with open_teacher(model, weights, device, **view) as teacher, bar("frames") as steps:
+    with open_teacher(model, weights, device, **view) as teacher:
         note(", ".join(f"{key}: {value}" for key, value in teacher.facts.items()))
-        task = steps.add_task("pseudo-label", total=source.count or None)
+        with steps("pseudo-label", source.count or None) as advance:
 
-        def readable() -> Iterator[tuple[str, np.ndarray]]:
-            for frame in source:
-                if isinstance(frame, Unreadable):
-                    skipped.append(frame.name)
-                    err.print(f"skipped: {frame.reason}", soft_wrap=True)
-                else:
-                    yield frame.name, frame.image
-                steps.advance(task)
+            def readable() -> Iterator[tuple[str, np.ndarray]]:
+                for frame in source:
+                    if isinstance(frame, Unreadable):
+                        skipped.append(frame.name)
+                        note(f"skipped: {frame.reason}")
+                    else:
+                        yield frame.name, frame.image
+                    advance()
 
-        facts = teacher.facts | {"flip": flip, "scales": scales, "size": size}
-        sure = write_soft_labels(teacher.score, readable(), folder, teacher.classes, stride, facts)
+            facts = teacher.facts | {"flip": flip, "scales": scales, "size": size}
+            sure = write_soft_labels(
+                teacher.score, readable(), folder, teacher.classes, stride, facts
+            )
     if not sure.frames:
         raise JobFailed("no frame could be read")
     facts = json.loads((folder / FACTS).read_text()) | {"skipped": skipped, "out": str(folder)}
-    rows = Table("class", "pixels %", "confidence %", title=f"{len(sure.frames)} frames")
-    for name, row in facts["by_class"].items():
-        mean = "-" if row["confidence"] is None else f"{100 * row['confidence']:.1f}"
-        rows.add_row(name, f"{100 * row['share']:.2f}", mean)
-    rows.caption = f"{folder}: mean confidence {sure.mean:.1%}"
-    show(json.dumps(facts), rows, as_json)
+    rows = [
+        (name, f"{100 * row['share']:.2f}", row["confidence"] and f"{100 * row['confidence']:.1f}")
+        for name, row in facts["by_class"].items()
+    ]
+    title = f"{len(sure.frames)} frames in {folder}, mean confidence {sure.mean:.1%}"
+    show(json.dumps(facts), Table(("class", "pixels %", "confidence %"), rows, title), as_json)

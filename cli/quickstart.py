@@ -1,4 +1,4 @@
-"""The whole job once."""
+"""`rtseg quickstart`: the whole job once."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from typing import Annotated
 
 from typer import Option
 
-from ._console import need, out, working
+from ._console import stdout, working
+from ._options import complete_models
 
 
 def quickstart(
-    folder: Annotated[Path, Option("-o", "--out", help="Folder for all that it makes.")] = Path(
+    out: Annotated[Path, Option("-o", "--out", help="Folder for all that it makes.")] = Path(
         "rtseg-quickstart"
     ),
-    model: Annotated[str, Option(help="A name that `rtseg models` lists.")] = "csfcn_nano",
+    model: Annotated[
+        str, Option(help="A name that `rtseg models` lists.", autocompletion=complete_models)
+    ] = "csfcn_nano",
     frames: Annotated[Path | None, Option(help="Folder of images to run on.")] = None,
     seconds: Annotated[float, Option(help="Measuring time for each table row.")] = 2.0,
 ) -> None:
-    """See the whole job once: export, proof, engines, speed at three sizes, segmented frames.
+    """See the whole job once, from export to segmented frames.
 
-    rtseg quickstart
+    It exports at three sizes, proves, builds engines, measures, and writes a report.
+
+    rtseg quickstart --frames my/frames
     """
-    need("torch", "PyTorch", "all", "quickstart")
     from ..demo.quickstart import run
 
     with working() as step:
-        result = run(folder, model, frames, seconds, step)
-    for table in result.tables:
-        out.print(table)
-    for line in result.notes:
-        out.print(line, highlight=False)
-    out.print(f"Report: {result.report}", soft_wrap=True)
+        result = run(out, model, frames, seconds, step)
+    for part in (*result.tables, *result.notes, f"Report: {result.report}"):
+        stdout().print(part, highlight=False, soft_wrap=isinstance(part, str))

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.classes import ClassSet
-from ..runtime import Result, Status
+from ..runtime import Result, Status, read_card
 from ..runtime.drive.report import DriveSnapshot
 from .palettes import color_blind_safe
 
@@ -60,6 +61,12 @@ class LivePage:
         self._taken = self._missed = 0
         self._last_status = ""
         self._closed = False
+
+    @classmethod
+    def of(cls, artifact: Path, deadline_ms: float | None = None) -> LivePage:
+        """The page for a drive whose first artifact is that one."""
+        card = read_card(artifact)
+        return cls(card.class_table, card.model, deadline_ms)
 
     def __call__(self, message: Result | Status) -> None:
         with self._news:

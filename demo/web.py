@@ -8,6 +8,7 @@ import ipaddress
 import secrets
 import socket
 import threading
+from collections.abc import Callable, Sequence
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..data.camera import is_camera
+from ..data.sources import open_drive_source
 from ..errors import UsageError
+from ..runtime import Drive, DriveLimits
+from ..runtime.drive.report import DriveReport
 from .live import LivePage, header
 
 PAGE = Path(__file__).with_name("page")
@@ -177,6 +182,43 @@ class Server:
         self._server.should_exit = True
         self._thread.join(3)
         self._socket.close()
+
+
+def serve_drive(
+    source: str,
+    artifacts: Sequence[Path],
+    *,
+    topic: str | None = None,
+    rate_hz: float | None = None,
+    deadline_ms: float = 100.0,
+    address: tuple[str, int, str | None] = ("127.0.0.1", 8017, None),
+    backend: str | None = None,
+    device: str | None = None,
+    opened: Callable[[str], None] = lambda url: None,
+) -> DriveReport:
+    """The drive loop behind a live page, until it is stopped.
+
+    Args:
+        source: what `open_drive_source` takes; a recording is played again and again.
+        artifacts: several are the levels of the loop's ladder, largest first.
+        topic: of an MCAP log.
+        rate_hz: of a recording; by default its own.
+        deadline_ms: results that are older count as missed.
+        address: host, port and token of the page, as `Server` takes them.
+        backend, device: where they run.
+        opened: called with the page's address.
+
+    Returns:
+        The drive's report.
+    """
+    page = LivePage.of(artifacts[0], deadline_ms)
+    limits = DriveLimits(max_age_ms=max(500.0, 5 * deadline_ms), deadline_ms=deadline_ms)
+    frames = open_drive_source(source, rate_hz, loops=not is_camera(source), topic=topic)
+    drive = Drive(frames, artifacts, [page], limits=limits, backend=backend, device=device)
+    page.watch = drive.snapshot
+    with Server(page, *address) as server:
+        opened(server.url)
+        return drive.run()
 
 
 def is_loopback(host: str) -> bool:

@@ -23,7 +23,7 @@ from ..export.calibrate import Calibration
 from ..models.loading import Source
 from ..runtime import Segmenter, load
 from ..runtime.backends.backend import installed
-from ..train.evaluate import evaluate
+from ..train.evaluate import evaluate_frames
 
 # A gain below this is noise: runs of one file on a quiet machine differ by about as much.
 LEAST_GAIN = 0.03
@@ -142,7 +142,7 @@ def pareto(
         counts = []
         for way, segment in zip(ways, running, strict=True):
             progress(f"mIoU of {way.name}")
-            counts.append(evaluate(segment, data, chosen.tolist()).confusion)
+            counts.append(evaluate_frames(segment, data, chosen.tolist()).confusion)
         used = running[0].info.threads or 1
     points = _judged(
         [

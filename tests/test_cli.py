@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -12,8 +15,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, as_json
-from rtseg.errors import MissingPackage, ProofError, UsageError
+from rtseg.errors import ProofError, UsageError
 from rtseg.models import build, save_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    """What `main` does to the log and the warnings of its process is undone."""
+    logger, show = logging.getLogger("rtseg"), warnings.showwarning
+    before = (logger.handlers, logger.level, logger.propagate)
+    yield
+    logger.handlers, logger.level, logger.propagate = before
+    warnings.showwarning = show
+
 
 COMMANDS = ("quickstart", "doctor", "models", "export", "inspect", "check", "predict", "bench")
 
@@ -169,13 +183,100 @@ def test_debug_shows_the_traceback(rtseg: Run, tmp_path: Path) -> None:
     assert "Traceback" in done.stderr
 
 
-def test_an_absent_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtseg.cli import _console as terminal
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("torch.nn", r'networks need the package torch: pip install "rtseg[export]"'),
+        ("ray", r'fleets need the package ray: pip install "rtseg[fleet]"'),
+    ],
+)
+def test_an_absent_extra_is_named(
+    module: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rtseg.cli import app
 
-    monkeypatch.setattr(terminal.importlib.util, "find_spec", lambda name: None)
-    expected = r'rtseg export needs PyTorch: pip install "rtseg\[exp'
-    with pytest.raises(MissingPackage, match=expected):
-        terminal.need("torch", "PyTorch", "export", "export")
+    monkeypatch.setattr(app, "app", Mock(side_effect=ModuleNotFoundError(name=module)))
+    with pytest.raises(SystemExit) as left:
+        app.main()
+    assert left.value.code == 1
+    assert capsys.readouterr().err == f"rtseg: {line}\n"
+    monkeypatch.setattr(app, "app", Mock(side_effect=ModuleNotFoundError(name="rtseg.gone")))
+    with pytest.raises(ModuleNotFoundError):
+        app.main()
+
+
+def test_the_log_is_lines_or_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rtseg.cli import app
+
+    monkeypatch.setattr(app, "app", Mock())
+    for command, options in (("bench", ["--log-level", "info"]), ("drive", [])):
+        monkeypatch.setattr("sys.argv", ["rtseg", command, *options, "x"])
+        app.main()
+        assert app.app.call_args.kwargs["args"] == [command, "x"]
+        logging.getLogger("rtseg").info("state %s", "running", extra={"frames": 3})
+    line, as_json = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d state running  frames=3", line)
+    facts = json.loads(as_json)
+    assert (facts["level"], facts["message"], facts["frames"]) == ("info", "state running", 3)
+    monkeypatch.setattr("sys.argv", ["rtseg", "--log-level=loud", "bench"])
+    with pytest.raises(SystemExit):
+        app.main()
+    assert "--log-level is debug, info, warning, error, not 'loud'" in capsys.readouterr().err
+
+
+def test_an_old_option_is_understood_and_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rtseg.cli import app
+
+    monkeypatch.setattr(app, "app", Mock())
+    monkeypatch.setattr("sys.argv", ["rtseg", "demo", "a.mp4", "--colour-blind"])
+    app.main()
+    assert app.app.call_args.kwargs["args"] == ["demo", "a.mp4", "--color-blind"]
+    assert "--colour-blind is called --color-blind now" in capsys.readouterr().err
+
+
+def test_help_is_quick_grouped_and_as_wide_as_the_terminal(rtseg: Run) -> None:
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    page = rtseg("--help").stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent < 0.6, "0.2 s on a quiet machine: something heavy is imported at the start"
+    for command in COMMANDS:
+        assert re.search(rf"^  {command}  ", page, flags=re.MULTILINE), command
+    page = rtseg("demo", "--help").stdout
+    assert "Examples:\n  rtseg demo drive.mp4 -o labeled.mp4\n  rtseg demo" in page
+    assert page.index("Options:") < page.index("Look:") < page.index("Live page:")
+
+
+def test_help_fits_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rtseg.cli.app import app
+    from typer.testing import CliRunner
+
+    monkeypatch.setenv("COLUMNS", "80")
+    page = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
+    assert max(map(len, page.splitlines())) <= 80
+    assert not re.search(r"^  (demo|drive|check|eval) .*\.\.\.$", page, flags=re.MULTILINE)
+
+
+def test_names_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from rtseg.cli import _options as options
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "a.onnx").touch()
+    (tmp_path / "artifacts" / "a.txt").touch()
+    assert options.complete_models("csfcn_") == ["csfcn_tiny", "csfcn_nano"]
+    assert options.complete_models("art") == ["artifacts/"]
+    assert options.complete_models("artifacts/") == ["artifacts/a.onnx"]
+    assert options.complete_recipes("csfcn_nano") == ["csfcn_nano_camvid", "csfcn_nano_cityscapes"]
+    assert options.complete_data("cam") == ["camvid", "camvid32"]
+    assert options.complete_classes("camv") == ["camvid", "camvid32"]
+    assert options.complete_backends("open") == ["openvino"]
 
 
 def test_bench_prints_ours_beside_eager(rtseg: Run, onnx: Path) -> None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
-from conftest import Run
 from rtseg.data.frames import Frame
-from rtseg.data.scenes import scenes
-from rtseg.export import export
-from rtseg.models.loading import Source
 from rtseg.runtime import Drive
 from rtseg.speed.age import Comparison, Turn, compare
 
@@ -90,23 +83,3 @@ def test_a_drive_without_masks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("rtseg.speed.age.START_LIMIT_S", 0.3)
     with pytest.raises(RuntimeError, match="answered no frame"):
         compare(taking(0), lambda ages: Drive(Camera(0.02), broken, [ages]), 1, 0.3, 0.05)
-
-
-def test_the_command_compares(nano: Source, tmp_path: Path, rtseg: Run) -> None:
-    (made,) = export(nano, [(64, 96)], ["onnx"], out=tmp_path)
-    frames = tmp_path / "frames"
-    frames.mkdir()
-    for number, scene in enumerate(scenes(3, (64, 96))):
-        cv2.imwrite(str(frames / f"{number}.png"), scene)
-    command = ["drive", frames, "--model", made.path, "--rate", "20", "--loop"]
-    options = ["--backend", "onnxruntime", "--compare-bench", "1", "--json"]
-    done = rtseg(*command, *options, "--duration", "1", "--report", tmp_path / "age.json")
-    facts = json.loads(done.stdout)
-    assert facts == json.loads((tmp_path / "age.json").read_text())
-    assert (facts["source"], facts["backend"]) == (f"{tmp_path.name}/frames", "onnxruntime")
-    assert facts["turns"][0]["bench_ms"] > 0
-    assert done.returncode == (0 if facts["passed"] else 1)
-    assert str(tmp_path) not in done.stdout
-    wrong = rtseg(*command, *options)
-    assert wrong.returncode == 2
-    assert "takes one --model and a --duration" in wrong.stderr

@@ -13,7 +13,7 @@ from rtseg.data.classes import CAMVID, CITYSCAPES
 from rtseg.data.datasets import open_data
 from rtseg.errors import DataError
 from rtseg.models import build
-from rtseg.train.evaluate import evaluate
+from rtseg.train.evaluate import evaluate_frames
 from rtseg.train.metric import Confusion
 from rtseg.train.predictor import Predictor, normalize, starts
 from rtseg.train.report import table, worst_frames
@@ -68,7 +68,7 @@ def test_any_function_can_be_evaluated(data):
     def perfect(frame):
         return np.where(truth[frame.tobytes()] == 255, 0, truth[frame.tobytes()])
 
-    facts = json.loads(evaluate(perfect, data).to_json())
+    facts = json.loads(evaluate_frames(perfect, data).to_json())
     assert (facts["miou"], facts["pixel_accuracy"], facts["images"]) == (1, 1, 6)
     assert facts["iou"].keys() == set(CAMVID.names)
     counted = sum(int((sample.label != 255).sum()) for sample in data)
@@ -76,7 +76,9 @@ def test_any_function_can_be_evaluated(data):
 
 
 def test_a_class_that_never_occurs_is_null(data):
-    facts = evaluate(lambda frame: np.full(frame.shape[:2], 3, np.uint8), data, [0]).as_dict()
+    facts = evaluate_frames(
+        lambda frame: np.full(frame.shape[:2], 3, np.uint8), data, [0]
+    ).as_dict()
     assert facts["iou"]["road"] == pytest.approx(facts["pixel_accuracy"])
     absent = set(range(11)) - set(np.unique(data[0].label)) - {3}
     assert all(facts["iou"][CAMVID.names[index]] is None for index in absent)
@@ -87,7 +89,7 @@ def test_a_split_without_labels_cannot_be_evaluated(tmp_path):
     image.parent.mkdir(parents=True)
     cv2.imwrite(str(image), np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(DataError, match="has no label"):
-        evaluate(lambda frame: frame[..., 0], open_data("cityscapes", tmp_path, "test"))
+        evaluate_frames(lambda frame: frame[..., 0], open_data("cityscapes", tmp_path, "test"))
 
 
 def test_normalize_is_rgb_by_mean_and_std(network):
@@ -152,7 +154,7 @@ def test_report_and_worst_frames(data):
         label[: number * 6] = 1
         return np.where(label == 255, 0, label)
 
-    result = evaluate(mostly_right, data)
+    result = evaluate_frames(mostly_right, data)
     assert [name for _, _, name in result.worst(2)] == ["frame_5", "frame_4"]
     assert table(result).row_count == 11 + 2
     assert worst_frames(result, mostly_right, data, count=2, width=100).shape[1] == 200

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rtseg.data.classes import CITYSCAPES
 from rtseg.data.datasets import open_data
-from rtseg.train.evaluate import evaluate
+from rtseg.train.evaluate import evaluate_frames
 
 scripts = pytest.importorskip(
     "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling",
@@ -45,7 +45,7 @@ def tree(tmp_path):
 def test_counts_and_ious_are_equal(tree, monkeypatch):
     root, predictions = tree
     data = open_data("cityscapes", root, "val")
-    ours = evaluate(lambda frame: predictions[frame.tobytes()], data)
+    ours = evaluate_frames(lambda frame: predictions[frame.tobytes()], data)
     monkeypatch.setattr(scripts.args, "evalInstLevelScore", False)
     monkeypatch.setattr(scripts.args, "JSONOutput", False)
     monkeypatch.setattr(scripts.args, "quiet", True)

@@ -6,7 +6,7 @@ import pytest
 from rtseg.data.datasets import open_data
 from rtseg.models.checkpoints import read_metadata
 from rtseg.models.loading import PRETRAINED, open_source
-from rtseg.train.evaluate import evaluate
+from rtseg.train.evaluate import evaluate_frames
 from rtseg.train.predictor import Predictor
 
 BARS = {"csfcn_nano": (0.55, 8_000_000), "csfcn_tiny": (0.60, 30_000_000)}  # mIoU, bytes
@@ -19,7 +19,7 @@ def test_miou_on_camvid_val(name, shared_data):
     facts = read_metadata(path)
     network = open_source(str(path)).network
     data = open_data("camvid", shared_data / "camvid", "val")
-    result = evaluate(Predictor(network), data)
+    result = evaluate_frames(Predictor(network), data)
     assert result.confusion.miou() == pytest.approx(facts["metrics"]["miou"], abs=1e-4)
     assert result.confusion.miou() >= bar
     assert path.stat().st_size <= limit

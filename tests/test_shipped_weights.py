@@ -67,18 +67,19 @@ def test_unknown_weights_are_told_with_those_that_ship():
     assert shipped_weights("csfcn") == []
 
 
-def test_a_command_with_a_data_set_takes_those_of_its_classes(tmp_path):
+def test_a_command_with_a_data_set_takes_those_of_its_classes(tmp_path, caplog):
+    caplog.set_level("INFO", logger="rtseg")
     root = write_camvid(tmp_path / "camvid", frames=1)
     result = CliRunner().invoke(app, ["eval", "csfcn_nano", "camvid", "--root", str(root)])
     assert result.exit_code == 0, result.output
-    assert "csfcn_nano_camvid.safetensors" in result.stderr
+    assert "csfcn_nano_camvid.safetensors" in caplog.text
     result = CliRunner().invoke(app, ["eval", "csfcn_nano:streets", "camvid", "--root", str(root)])
     assert isinstance(result.exception, UsageError)
     assert "the model knows 19 classes" in str(result.exception)
     call = ["eval", "csfcn_nano", "camvid", "--root", str(root), "--json"]
     result = CliRunner().invoke(app, [*call, "--class-map", "cityscapes_to_camvid"])
     assert result.exit_code == 0, result.output
-    assert "csfcn_nano_streets.safetensors" in result.stderr
+    assert "csfcn_nano_streets.safetensors" in caplog.text
     data = open_data("camvid", root, "val")
     predictor = Predictor(load_model("csfcn_nano:streets").network)
     ids = np.array(load_class_map("cityscapes_to_camvid", CAMVID))

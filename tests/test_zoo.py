@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from rich.console import Console
 from rtseg.cli import models as listing
 from rtseg.models import VARIANTS, count
 from rtseg.models.registry import build_on_meta
@@ -133,8 +132,7 @@ def test_a_name_that_is_none():
 
 
 def shown(name, width, monkeypatch, capsys):
-    monkeypatch.setattr("rtseg.cli._console.out", Console(width=width))
-    monkeypatch.setattr(listing, "out", Console(width=width))
+    monkeypatch.setenv("COLUMNS", str(width))
     listing.models(name)
     return capsys.readouterr().out.splitlines()
 
@@ -144,9 +142,9 @@ def test_the_table_fits_a_terminal(monkeypatch, capsys):
     assert max(map(len, lines)) <= 80
     named = {line.split()[0]: line.split() for line in lines if line.split()}
     assert named.keys() >= VARIANTS.keys()
-    assert named["bisenetv1"][1:] == ["13.43", "29.6", "118.3", "75.44", "1", "MIT"]
-    assert named["swiftnet_r18"][4:] == ["75.5", "test", "1", "-"]
-    assert named["crossformer_s_fpn"][4:] == ["46.4", "ADE20K", "1", "MIT"]
+    assert named["bisenetv1"][1:] == ["13.43", "29.6", "118.3", "75.44", "1"]
+    assert named["swiftnet_r18"][4:] == ["75.5", "test", "1"]
+    assert named["crossformer_s_fpn"][4:] == ["46.4", "ADE20K", "1"]
 
 
 def test_a_wide_terminal_shows_recipes_and_all_scores(monkeypatch, capsys):

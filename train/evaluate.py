@@ -51,7 +51,7 @@ def _by_class(classes: ClassSet, shares: np.ndarray) -> dict[str, float | None]:
     return {name: None if np.isnan(share) else share for name, share in pairs}
 
 
-def evaluate(
+def evaluate_frames(
     segment: Segment,
     data: SegmentationData | Cached,
     indices: Iterable[int] | None = None,

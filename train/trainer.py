@@ -20,7 +20,7 @@ from ..errors import DataError, TrainingError, UsageError
 from ..models import build, save_checkpoint
 from .curves import draw_curves
 from .distill import SoftSource, soft_loss
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, evaluate_frames
 from .loader import Batch, Positions, Stream, epoch_frames, make_loader
 from .log import Bar, Log, read_log
 from .loss import Criterion, balance
@@ -297,7 +297,7 @@ class Run:
             fit=recipe.val_fit,
         )
         mine = range(self.place.process, len(self.val), self.place.processes)
-        result = evaluate(segment, self.val, mine)
+        result = evaluate_frames(segment, self.val, mine)
         self.network.train()
         result.confusion.matrix = summed(result.confusion.matrix, self.place)
         result.images = int(summed(np.array([result.images]), self.place)[0])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from ...data.files import write_atomically
 from ...reporting import Table
-from ...system import UsageSample
+from ...system import UsageSample, read_system
 from ..sinks.queue import SinkCounts
 from .faults import IN_WORKER, Fault, FaultPlan
 from .health import History, StateChange, assess_health
@@ -294,6 +297,23 @@ def build_report(loop: Loop, history: History, last: DriveSnapshot, **facts: Any
         engines=loop.supervisor.facts(),
         **facts,
     )
+
+
+def describe_job(source: str, artifacts: Sequence[Path]) -> dict[str, Any]:
+    """Fields of the report on what ran. Folders above a recording's own are left out: they say
+    nothing to another machine."""
+    where = Path(source)
+    return {
+        "source": "/".join(where.absolute().parts[-2:]) if where.exists() else source,
+        "artifacts": [path.name for path in artifacts],
+        "machine": str(read_system()),
+    }
+
+
+def write_report(path: Path, report: DriveReport) -> None:
+    """Write the report as JSON, and beside it a page to read."""
+    write_atomically(path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    write_atomically(path.with_suffix(".md"), report.to_markdown().encode())
 
 
 def judge_faults(plan: FaultPlan, report: DriveReport) -> InjectionReport:

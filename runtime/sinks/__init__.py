@@ -1,7 +1,53 @@
-"""Where results go. Any callable is a sink; `base` tells what a sink may say of itself."""
+"""Sinks: where results go. Any callable is one; `queue` tells what a sink may say of itself."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import UsageError
 from .queue import Sink, SinkQueue
 
-__all__ = ["Sink", "SinkQueue"]
+if TYPE_CHECKING:
+    from ..artifact import Card
+    from .label_files import Paint
+
+__all__ = ["Sink", "SinkQueue", "open_sinks"]
+
+AS_FAST_AS_DONE_HZ = 25.0  # of the video of a log that is not played in real time
+
+
+def open_sinks(
+    paths: Sequence[Path], card: Card, paint: Paint, rate_hz: float | None = None
+) -> list[Sink]:
+    """A sink for each path, by its ending: `.mp4`, `.mcap`, `.ring`; a folder gets label PNGs.
+
+    Args:
+        paths: where the results go.
+        card: of the artifact whose classes the results are in.
+        paint: (image, labels, palette) -> overlay, for people to look at.
+        rate_hz: of the source; 0: as fast as frames are done; None: its own.
+
+    Raises:
+        UsageError: an ending that no sink has.
+        MissingPackage: the package for MCAP is not installed.
+    """
+    from .label_files import LabelPngs, OverlayVideo
+    from .mcap_writer import McapRecorder
+    from .shared_memory import Ring
+
+    sinks: list[Sink] = []
+    for path in paths:
+        if path.suffix == ".mp4":
+            fps = AS_FAST_AS_DONE_HZ if rate_hz == 0 else rate_hz
+            sinks.append(OverlayVideo(path, card.palette, paint, fps))
+        elif path.suffix == ".mcap":
+            sinks.append(McapRecorder(path, card.classes, card.palette, paint))
+        elif path.suffix == ".ring":
+            sinks.append(Ring(path))
+        elif path.suffix:
+            raise UsageError(f"--out is a folder, or ends in .mp4, .mcap or .ring, not {path}")
+        else:
+            sinks.append(LabelPngs(path))
+    return sinks

@@ -1,0 +1,222 @@
+"""Calls that need several shelves: evaluation of whatever a user has, and the test server's zip."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .data.classes import IGNORE, ClassSet
+from .data.datasets import SegmentationData, open_data
+from .data.files import write_atomically
+from .data.images import png
+from .errors import UsageError
+from .resolve import is_artifact, load_source, open_segmenter
+from .runtime import Segmenter
+from .train.evaluate import Evaluation, Segment, evaluate_frames
+
+if TYPE_CHECKING:
+    from .models.loading import Model
+
+What = str | os.PathLike[str]
+logger = logging.getLogger("rtseg")
+Seen = Callable[[int], None]  # told the index of each frame that is done
+
+
+def evaluate(
+    model: What | Model | Segmenter,
+    data: str | SegmentationData,
+    root: What | None = None,
+    split: str = "val",
+    *,
+    classes: What | ClassSet | None = None,
+    worst: What | None = None,
+    seen: Seen = lambda index: None,
+    **view: Any,
+) -> Evaluation:
+    """Measure mIoU on labeled frames.
+
+    Args:
+        model: what `load_model` or `load` takes or gave.
+        data: the name of a data set, or one that is open.
+        root: the data set's folder.
+        split: which part of the data set.
+        classes: class set of a `data="folder"` and of a network without one of its own.
+        worst: file for a picture of the frames that went worst, a PNG.
+        seen: called with the index of each frame that is done.
+        view: options of `open_labeler`.
+
+    Raises:
+        DataError: the data set is missing, damaged or without labels.
+        UsageError: the model answers in other classes than the labels are in.
+    """
+    if isinstance(data, str):
+        data = open_dataset(data, root, split, classes)
+    with open_labeler(model, data.classes, classes=classes, **view) as segment:
+        result = evaluate_frames(segment, data, seen=seen)
+        if worst is not None:
+            from .train.report import worst_frames
+
+            write_atomically(Path(worst), png(worst_frames(result, segment, data)))
+    return result
+
+
+def submit(
+    model: What | Model | Segmenter,
+    root: What,
+    out: What = "cityscapes_test.zip",
+    *,
+    split: str = "test",
+    seen: Seen = lambda index: None,
+    **view: Any,
+) -> int:
+    """Predict the frames of Cityscapes as its test server wants them: label ids, in a zip.
+
+    Args:
+        model: what `load_model` or `load` takes or gave.
+        root: the folder of Cityscapes.
+        out: the zip to upload.
+        split: which part of it.
+        seen: called with the index of each frame that is done.
+        view: options of `open_labeler`.
+
+    Returns:
+        How many frames it holds.
+    """
+    from .train.submit import submit as run
+
+    data = open_data("cityscapes", Path(root), split)
+    with open_labeler(model, data.classes, **view) as segment:
+        return run(segment, data, Path(out), seen=seen)
+
+
+def open_dataset(
+    name: str, root: What | None, split: str, classes: What | ClassSet | None = None
+) -> SegmentationData:
+    """A split of a data set; `classes` are those of a "folder", which names none itself."""
+    from .data.classes import load_class_set
+
+    if root is None:
+        raise UsageError(f"{name} needs the data set's folder: add root (--root DIR)")
+    if isinstance(classes, (str, os.PathLike)):
+        classes = load_class_set(os.fspath(classes))
+    return open_data(name, Path(root), split, classes if name == "folder" else None)
+
+
+@contextmanager
+def open_labeler(
+    model: What | Model | Segmenter,
+    expected: ClassSet,
+    *,
+    class_map: str | None = None,
+    weights: What | None = None,
+    classes: What | ClassSet | None = None,
+    size: tuple[int, int] | None = None,
+    scale: Sequence[float] = (),
+    flip: bool = False,
+    window: tuple[int, int] | None = None,
+    precision: str = "fp32",
+    backend: str | None = None,
+    device: str | None = None,
+) -> Iterator[Segment]:
+    """A function from frame (H, W, 3) uint8 BGR to labels (H, W) uint8 in the `expected` classes.
+
+    Args:
+        model: an artifact or a Segmenter, which runs as exported; a network otherwise, which runs
+            in PyTorch, or as its export where a `backend` is named.
+        expected: the classes that it has to answer in; a name alone takes the weights that ship for
+            them.
+        class_map: what each class of the model is in those, such as "cityscapes_to_camvid"; without
+            one, it has to know just those.
+        weights: of a network, as `load_model` takes them.
+        classes: of a network, as `load_model` takes them.
+        size: (height, width) in pixels that a frame is brought to; by default its own.
+        scale: factors on that size, whose probabilities are averaged.
+        flip: the mirrored frame counts as well.
+        window: (height, width) of a sliding window; by default the whole frame.
+        precision: "fp32", "bf16" or "fp16".
+        backend: what runs an artifact.
+        device: "cpu" or "cuda[:N]".
+
+    Raises:
+        UsageError: the classes differ, or an artifact is asked to look in another way.
+    """
+    artifact = isinstance(model, (str, os.PathLike)) and is_artifact(model)
+    if artifact or backend or isinstance(model, Segmenter):
+        if size or scale or flip or window or precision != "fp32":
+            raise UsageError("an artifact runs as exported: leave out --size, --scale, --flip, ...")
+    elif isinstance(model, (str, os.PathLike)) and not weights and not classes and not class_map:
+        classes = _shipped_for(os.fspath(model), expected)
+    with ExitStack() as opened:
+        segment: Segment
+        if isinstance(model, Segmenter):
+            segment, names = model, model.card.classes
+        elif artifact or backend:
+            network = {} if artifact else {"weights": weights, "classes": classes}
+            segment = opened.enter_context(
+                open_segmenter(model, backend=backend, device=device, **network)
+            )
+            names = segment.card.classes
+        else:
+            from .train.predictor import Predictor
+
+            source = load_source(model, weights, classes)
+            names = source.classes.names
+            logger.log(
+                logging.INFO if source.trained else logging.WARNING,
+                "%s, weights: %s",
+                source.network.info.name,
+                source.weights_from,
+            )
+            segment = Predictor(
+                source.network.to(device or "cpu"),
+                size=size,
+                scales=tuple(scale) or (1.0,),
+                flip=flip,
+                window=window,
+                precision=precision,
+            )
+        if class_map is not None:
+            segment = _map_labels(segment, names, class_map, expected)
+        else:
+            check_classes(names, expected)
+        yield segment
+
+
+def _shipped_for(model: str, classes: ClassSet) -> ClassSet | None:
+    """The classes, if weights for them ship with the named network."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    from .models.loading import shipped_weights
+
+    return classes if shipped_weights(model, classes) else None
+
+
+def _map_labels(segment: Segment, names: Sequence[str], source: str, to: ClassSet) -> Segment:
+    """`segment`, whose labels are in `names`, in the classes that a class map brings them to. A map
+    may leave no class out: every pixel of a prediction counts."""
+    from .data.soft_labels import load_class_map
+
+    ids = load_class_map(source, to)
+    if len(ids) != len(names) or IGNORE in ids:
+        raise UsageError(
+            f"--class-map gives {len(ids) - ids.count(IGNORE)} of its {len(ids)} classes a place, "
+            f"and the model has {len(names)}: it must give each one of them a class of {to.name}"
+        )
+    table = np.array(ids, np.uint8)
+    return lambda frame: table[segment(frame)]
+
+
+def check_classes(names: Sequence[str], expected: ClassSet) -> None:
+    """Refuse a model that answers in other classes than the labels are in."""
+    if tuple(names) != expected.names:
+        raise UsageError(
+            f"the model knows {len(names)} classes ({', '.join(names[:3])}, ...), the data "
+            f"{len(expected)} ({', '.join(expected.names[:3])}, ...): they must be the same"
+        )

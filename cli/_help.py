@@ -1,0 +1,55 @@
+"""Help pages: options in groups, examples below them, as wide as the terminal."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+WIDEST = 160  # columns
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": WIDEST}
+
+
+class Command(TyperCommand):
+    """A command whose docstring ends in examples, lines that begin with `rtseg`."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        words, examples = _split(self.help or "")
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(words)
+        if examples:
+            with formatter.section("Examples"):
+                for line in examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                kind = "Arguments" if param.param_type_name == "argument" else "Options"
+                group = getattr(param, "rich_help_panel", None) or kind
+                groups.setdefault(group, []).append(record)
+        for group in sorted(groups, key=lambda name: (name != "Arguments", name != "Options")):
+            with formatter.section(group):
+                formatter.write_dl(groups[group])
+
+
+class Group(TyperGroup):
+    """The commands in the order of a job, the package's own options last."""
+
+
+def _split(text: str) -> tuple[str, list[str]]:
+    """(the words, the examples) of a docstring."""
+    lines = text.splitlines()
+    first = next(
+        (i for i, line in enumerate(lines) if line.strip().startswith("rtseg ")), len(lines)
+    )
+    examples: list[str] = []
+    for line in lines[first:]:
+        if examples and examples[-1].endswith("\\"):
+            examples[-1] = examples[-1][:-1].rstrip() + " " + line.strip()
+        elif line.strip():
+            examples.append(re.sub(r"\s+", " ", line.strip()))
+    return "\n".join(lines[:first]).strip(), examples
