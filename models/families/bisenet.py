@@ -286,10 +286,6 @@ class BiSeNetV2(Network):
         return self.head(self.aggregation(self.detail(image), self.context(deep)))
 
 
-def _gate_keys(conv: str, norm: str, ours: str) -> tuple[Row, ...]:
-    return ((conv, f"{ours}.unit.conv"), (norm, f"{ours}.unit.norm"))
-
-
 def _head_keys(theirs: str, ours: str) -> tuple[Row, ...]:
     return (
         *conv_norm_keys(f"{theirs}.conv", f"{ours}.hidden"),
@@ -297,30 +293,21 @@ def _head_keys(theirs: str, ours: str) -> tuple[Row, ...]:
     )
 
 
-def _refinement_keys(stride: int) -> tuple[Row, ...]:
-    theirs, ours = f"cp.arm{stride}", f"refine{stride}"
-    return (
-        *conv_norm_keys(f"{theirs}.conv", f"{ours}.conv"),
-        *_gate_keys(f"{theirs}.conv_atten", f"{theirs}.bn_atten", f"{ours}.gate"),
-    )
-
-
 V1_KEYS = (
     *conv_norm_keys("cp.resnet", "backbone.stem.0", ("conv1", "bn1")),
     *stage_keys("cp.resnet."),
     *conv_norm_keys("cp.conv_avg", "mean"),
-    *_refinement_keys(32),
-    *_refinement_keys(16),
+    *conv_norm_keys("cp.arm{stride}.conv", "refine{stride}.conv"),
+    *conv_norm_keys("cp.arm{stride}", "refine{stride}.gate.unit", ("conv_atten", "bn_atten")),
     *conv_norm_keys("cp.conv_head{stride}", "smooth{stride}"),
     *conv_norm_keys("sp.conv1", "detail.0"),
     *conv_norm_keys("sp.conv2", "detail.1"),
     *conv_norm_keys("sp.conv3", "detail.2"),
     *conv_norm_keys("sp.conv_out", "detail.3"),
     *conv_norm_keys("ffm.convblk", "fusion.conv"),
-    *_gate_keys("ffm.conv", "ffm.bn", "fusion.gate"),
+    *conv_norm_keys("ffm", "fusion.gate.unit"),
     *_head_keys("conv_out", "head"),
-    *_head_keys("conv_out16", "extra.aux16"),
-    *_head_keys("conv_out32", "extra.aux32"),
+    *_head_keys("conv_out{stride}", "extra.aux{stride}"),
 )
 _SEQUENCE = ("0", "1")
 V2_KEYS = (
