@@ -214,7 +214,7 @@ def cached_export(
             missing,
             precision,
             out=folder,
-            calibration=Calibration(calib) if precision == "int8" and calib else None,
+            calib=Calibration(calib) if precision == "int8" and calib else None,
             progress=lambda step: progress(f"exporting {step}", 0.0),
         )
     return paths

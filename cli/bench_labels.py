@@ -27,11 +27,11 @@ def bench_labels(
     need("torch", "PyTorch", "export", "bench-labels")
     from ..data.frames import read_folder
     from ..data.scenes import scenes
-    from ..models.loading import open_source
+    from ..models.loading import load_model
     from ..speed.label_cost import HEADER, label_cost, to_json
     from ..speed.timing import Limits
 
-    network = open_source(model).network
+    network = load_model(model).network
     costs = []
     with working() as step:
         for each in parse_sizes(size) or [(512, 1024), (1024, 2048)]:

@@ -19,7 +19,7 @@ from ..data.frames import read_folder, sample_frames
 from ..export import Artifact, export
 from ..export.artifacts import build_table
 from ..export.export import TARGETS
-from ..models.loading import Source, open_source
+from ..models.loading import Model, load_model
 from ..runtime import load
 from ..runtime.backends.backend import installed
 from ..runtime.preflight import check
@@ -49,7 +49,7 @@ def run(folder: Path, model: str, frames: Path | None, seconds: float, step: Ste
     """
     step("looking at this machine")
     machine = examine()
-    source = open_source(model)
+    source = load_model(model)
     pictures = read_folder(frames) if frames else sample_frames(SIZES[0])
     artifacts = _export(source, pictures, folder / "artifacts", step)
     step("measuring")
@@ -72,7 +72,7 @@ def run(folder: Path, model: str, frames: Path | None, seconds: float, step: Ste
 
 
 def _export(
-    source: Source, pictures: list[tuple[str, NDArray[np.uint8]]], out: Path, step: Step
+    source: Model, pictures: list[tuple[str, NDArray[np.uint8]]], out: Path, step: Step
 ) -> list[Artifact]:
     """float32 graphs for CPUs, half precision for TensorRT; targets whose package is absent go."""
     common: dict[str, Any] = {
@@ -115,7 +115,7 @@ def _segment(
 
 
 def _notes(
-    source: Source, frames: Path | None, artifacts: list[Artifact], folder: Path, shown: list[Path]
+    source: Model, frames: Path | None, artifacts: list[Artifact], folder: Path, shown: list[Path]
 ) -> list[str]:
     notes = [f"{source.network.info.name}, weights: {source.weights_from}"]
     if not source.trained:
@@ -154,7 +154,7 @@ img {{ max-width: 100%; display: block; margin: 0 0 1rem }}
 
 
 def _report(
-    tables: list[RenderableType], notes: list[str], shown: list[Path], source: Source
+    tables: list[RenderableType], notes: list[str], shown: list[Path], source: Model
 ) -> str:
     return PAGE.format(
         title=html.escape(f"rtseg quickstart: {source.network.info.name}"),

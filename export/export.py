@@ -8,6 +8,7 @@ folder, which the next one removes.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -18,9 +19,10 @@ import onnx
 import torch
 
 from .. import __version__
+from ..data.classes import ClassSet
 from ..data.files import digest_of, scratch_folder, write_atomically
 from ..data.letterbox import Fit
-from ..errors import ExportError, ProofError
+from ..errors import ArtifactError, ExportError, ProofError
 from ..models import Network, count, digest, save_checkpoint
 from ..models.loading import Model, load_model
 from ..runtime.artifact import Card, Precision, append_card, read_card, sidecar
@@ -33,6 +35,7 @@ from .conditions import compare_calibration, find_warnings, text_of
 from .graph import DTYPES, census, to_onnx
 from .reference import MOST_FRAMES, Frames, ProofFrames, draw_frames, read_frames, run_reference
 from .sensitivity import LayerCost
+from .triton import write_model
 
 TARGETS = {  # target: file ending, backend that runs it
     "onnx": (".onnx", "onnxruntime"),
@@ -42,10 +45,12 @@ TARGETS = {  # target: file ending, backend that runs it
 }
 OUTPUTS = {"labels": ("labels",), "logits": ("logits",), "both": ("labels", "logits")}
 PRECISIONS = (*DTYPES, "int8")
+TRITON = "triton"  # no target of its own: it serves ONNX files and engines
 ONNX_LIMIT = 2**31  # bytes; protobuf holds no more
 DRAWN = 3  # scenes, where no frames are given
 Size = tuple[int, int]  # (height, width) in pixels
 Progress = Callable[[str], None]
+logger = logging.getLogger("rtseg")
 
 
 def export(
@@ -54,15 +59,18 @@ def export(
     to: str | Sequence[str] = "onnx",
     precision: str = "fp32",
     *,
-    out: Path = Path("artifacts"),
+    weights: str | os.PathLike[str] | None = None,
+    classes: str | os.PathLike[str] | ClassSet | None = None,
+    out: str | os.PathLike[str] = "artifacts",
     output: str = "labels",
     fit: Fit = "letterbox",
-    frames: Path | Frames | None = None,
-    labels: Path | None = None,
+    frames: str | os.PathLike[str] | Frames | None = None,
+    labels: str | os.PathLike[str] | None = None,
     proof_frames: int = MOST_FRAMES,
-    calibration: Calibration | None = None,
-    engine: dict[str, Any] | None = None,
+    calib: str | os.PathLike[str] | Calibration | None = None,
+    compute_capability: Sequence[str] = (),
     label_kernel: bool = False,
+    log: str = "warning",
     progress: Progress = lambda step: None,
 ) -> list[Artifact]:
     """Export a network at each size to each target, and prove every file.
@@ -74,19 +82,23 @@ def export(
     Args:
         model: what `load_model` gives, or takes; plain, not deployed.
         size: (height, width) in pixels, or several; by default that of the training.
-        to: "onnx", "openvino", "tensorrt", "torch", or several of them.
-        precision: "fp32", "fp16" or "int8", of the graph; int8 needs `calibration`, and is proven
-            on the frames that this holds out.
+        to: "onnx", "openvino", "tensorrt", "torch", or several of them; "triton" puts those of
+            them that it serves, ONNX at least, into a model repository in `out`.
+        precision: "fp32", "fp16" or "int8", of the graph; int8 needs `calib`, and is proven on the
+            frames that this holds out.
+        weights: of a variant that is named, as `load_model` takes them.
+        classes: of a network, as `load_model` takes them.
         out: folder for the artifacts.
         output: "labels", "logits" or "both".
         fit: "letterbox" or "stretch", how frames of another aspect come to the size.
         frames: a folder, or (name, (H, W, 3) uint8 BGR) each, to prove it on; else drawn scenes.
         labels: folder with label PNGs of those frames, by the same names.
         proof_frames: how many of the folder's frames to take, spread over it.
-        calibration: frames for int8.
-        engine: options of `build_engine`.
+        calib: folder of real frames for int8, or which of them and how.
+        compute_capability: GPU generations that an engine is for, such as "8.6".
         label_kernel: engines end before their last upsampling, and a GPU kernel beside them makes
             the labels; their names end in `_kernel`.
+        log: level of the log of TensorRT's builder.
         progress: called with a line before each step.
 
     Raises:
@@ -95,13 +107,17 @@ def export(
         ProofError: an artifact falls below the bar (the report is written), or no int8 graph
             reaches it.
     """
-    model = load_model(model)
+    model, out = load_model(model, weights, classes), Path(out)
     sizes = [model.trained_size] if size is None else _as_list(size, int)
-    targets = list(dict.fromkeys(_as_list(to, str)))
+    wanted = _as_list(to, str)
+    targets = list(dict.fromkeys("onnx" if name == TRITON else name for name in wanted))
+    engine = {"compute_capabilities": tuple(compute_capability), "log_level": log}
     _check(model, sizes, targets, precision, output)
     if label_kernel and ("tensorrt" not in targets or output != "labels"):
         raise ExportError("a label kernel is for engines that give labels only: add --to tensorrt")
-    picked = _pick_calibration(precision, calibration)
+    if isinstance(calib, (str, os.PathLike)):
+        calib = Calibration(Path(calib))
+    picked = _pick_calibration(precision, calib)
     given = _gather_frames(frames, labels, proof_frames, picked)
     out.mkdir(parents=True, exist_ok=True)
     artifacts: list[Artifact] = []
@@ -112,7 +128,7 @@ def export(
             if set(targets) - {"torch"}:
                 job.make_graph(picked)
             made = [
-                job.make_engine(engine or {}, label_kernel)
+                job.make_engine(engine, label_kernel)
                 if target == "tensorrt"
                 else job.make_file(target)
                 for target in targets
@@ -127,7 +143,22 @@ def export(
             f"below the parity bar: {'; '.join(faults)} (files kept in {out}, "
             f"full figures in {out / 'report.json'})"
         )
+    if TRITON in wanted:
+        _write_repository(artifacts, out / "triton")
     return artifacts
+
+
+def _write_repository(artifacts: Sequence[Artifact], repository: Path) -> None:
+    """A Triton model of every ONNX file and engine; an engine that it cannot serve is told of."""
+    for artifact in artifacts:
+        if artifact.target not in ("onnx", "tensorrt"):
+            continue
+        try:
+            logger.info("Triton model: %s", write_model(artifact.path, repository))
+        except ArtifactError as error:
+            if artifact.target == "onnx":
+                raise
+            logger.warning("not for Triton: %s", error)
 
 
 def _as_list(value: Any, single: type) -> list[Any]:
@@ -141,7 +172,9 @@ def _check(
     model: Model, sizes: Sequence[Size], targets: Sequence[str], precision: str, output: str
 ) -> None:
     if unknown := [t for t in targets if t not in TARGETS]:
-        raise ExportError(f"no target is called {unknown[0]!r}: choose from {', '.join(TARGETS)}")
+        raise ExportError(
+            f"no target is called {unknown[0]!r}: choose from {', '.join(TARGETS)}, {TRITON}"
+        )
     if precision not in PRECISIONS:
         raise ExportError(f"precision is {', '.join(PRECISIONS)}, not {precision!r}")
     if precision == "int8" and "torch" in targets:
@@ -181,13 +214,16 @@ def _pick_calibration(precision: str, calibration: Calibration | None) -> Calibr
 
 
 def _gather_frames(
-    frames: Path | Frames | None, labels: Path | None, most: int, picked: CalibrationFrames | None
+    frames: str | os.PathLike[str] | Frames | None,
+    labels: str | os.PathLike[str] | None,
+    most: int,
+    picked: CalibrationFrames | None,
 ) -> ProofFrames | None:
     """The frames that were given or held out; None where scenes have to be drawn."""
-    if labels is not None and not isinstance(frames, Path):
+    if isinstance(frames, (str, os.PathLike)):
+        return read_frames(Path(frames), None if labels is None else Path(labels), most)
+    if labels is not None:
         raise ExportError("--labels are of the images in --frames: give that folder too")
-    if isinstance(frames, Path):
-        return read_frames(frames, labels, most)
     if frames is not None:
         return ProofFrames(frames)
     if picked is not None:

@@ -21,7 +21,7 @@ from ..data.files import scratch_folder, write_atomically
 from ..data.scenes import scenes
 from ..errors import ProofError, UsageError
 from ..models import VARIANTS, build, count
-from ..models.loading import open_source
+from ..models.loading import load_model
 from ..reporting import Table
 from .export import export
 from .graph import DTYPES
@@ -178,7 +178,7 @@ def _failed_row(job: ZooJob, error: Exception, out: Path) -> ZooRow:
 def run_job(job: ZooJob, out: Path, keep: bool) -> ZooRow:
     """Export and prove in this process. Raises what `export` raises, but for a failed proof, which
     is in the row's faults."""
-    source = open_source(job.model)
+    source = load_model(job.model)
     frames = [(f"scene {i}", scene) for i, scene in enumerate(scenes(job.scenes, job.size))]
     cost = count(source.network, job.size)
     with nullcontext(out) if keep else scratch_folder(out, "zoo") as folder:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 from torch import nn
 from typing_extensions import Unpack
@@ -195,10 +195,6 @@ def _check_same_classes(own: ClassSet, other: ClassSet, weights: str) -> None:
         f"{weights} was trained on other classes than {other.name!r} names ({differ}): leave "
         "the classes out, or give the same names in the same order"
     )
-
-
-Source: TypeAlias = Model  # until the last caller has the new names
-open_source = load_model
 
 
 def read_trained_size(checkpoint: Path, network: Network) -> tuple[int, int]:

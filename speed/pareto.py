@@ -20,7 +20,7 @@ from ..data.datasets import SegmentationData
 from ..errors import ProofError, UsageError
 from ..export import export
 from ..export.calibrate import Calibration
-from ..models.loading import Source
+from ..models.loading import Model
 from ..runtime import Segmenter, load
 from ..runtime.backends.backend import installed
 from ..train.evaluate import evaluate_frames
@@ -113,7 +113,7 @@ class Front:
 
 
 def pareto(
-    source: Source,
+    source: Model,
     size: tuple[int, int],
     data: SegmentationData,
     calibration: Calibration,
@@ -156,7 +156,7 @@ def pareto(
 
 
 def _files(
-    source: Source,
+    source: Model,
     size: tuple[int, int],
     calibration: Calibration,
     folder: Path,
@@ -172,7 +172,7 @@ def _files(
                 "onnx",
                 precision,
                 out=folder,
-                calibration=calibration if precision == "int8" else None,
+                calib=calibration if precision == "int8" else None,
                 progress=progress,
             )
         except ProofError as error:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from rtseg.data.frames import read_folder
-from rtseg.models.loading import Source, open_source
+from rtseg.models.loading import Model, load_model
 from rtseg.system import gpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,9 +101,9 @@ def street_frames(shared_data: Path) -> list[tuple[str, np.ndarray[Any, Any]]]:
 
 
 @pytest.fixture(scope="session")
-def nano() -> Source:
+def nano() -> Model:
     """csfcn_nano with the weights that ship."""
-    return open_source("csfcn_nano")
+    return load_model("csfcn_nano")
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

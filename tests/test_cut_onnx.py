@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rtseg.errors import ArtifactError
 from rtseg.export import export
 from rtseg.export.graph import to_onnx
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.models.random_weights import build_untrained
 from rtseg.runtime import load
 from rtseg.runtime.cut_onnx import COARSE, cut_labels
@@ -26,7 +26,7 @@ SIZE = (128, 256)
 
 
 @pytest.fixture(scope="module")
-def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("onnx")
     return export(nano, [SIZE], ["onnx"], out=out)[0].path
 

@@ -22,7 +22,7 @@ from rtseg.demo.palettes import color_blind_safe, nearest_pair
 from rtseg.demo.video import Look, demo, rounded
 from rtseg.demo.writers import has_display, open_writer
 from rtseg.export import export
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 
 SIZE = (120, 160)
 FRAMES = 3
@@ -212,7 +212,7 @@ def test_figures_in_the_corner_are_short(value: float, text: str) -> None:
 
 
 def test_the_command_lays_models_side_by_side(
-    nano: Source, clip: Path, tmp_path: Path, rtseg: Run
+    nano: Model, clip: Path, tmp_path: Path, rtseg: Run
 ) -> None:
     sizes = [(64, 96), (96, 128)]
     made = export(nano, sizes, ["onnx"], out=tmp_path)

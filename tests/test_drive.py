@@ -26,7 +26,7 @@ from rtseg.data.playback import Paced
 from rtseg.data.scenes import scene
 from rtseg.errors import UsageError
 from rtseg.export import Artifact, export
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.runtime import Drive, DriveLimits, Result, State, Status, read_card
 from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.drive import build_artifact_task
@@ -262,7 +262,7 @@ SIZE = 64, 128
 
 
 @pytest.fixture(scope="module")
-def artifacts(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+def artifacts(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
     out = tmp_path_factory.mktemp("artifacts")
     return export(nano, [SIZE, (32, 64)], out=out)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from rtseg.errors import ArtifactError
 from rtseg.export import Artifact, export
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.runtime import load
 from rtseg.runtime.drive import known_frame
 from rtseg.runtime.drive.clock import LoopClock
@@ -167,7 +167,7 @@ SIZE = 64, 128
 
 
 @pytest.fixture(scope="module")
-def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def artifact(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     out = tmp_path_factory.mktemp("artifacts")
     (made,) = export(nano, [SIZE], out=out)
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rtseg.data.datasets import open_data
 from rtseg.models.checkpoints import read_metadata
-from rtseg.models.loading import PRETRAINED, open_source
+from rtseg.models.loading import PRETRAINED, load_model
 from rtseg.train.evaluate import evaluate_frames
 from rtseg.train.predictor import Predictor
 
@@ -17,7 +17,7 @@ def test_miou_on_camvid_val(name, shared_data):
     bar, limit = BARS[name]
     path = PRETRAINED / f"{name}_camvid.safetensors"
     facts = read_metadata(path)
-    network = open_source(str(path)).network
+    network = load_model(str(path)).network
     data = open_data("camvid", shared_data / "camvid", "val")
     result = evaluate_frames(Predictor(network), data)
     assert result.confusion.miou() == pytest.approx(facts["metrics"]["miou"], abs=1e-4)

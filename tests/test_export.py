@@ -18,7 +18,7 @@ from rtseg.errors import ExportError, ProofError
 from rtseg.export import export, reference
 from rtseg.export.graph import census
 from rtseg.models import FrameToLabels, build, deploy
-from rtseg.models.loading import Source, open_source
+from rtseg.models.loading import Model, load_model
 from rtseg.runtime import load, read_card
 
 Frames = list[tuple[str, np.ndarray[Any, Any]]]
@@ -29,7 +29,7 @@ Frames = list[tuple[str, np.ndarray[Any, Any]]]
 def test_parity_on_street_frames(
     name: str, size: tuple[int, int], street_frames: Frames, tmp_path: Path
 ) -> None:
-    source = open_source(name)
+    source = load_model(name)
     artifacts = export(
         source,
         [size],
@@ -46,7 +46,7 @@ def test_parity_on_street_frames(
         assert verdict.logits_error <= 1e-4
 
 
-def test_the_graph_is_typed_and_described(nano: Source, tmp_path: Path) -> None:
+def test_the_graph_is_typed_and_described(nano: Model, tmp_path: Path) -> None:
     (artifact,) = export(
         nano, [(64, 128)], ["onnx"], "fp16", out=tmp_path, output="both",
     )  # fmt: skip
@@ -103,7 +103,7 @@ def test_frame_to_labels_is_the_papers_arithmetic(name: str) -> None:
     ids=["size", "target", "precision", "outputs", "nothing"],
 )
 def test_bad_wishes_write_nothing(
-    change: dict[str, Any], message: str, nano: Source, tmp_path: Path
+    change: dict[str, Any], message: str, nano: Model, tmp_path: Path
 ) -> None:
     wish: dict[str, Any] = {"size": (64, 64), "to": "onnx", "precision": "fp32"} | change
     out = tmp_path / "out"
@@ -116,11 +116,11 @@ def test_a_class_set_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ExportError, match="'camvid' has 11 classes, but the model was built with 19"
     ):
-        export(replace(open_source("csfcn"), classes=CAMVID), (64, 64), out=tmp_path)
+        export(replace(load_model("csfcn"), classes=CAMVID), (64, 64), out=tmp_path)
 
 
 def test_an_artifact_below_the_bar_is_kept_as_failed(
-    nano: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nano: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = reference.run_reference
 
@@ -137,7 +137,7 @@ def test_an_artifact_below_the_bar_is_kept_as_failed(
     assert report["csfcn_nano_64x128_fp32.onnx.failed"]["status"] == "failed"
 
 
-def test_labels_of_the_frames_prove_the_miou(nano: Source, tmp_path: Path) -> None:
+def test_labels_of_the_frames_prove_the_miou(nano: Model, tmp_path: Path) -> None:
     frames, truth = tmp_path / "frames", tmp_path / "truth"
     frames.mkdir()
     truth.mkdir()
@@ -150,7 +150,7 @@ def test_labels_of_the_frames_prove_the_miou(nano: Source, tmp_path: Path) -> No
     assert set(artifact.results[0].iou_change) <= set(CAMVID.names)
 
 
-def test_an_engine_is_built_without_a_gpu(nano: Source, tmp_path: Path) -> None:
+def test_an_engine_is_built_without_a_gpu(nano: Model, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     (artifact,) = export(nano, [(64, 128)], ["tensorrt"], "fp16", out=tmp_path)
     engine = artifact.card.engine
@@ -176,13 +176,13 @@ def test_csfcn_takes_few_tensorrt_layers(tmp_path: Path) -> None:
     model = build("csfcn")
     graph = tmp_path / "graph.onnx"
     onnx.save(to_onnx(model, (256, 512), "fp16", ("labels",)), graph)
-    card = make_card(open_source("csfcn"), (256, 512), "fp16", "labels")
+    card = make_card(load_model("csfcn"), (256, 512), "fp16", "labels")
     built = build_engine(graph, tmp_path / "x.engine", card)
     assert built.card.engine is not None
     assert built.card.engine.layers <= 250
 
 
-def test_the_torch_artifact_agrees_with_the_onnx_one(nano: Source, tmp_path: Path) -> None:
+def test_the_torch_artifact_agrees_with_the_onnx_one(nano: Model, tmp_path: Path) -> None:
     artifacts = export(nano, [(64, 128)], ["onnx", "torch"], out=tmp_path)
     frame = np.random.default_rng(2).integers(0, 256, (64, 128, 3), np.uint8)
     answers = []

@@ -17,7 +17,7 @@ from rtseg.export import parity as proof
 from rtseg.export.export import make_card
 from rtseg.export.graph import census, to_onnx
 from rtseg.models import Network, pipeline
-from rtseg.models.loading import Source, open_source
+from rtseg.models.loading import Model, load_model
 from rtseg.runtime.artifact import Card, append_card
 
 SIZE = 256, 512
@@ -25,7 +25,7 @@ Graph = onnx.ModelProto
 
 
 @pytest.fixture(scope="module")
-def expected(nano: Source) -> reference.ReferenceOutputs:
+def expected(nano: Model) -> reference.ReferenceOutputs:
     frames = [(f"scene {i}", scene) for i, scene in enumerate(scenes(2, SIZE, seed=50))]
     return reference.run_reference(nano.network, reference.ProofFrames(frames), SIZE)
 
@@ -99,10 +99,10 @@ def test_a_planted_fault_is_caught(
     expected: reference.ReferenceOutputs,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    nano: Source,
+    nano: Model,
 ) -> None:
     card = make_card(nano, SIZE, precision, "labels")
-    network = open_source("csfcn_nano").network
+    network = load_model("csfcn_nano").network
     fault(monkeypatch, network)
     verdict = judged(to_onnx(network, SIZE, precision, ("labels",)), card, expected, tmp_path)
     assert verdict.status == "failed"
@@ -111,14 +111,14 @@ def test_a_planted_fault_is_caught(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_flipped_grid_convention_is_caught(
-    precision: str, expected: reference.ReferenceOutputs, tmp_path: Path, nano: Source
+    precision: str, expected: reference.ReferenceOutputs, tmp_path: Path, nano: Model
 ) -> None:
     graph = grid_convention_flipped(to_onnx(nano.network, SIZE, precision, ("labels",)))
     assert judged(graph, make_card(nano, SIZE, precision, "labels"), expected, tmp_path).faults
 
 
 def test_float32_delivered_as_fp16_is_caught(
-    expected: reference.ReferenceOutputs, tmp_path: Path, nano: Source
+    expected: reference.ReferenceOutputs, tmp_path: Path, nano: Model
 ) -> None:
     graph = to_onnx(nano.network, SIZE, "fp32", ("labels",))
     verdict = judged(graph, make_card(nano, SIZE, "fp16", "labels"), expected, tmp_path)
@@ -126,7 +126,7 @@ def test_float32_delivered_as_fp16_is_caught(
 
 
 def test_int8_calibrated_on_noise_is_caught(
-    expected: reference.ReferenceOutputs, tmp_path: Path, nano: Source
+    expected: reference.ReferenceOutputs, tmp_path: Path, nano: Model
 ) -> None:
     from onnxruntime import quantization
 
@@ -163,7 +163,7 @@ def test_twenty_sound_exports_pass(tmp_path: Path) -> None:
     ]
     passed = []
     for name, sizes, outputs in jobs:
-        source = open_source(name)
+        source = load_model(name)
         for precision in ("fp32", "fp16"):
             passed += export(
                 source,

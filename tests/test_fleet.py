@@ -20,7 +20,7 @@ from rtseg.fleet import run_lengths
 from rtseg.fleet.fleet import Options, fleet, local_opener, single_process
 from rtseg.fleet.logs import find_logs
 from rtseg.fleet.workers import Labeller, read_log
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.runtime import Segmenter, load
 
 ray: Any = pytest.importorskip("ray", reason='needs Ray: pip install "rtseg[fleet]"')
@@ -31,7 +31,7 @@ HERE = Options(workers=1, batch=2, backend="onnxruntime")
 
 
 @pytest.fixture(scope="module")
-def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("artifacts")
     (made,) = export(nano, [SIZE], ["onnx"], out=out)
     return made.path

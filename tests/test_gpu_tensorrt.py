@@ -19,7 +19,7 @@ from rtseg.errors import ArtifactError  # noqa: E402
 from rtseg.export import export  # noqa: E402
 from rtseg.export.reference import ProofFrames, run_reference  # noqa: E402
 from rtseg.export.tensorrt import build_engine  # noqa: E402
-from rtseg.models.loading import Source, open_source  # noqa: E402
+from rtseg.models.loading import Model, load_model  # noqa: E402
 from rtseg.models.random_weights import build_untrained  # noqa: E402
 from rtseg.runtime import load  # noqa: E402
 from rtseg.runtime.artifact import read_card  # noqa: E402
@@ -59,7 +59,7 @@ def folder(network, tmp_path_factory):
     """Every artifact in every precision. The user's own caches are left out of it."""
     folder = tmp_path_factory.mktemp("artifacts")
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    source = Source(network, CITYSCAPES, "memory", False, SIZE)
+    source = Model(network, CITYSCAPES, "memory", False, SIZE)
     for precision in PRECISIONS:
         targets = ("onnx", "torch", "tensorrt")
         export(source, SIZE, targets, precision, out=folder, output="both")
@@ -227,7 +227,7 @@ def test_a_label_kernel_behind_the_engine(name, tmp_path):
     found, frames = {}, scenes(4, SIZE, seed=51)
     for kernel in (False, True):
         (made,) = export(
-            open_source(name), SIZE, "tensorrt", "fp16",
+            load_model(name), SIZE, "tensorrt", "fp16",
             out=tmp_path, label_kernel=kernel,
         )  # fmt: skip
         verdict = check(made.path)

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT
 from rtseg.errors import ArtifactError
 from rtseg.export import export
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.runtime import load, packages
 from rtseg.runtime.packages import pip_line
 from rtseg.system import Gpu, gpus
@@ -155,7 +155,7 @@ except MissingPackage as error:
 
 
 def test_without_onnx_runtime_artifacts_run_and_export_says_what_it_needs(
-    nano: Source, tmp_path: Path
+    nano: Model, tmp_path: Path
 ) -> None:
     (made,) = export(nano.network, [(64, 128)], out=tmp_path, classes=nano.classes)
     code = WITHOUT.format(path=str(made.path))
@@ -179,7 +179,7 @@ def test_onnx_runtime_s_package_is_the_machine_s(
 
 
 def test_cuda_is_looked_for_among_what_pip_installed(
-    nano: Source,
+    nano: Model,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -35,7 +35,7 @@ from rtseg.export.argmax_kernel import CutGraph, compile_kernel, cut  # noqa: E4
 from rtseg.export.graph import to_onnx  # noqa: E402
 from rtseg.export.parity import open_session  # noqa: E402
 from rtseg.models import count  # noqa: E402
-from rtseg.models.loading import open_source  # noqa: E402
+from rtseg.models.loading import load_model  # noqa: E402
 from rtseg.models.random_weights import build_untrained  # noqa: E402
 from rtseg.runtime import argmax_triton as labels_gpu  # noqa: E402
 
@@ -350,10 +350,10 @@ def test_much_shared_memory_is_asked_for(made, monkeypatch, tmp_path):
 def test_an_engine_with_its_kernel(name, tmp_path):
     pytest.importorskip("tensorrt_rtx")
     size = FRAME.shape[1:3]
-    source = open_source(name)
+    source = load_model(name)
     (artifact,) = export(
         source, size, "tensorrt", "fp16", out=tmp_path, label_kernel=True,
-        engine={"compute_capabilities": ("8.9",)},
+        compute_capability=("8.9",),
     )  # fmt: skip
     assert artifact.path.name == f"{name}_64x128_fp16_kernel.engine"
     card = read_card(artifact.path)
@@ -368,7 +368,7 @@ def test_an_engine_with_its_kernel(name, tmp_path):
 
 
 def test_label_kernels_are_for_engines_that_give_labels(tmp_path):
-    source = open_source("csfcn_nano")
+    source = load_model("csfcn_nano")
     for targets, outputs in ((["onnx"], "labels"), (["tensorrt"], "both")):
         with pytest.raises(ExportError, match="label kernel is for engines"):
             export(source, (64, 128), targets, output=outputs, out=tmp_path, label_kernel=True)

@@ -25,7 +25,7 @@ from labels_plain import (
 from openvino import opset11 as ops
 from rtseg.errors import ArtifactError
 from rtseg.export import export
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.runtime import load
 from rtseg.runtime.argmax import MOST_MIXED, Axis, LabelMaker, classes_and_factor
 from rtseg.runtime.cut import Coarse, cut_labels
@@ -160,7 +160,7 @@ def test_an_axis_covers_every_position_once() -> None:
 
 
 @pytest.fixture(scope="module")
-def nano_artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def nano_artifact(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("nano")
     return export(nano, [(128, 256)], ["onnx"], out=out)[0].path
 

@@ -11,7 +11,7 @@ import torch
 from labels_plain import agree_in_both_ways
 from rtseg.errors import ArtifactError
 from rtseg.export import export
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.runtime import load
 from rtseg.runtime.argmax_torch import head_of, median_ms, without
 from rtseg.runtime.backends.pytorch import PyTorch
@@ -21,7 +21,7 @@ SIZE = (128, 256)
 
 
 @pytest.fixture(scope="module")
-def artifact(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("torch")
     return export(nano, [SIZE], ["torch"], out=out)[0].path
 
@@ -47,7 +47,7 @@ def test_a_cpu_argmaxes_in_the_runtime_where_it_can(
         load(artifact, device="cpu", argmax="runtime")
 
 
-def test_logits_keep_the_labels_in_the_graph(nano: Source, tmp_path: Path) -> None:
+def test_logits_keep_the_labels_in_the_graph(nano: Model, tmp_path: Path) -> None:
     made = export(nano, [SIZE], ["torch"], out=tmp_path, output="both")
     with load(made[0].path, device="cpu") as segment:
         labels = segment(np.full((*SIZE, 3), 90, np.uint8))

@@ -20,7 +20,7 @@ from rtseg.export import quantize as quantize
 from rtseg.export.calibrate import Calibration, CalibrationError, CalibrationFrames, pick_frames
 from rtseg.export.export import make_card
 from rtseg.export.graph import KINDS, Layer, census, find_layers, find_positions, to_onnx
-from rtseg.models.loading import Source, open_source
+from rtseg.models.loading import Model, load_model
 from rtseg.runtime import load, read_card
 
 SIZE = 96, 160
@@ -95,7 +95,7 @@ def test_a_few_bad_frames_are_left_out(street: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(nano: Source) -> onnx.ModelProto:
+def plain(nano: Model) -> onnx.ModelProto:
     return quantize.infer_shapes(to_onnx(nano.network, SIZE, "fp32", ("labels",)))
 
 
@@ -190,11 +190,11 @@ def _results(
     return np.stack([session.run([name], {"frame": frame[None]})[0] for frame in frames])
 
 
-def test_the_whole_export(nano: Source, street: Path, tmp_path: Path) -> None:
+def test_the_whole_export(nano: Model, street: Path, tmp_path: Path) -> None:
     steps: list[str] = []
     artifacts = export(
         nano, [SIZE], ["onnx", "openvino"], "int8", out=tmp_path,
-        calibration=Calibration(street), progress=steps.append,
+        calib=Calibration(street), progress=steps.append,
     )  # fmt: skip
     assert [artifact.status for artifact in artifacts] == ["proven", "proven"]
     for artifact in artifacts:
@@ -215,7 +215,7 @@ def test_the_whole_export(nano: Source, street: Path, tmp_path: Path) -> None:
 def test_a_layer_that_int8_ruins_stays_in_float(street: Path, tmp_path: Path) -> None:
     """One channel 300 times the others, with the layers behind it made to undo that: the same
     function, but one scale for the whole tensor leaves the other channels nothing."""
-    source = open_source("csfcn_nano")
+    source = load_model("csfcn_nano")
     backbone: Any = source.network.backbone
     norm, block = backbone.stem[1].norm, backbone.layer2[0]
     for of in (norm.weight, norm.bias):
@@ -224,7 +224,7 @@ def test_a_layer_that_int8_ruins_stays_in_float(street: Path, tmp_path: Path) ->
         reader.weight.data[:, 0] /= 300
     (artifact,) = export(
         source, [SIZE], ["onnx"], "int8", out=tmp_path,
-        calibration=Calibration(street, "minmax"),
+        calib=Calibration(street, "minmax"),
     )  # fmt: skip
     assert artifact.status == "proven"
     assert artifact.card.int8 is not None
@@ -264,7 +264,7 @@ def _passes_from(needed: int) -> Any:
 
 
 def test_a_failure_leaves_no_artifact(
-    nano: Source, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nano: Model, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proof, "prove_graph", lambda *_: _passes_from(99)([None]))
     monkeypatch.setattr(sensitivity, "measure_costs", lambda plain, build, found, *_: [
@@ -272,12 +272,12 @@ def test_a_failure_leaves_no_artifact(
     with pytest.raises(ProofError, match="int8 does not hold its bar even with"):
         export(
             nano, [SIZE], ["onnx"], "int8", out=tmp_path,
-            calibration=Calibration(street),
+            calib=Calibration(street),
         )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 
-def test_noise_in_place_of_frames_is_caught_by_the_proof(nano: Source, shared_data: Path) -> None:
+def test_noise_in_place_of_frames_is_caught_by_the_proof(nano: Model, shared_data: Path) -> None:
     """With this package's own quantizer, which rounds less than the one of the planted faults."""
     size, val = (360, 480), sorted((shared_data / "camvid/val").glob("*.png"))
     plain = quantize.infer_shapes(to_onnx(nano.network, size, "fp32", ("labels",)))
@@ -300,7 +300,7 @@ def test_noise_in_place_of_frames_is_caught_by_the_proof(nano: Source, shared_da
     assert passed == [False, True]
 
 
-def test_float32_sold_as_int8_is_caught(nano: Source, plain: onnx.ModelProto) -> None:
+def test_float32_sold_as_int8_is_caught(nano: Model, plain: onnx.ModelProto) -> None:
     expected = reference.run_reference(
         nano.network, reference.ProofFrames([("a", scenes(1, SIZE)[0])]), SIZE
     )
@@ -308,12 +308,12 @@ def test_float32_sold_as_int8_is_caught(nano: Source, plain: onnx.ModelProto) ->
     assert verdict.faults == ["the file claims int8, but only 0% of its values are"]
 
 
-def _card(nano: Source, size: tuple[int, int] = SIZE) -> Any:
+def _card(nano: Model, size: tuple[int, int] = SIZE) -> Any:
     return make_card(nano, size, "int8", "labels")
 
 
 def test_an_int8_engine_builds(
-    plain: onnx.ModelProto, spans: Any, nano: Source, tmp_path: Path
+    plain: onnx.ModelProto, spans: Any, nano: Model, tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     from rtseg.export.tensorrt import build_engine
@@ -347,7 +347,7 @@ def _zero_points(model: onnx.ModelProto) -> int:
     ids=["no frames", "fp16", "torch", "no folder", "method"],
 )
 def test_bad_wishes_write_nothing(
-    change: dict[str, Any], message: str, nano: Source, street: Path, tmp_path: Path
+    change: dict[str, Any], message: str, nano: Model, street: Path, tmp_path: Path
 ) -> None:
     wish = {"to": ["onnx"], "precision": "int8", "calibration": Calibration(street)} | change
     with pytest.raises(ExportError, match=message):

@@ -14,7 +14,7 @@ from conftest import ROOT, Run
 from rtseg.cli.models import listed, score_texts
 from rtseg.data.frames import Frame
 from rtseg.export import export
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 
 README = (ROOT / "README.md").read_text()
 
@@ -49,7 +49,7 @@ def test_shown_commands_are_understood(line: str, rtseg: Run) -> None:
 
 
 def test_the_python_example_runs(
-    nano: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nano: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(nano, [(512, 1024)], out=tmp_path / "artifacts")
     monkeypatch.chdir(tmp_path)

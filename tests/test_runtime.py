@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rtseg.errors import ArtifactError, MissingPackage
 from rtseg.export import Artifact, export
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.runtime import Segmenter, load, read_card
 from rtseg.runtime.backends.backend import choose
 from rtseg.runtime.segmenter import as_bgr
@@ -22,7 +22,7 @@ SIZE = 64, 128
 
 
 @pytest.fixture(scope="module")
-def artifacts(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+def artifacts(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     out = tmp_path_factory.mktemp("artifacts")
     made = export(
         nano, [SIZE], ["onnx", "openvino", "torch"], out=out,

@@ -9,7 +9,7 @@ import torch
 from conftest import Run, as_json
 from labels_plain import FUSED
 from rtseg.data.scenes import scenes
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.models.random_weights import build_untrained
 from rtseg.speed.label_cost import label_cost, to_json
 from rtseg.speed.timing import Limits
@@ -19,7 +19,7 @@ MOST_DIFFERENT = 0 if FUSED else 1e-4  # near ties, where PyTorch rounds otherwi
 QUICK = Limits(runs=2, seconds=0.2, rounds=2)
 
 
-def test_cells_and_plain_labels_are_the_same(nano: Source) -> None:
+def test_cells_and_plain_labels_are_the_same(nano: Model) -> None:
     cost = label_cost(nano.network, scenes(2, SIZE), SIZE, limits=QUICK)
     assert (cost.model, cost.size, cost.device, cost.frames) == ("csfcn_nano", SIZE, "cpu", 2)
     assert cost.different_pixels <= MOST_DIFFERENT * 2 * SIZE[0] * SIZE[1]

@@ -9,7 +9,7 @@ import torch
 from rtseg.errors import ArtifactError
 from rtseg.export import export
 from rtseg.models import build, count
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.speed.ceilings import fastest, measure_ceilings
 from rtseg.speed.profile import _kernels, costliest
 from rtseg.speed.roofline import Ceilings, Work, _layer_counter, share, work_of
@@ -74,7 +74,7 @@ def test_a_ceiling_is_the_best_run():
     assert fastest(lambda: clock.work(next(times)), 0.02, clock) == pytest.approx(0.007)
 
 
-def test_the_costliest_layers_come_first(nano: Source, tmp_path: Path):
+def test_the_costliest_layers_come_first(nano: Model, tmp_path: Path):
     pytest.importorskip("openvino")
     out = tmp_path / "out"
     made = export(nano, [(64, 128)], ["onnx", "openvino"], out=out)

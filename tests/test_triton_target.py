@@ -10,7 +10,7 @@ import pytest
 from conftest import Run
 from rtseg.errors import ArtifactError
 from rtseg.export.triton import write_model
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.runtime.artifact import Card, EngineFacts, Proof, read_card, sidecar
 
 schema = pytest.importorskip(
@@ -50,7 +50,7 @@ def test_an_onnx_model_is_described_as_its_graph_is(artifact: Path, tmp_path: Pa
         assert ours == [(t.name, t.shape, t.type) for t in real]
 
 
-def test_labels_and_card_travel_with_it(artifact: Path, nano: Source, tmp_path: Path) -> None:
+def test_labels_and_card_travel_with_it(artifact: Path, nano: Model, tmp_path: Path) -> None:
     folder = write_model(artifact, tmp_path)
     config = parsed(folder)
     assert config.output[0].label_filename == "labels.txt"

@@ -28,7 +28,7 @@ from rtseg.data.classes import CAMVID
 from rtseg.data.scenes import scenes
 from rtseg.demo.live import LivePage, histogram
 from rtseg.export import export
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.runtime import Result, Status, StatusKind
 from rtseg.runtime.drive.report import DriveSnapshot
 from rtseg.runtime.drive.stats import FrameCounts
@@ -340,7 +340,7 @@ def test_a_token_in_the_address_is_put_away(browser: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(nano: Source, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def served(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """An artifact and a folder of frames."""
     folder = tmp_path_factory.mktemp("served")
     (made,) = export(nano, [(64, 96)], ["onnx"], out=folder)

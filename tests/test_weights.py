@@ -15,7 +15,7 @@ from rtseg.models import build, digest, load_checkpoint, save_checkpoint
 from rtseg.models.checkpoints import official_names
 from rtseg.models.families.senformer import rename_older_keys
 from rtseg.models.identify import class_entries, identify_checkpoint
-from rtseg.models.loading import open_source
+from rtseg.models.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +193,11 @@ def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone() 
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first = open_source("csfcn")
+    first = load_model("csfcn")
     assert torch.rand(1) == expected
     assert not first.trained
     assert first.weights_from == "random, seed 0"
-    assert digest(first.network) == digest(open_source("csfcn").network)
+    assert digest(first.network) == digest(load_model("csfcn").network)
 
 
 def test_another_family_is_named_with_what_differs(tmp_path: Path) -> None:
