@@ -20,7 +20,7 @@ def inspect(
     rtseg inspect artifacts/csfcn_512x1024_fp16.engine
     """
     from ..reporting import Table
-    from ..runtime.describe import describe
+    from ..runtime.artifact import describe
 
     facts = describe(file)
     rows = [(name.replace("_", " "), _text(value)) for name, value in facts.items()]

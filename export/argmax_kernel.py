@@ -21,9 +21,8 @@ from onnx import TensorProto, numpy_helper
 
 from ..errors import ArtifactError, MissingPackage
 from ..runtime.artifact import Card, Enlargement
-from ..runtime.backends.argmax_kernel import LABELS, Call, KernelFile, runs_on
-from ..runtime.cut_onnx import COARSE, labels_source
-from .graph import rename
+from ..runtime.backends.argmax_kernel import COARSE, LABELS, Call, KernelFile, runs_on
+from .graph import find_coarse, rename
 
 if TYPE_CHECKING:
     from ..runtime.argmax_triton import Launch
@@ -66,13 +65,13 @@ def cut_before_labels(
 def cut(graph: onnx.ModelProto) -> CutGraph:
     """Raises ArtifactError where the graph's labels are no argmax of a bilinear resize, or of a
     pixel shuffle of a 1x1 convolution."""
-    found = labels_source(graph.SerializeToString())
+    found = find_coarse(graph)
     if found is None:
         raise ArtifactError(
             "no kernel makes these labels, which are no argmax of enlarged logits: export without "
             "--label-kernel"
         )
-    source, enlarge = found
+    source, enlarge = found.tensor, found.enlarge
     weight = bias = None
     if enlarge == "shuffle":
         source, weight, bias = _head(graph, source)

@@ -7,7 +7,6 @@ folder, which the next one removes.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -25,14 +24,13 @@ from ..data.letterbox import Fit
 from ..errors import ArtifactError, ExportError, ProofError
 from ..models import Network, count, digest, save_checkpoint
 from ..models.loading import Model, load_model
-from ..runtime.artifact import Card, Precision, append_card, read_card, sidecar
+from ..runtime.artifact import Card, Precision, digest_of_tensors, read_card, sidecar
 from ..runtime.backends.backend import BACKENDS, installed
-from ..runtime.packages import pip_line
 from . import parity
 from .artifacts import Artifact, publish, write_report
 from .calibrate import Calibration, CalibrationFrames, pick_frames
 from .conditions import compare_calibration, find_warnings, text_of
-from .graph import DTYPES, census, to_onnx
+from .graph import DTYPES, census, find_coarse, to_onnx, write_artifact
 from .reference import MOST_FRAMES, Frames, ProofFrames, draw_frames, read_frames, run_reference
 from .sensitivity import LayerCost
 from .triton import write_model
@@ -196,8 +194,7 @@ def _check(
             raise ExportError(str(error)) from error
     for target in targets:
         if not installed(TARGETS[target][1]):
-            extra = BACKENDS[TARGETS[target][1]].extra
-            raise ExportError(f"{target} needs its package: {pip_line(extra)}")
+            raise ExportError(f"{target} needs its package: {BACKENDS[TARGETS[target][1]].install}")
 
 
 def _pick_calibration(precision: str, calibration: Calibration | None) -> CalibrationFrames | None:
@@ -350,11 +347,14 @@ class _SizeExport:
     def _write(self, target: str, path: Path, card: Card) -> dict[str, int]:
         """Write the artifact with its card; returns the census of its data types."""
         if target == "torch":
-            save_checkpoint(self.network, path, metadata={"card": json.loads(card.to_json())})
+            save_checkpoint(self.network, path)
+            files = {"": digest_of_tensors(path)}
+            text = card.model_copy(update={"files": files}).to_json()
+            save_checkpoint(self.network, path, metadata={"card": text})
             return {}  # weights as they were trained; the backend converts them when it loads them
         assert self.graph is not None
         if target == "onnx":
-            path.write_bytes(append_card(self.graph.SerializeToString(), card))
+            write_artifact(path, self.graph, card)
             return census(self.graph)
         from .openvino import census as openvino_census
         from .openvino import to_openvino
@@ -362,7 +362,7 @@ class _SizeExport:
         if not path.exists():
             to_openvino(self._graph_path, path, card.precision)
         files = {p.name: digest_of(p) for p in (path, path.with_suffix(".bin"))}
-        card = card.model_copy(update={"files": files})
+        card = card.model_copy(update={"files": files, "coarse": find_coarse(self.graph)})
         write_atomically(sidecar(path), card.to_json().encode())
         return openvino_census(path)
 

@@ -10,6 +10,8 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxslim
@@ -18,6 +20,7 @@ from onnx import TensorProto, helper
 
 from ..errors import ExportError
 from ..models import FrameToLabels, Network, deploy
+from ..runtime.artifact import GRAPH, Card, CoarseLogits, Enlargement, append_card, field
 
 OPSET = 18
 GELU_OPSET = 20  # knows GELU as one operator, where 18 spells it out in five
@@ -109,6 +112,77 @@ def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
     for value in graph.output:
         if value.name == old:
             value.name = new
+
+
+# What may stand between the argmax and the labels.
+BESIDE_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "DepthToSpace", "Identity")
+RESIZES: dict[bytes, Enlargement] = {
+    b"align_corners": "bilinear_aligned",
+    b"half_pixel": "bilinear",
+    b"pytorch_half_pixel": "bilinear",
+}
+
+
+def find_coarse(model: onnx.ModelProto) -> CoarseLogits | None:
+    """What the labels of a graph are made of; None if not by an argmax of classes.
+
+    A resize to the frame's size is left out of it. Without one, "shuffle" is right only if that is
+    (1, K, factor^2, h, w), or has the frame's size already.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    node = makers.get("labels")
+    while node is not None and (
+        node.op_type in BESIDE_LABELS
+        or (node.op_type == "Gather" and _facts(node).get("axis", 0) == 1)
+    ):
+        node = makers.get(node.input[0])
+    if node is None or node.op_type != "ArgMax" or _facts(node).get("axis", 0) != 1:
+        return None
+    if _facts(node).get("select_last_index", 0):
+        return None
+    resize = makers.get(node.input[0])
+    if resize is None or resize.op_type != "Resize":
+        return CoarseLogits(tensor=node.input[0], enlarge="shuffle")
+    facts = _facts(resize)
+    enlarge = RESIZES.get(facts.get("coordinate_transformation_mode", b"half_pixel"))
+    plain = facts.get("mode") == b"linear" and not facts.get("antialias", 0)
+    to_size = len(resize.input) == 4 and resize.input[3]  # not by a factor, which may round
+    if not (enlarge and plain and to_size):
+        return None
+    return CoarseLogits(tensor=resize.input[0], enlarge=enlarge)
+
+
+def _facts(node: onnx.NodeProto) -> dict[str, Any]:
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
+
+
+def write_artifact(path: Path, model: onnx.ModelProto, card: Card) -> None:
+    """Write an ONNX file with its card. Nodes that only the labels need come last in it, behind
+    all else of the graph, so that the runtime can leave them out."""
+    coarse = find_coarse(model)
+    if coarse is None:
+        path.write_bytes(append_card(model.SerializeToString(), card))
+        return
+    needed = {coarse.tensor, *(each.name for each in model.graph.output if each.name != "labels")}
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    graph, end = rest.graph, onnx.GraphProto()
+    kept = [node for node in graph.node if needed.intersection(node.output)]
+    end.node.extend(node for node in graph.node if not needed.intersection(node.output))
+    end.output.extend(graph.output)
+    del graph.node[:], graph.output[:]
+    graph.node.extend(kept)
+    core, ending = graph.SerializeToString(), end.SerializeToString()
+    rest.ClearField("graph")
+    head = rest.SerializeToString()
+    content = head + field(GRAPH, core + ending)
+    start = len(content) - len(core) - len(ending)
+    parts = len(head), start, start + len(core)
+    coarse = coarse.model_copy(update={"parts": parts})
+    path.write_bytes(append_card(content, card.model_copy(update={"coarse": coarse})))
 
 
 def with_scores(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:

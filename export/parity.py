@@ -17,30 +17,19 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from numpy.typing import NDArray
 
 from ..data.classes import IGNORE
 from ..runtime.artifact import Card, Precision, Proof
-from ..runtime.backends.backend import installed, open_backend
-from ..runtime.parity import Figures, bars_of, compare, faults
-from ..runtime.verify import labels_of
+from ..runtime.backends.backend import BACKENDS, installed, open_backend
+from ..runtime.verify import Figures, bars_of, compare, faults, labels_of
 from ..train.metric import Confusion
 from .reference import LabelMap, Logits, ReferenceOutputs
 
 Image = NDArray[np.uint8]  # (1, H, W, 3) BGR
-Scores = Callable[[Image], NDArray[Any]]  # what a file's argmax reads
 Answer = tuple[LabelMap, Logits | None]  # the logits if they were read
 
 INT8_SHARE = 0.5  # of the values of an int8 file, at least; tables and a few layers are float
-
-
-def _probe_onnx(path: Path) -> Scores:
-    from .graph import with_scores
-
-    model, name = with_scores(onnx.load(path))
-    session = open_session(model)
-    return lambda frame: session.run([name], {"frame": frame})[0]
 
 
 def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -50,44 +39,6 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-
-
-def _probe_openvino(path: Path, precision: str = "fp32") -> Scores:
-    from ..runtime.backends.openvino import HINTS, the_core, with_positions
-    from .graph import SCORES
-
-    core = the_core()
-    model = with_positions(core, path)
-    outputs = {name for output in model.outputs for name in output.get_names()}
-    name = SCORES
-    if not any(SCORES in o.get_names() for node in model.get_ops() for o in node.outputs()):
-        name = "logits"  # an output of its own, which the argmax reads
-    if name not in outputs:
-        model.add_outputs(name)
-    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision]})
-    return lambda frame: compiled({"frame": frame})[name]
-
-
-def _probe_torch(path: Path) -> Scores:
-    from ..models import FrameToLabels, build, load_checkpoint
-    from ..runtime.artifact import read_card
-
-    card = read_card(path)
-    whole = FrameToLabels(load_checkpoint(build(card.model, len(card.classes)), path), ("logits",))
-
-    def scores(frame: NDArray[np.uint8]) -> NDArray[Any]:
-        with torch.inference_mode():
-            value: NDArray[Any] = whole(torch.from_numpy(frame))[0].numpy()
-            return value
-
-    return scores
-
-
-PROBES: dict[str, Callable[..., Scores]] = {
-    "onnxruntime": _probe_onnx,
-    "openvino": _probe_openvino,
-    "torch": _probe_torch,
-}
 
 
 @dataclass
@@ -160,8 +111,7 @@ def prove_artifact(
         result.status, result.why = "not run", f"{backend} is not installed here"
         return result
     runner = open_backend(backend, path, device, **options)
-    probe = PROBES.get(backend)
-    scores = probe(path, **options) if probe else None
+    scores = BACKENDS[backend].load().open_scores(path, **options)
 
     def answer(frame: Image, wanted: bool) -> Answer:
         wanted = wanted or not card.gives_labels

@@ -20,7 +20,7 @@ from ..data.scenes import scenes
 from ..errors import UsageError
 from ..models import Network
 from ..models.pipeline import normalize_frame
-from ..runtime.parity import MARGIN_STEPS, Reference
+from ..runtime.verify import MARGIN_STEPS, Reference
 
 LabelMap = NDArray[np.uint8]  # (H, W)
 Logits = NDArray[np.float32]  # (K, H, W)

@@ -27,9 +27,8 @@ from ..runtime.packages import (
     members,
     slug,
 )
-from ..runtime.parity import Reference
 from ..runtime.preflight import block_digests, this_platform
-from ..runtime.verify import reference_path
+from ..runtime.verify import Reference, reference_path
 from ..system import gpus
 
 NOT_BY_DEFAULT = ("7.5",)  # TensorRT-RTX: makes the engine slower on every newer GPU

@@ -13,7 +13,7 @@ import onnx
 
 from ..data.files import write_atomically
 from ..errors import ArtifactError
-from ..runtime.artifact import Card, read_card, sidecar, verify
+from ..runtime.artifact import Card, read_card, sidecar, verify_artifact
 
 LABELS = "labels.txt"
 VERSION = "1"
@@ -54,7 +54,7 @@ def write_model(
     TensorRT-RTX, which Triton cannot load.
     """
     card = read_card(artifact)
-    verify(artifact, card)
+    verify_artifact(artifact, card)
     _check(artifact, card)
     is_engine = artifact.suffix != ".onnx"
     if is_engine and tensorrt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -276,6 +277,8 @@ def read_classes(path: Path) -> ClassSet | None:
         palette = tuple((int(r), int(g), int(b)) for r, g, b in named["palette"])
         return ClassSet(named["name"], tuple(named["names"]), palette)
     card = facts.get("card")
+    if isinstance(card, str):
+        card = json.loads(card)
     if isinstance(card, dict):
         palette = tuple((int(r), int(g), int(b)) for r, g, b in card["palette"])
         ids = tuple(card["label_ids"]) if card.get("label_ids") else None

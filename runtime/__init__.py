@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ArtifactError
-from .artifact import Card, EngineFacts, Proof, read_card, verify
+from .artifact import Card, EngineFacts, Proof, read_card, verify_artifact
 from .drive.clock import DriveLimits
 from .drive.drive import Drive
 from .drive.messages import Result, State, Status, StatusKind
@@ -23,5 +23,5 @@ __all__ = [
     "StatusKind",
     "load",
     "read_card",
-    "verify",
+    "verify_artifact",
 ]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,16 +19,18 @@ from ..data.classes import ClassSet
 from ..data.files import digest_of
 from ..data.letterbox import Fit
 from ..errors import ArtifactError
-from .protobuf import read_varint, varint
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 # How coarse logits become the frame's size: a bilinear resize of (1, K, h, w), without or with
 # corners aligned, or a pixel shuffle of (1, K * factor^2, h, w).
 Enlargement = Literal["bilinear", "bilinear_aligned", "shuffle"]
-KEY = b"rtseg"
-# How protobuf writes the metadata property `rtseg` at the end of an ONNX model: field 14 of the
-# model holds an entry whose field 1 is the key and whose field 2 is the value.
-_FIELD, _ENTRY = b"\x72", b"\x0a" + bytes([len(KEY)]) + KEY + b"\x12"
+# Numbers of fields in onnx.proto: of a model; of its graph.
+GRAPH, METADATA, OUTPUT = 7, 14, 12
+# The start of an entry of the metadata, its key, and of how protobuf writes its value.
+_ENTRY = b"\x0a\x05rtseg\x12"
+# How a tensor says that its values lie in another file.
+_EXTERNAL = b"\x0a\x08location\x12"
+_DIGEST = re.compile(rb'\{"digest":"([0-9a-f]{64})",')
 
 
 class _Facts(BaseModel):
@@ -92,6 +95,20 @@ class Int8Facts(_Facts):
     share: float
 
 
+class CoarseLogits(_Facts):
+    """What the last upsampling before the argmax reads, for backends that take the argmax
+    themselves (`argmax.py`).
+
+    tensor: its name in the graph; enlarge: what follows it there, a shuffle of (1, K, factor^2, h,
+    w) or a resize of (1, K, h, w). parts: of an ONNX file, the ends of the model's head, of the
+    graph's tag and of what `tensor` and the outputs but "labels" are made of, in bytes.
+    """
+
+    tensor: str
+    enlarge: Enlargement
+    parts: tuple[int, int, int] | None = None
+
+
 class Card(_Facts):
     """An artifact's description; the runtime needs nothing else.
 
@@ -102,11 +119,11 @@ class Card(_Facts):
     engine: what its label kernel reads, float; `enlarge` names what that replaces). mean,
     std: of RGB in 0..1; they are inside the graph already. weights: digest of the network's state.
     trained: False for random weights. macs: multiply-adds of one frame. proof: None until the
-    artifact was run against the reference. files: SHA-256 by file name; for ONNX the one entry ""
-    is of the file without its card.
+    artifact was run against the reference. files: SHA-256 by file name; for ONNX and weights the
+    one entry "" is of the file without its card. format: 1 had no digest of the card itself.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     model: str
     size: tuple[int, int]
     trained_size: tuple[int, int] | None = None
@@ -114,6 +131,7 @@ class Card(_Facts):
     precision: Precision
     outputs: tuple[Literal["labels", "logits", "coarse"], ...]
     enlarge: Enlargement | None = None
+    coarse: CoarseLogits | None = None
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     label_ids: tuple[int, ...] | None = None
@@ -143,12 +161,25 @@ class Card(_Facts):
         return ClassSet(self.class_set, self.classes, self.palette, self.label_ids)
 
     def to_json(self) -> str:
-        return self.model_dump_json(exclude_none=True)
+        """JSON that begins with the digest of all that follows."""
+        body = self.model_dump_json(exclude_none=True)
+        return f'{{"digest":"{_sha256(body.encode())}",{body[1:]}'
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "the card") -> Card:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ArtifactError: if it is no card, of another version, or not as it was written.
+        """
+        body = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        signed = _DIGEST.match(body)
+        if signed:
+            body = b"{" + body[signed.end() :]
+        if signed and _sha256(body) != signed[1].decode():
+            raise ArtifactError(f"{where} was changed or damaged: export the model again")
         try:
-            return cls.model_validate_json(text)
+            card = cls.model_validate_json(body)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "JSON"
@@ -156,6 +187,9 @@ class Card(_Facts):
                 f"{where} is not a card that this version reads ({field}: {first['msg']}): "
                 "export the model again"
             ) from error
+        if card.format > 1 and not signed:
+            raise ArtifactError(f"{where} lacks its digest: export the model again")
+        return card
 
 
 def sidecar(path: Path) -> Path:
@@ -184,33 +218,101 @@ def read_card(path: str | os.PathLike[str]) -> Card:
 
 
 def append_card(model: bytes, card: Card) -> bytes:
-    """A serialized ONNX model that has no property `rtseg` yet, with `card` as that property."""
-    card = card.model_copy(update={"files": {"": hashlib.sha256(model).hexdigest()}})
-    value = card.to_json().encode()
-    entry = _ENTRY + varint(len(value)) + value
-    return model + _FIELD + varint(len(entry)) + entry
+    """Add `card` to a serialized ONNX model that has no property `rtseg` yet."""
+    text = card.model_copy(update={"files": {"": _sha256(model)}}).to_json().encode()
+    return model + field(METADATA, _ENTRY + _varint(len(text)) + text)
 
 
-def verify(path: str | os.PathLike[str], card: Card) -> None:
-    """Raises ArtifactError unless every file's content has the digest that the card names."""
+def coarse_graph(path: Path, card: Card) -> bytes:
+    """The ONNX model that ends at the coarse logits instead of the labels.
+
+    ONNX Runtime computes every node of the graph that it loads, asked for or not, so the end has to
+    go. The exporter puts it last in the file, so that leaving it out takes no look inside.
+    """
+    assert card.coarse is not None
+    assert card.coarse.parts is not None
+    content = path.read_bytes()
+    head, start, end = card.coarse.parts
+    names = [*(name for name in card.outputs if name != "labels"), card.coarse.tensor]
+    outputs = [field(OUTPUT, field(1, name.encode())) for name in dict.fromkeys(names)]
+    return content[:head] + field(GRAPH, content[start:end] + b"".join(outputs))
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A protobuf field that holds bytes, text or another message."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def verify_artifact(path: str | os.PathLike[str], card: Card, but: str | None = None) -> None:
+    """Check that an artifact may be served: it passed its proof, and its files are as exported.
+
+    Args:
+        path: the artifact.
+        card: its card.
+        but: a file that was checked otherwise.
+
+    Raises:
+        ArtifactError: if its proof failed, or a file is missing or has another SHA-256 than its
+            card says.
+    """
     path = Path(path)
-    if path.suffix == ".onnx":
-        found = {"": hashlib.sha256(_split_onnx(path)[0]).hexdigest()}
-    else:
-        found = {name: _file_digest(path.with_name(name)) for name in card.files}
+    if card.proof is not None and not card.proof.passed:
+        raise ArtifactError(f"{path} failed its proof, so it is not served: export it again")
+    whole = "" if path.suffix in (".onnx", ".safetensors") else path.name
+    # Weights had no digest in format 1; their backend compares that of the network's state.
+    if whole not in card.files and (card.format > 1 or path.suffix != ".safetensors"):
+        raise ArtifactError(
+            f"the card of {path} names no digest of {path.name}: give it the name that it was "
+            "exported under, or export it again"
+        )
     for name, expected in card.files.items():
-        if found.get(name) != expected:
+        if name != but and expected != _digest(path, name):
             raise ArtifactError(
                 f"{path.with_name(name) if name else path} has been changed or damaged since it "
                 "was exported (its SHA-256 differs from its card's): copy or export it again"
             )
 
 
-def _file_digest(path: Path) -> str:
-    try:
-        return digest_of(path)
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is missing: copy it too, or export again") from error
+def _digest(path: Path, name: str) -> str:
+    """Of the file `name` beside an artifact; of the artifact without its card for ""."""
+    if name:
+        try:
+            return digest_of(path.with_name(name))
+        except FileNotFoundError as error:
+            missing = path.with_name(name)
+            raise ArtifactError(f"{missing} is missing: copy it too, or export again") from error
+    if path.suffix == ".safetensors":
+        return digest_of_tensors(path)
+    model = _split_onnx(path)[0]
+    if _EXTERNAL in model:
+        raise ArtifactError(
+            f"{path} keeps weights in another file, which no digest covers: export it again"
+        )
+    return _sha256(model)
+
+
+def digest_of_tensors(path: Path) -> str:
+    """The SHA-256 of a safetensors file's tensors, their names, types and shapes."""
+    header, start = _read_header(path)
+    header.pop("__metadata__", None)
+    summary = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    with path.open("rb") as file:
+        file.seek(start)
+        while block := file.read(1 << 22):
+            summary.update(block)
+    return summary.hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _split_onnx(path: Path) -> tuple[bytes, bytes]:
@@ -222,26 +324,116 @@ def _split_onnx(path: Path) -> tuple[bytes, bytes]:
             f"{path} carries no card, so nothing says what its classes and sizes are: "
             "export it with `rtseg export`"
         )
-    length, value_at = read_varint(content, start + len(_ENTRY))
-    entry_length = value_at + length - start
-    model_end = start - len(varint(entry_length)) - len(_FIELD)
-    if value_at + length != len(content):
-        raise ArtifactError(
-            f"{path} is truncated or was rewritten by another tool: copy or export it again"
-        )
-    return content[:model_end], content[value_at:]
+    added = field(METADATA, content[start:])
+    for digits in range(1, 6):  # of the text's length
+        at = start + len(_ENTRY) + digits
+        prefix = _ENTRY + _varint(len(content) - at)
+        if content[start:at] == prefix and content.endswith(added):
+            return content[: -len(added)], content[at:]
+    raise ArtifactError(
+        f"{path} is truncated or was rewritten by another tool: copy or export it again"
+    )
 
 
-def _header_card(path: Path) -> bytes:
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where its tensors begin.
+
+    Raises:
+        ArtifactError: if it has none, or not all of its bytes are there.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"no file at {path}")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(min(length, 100_000_000)))
-        except ValueError as error:
-            raise ArtifactError(f"{path} is damaged: fetch or export it again") from error
-    card = (header.get("__metadata__") or {}).get("card")
+        text = file.read(min(length, 100_000_000))
+    try:
+        header = json.loads(text)
+        ends = [each["data_offsets"][1] for name, each in header.items() if name[:2] != "__"]
+        whole = 8 + length + max(ends, default=0) == path.stat().st_size
+        whole = whole and isinstance(header.get("__metadata__") or {}, dict)
+    except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ArtifactError(
+            f"{path} is damaged or not a safetensors file: fetch or export it again"
+        )
+    return header, 8 + length
+
+
+def _header_card(path: Path) -> str:
+    card = (_read_header(path)[0].get("__metadata__") or {}).get("card")
     if card is None:
         raise ArtifactError(
             f"{path} is a checkpoint without a card: `rtseg export {path}` makes artifacts of it"
         )
-    return str(json.loads(card) if card.startswith('"') else card).encode()
+    try:
+        return str(json.loads(card) if str(card).startswith('"') else card)
+    except ValueError as error:
+        raise ArtifactError(f"the card in {path} is damaged: export it again") from error
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The facts of an artifact or a checkpoint, as values for JSON.
+
+    Raises:
+        ArtifactError: if it is neither.
+    """
+    if path.suffix in (".pth", ".pt"):
+        raise ArtifactError(
+            f"{path} is a pickled checkpoint, which says nothing of itself: "
+            f"`rtseg export VARIANT --weights {path}` tells whether it fits"
+        )
+    if path.suffix == ".safetensors":
+        tensors = _read_header(path)[0]
+        metadata = tensors.pop("__metadata__", None) or {}
+        if "card" not in metadata:
+            return _describe_checkpoint(path, metadata, tensors)
+    card = read_card(path)
+    height, width = card.size
+    outputs = {
+        "labels": f"uint8 (1, {height}, {width})",
+        "logits": "float (1, classes, h, w)",
+        "coarse": "float (1, channels, h, w), for the label kernel beside it",
+    }
+    facts: dict[str, Any] = {
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "model": card.model,
+        "size": f"{height}x{width}",
+        "precision": card.precision,
+        "class_set": card.class_set,
+        "classes": list(card.classes),
+        "inputs": {"frame": f"uint8 (1, {height}, {width}, 3), {card.channels}"},
+        "outputs": {name: outputs[name] for name in card.outputs},
+        "normalization": {"mean": list(card.mean), "std": list(card.std), "where": "in the graph"},
+        "macs": card.macs,
+        "params": card.params,
+        "weights_from": card.weights_from,
+        "trained": card.trained,
+        "digests": {"weights": card.weights, **card.files},
+        "tools": card.tools,
+        "proof": card.proof.model_dump() if card.proof else "built, not proven",
+    }
+    if card.engine:
+        facts["engine"] = card.engine.model_dump(exclude={"blocks"})
+    return facts
+
+
+def _describe_checkpoint(
+    path: Path, metadata: dict[str, str], tensors: dict[str, Any]
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for name, text in metadata.items():
+        try:
+            facts[name] = json.loads(text)
+        except ValueError:  # another tool's, in its own form
+            facts[name] = text
+    floats = [each for name, each in tensors.items() if not name.endswith("num_batches_tracked")]
+    return {
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "kind": "checkpoint",
+        **facts,
+        "entries": len(floats),
+        "dtypes": sorted({each["dtype"] for each in floats}),
+    }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import ArtifactError
 from ..system import Gpu, gpus
-from .artifact import Card, EngineFacts, read_card, sidecar, verify
+from .artifact import Card, EngineFacts, read_card, sidecar, verify_artifact
 from .backends.backend import BACKENDS
 from .packages import (
     FLAVOURS,
@@ -151,21 +151,22 @@ def _what(error: ArtifactError, path: Path) -> str:
 
 def _check_content(path: Path, card: Card) -> None:
     engine, again = card.engine, f"copy {path.name} and its card again, or export it again"
-    if engine is None:
-        try:
-            verify(path, card)
-        except ArtifactError as error:
-            raise _Refused("digest", _what(error, path), again) from error
-        return
-    expected, found = _expected_size(path), path.stat().st_size
-    if expected and found < expected:
-        raise _Refused("truncated", f"it has {found} of {expected} bytes", again)
-    if not _same_content(path, card, engine):
-        reason = "it was changed or damaged since it was exported (its SHA-256 differs)"
-        raise _Refused("digest", reason, again)
-    for name in card.files:
-        if not path.with_name(name).is_file():
-            raise _Refused("incomplete", f"{name} is not beside it", f"copy {name} too")
+    if card.proof is not None and not card.proof.passed:
+        raise _Refused("proof", "it failed its proof", "export it again")
+    if engine is not None:
+        expected, found = _expected_size(path), path.stat().st_size
+        if expected and found < expected:
+            raise _Refused("truncated", f"it has {found} of {expected} bytes", again)
+        if not _same_content(path, card, engine):
+            reason = "it was changed or damaged since it was exported (its SHA-256 differs)"
+            raise _Refused("digest", reason, again)
+        for name in card.files:
+            if not path.with_name(name).is_file():
+                raise _Refused("incomplete", f"{name} is not beside it", f"copy {name} too")
+    try:
+        verify_artifact(path, card, but=path.name if engine else None)
+    except ArtifactError as error:
+        raise _Refused("digest", _what(error, path), again) from error
 
 
 def _expected_size(path: Path) -> int | None:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.letterbox import fit_frame, restore_labels
-from ..errors import UsageError
-from .artifact import Card, read_card, verify
+from ..errors import BackendError, UsageError
+from .artifact import Card, read_card, verify_artifact
 from .backends.backend import Backend, Info, choose, open_backend
 
 
@@ -28,6 +28,7 @@ class Segmenter:
     def __init__(self, backend: Backend):
         self._backend: Backend | None = backend
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self.card: Card = backend.card
         self.info: Info = backend.info
 
@@ -39,6 +40,7 @@ class Segmenter:
         and other number types are converted where that loses
         nothing; ValueError says what to do where it would.
         """
+        self._check_process()  # before the lock, which another thread may have held at the fork
         image = as_bgr(frame)
         card, size = self.card, (image.shape[0], image.shape[1])
         fitted = fit_frame(image, card.size, card.fit, card.mean)
@@ -50,9 +52,15 @@ class Segmenter:
 
     @property
     def backend(self) -> Backend:
+        self._check_process()
         if self._backend is None:
             raise RuntimeError("this Segmenter is closed: load the artifact again")
         return self._backend
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            # A backend's threads do not survive a fork: a call would wait for them for ever.
+            raise BackendError("this Segmenter was loaded before a fork: load it in each process")
 
     def close(self) -> None:
         with self._lock:
@@ -90,7 +98,7 @@ def load(
     path = Path(path)
     card = read_card(path)
     name = choose(path, backend, device)
-    verify(path, card)
+    verify_artifact(path, card)
     return Segmenter(open_backend(name, path, device, **options))
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 
@@ -14,17 +13,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import ArtifactError
-from ..runtime.backends.backend import BACKENDS, cuda_available, installed
+from ..runtime.backends.backend import BACKENDS, installed
 from ..runtime.packages import (
-    FLAVOURS,
     INSTALL,
     INSTALL_CUDA,
-    find_package,
-    import_package,
     pip_line,
 )
-from ..runtime.preflight import BINDINGS, this_machine
 from ..system import Gpu, SystemInfo, gpus, read_system
 
 EXPORT = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors")
@@ -117,13 +111,14 @@ def _backend(name: str, found: Sequence[Gpu]) -> Finding:
         note = f"{' or '.join(entry.packages)} is not installed"
         return Finding(name, False, {}, (), loads, note, fix)
     try:
-        versions, devices, note = EXAMINERS[name](found)
+        here = entry.diagnose(found)
     except Exception as error:  # a broken install can raise anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         note = f"installed, but does not load: {reason[0][:200]}"
         return Finding(name, False, {}, (), loads, note, fix.replace("install", REPAIR))
-    advice = _gpu_advice(name, devices, found)
-    return Finding(name, bool(devices), versions, devices, loads, note or advice[0], advice[1])
+    return Finding(
+        name, bool(here.devices), here.versions, here.devices, loads, here.note, here.fix
+    )
 
 
 def _both_runtimes() -> dict[str, str]:
@@ -136,57 +131,6 @@ def _both_runtimes() -> dict[str, str]:
 
 
 REPAIR = "install --force-reinstall"
-Examined = tuple[dict[str, str], tuple[str, ...], str]  # versions, devices, note
-
-
-def _onnxruntime(found: Sequence[Gpu]) -> Examined:
-    module = importlib.import_module("onnxruntime")
-    devices = ("cuda", "cpu") if cuda_available() else ("cpu",)
-    return {"onnxruntime": module.__version__}, devices, ""
-
-
-def _openvino(found: Sequence[Gpu]) -> Examined:
-    module = importlib.import_module("openvino")
-    capabilities = module.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    note = "computes in bf16 in hardware" if "BF16" in capabilities else ""
-    return {"openvino": module.__version__.split("-")[0]}, ("cpu",), note
-
-
-def _torch(found: Sequence[Gpu]) -> Examined:
-    module = importlib.import_module("torch")
-    devices = ("cuda", "cpu") if module.cuda.is_available() else ("cpu",)
-    return {"torch": module.__version__}, devices, ""
-
-
-def _tensorrt(found: Sequence[Gpu]) -> Examined:
-    packages = [package for flavour in FLAVOURS if (package := find_package(flavour))]
-    for package in packages:
-        import_package(package.flavour)
-    versions = {str(package.flavour): package.version for package in packages}
-    if not found:
-        return versions, (), BUILDS
-    if BINDINGS not in this_machine().modules:
-        raise ArtifactError("cuda-bindings is not installed")
-    return versions, tuple(f"cuda:{gpu.index}" for gpu in found), ""
-
-
-EXAMINERS: dict[str, Callable[[Sequence[Gpu]], Examined]] = {
-    "tensorrt": _tensorrt,
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-    "torch": _torch,
-}
-
-
-def _gpu_advice(name: str, devices: Sequence[str], found: Sequence[Gpu]) -> tuple[str, str]:
-    """(note, fix) where a GPU lies idle for want of the right package."""
-    if not found or "cuda" in devices:
-        return "", ""
-    if name == "onnxruntime":
-        return "this build does not use the GPU", INSTALL_CUDA
-    if name == "torch":
-        return "this build does not use the GPU", "see https://pytorch.org/get-started/locally"
-    return "", ""
 
 
 def _export() -> Finding:

@@ -16,8 +16,8 @@ from rtseg.runtime.backends import cuda as cuda_module
 from rtseg.runtime.backends import tensorrt as module
 from rtseg.runtime.backends.argmax_kernel import kernel_path
 from rtseg.runtime.packages import Package
-from rtseg.runtime.parity import Reference
 from rtseg.runtime.preflight import BINDINGS, Machine
+from rtseg.runtime.verify import Reference
 from rtseg.system import Gpu
 from speed_parts import CARD
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from rtseg.runtime import Card
-from rtseg.runtime.backends.backend import Info, InTurn
+from rtseg.runtime.backends.backend import BackendBase, Info
 from rtseg.speed import plan
 from rtseg.speed.result import STAGES, Result, Speedup, Subject
 from rtseg.speed.timing import Timing, WarmUp
@@ -50,7 +50,7 @@ CARD = Card(
 )
 
 
-class FakeBackend(InTurn):
+class FakeBackend(BackendBase):
     card = CARD
     info = Info("fake", "1.0", "cpu", 2, "fp32", (("hint", "latency"),))
 

@@ -60,7 +60,7 @@ def test_a_broken_backend_is_a_finding_rather_than_an_error(monkeypatch):
         raise OSError("libsomething.so: cannot open\nmore")
 
     monkeypatch.setattr(doctor, "installed", lambda backend: True)
-    monkeypatch.setitem(doctor.EXAMINERS, "openvino", broken)
+    monkeypatch.setattr("rtseg.runtime.backends.openvino.OpenVino.diagnose", broken)
     finding = finding_of("openvino")
     assert not finding.ready
     assert finding.note == "installed, but does not load: libsomething.so: cannot open"
@@ -78,7 +78,7 @@ def test_without_a_gpu_tensorrt_says_what_it_can_still_do(monkeypatch):
 
 def test_a_gpu_that_a_cpu_build_leaves_idle_is_pointed_out(monkeypatch):
     monkeypatch.setattr(doctor, "gpus", lambda: [GPU])
-    monkeypatch.setattr(doctor, "cuda_available", lambda: False)
+    monkeypatch.setattr("rtseg.runtime.backends.onnxruntime.cuda_available", lambda: False)
     findings = doctor.examine()
     finding = {f.name: f for f in findings.backends}["onnxruntime"]
     assert finding.ready

@@ -10,11 +10,11 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from rtseg.errors import ArtifactError, MissingPackage  # noqa: E402
 from rtseg.export import tensorrt as module  # noqa: E402
 from rtseg.export.tensorrt import build_engine, choose_package  # noqa: E402
-from rtseg.runtime.artifact import Card, read_card, sidecar, verify  # noqa: E402
+from rtseg.runtime.artifact import Card, read_card, sidecar, verify_artifact  # noqa: E402
 from rtseg.runtime.backends import tensorrt_self_test as self_test  # noqa: E402
 from rtseg.runtime.packages import Package, make_log, read_header  # noqa: E402
-from rtseg.runtime.parity import Reference  # noqa: E402
 from rtseg.runtime.preflight import block_digests, check, this_platform  # noqa: E402
+from rtseg.runtime.verify import Reference  # noqa: E402
 from rtseg.system import Gpu  # noqa: E402
 
 SIZE, CLASSES = (32, 64), 5
@@ -79,7 +79,7 @@ def test_an_engine_and_all_that_belongs_to_it(single, tmp_path):
 
     card = read_card(target)
     assert card == built.card
-    verify(target, card)
+    verify_artifact(target, card)
     assert set(card.files) == {"small.engine", "small.engine.reference.npz"}
     assert (card.proof, card.tools["tensorrt_rtx"]) == (None, trt.__version__)
     facts = card.engine

@@ -27,8 +27,12 @@ from rtseg.runtime.backends import tensorrt_self_test as self_test  # noqa: E402
 from rtseg.runtime.backends.cuda import Cuda  # noqa: E402
 from rtseg.runtime.backends.tensorrt import TensorRT  # noqa: E402
 from rtseg.runtime.packages import import_package, make_log  # noqa: E402
-from rtseg.runtime.parity import BARS, compare, faults  # noqa: E402
-from rtseg.runtime.verify import record_path  # noqa: E402
+from rtseg.runtime.verify import (  # noqa: E402
+    BARS,
+    compare,
+    faults,
+    record_path,
+)
 
 SIZE = (256, 512)
 MEBIBYTE = 1 << 20
@@ -176,8 +180,7 @@ def test_the_proof_is_made_once(engine):
 def test_an_engine_of_other_weights_is_refused(folder, network, tmp_path):
     """The graph of another seed, with the reference of ours."""
     from rtseg.export.graph import to_onnx
-    from rtseg.runtime.parity import Reference
-    from rtseg.runtime.verify import reference_path
+    from rtseg.runtime.verify import Reference, reference_path
 
     right = artifact(folder, "fp32")
     other = to_onnx(build_untrained("csfcn_nano", 19, seed=1), SIZE, "fp32", ("labels",))

@@ -20,7 +20,7 @@ from fake_cuda import (
 from labels_plain import plain
 from rtseg.errors import ArtifactError
 from rtseg.runtime.argmax import LabelMaker
-from rtseg.runtime.artifact import read_card, verify
+from rtseg.runtime.artifact import read_card, verify_artifact
 from rtseg.runtime.backends.argmax_kernel import KernelFile, kernel_path
 from rtseg.runtime.backends.tensorrt import TensorRT
 
@@ -359,7 +359,7 @@ def test_an_engine_with_its_kernel(name, tmp_path):
     card = read_card(artifact.path)
     assert card.outputs == ("coarse",)
     assert card.enlarge == ("shuffle" if name == "csfcn" else "bilinear")
-    verify(artifact.path, card)
+    verify_artifact(artifact.path, card)
     beside = kernel_path(artifact.path)
     assert card.files[beside.name] == hashlib.sha256(beside.read_bytes()).hexdigest()
     file = KernelFile.load(beside)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from labels_plain import (
@@ -13,7 +12,6 @@ from labels_plain import (
     KINDS,
     RNG,
     Logits,
-    agree_in_both_ways,
     constant,
     in_numpy,
     in_torch,
@@ -22,13 +20,8 @@ from labels_plain import (
     regions,
     ties,
 )
-from openvino import opset11 as ops
 from rtseg.errors import ArtifactError
-from rtseg.export import export
-from rtseg.models.loading import Model
-from rtseg.runtime import load
 from rtseg.runtime.argmax import MOST_MIXED, Axis, LabelMaker, classes_and_factor
-from rtseg.runtime.cut import Coarse, cut_labels
 
 
 def ours(
@@ -157,65 +150,3 @@ def test_an_axis_covers_every_position_once() -> None:
             assert (np.diff(axis.starts) > 0).all()
             assert (axis.near >= 0).all()
             assert (axis.far >= 0).all()
-
-
-@pytest.fixture(scope="module")
-def nano_artifact(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    out = tmp_path_factory.mktemp("nano")
-    return export(nano, [(128, 256)], ["onnx"], out=out)[0].path
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_openvino_gives_the_graphs_labels_without_the_graphs_end(
-    threads: int, nano_artifact: Any, street_frames: list[tuple[str, Any]]
-) -> None:
-    agree_in_both_ways(nano_artifact, "openvino", street_frames, precision="fp32", threads=threads)
-
-
-def test_openvino_takes_the_cells_by_default_and_refuses_what_is_neither(
-    nano_artifact: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ArtifactError, match='argmax is "graph" or "runtime"'):
-        load(nano_artifact, "openvino", argmax="both")
-    with load(nano_artifact, "openvino") as segment:
-        assert dict(segment.info.options)["argmax"] == "runtime"
-    monkeypatch.setattr("rtseg.runtime.backends.openvino.compiled_available", lambda: False)
-    with load(nano_artifact, "openvino") as segment:
-        assert dict(segment.info.options)["labels"] == "graph"
-
-
-def labels_model(scores: Any) -> openvino.Model:
-    """logits -> `scores` of them -> argmax over classes -> an output "labels"."""
-    logits = ops.parameter([1, 3, 8, 16], np.float32, name="logits")
-    best = ops.topk(scores(logits), ops.constant(np.int64(1)), 1, "max", "none")
-    labels = ops.convert(best.output(1), "u8").output(0)
-    labels.get_tensor().add_names({"labels"})
-    return openvino.Model([ops.result(labels)], [logits])
-
-
-@pytest.mark.parametrize(
-    ("mode", "corners", "enlarge"),
-    [
-        ("linear_onnx", "align_corners", "bilinear_aligned"),
-        ("linear_onnx", "half_pixel", "bilinear"),
-        ("linear_onnx", "asymmetric", None),
-        ("nearest", "half_pixel", None),
-        ("cubic", "half_pixel", None),
-    ],
-)
-def test_only_a_bilinear_end_is_cut(mode: str, corners: str, enlarge: Any) -> None:
-    def scores(logits: Any) -> Any:
-        sizes = ops.constant(np.array([64, 128], np.int64))
-        axes = ops.constant(np.array([2, 3], np.int64))
-        return ops.interpolate(
-            logits, sizes, mode, "sizes", coordinate_transformation_mode=corners, axes=axes
-        )
-
-    model = labels_model(scores)
-    found = cut_labels(model, (64, 128))
-    assert found == (Coarse((1, 3, 8, 16), enlarge) if enlarge else None)
-    assert model.outputs[0].get_any_name() == ("coarse" if enlarge else "labels")
-
-
-def test_labels_of_a_model_without_enlargement_stay_in_the_graph() -> None:
-    assert cut_labels(labels_model(lambda logits: logits), (8, 16)) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,30 @@ def test_a_way_that_there_is_not(artifact: Path) -> None:
 
 
 class Recording:
-    """A CUDA graph that takes its time."""
+    """A CUDA graph that takes its time, and gives what the network gives unless it is `empty`."""
 
-    def __init__(self, seconds: float, clock: list[float]):
-        self.seconds, self.clock = seconds, clock
+    def __init__(self, backend: PyTorch, seconds: float, clock: list[float], empty: bool = False):
+        self.backend, self.maker, self.results = backend, backend._maker, backend._run()
+        self.seconds, self.clock, self.empty = seconds, clock, empty
+        self.results = tuple(result.clone() for result in self.results)
 
     def replay(self) -> None:
         self.clock[0] += self.seconds
+        if self.empty:
+            return
+        for ours, theirs in zip(self.results, self.backend._run(), strict=True):
+            ours.copy_(theirs)
+
+
+def recorder(
+    backend: PyTorch, seconds: dict[str, float], clock: list[float], empty: bool, names: list[str]
+) -> Any:
+    def record() -> tuple[Recording, tuple[torch.Tensor, ...]]:
+        names.append("runtime" if backend._maker else "graph")
+        recording = Recording(backend, seconds[names[-1]], clock, empty)
+        return recording, recording.results
+
+    return record
 
 
 @pytest.mark.parametrize(
@@ -77,25 +95,71 @@ class Recording:
 def test_the_faster_recording_is_kept(
     runtime: float, graph: float, choose: bool, best: str, artifact: Path, monkeypatch: Any
 ) -> None:
-    clock = [0.0]
+    clock, recorded, seconds = [0.0], [], {"runtime": runtime, "graph": graph}
     backend = PyTorch(artifact, "cpu")
-    recorded = []
-
-    def record() -> tuple[Recording, tuple[torch.Tensor, ...]]:
-        recorded.append("runtime" if backend._maker else "graph")
-        return Recording(runtime if backend._maker else graph, clock), backend._run()
-
-    monkeypatch.setattr(backend, "_recorded", record)
+    monkeypatch.setattr(backend, "_recorded", recorder(backend, seconds, clock, False, recorded))
     monkeypatch.setattr(
         "rtseg.runtime.backends.pytorch.median_ms",
         lambda runs: median_ms(runs, now=lambda: int(clock[0] * 1e9)),
     )
     said = dict(backend._capture(choose))
     assert recorded == (["runtime", "graph"] if choose else ["runtime"])
-    assert said["argmax"] == best
+    assert (said["argmax"], said["cuda_graph"]) == (best, "on")
     assert f"runtime {1e3 * runtime:.3f}" in said["argmax_ms"]
     assert (backend._maker is not None) == (best == "runtime")
-    assert backend.graph.seconds == {"runtime": runtime, "graph": graph}[best]
+    assert backend.graph.seconds == seconds[best]
+    backend.close()
+
+
+def test_a_graph_that_gives_something_else_is_not_replayed(
+    artifact: Path, monkeypatch: Any
+) -> None:
+    """As one that was captured on another device than its kernels', which is empty."""
+    backend = PyTorch(artifact, "cpu", argmax="graph")
+    record = recorder(backend, {"graph": 1}, [0.0], True, [])
+    monkeypatch.setattr(backend, "_recorded", record)
+    said = dict(backend._capture(choose=False))
+    assert said["cuda_graph"].startswith("off: it gave other results")
+    assert backend.graph is None
+    backend.close()
+
+
+class Gpus:
+    """Two pretended GPUs, of which the first is the current one."""
+
+    def __init__(self) -> None:
+        self.current, self.used = 0, []
+
+    @contextlib.contextmanager
+    def select(self, index: int) -> Any:
+        before, self.current = self.current, index
+        yield
+        self.current = before
+
+    @contextlib.contextmanager
+    def use(self, *_: object) -> Any:
+        self.used.append(self.current)
+        yield
+
+    def replay(self) -> None:
+        self.used.append(self.current)
+
+
+def test_the_second_gpus_graph_is_captured_and_replayed_on_it(
+    artifact: Path, monkeypatch: Any
+) -> None:
+    gpus, backend = Gpus(), PyTorch(artifact, "cpu")
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: gpus.select(1))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "stream", gpus.use)
+    monkeypatch.setattr(torch.cuda, "graph", gpus.use)
+    backend._record_graphs(choose=False)
+    backend.graph = gpus
+    backend.compute()
+    assert set(gpus.used) == {1}
+    assert gpus.current == 0
     backend.close()
 
 

@@ -1,7 +1,6 @@
 """`check` on files and machines of every kind of mismatch; no GPU needed."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -238,8 +237,8 @@ def test_a_card_of_an_unknown_form(engine, content):
 
 
 def test_a_card_of_a_later_format(engine):
-    card = json.loads(sidecar(engine).read_text())
-    sidecar(engine).write_text(json.dumps(card | {"format": 2}))
+    card = Card.from_json(sidecar(engine).read_text()).model_copy(update={"format": 3})
+    sidecar(engine).write_text(card.to_json())
     verdict = check(engine, MACHINE)
     assert verdict.code == "card"
     assert "format" in verdict.reason

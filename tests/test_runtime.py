@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rtseg.errors import ArtifactError, MissingPackage
+from rtseg.errors import ArtifactError, BackendError, MissingPackage
 from rtseg.export import Artifact, export
 from rtseg.models.loading import Model
 from rtseg.runtime import Segmenter, load, read_card
@@ -245,3 +246,17 @@ os.kill(os.getpid(), signal.SIGTERM)
     command = [sys.executable, "-c", code, str(artifacts["openvino"].path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "caught")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+def test_a_fork_is_told_to_load_for_itself(artifacts: dict[str, Artifact]) -> None:
+    """A backend's threads are gone there, so that a call would never end."""
+    with load(artifacts["onnx"].path) as segment:
+        child = os.fork()
+        if child == 0:
+            try:
+                segment(np.zeros((*SIZE, 3), np.uint8))
+            except BackendError as error:
+                os._exit(0 if "load it in each process" in str(error) else 2)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -10,8 +10,9 @@ from rtseg.errors import ArtifactError
 from rtseg.export import export
 from rtseg.models import build, count
 from rtseg.models.loading import Model
+from rtseg.runtime.backends.onnxruntime import kernel_times
 from rtseg.speed.ceilings import fastest, measure_ceilings
-from rtseg.speed.profile import _kernels, costliest
+from rtseg.speed.profile import costliest
 from rtseg.speed.roofline import Ceilings, Work, _layer_counter, share, work_of
 from speed_parts import Clock
 
@@ -85,7 +86,7 @@ def test_the_costliest_layers_come_first(nano: Model, tmp_path: Path):
         assert 0 < sum(layer.share for layer in layers) <= 1
     kinds = {layer.kind for layer in costliest(made[0].path, "onnxruntime", 1, count=10)}
     assert "Conv" in kinds
-    with pytest.raises(ArtifactError, match="has no profile"):
+    with pytest.raises(ArtifactError, match="does not tell the times"):
         costliest(made[0].path, "tensorrt", 1)
 
 
@@ -95,4 +96,4 @@ def test_onnx_runtime_s_first_run_does_not_count():
         return {"cat": "Node", "name": "a_kernel_time", "dur": 1e3 * ms, "args": facts}
 
     events = [event(90), event(5), event(6), {"cat": "Session", "name": "run", "dur": 1}]
-    assert _kernels(events) == {("a", "Conv", "CPU"): [5, 6]}
+    assert kernel_times(events) == {("a", "Conv", "CPU"): [5, 6]}

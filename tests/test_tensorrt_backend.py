@@ -324,7 +324,7 @@ def test_without_the_bindings_the_error_says_how_to_get_them(monkeypatch):
 def test_a_tensorrt_that_is_wrong_is_not_trusted(world, monkeypatch, tmp_path):
     trt = world.trt()
     trt.Builder = object
-    place = first_load.Place(GPU.name, "8.9", GPU.driver, "tensorrt 10.3.0")
+    place = first_load.EngineHost(GPU.name, "8.9", GPU.driver, "tensorrt 10.3.0")
     errors = [0.3, float("nan"), 1e-4]
     monkeypatch.setattr(self_test, "measure", lambda *_: {"grid_sample": errors.pop(0)})
     for _ in range(2):

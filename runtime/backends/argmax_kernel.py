@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from ...errors import ArtifactError
-from ..cut_onnx import COARSE
 from .cuda import Cuda
 
-LABELS = "labels"
+COARSE, LABELS = "coarse", "labels"  # what the kernel reads and writes
 OPEN = 8  # the last generation for which Triton's machine code runs on its later GPUs too
 _CALL, _CODE, _TABLE = "call", "code ", "table "  # names of arrays in the file, and how they begin
 

@@ -1,11 +1,12 @@
-"""What every backend offers, and which one runs a file on this machine."""
+"""The protocol that every backend keeps, and the registry with one row for each."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ArtifactError, MissingPackage
+from ...system import Gpu, gpus
+from ..argmax import LabelMaker, compiled_available
 from ..artifact import Card
 from ..packages import pip_line
 
+log = logging.getLogger("rtseg")
 Image = NDArray[np.uint8]  # (1, H, W, 3) BGR
 Labels = NDArray[np.uint8]  # (1, H, W) class ids
-
+# An image -> the scores that the labels are the argmax of, (1, K, h, w) or (1, K, factor^2, h, w).
+Scores = Callable[[Image], NDArray[Any]]
+# (layer, kind, kernel) -> milliseconds of each run.
+LayerTimes = dict[tuple[str, str, str], list[float]]
 
 # Where the argmax runs: in the graph as exported, or in the runtime, on coarse logits.
 ARGMAX = ("graph", "runtime")
@@ -36,6 +43,17 @@ class Info:
     threads: int | None
     precision: str
     options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """An installed backend on this machine: versions by package, devices that it runs on here,
+    what holds it back, and the command that mends that."""
+
+    versions: dict[str, str]
+    devices: tuple[str, ...]
+    note: str = ""
+    fix: str = ""
 
 
 class Backend(Protocol):
@@ -69,17 +87,11 @@ class Backend(Protocol):
         ...
 
 
-def check_argmax(argmax: str | None) -> None:
-    """Refuse anything but a value of ARGMAX, or None for the backend's own choice."""
-    if argmax not in (None, *ARGMAX):
-        raise ArtifactError(f'argmax is "graph" or "runtime", not {argmax!r}')
-
-
-class InTurn:
+class BackendBase:
     """The call of a backend, made of its steps.
 
-    A backend gives `upload`, `compute`, and `_fetch`, which copies the output of a name from the
-    last `compute`; `names` are the outputs that its artifact has.
+    A backend gives `upload`, `compute`, `_fetch`, which copies the output of a name from the last
+    `compute`, and `diagnose`; `names` are the outputs that its artifact has.
     """
 
     names: Sequence[str]
@@ -104,61 +116,135 @@ class InTurn:
         value: NDArray[Any] = self._fetch(name)  # type: ignore[attr-defined]
         return value
 
+    @classmethod
+    def open_scores(cls, path: Path, **options: Any) -> Scores | None:
+        """Read an artifact's scores, given as an output or not; None where that cannot be done."""
+        return None
+
+    @classmethod
+    def profile(cls, path: Path, threads: int, hint: str | None, image: Image) -> LayerTimes:
+        """Time every layer of an artifact, as the package itself counts.
+
+        Raises:
+            ArtifactError: if it does not tell.
+        """
+        raise ArtifactError(
+            f"{cls.__name__} does not tell the times of layers: name another backend"
+        )
+
 
 @dataclass(frozen=True)
-class Entry:
-    """A backend: where its class is, the packages that it needs and the extra that brings them."""
+class BackendSpec:
+    """A row of the registry: everything that is asked of a backend before it is loaded.
+
+    module, cls: where its class is. packages: any one of them will do; extra: brings them.
+    suffixes: of the files that it loads. devices: kinds that it runs on, with its place among those
+    taken by default there, the fastest first; None: only where it is named. precisions: by what
+    the user asks for, the graph's own and what the backend is told to compute it in.
+    """
 
     module: str
     cls: str
-    packages: tuple[str, ...]  # any one of them will do
+    packages: tuple[str, ...]
     extra: str
-    suffixes: tuple[str, ...]  # what it loads
+    suffixes: tuple[str, ...]
+    devices: Mapping[str, int | None]
+    precisions: Mapping[str, tuple[str, str | None]]
+
+    @property
+    def installed(self) -> bool:
+        return any(map(importlib.util.find_spec, self.packages))
+
+    @property
+    def install(self) -> str:
+        return pip_line(self.extra)
+
+    def load(self) -> type[BackendBase]:
+        """Import the backend's class, and its package with it."""
+        module = importlib.import_module(f".{self.module}", __package__)
+        found: type[BackendBase] = getattr(module, self.cls)
+        return found
+
+    def diagnose(self, found: Sequence[Gpu]) -> Diagnosis:
+        """Look at the installed package on a machine with these GPUs; a broken one may raise
+        anything."""
+        diagnosis: Diagnosis = self.load().diagnose(found)  # type: ignore[attr-defined]
+        return diagnosis
 
 
-BACKENDS = {
-    "tensorrt": Entry(
-        "tensorrt", "TensorRT", ("tensorrt", "tensorrt_rtx"), "tensorrt", (".engine", ".plan")
-    ),
-    "onnxruntime": Entry("onnxruntime", "OnnxRuntime", ("onnxruntime",), "cpu", (".onnx",)),
-    "openvino": Entry("openvino", "OpenVino", ("openvino",), "openvino", (".xml", ".onnx")),
-    "torch": Entry("pytorch", "PyTorch", ("torch",), "export", (".safetensors",)),
+GRAPHS: Mapping[str, tuple[str, str | None]] = {
+    each: (each, None) for each in ("fp32", "fp16", "int8")
 }
+# A new backend is a row here and a file beside this one.
+BACKENDS = {
+    "tensorrt": BackendSpec(
+        module="tensorrt", cls="TensorRT", packages=("tensorrt", "tensorrt_rtx"), extra="tensorrt",
+        suffixes=(".engine", ".plan"), devices={"cuda": 0}, precisions=GRAPHS,
+    ),
+    "onnxruntime": BackendSpec(
+        module="onnxruntime", cls="OnnxRuntime", packages=("onnxruntime",), extra="cpu",
+        suffixes=(".onnx",), devices={"cuda": 2, "cpu": 1}, precisions=GRAPHS,
+    ),
+    "openvino": BackendSpec(
+        module="openvino", cls="OpenVino", packages=("openvino",), extra="openvino",
+        suffixes=(".xml", ".onnx"), devices={"cpu": 0},
+        precisions={
+            "fp32": ("fp32", "fp32"), "bf16": ("fp32", "bf16"), "fp16": ("fp16", "fp16"),
+            "int8": ("int8", None),
+        },
+    ),
+    "torch": BackendSpec(
+        module="pytorch", cls="PyTorch", packages=("torch",), extra="export",
+        suffixes=(".safetensors",), devices={"cuda": 1, "cpu": None}, precisions=GRAPHS,
+    ),
+}  # fmt: skip
 
 
 def installed(backend: str) -> bool:
-    return any(importlib.util.find_spec(package) for package in BACKENDS[backend].packages)
+    return BACKENDS[backend].installed
+
+
+def default_backends(kind: str) -> list[str]:
+    """The installed backends that make the best of a kind of device, the fastest first."""
+    ranks = {
+        name: rank for name, s in BACKENDS.items() if (rank := s.devices.get(kind)) is not None
+    }
+    return sorted(filter(installed, ranks), key=ranks.__getitem__)
 
 
 def choose(path: Path, backend: str | None, device: str | None) -> str:
-    """The backend for a file: the one asked for, else the fastest that is installed.
+    """Choose the backend for a file: the one asked for, else the fastest that is installed.
 
-    Raises ArtifactError for a backend that is unknown or cannot read the file, and for a file
-    that none can read; MissingPackage where the package is absent.
+    Args:
+        path: an artifact, told by its suffix.
+        backend: a name of BACKENDS.
+        device: "cpu", "cuda[:N]" or None for what the machine has.
+
+    Raises:
+        ArtifactError: for a backend that is unknown or cannot read the file, and for a file that
+            none can read.
+        MissingPackage: if the package is absent.
     """
     if backend is not None and backend not in BACKENDS:
         raise ArtifactError(f"no backend is called {backend!r}: choose from {', '.join(BACKENDS)}")
-    able = [name for name, entry in BACKENDS.items() if path.suffix in entry.suffixes]
+    able = [name for name, spec in BACKENDS.items() if path.suffix in spec.suffixes]
     if not able:
-        known = ", ".join(dict.fromkeys(s for e in BACKENDS.values() for s in e.suffixes))
+        known = ", ".join(dict.fromkeys(s for spec in BACKENDS.values() for s in spec.suffixes))
         raise ArtifactError(f"{path} is no artifact: a runtime loads {known}")
     if backend is not None and backend not in able:
         raise ArtifactError(f"{backend} cannot load {path.name}: {' or '.join(able)} can")
-    wanted = [backend] if backend else _by_speed(able, device)
+    kind = (device or "").partition(":")[0]
+    if not kind and len(able) > 1:
+        kind = "cuda" if cuda_available() else "cpu"
+    # A device that none has ends in the fastest one's own error.
+    able.sort(key=lambda name: BACKENDS[name].devices.get(kind or "cuda", 99) or 0)
+    wanted = [backend] if backend else able
     present = [name for name in wanted if installed(name)]
     if not present:
-        entry = BACKENDS[wanted[0]]
-        raise MissingPackage(f"{path.name} needs {entry.packages[-1]}: {pip_line(entry.extra)}")
+        spec = BACKENDS[wanted[0]]
+        raise MissingPackage(f"{path.name} needs {spec.packages[-1]}: {spec.install}")
+    log.debug("%s runs in %s", path.name, present[0])
     return present[0]
-
-
-def _by_speed(able: list[str], device: str | None) -> list[str]:
-    """An ONNX file goes to CUDA where there is one, else to OpenVINO, the faster one on CPUs."""
-    if "openvino" not in able or (device or "").startswith("cuda"):
-        return able
-    if device is None and "onnxruntime" in able and cuda_available():
-        return able
-    return sorted(able, key=lambda name: name != "openvino")
 
 
 def cuda_available() -> bool:
@@ -167,21 +253,54 @@ def cuda_available() -> bool:
         return False
     import onnxruntime
 
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return False
-    from ...system import gpus
-
-    return bool(gpus())
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and bool(gpus())
 
 
 def open_backend(name: str, path: Path, device: str | None, **options: Any) -> Backend:
+    """Load an artifact in the backend `name`; options: as its class takes them."""
     if "labels" in options:  # its name until 0.2
         old = options.pop("labels")
         options["argmax"] = "runtime" if old == "cells" else old
         warnings.warn(
             f"labels={old!r} is now argmax={options['argmax']!r}", FutureWarning, stacklevel=3
         )
-    entry = BACKENDS[name]
-    module = importlib.import_module(f".{entry.module}", __package__)
-    backend: Backend = getattr(module, entry.cls)(path, device, **options)
+    make: Any = BACKENDS[name].load()
+    backend: Backend = make(path, device, **options)
+    log.info("%s loaded in %s: %s", path.name, name, backend.info)
     return backend
+
+
+def check_argmax(argmax: str | None) -> None:
+    """Refuse anything but a value of ARGMAX, or None for the backend's own choice."""
+    if argmax not in (None, *ARGMAX):
+        raise ArtifactError(f'argmax is "graph" or "runtime", not {argmax!r}')
+
+
+def leaves_out_argmax(card: Card, argmax: str | None) -> bool:
+    """Whether a graph is to end at its coarse logits, of which a `LabelMaker` makes labels on CPUs.
+
+    By default where it ends in a bilinear resize and numba is installed, which was 1.4 to 1.8 times
+    as fast (docs/speed-notes.md). Shuffled logits are as large as the frame's, so nothing is gained
+    by taking them out.
+
+    Raises:
+        ArtifactError: if that was asked for and the card names no coarse logits.
+    """
+    check_argmax(argmax)
+    coarse = card.coarse if "labels" in card.outputs else None
+    if argmax == "runtime" and coarse is None:
+        raise ArtifactError(
+            'this artifact names no logits to take the argmax of: load it with argmax="graph", or '
+            "export it again"
+        )
+    if coarse is None or argmax == "graph":
+        return False
+    return argmax == "runtime" or (compiled_available() and coarse.enlarge != "shuffle")
+
+
+def label_maker(card: Card, shape: Sequence[int], threads: int) -> LabelMaker:
+    """What makes labels of a graph's coarse logits of `shape`; see `CoarseLogits`."""
+    assert card.coarse is not None
+    if len(shape) == 5:
+        shape = (1, shape[1] * shape[2], *shape[3:])
+    return LabelMaker(tuple(shape), card.size, card.coarse.enlarge, threads)

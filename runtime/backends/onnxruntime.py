@@ -4,32 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
-from functools import partial
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import ArtifactError
-from ...system import usable_cores
-from ..argmax import LabelMaker, compiled_available
-from ..artifact import read_card
-from ..cut_onnx import COARSE, cut_labels
+from ...system import Gpu, usable_cores
+from ..argmax import LabelMaker
+from ..artifact import coarse_graph, read_card
 from ..packages import INSTALL_CUDA
-from .backend import Image, Info, InTurn, Labels, check_argmax
+from .backend import (
+    BackendBase,
+    Diagnosis,
+    Image,
+    Info,
+    Labels,
+    LayerTimes,
+    Scores,
+    cuda_available,
+    label_maker,
+    leaves_out_argmax,
+)
+
+RUNS = 10  # of a profile
 
 
-class OnnxRuntime(InTurn):
+class OnnxRuntime(BackendBase):
     """An ONNX artifact. Inputs and outputs are bound once: no allocation per frame on CUDA, and no
     copy of the frame on the CPU.
 
-    device: "cpu" or "cuda[:N]"; by default CUDA where ONNX Runtime and the machine have it.
-    threads: on the CPU, by default one per core that this process may use. argmax: on the CPU,
-    "graph" makes them in the model as it was exported, "runtime" from its coarse logits, by
-    `argmax.py`; by default "runtime" where the model ends in a bilinear resize and numba is
-    installed, since that was the faster (docs/speed-notes.md).
+    Args:
+        path: the artifact.
+        device: "cpu" or "cuda[:N]"; by default CUDA where ONNX Runtime and the machine have it.
+        threads: on the CPU, by default one per core that this process may use.
+        argmax: "graph" takes it as exported, "runtime" outside of the graph, on the CPU only; see
+            `leaves_out_argmax` for the default.
     """
 
     def __init__(
@@ -39,55 +55,49 @@ class OnnxRuntime(InTurn):
         threads: int | None = None,
         argmax: str | None = None,
     ):
-        check_argmax(argmax)
         self.card = read_card(path)
-        kind, index = _device(device)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        self.kind, self.index = kind, index = _parse_device(device)
         threads = threads or usable_cores()
-        options.intra_op_num_threads = threads
+        on_cpu = kind == "cpu"
+        if argmax == "runtime" and not on_cpu:
+            raise ArtifactError('the argmax leaves the graph on CPUs only: use argmax="graph"')
+        leave_out = leaves_out_argmax(self.card, argmax) and on_cpu
         providers: list[Any] = ["CPUExecutionProvider"]
-        missing = ""
-        if kind == "cuda":
-            missing = _preload_cuda()
+        missing = "" if on_cpu else _preload_cuda()
+        if not on_cpu:
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
-        start = partial(_start, path, options, providers)
-        wanted = argmax == "runtime" or (argmax is None and kind == "cpu" and compiled_available())
-        cut = None
-        if wanted and kind == "cpu":
-            cut = _cut(path, self.card.size, start, threads, shuffled=argmax == "runtime")
-        if argmax == "runtime" and cut is None:
-            raise ArtifactError(
-                "ONNX Runtime makes labels of coarse logits on a CPU, for models whose labels are "
-                'the argmax of enlarged logits: load this one with argmax="graph"'
+        model = coarse_graph(path, self.card) if leave_out else str(path)
+        try:
+            self.session = onnxruntime.InferenceSession(
+                model, _options(threads), providers=providers
             )
-        self._maker: LabelMaker | None = None
-        if cut is not None:
-            self.session, self._maker = cut
-        else:
-            self.session = start(str(path))
-        if kind == "cuda" and "CUDAExecutionProvider" not in self.session.get_providers():
+        except Exception as error:  # the package raises classes of its own, without a common base
+            raise ArtifactError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}"
+            ) from error
+        if not on_cpu and "CUDAExecutionProvider" not in self.session.get_providers():
             raise ArtifactError(
                 f"ONNX Runtime could not start CUDA ({missing or 'driver, CUDA or cuDNN'}): "
                 'run `rtseg doctor`, or load with device="cpu"'
             )
-        self.kind, self.index = kind, index
+        shapes = {output.name: output.shape for output in self.session.get_outputs()}
+        self.names = list(shapes)
+        self._maker: LabelMaker | None = None
+        if leave_out and self.card.coarse:
+            self._coarse = self.card.coarse.tensor
+            self._maker = label_maker(self.card, shapes[self._coarse], threads)
         self.binding = self.session.io_binding()
-        self.names = [output.name for output in self.session.get_outputs()]
         self._input: Any = None
-        self._bind_outputs()
+        for name in self.names:
+            self.binding.bind_output(name, kind, index)
         self.info = Info(
             name="onnxruntime",
             version=onnxruntime.__version__,
-            device=kind if kind == "cpu" else f"cuda:{index}",
-            threads=threads if kind == "cpu" else None,
+            device=kind if on_cpu else f"cuda:{index}",
+            threads=threads if on_cpu else None,
             precision=self.card.precision,
             options=(("argmax", "runtime" if self._maker else "graph"),),
         )
-
-    def _bind_outputs(self) -> None:
-        for name in self.names:
-            self.binding.bind_output(name, self.kind, self.index)
 
     def upload(self, image: Image) -> None:
         if self.kind == "cpu":
@@ -102,10 +112,10 @@ class OnnxRuntime(InTurn):
     def compute(self) -> None:
         self.session.run_with_iobinding(self.binding)
         if self._maker is not None:
-            self._maker(self._fetch(COARSE).reshape(self._maker.shape))
+            self._maker(self._fetch(self._coarse).reshape(self._maker.shape))
 
     def download(self) -> Labels:
-        return self._output("labels") if self._maker is None else self._maker.labels
+        return super().download() if self._maker is None else self._maker.labels
 
     def _fetch(self, name: str) -> NDArray[Any]:
         value: NDArray[Any] = self.binding.get_outputs()[self.names.index(name)].numpy()
@@ -120,41 +130,66 @@ class OnnxRuntime(InTurn):
         if self._maker is not None:
             self._maker.close()
 
+    @classmethod
+    def diagnose(cls, found: Sequence[Gpu]) -> Diagnosis:
+        versions = {"onnxruntime": onnxruntime.__version__}
+        if cuda_available():
+            return Diagnosis(versions, ("cuda", "cpu"))
+        if not found:
+            return Diagnosis(versions, ("cpu",))
+        return Diagnosis(versions, ("cpu",), "this build does not use the GPU", INSTALL_CUDA)
 
-def _start(path: Path, options: Any, providers: list[Any], model: str | bytes) -> Any:
-    """A session of `model`, which is the artifact at `path` or made of it."""
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=providers)
-    except Exception as error:  # the package raises classes of its own, without a common base
-        raise ArtifactError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}"
-        ) from error
+    @classmethod
+    def open_scores(cls, path: Path, **options: Any) -> Scores:
+        import onnx
+
+        model = onnx.load(path)
+        argmax = next((node for node in model.graph.node if node.op_type == "ArgMax"), None)
+        name = argmax.input[0] if argmax else "logits"
+        if name not in {output.name for output in model.graph.output}:
+            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), _options(0), providers=["CPUExecutionProvider"]
+        )
+        return lambda image: np.asarray(session.run([name], {"frame": image})[0])
+
+    @classmethod
+    def profile(cls, path: Path, threads: int, hint: str | None, image: Image) -> LayerTimes:
+        options = _options(threads)
+        options.enable_profiling = True
+        with tempfile.TemporaryDirectory() as folder:
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+            for _ in range(RUNS + 1):
+                session.run(None, {"frame": image})
+            events = json.loads(Path(session.end_profiling()).read_text())
+        return kernel_times(events)
 
 
-def _cut(
-    path: Path, size: tuple[int, int], start: Callable[[bytes], Any], threads: int, shuffled: bool
-) -> tuple[Any, LabelMaker] | None:
-    """(a session that ends at the coarse logits, what makes labels of them), where both can be,
-    and unless they are of pixels to be shuffled and `shuffled` is off."""
-    found = cut_labels(path.read_bytes())
-    if found is None or (found[1] == "shuffle" and not shuffled):
-        return None
-    model, enlarge = found
-    session = start(model)
-    shape = next(tuple(o.shape) for o in session.get_outputs() if o.name == COARSE)
-    if enlarge == "shuffle":
-        factor = size[0] // shape[3] if len(shape) == 5 else 0
-        if shape[2:] != (factor**2, size[0] // max(1, factor), size[1] // max(1, factor)):
-            return None
-        shape = (1, shape[1] * shape[2], *shape[3:])
-    return session, LabelMaker(shape, size, enlarge, threads)
+def kernel_times(events: Sequence[dict[str, Any]]) -> LayerTimes:
+    """ONNX Runtime's events, the first run's left out."""
+    spent: LayerTimes = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            facts = event["args"]
+            layer = event["name"].removesuffix("_kernel_time")
+            key = layer, facts.get("op_name", ""), facts.get("provider", "")
+            spent[key].append(event["dur"] / 1e3)
+    return {key: times[1:] or times for key, times in spent.items()}
 
 
-def _device(device: str | None) -> tuple[str, int]:
+def _options(threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    return options
+
+
+def _parse_device(device: str | None) -> tuple[str, int]:
     """("cpu", 0) or ("cuda", index)."""
     if device is None:
-        from .backend import cuda_available
-
         device = "cuda" if cuda_available() else "cpu"
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda") or not (index or "0").isdigit():

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino
 from numpy.typing import NDArray
 
 from ...errors import ArtifactError
-from ...system import usable_cores
-from ..argmax import LabelMaker, compiled_available
+from ...system import Gpu, usable_cores
+from ..argmax import LabelMaker
 from ..artifact import Card, read_card
-from ..cut import cut_labels
-from ..cut_onnx import COARSE
-from .backend import Image, Info, InTurn, Labels, check_argmax
+from .backend import (
+    BackendBase,
+    Diagnosis,
+    Image,
+    Info,
+    Labels,
+    LayerTimes,
+    Scores,
+    label_maker,
+    leaves_out_argmax,
+)
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 NAMES = {hint: name for name, hint in HINTS.items()}
+SCORES = "scores"  # what the exporter calls the tensor that the labels are the argmax of
+RUNS = 10  # of a profile
 
 
 @cache
@@ -31,14 +44,16 @@ def the_core() -> openvino.Core:
     return openvino.Core()
 
 
-class OpenVino(InTurn):
+class OpenVino(BackendBase):
     """An OpenVINO or ONNX artifact, tuned for latency. Frames are shared with it, not copied.
 
-    threads: by default one per core that this process may use. precision: what it computes in,
-    "fp32", "bf16" or "fp16"; by default bf16 where the CPU has it in hardware and the artifact's
-    proof was passed in it, else fp32. argmax: "graph" makes them in the model as it was exported,
-    "runtime" from its coarse logits, by `argmax.py`; by default "runtime" where the model ends in a
-    bilinear resize and numba is installed, since that was the faster (docs/speed-notes.md).
+    Args:
+        path: the artifact.
+        device: "cpu" or None.
+        threads: by default one per core that this process may use.
+        precision: what it computes in, "fp32", "bf16" or "fp16"; see `default_precision`.
+        argmax: "graph" takes it as exported, "runtime" outside of the graph; see
+            `leaves_out_argmax` for the default.
     """
 
     def __init__(
@@ -49,24 +64,18 @@ class OpenVino(InTurn):
         precision: str | None = None,
         argmax: str | None = None,
     ):
-        check_argmax(argmax)
         if device not in (None, "cpu"):
             raise ArtifactError(f'the OpenVINO backend runs on "cpu", not on {device!r}')
         self.card = read_card(path)
-        core = the_core()
         threads = threads or usable_cores()
         hint = precision or default_precision(self.card)
         if hint not in HINTS:
             raise ArtifactError(f"precision is fp32, bf16 or fp16, not {hint!r}")
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": HINTS[hint],
-        }
-        model = with_positions(core, path)
-        self._maker = None if argmax == "graph" else self._cut(model, threads, argmax is not None)
+        leave_out = leaves_out_argmax(self.card, argmax)
+        self._maker: LabelMaker | None = None
         try:
-            self.model = core.compile_model(model, "CPU", settings)
+            model = read_model(path, self.card if leave_out else None)
+            self.model = the_core().compile_model(model, "CPU", _settings(threads, hint))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:300]
             raise ArtifactError(
@@ -74,6 +83,10 @@ class OpenVino(InTurn):
             ) from error
         self.names = sorted(name for output in self.model.outputs for name in output.names)
         self.request = self.model.create_infer_request()
+        if leave_out and self.card.coarse:
+            self._coarse = self.card.coarse.tensor
+            shape = tuple(self.model.output(self._coarse).shape)
+            self._maker = label_maker(self.card, shape, threads)
         chosen = self.model.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.info = Info(
             name="openvino",
@@ -84,32 +97,16 @@ class OpenVino(InTurn):
             options=(("argmax", "runtime" if self._maker else "graph"),),
         )
 
-    def _cut(self, model: openvino.Model, threads: int, asked_for: bool) -> LabelMaker | None:
-        """What makes the labels of the logits that `model` is cut down to, where both can be.
-
-        Raises ArtifactError where that was asked for and cannot be.
-        """
-        if not (compiled_available() or asked_for):
-            return None
-        coarse = cut_labels(model, self.card.size, shuffled=asked_for)
-        if coarse is not None:
-            return LabelMaker(coarse.shape, self.card.size, coarse.enlarge, threads)
-        if asked_for:
-            raise ArtifactError(
-                'this model\'s labels are no argmax of enlarged logits: load it with argmax="graph"'
-            )
-        return None
-
     def upload(self, image: Image) -> None:
         self.request.set_input_tensor(openvino.Tensor(image, shared_memory=True))
 
     def compute(self) -> None:
         self.request.infer()
         if self._maker is not None:
-            self._maker(self._fetch(COARSE).reshape(self._maker.shape))
+            self._maker(self._fetch(self._coarse).reshape(self._maker.shape))
 
     def download(self) -> Labels:
-        return self._output("labels") if self._maker is None else self._maker.labels
+        return super().download() if self._maker is None else self._maker.labels
 
     def _fetch(self, name: str) -> NDArray[Any]:
         data: NDArray[Any] = self.request.get_tensor(name).data
@@ -123,24 +120,85 @@ class OpenVino(InTurn):
         if self._maker is not None:
             self._maker.close()
 
+    @classmethod
+    def diagnose(cls, found: Sequence[Gpu]) -> Diagnosis:
+        versions = {"openvino": openvino.__version__.split("-")[0]}
+        note = "computes in bf16 in hardware" if computes_bf16() else ""
+        return Diagnosis(versions, ("cpu",), note)
+
+    @classmethod
+    def open_scores(cls, path: Path, precision: str = "fp32", **options: Any) -> Scores:
+        model = read_model(path)
+        held = {name for node in model.get_ops() for o in node.outputs() for name in o.get_names()}
+        # Where the argmax reads an output of its own, that kept its name.
+        name = SCORES if SCORES in held else "logits"
+        if name not in {name for output in model.outputs for name in output.get_names()}:
+            model.add_outputs(name)
+        settings = {"INFERENCE_PRECISION_HINT": HINTS[precision]}
+        compiled = the_core().compile_model(model, "CPU", settings)
+        return lambda image: np.asarray(compiled({"frame": image})[name])
+
+    @classmethod
+    def profile(cls, path: Path, threads: int, hint: str | None, image: Image) -> LayerTimes:
+        card = read_card(path)
+        settings = _settings(threads, hint or default_precision(card)) | {"PERF_COUNT": True}
+        model = read_model(path, card if leaves_out_argmax(card, None) else None)
+        request = the_core().compile_model(model, "CPU", settings).create_infer_request()
+        request.set_input_tensor(openvino.Tensor(image, shared_memory=True))
+        request.infer()
+        spent: LayerTimes = defaultdict(list)
+        for _ in range(RUNS):
+            request.infer()
+            for node in request.get_profiling_info():
+                ms = node.real_time.total_seconds() * 1e3
+                if ms > 0:
+                    spent[node.node_name, node.node_type, node.exec_type].append(ms)
+        return spent
+
 
 def default_precision(card: Card) -> str:
     """What this machine computes an artifact in: "bf16" where its CPU has that in hardware and the
     artifact's proof was passed in it, else "fp32"."""
-    has_bf16 = "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return "bf16" if has_bf16 and card.proof is not None and card.proof.bf16 else "fp32"
+    return "bf16" if card.proof is not None and card.proof.bf16 and computes_bf16() else "fp32"
 
 
-def with_positions(core: openvino.Core, path: Path) -> openvino.Model:
-    """The model with the positions of every GridSample as further outputs.
+def computes_bf16() -> bool:
+    """Whether this CPU has bfloat16 in hardware."""
+    return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def read_model(path: Path, card: Card | None = None) -> openvino.Model:
+    """Read a model, with the positions of every GridSample as further outputs.
 
     In bfloat16 OpenVINO rounds positions too, by up to half a pixel of a 256 pixels wide map, but
     it keeps what only outputs depend on in float32.
+
+    Args:
+        path: the artifact.
+        card: its card, to have the model give its coarse logits in place of its labels.
+
+    Raises:
+        RuntimeError: if OpenVINO cannot read it, or it has no tensor of that name.
     """
-    model = core.read_model(str(path))
+    model = the_core().read_model(str(path))
     samplers = [node for node in model.get_ops() if node.get_type_name() == "GridSample"]
     model.add_outputs([sampler.input_value(1) for sampler in samplers])
+    if card is not None and card.coarse is not None:
+        name = card.coarse.tensor
+        if name not in {each for output in model.outputs for each in output.get_names()}:
+            model.add_outputs(name)
+        for result in model.get_results():
+            if "labels" in result.input_value(0).get_names():
+                model.remove_result(result)
     return model
+
+
+def _settings(threads: int, hint: str) -> dict[str, Any]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": HINTS[hint],
+    }
 
 
 def _reached(graph: str, computed: str) -> str:

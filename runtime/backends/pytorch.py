@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.profiler import ProfilerActivity, profile
 
 from ...errors import ArtifactError
 from ...models import FrameToLabels, build, deploy, digest, load_checkpoint
 from ...models.pipeline import find_last_upsample
-from ...system import usable_cores
+from ...system import Gpu, usable_cores
 from ..argmax_torch import CellLabels, Maker, head_of, make, median_ms, needs, without
 from ..artifact import read_card
-from .backend import Image, Info, InTurn, check_argmax
+from .backend import BackendBase, Diagnosis, Image, Info, LayerTimes, Scores, check_argmax
 
+log = logging.getLogger("rtseg")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class PyTorch(InTurn):
+class PyTorch(BackendBase):
     """Weights with a card (`rtseg export --to torch`), run in their deployed form.
 
-    device: "cpu" or "cuda[:N]"; by default CUDA where torch has it. On CUDA the whole graph from
-    frame to labels is captured once and replayed, with pinned host buffers. On a CPU half precision
-    falls back to float32, which is faster there.
+    On CUDA the whole graph from frame to labels is captured once and replayed, with pinned host
+    buffers. On a CPU half precision falls back to float32, which is faster there.
+
+    device: "cpu" or "cuda[:N]"; by default CUDA where torch has it. threads: on the CPU.
 
     argmax: "graph" enlarges and compares in PyTorch, "runtime" makes the labels of the coarse
     logits (`argmax_torch.py`). By default a CPU takes "runtime" where the network ends in a
@@ -72,8 +79,12 @@ class PyTorch(InTurn):
         )
         options = [("argmax", "runtime" if self._maker else "graph")]
         self.results = self._run()
+        self._host: list[torch.Tensor] = []
         if on_gpu:
-            options = self._capture(choose=argmax is None)
+            options = self._record_graphs(choose=argmax is None)
+            self._host = [
+                torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in self.results
+            ]
         self.info = Info(
             name="torch",
             version=torch.__version__,
@@ -126,6 +137,11 @@ class PyTorch(InTurn):
             results: tuple[torch.Tensor, ...] = self.module(self.frame)
             return results
 
+    def _record_graphs(self, choose: bool) -> list[tuple[str, str]]:
+        # Streams, graphs and kernels go to the current device, which need not be ours.
+        with torch.cuda.device_of(self.frame):
+            return self._capture(choose)
+
     def _capture(self, choose: bool) -> list[tuple[str, str]]:
         """Record the graph, of both ways the faster one if that is open; what to say of it."""
         makers: dict[str, Maker | None] = {"runtime": self._maker} if self._maker else {}
@@ -141,7 +157,28 @@ class PyTorch(InTurn):
         self._maker = makers[best]
         self.graph, self.results = recorded[best]
         times = ", ".join(f"{way} {ms:.3f}" for way, ms in spent.items())
-        return [("argmax", best), ("argmax_ms", times)]
+        return [("argmax", best), ("argmax_ms", times), ("cuda_graph", self._prove_replay())]
+
+    @torch.inference_mode()
+    def _prove_replay(self) -> str:
+        """Hold the graph's results against those of a plain run, on noise; "on", or why it is off.
+
+        A graph captured on another device than its kernels' is empty and replays without an error.
+        """
+        self.frame.random_(0, 256)
+        expected = [each.float() for each in self._run()]
+        for result in self.results:
+            result.fill_(255)  # no class, so that results left from the capture do not pass
+        self._replay(self.graph)
+        shares = [
+            torch.isclose(ours.float(), theirs, rtol=0.01, atol=0.01).float().mean().item()
+            for ours, theirs in zip(self.results, expected, strict=True)
+        ]
+        if min(shares) > 0.999:
+            return "on"
+        self.graph = None
+        log.warning("a CUDA graph gave other results than its network on %s", self.device)
+        return f"off: it gave other results on {1 - min(shares):.1%} of the values"
 
     def _recorded(self) -> tuple[Any, tuple[torch.Tensor, ...]]:
         """(the graph of `_run`, its results)."""
@@ -156,7 +193,8 @@ class PyTorch(InTurn):
         return graph, results
 
     def _replay(self, graph: Any) -> None:
-        graph.replay()
+        with torch.cuda.device_of(self.frame):
+            graph.replay()
         self.synchronize()
 
     def upload(self, image: Image) -> None:
@@ -170,10 +208,16 @@ class PyTorch(InTurn):
         if self.graph is None:
             self.results = self._run()
         else:
-            self.graph.replay()
+            with torch.cuda.device_of(self.frame):
+                self.graph.replay()
 
     def _fetch(self, name: str) -> NDArray[Any]:
-        value: NDArray[Any] = self.results[self.names.index(name)].cpu().numpy()
+        place = self.names.index(name)
+        result = self.results[place]
+        if self._host:  # pageable memory would be copied twice
+            result = self._host[place].copy_(result, non_blocking=True)
+            self.synchronize()
+        value: NDArray[Any] = result.numpy()
         return value
 
     def synchronize(self) -> None:
@@ -184,3 +228,41 @@ class PyTorch(InTurn):
         del self.module, self.results, self.graph
         if isinstance(self._maker, CellLabels):
             self._maker.close()
+
+    @classmethod
+    def diagnose(cls, found: Sequence[Gpu]) -> Diagnosis:
+        versions = {"torch": str(torch.__version__)}
+        if torch.cuda.is_available():
+            return Diagnosis(versions, ("cuda", "cpu"))
+        if not found:
+            return Diagnosis(versions, ("cpu",))
+        fix = "see https://pytorch.org/get-started/locally"
+        return Diagnosis(versions, ("cpu",), "this build does not use the GPU", fix)
+
+    @classmethod
+    def open_scores(cls, path: Path, **options: Any) -> Scores:
+        card = read_card(path)
+        network = load_checkpoint(build(card.model, len(card.classes)), path)
+        whole = FrameToLabels(network, ("logits",))
+
+        def scores(image: Image) -> NDArray[Any]:
+            with torch.inference_mode():
+                return np.asarray(whole(torch.from_numpy(image))[0])
+
+        return scores
+
+    @classmethod
+    def profile(cls, path: Path, threads: int, hint: str | None, image: Image) -> LayerTimes:
+        """By operation and the shapes that it was given, since PyTorch knows no layers' names."""
+        spent: LayerTimes = defaultdict(list)
+        backend = cls(path, "cpu", threads)
+        backend(image)
+        for _ in range(3):
+            with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
+                backend(image)
+            for event in record.key_averages(group_by_input_shape=True):
+                shape = "x".join(map(str, (event.input_shapes or [[]])[0]))
+                key = f"{event.key} {shape}".strip(), event.key, "PyTorch"
+                spent[key].append(event.self_cpu_time_total / 1e3)
+        backend.close()
+        return spent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ArtifactError, UsageError
-from ...system import gpus
+from ...errors import ArtifactError, MissingPackage, UsageError
+from ...system import Gpu, gpus
 from ..artifact import Card, EngineFacts, read_card
-from ..cut_onnx import COARSE
 from ..packages import cache_folder, import_package, make_log, slug
-from ..preflight import Machine, check_machine, this_machine
-from ..verify import Place, prove_once
-from .argmax_kernel import LABELS, KernelFile, LabelKernel, kernel_path
-from .backend import Image, Info, InTurn, Labels
+from ..preflight import BINDINGS, Machine, check_machine, this_machine
+from ..verify import EngineHost, prove_once
+from .argmax_kernel import COARSE, LABELS, KernelFile, LabelKernel, kernel_path
+from .backend import BackendBase, Diagnosis, Image, Info, Labels
 from .cuda import Cuda, DeviceArray, device_address, stream_handle
 from .tensorrt_engine import Plan, Tensor
 from .tensorrt_self_test import self_test
 
 # What TensorRT cannot judge itself, since it does not even start; the rest it is asked to.
-HOPELESS = ("no_gpu", "no_package", "flavour", "driver")
+HOPELESS = ("no_gpu", "no_package", "flavour", "driver", "compute_capability")
 
 
-class TensorRT(InTurn):
+class TensorRT(BackendBase):
     """An engine, its buffers on the GPU and in pinned memory, and a stream. Nothing is allocated
     per frame.
 
@@ -64,13 +64,15 @@ class TensorRT(InTurn):
         self._finalizer = weakref.finalize(self, self._open.close)
         try:
             self._cuda = Cuda(index)
-            self.place = _place(self._cuda, self._trt)
-            self_test(self._trt, self._log, self._cuda, self.place)
+            self.host = _engine_host(self._cuda, self._trt)
+            self_test(self._trt, self._log, self._cuda, self.host)
             self._start(path, machine, stream)
             graph = self._warm_up(cuda_graph)
+            self._plan.keep_cache()
             self.info = self._describe(facts, graph)
             if prove:
-                prove_once(path, self.card, self, self.place)
+                prove_once(path, self.card, self, self.host)
+            self._plan.keep_cache()  # what the proof's runs compiled beside
         except BaseException:
             self._open.close()
             raise
@@ -81,10 +83,11 @@ class TensorRT(InTurn):
             self._stream = self._cuda.create_stream()
             self._open.callback(self._cuda.destroy_stream, self._stream)
         else:
-            self._stream = stream_handle(stream)
+            # Its owner may drop it, and a handle alone would not keep it alive.
+            self._callers_stream, self._stream = stream, stream_handle(stream)
         began = time.perf_counter()
         try:
-            caches = _jit_caches(path, self.card, self.place)
+            caches = _jit_caches(path, self.card, self.host)
             self._plan = Plan(self._trt, self._log, path.read_bytes(), self._cuda, caches)
         except ArtifactError as error:
             verdict = check_machine(path, self.card, machine)
@@ -135,7 +138,7 @@ class TensorRT(InTurn):
         return Info(
             name="tensorrt",
             version=self._trt.__version__,
-            device=self.place.gpu,
+            device=self.host.gpu,
             threads=None,
             precision=self.card.precision,
             options=(
@@ -199,9 +202,23 @@ class TensorRT(InTurn):
         self._cuda.synchronize(self._stream)
 
     def close(self) -> None:
+        if self._finalizer.alive:
+            self._cuda.select()  # memory is freed on the thread's current GPU
         self._finalizer()
         self._host = {}
         self.frame = np.empty((1, 0, 0, 3), np.uint8)
+
+    @classmethod
+    def diagnose(cls, found: Sequence[Gpu]) -> Diagnosis:
+        machine = this_machine()
+        for package in machine.tensorrt:
+            import_package(package.flavour)
+        versions = {str(package.flavour): package.version for package in machine.tensorrt}
+        if not found:
+            return Diagnosis(versions, (), "builds engines here; running them needs an NVIDIA GPU")
+        if BINDINGS not in machine.modules:
+            raise MissingPackage("cuda-bindings is not installed")
+        return Diagnosis(versions, tuple(f"cuda:{gpu.index}" for gpu in found))
 
     def _use(self) -> None:
         if not self._finalizer.alive:
@@ -233,9 +250,9 @@ def _refuse_hopeless(path: Path, card: Card, machine: Machine) -> None:
         raise ArtifactError(f"{path}: {verdict.reason}: {verdict.fix}")
 
 
-def _place(cuda: Cuda, trt: Any) -> Place:
+def _engine_host(cuda: Cuda, trt: Any) -> EngineHost:
     here = gpus()
-    return Place(
+    return EngineHost(
         gpu=cuda.name,
         compute_capability=cuda.compute_capability,
         driver=here[0].driver if here else "",
@@ -243,9 +260,9 @@ def _place(cuda: Cuda, trt: Any) -> Place:
     )
 
 
-def _jit_caches(path: Path, card: Card, place: Place) -> tuple[Path, ...]:
+def _jit_caches(path: Path, card: Card, host: EngineHost) -> tuple[Path, ...]:
     """Beside the engine, else in the user's cache; a file a GPU and driver."""
-    where = slug(f"{place.gpu} {place.driver}")
+    where = slug(f"{host.gpu} {host.driver}")
     digest = card.files.get(path.name, path.stem)[:16]
     return (
         path.with_name(f"{path.name}.{where}.jit"),

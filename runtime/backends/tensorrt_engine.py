@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from ...data.files import write_atomically
 from ...errors import ArtifactError, BackendError
 from ..packages import last_line, members
 from .cuda import Cuda, CudaError
+
+log = logging.getLogger("rtseg")
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,9 @@ class Tensor:
 class Plan:
     """Deserializes `content`; creating the context compiles the kernels of a TensorRT-RTX engine.
 
-    jit_caches: where those kernels may lie from an earlier start; the first that can be written
-    keeps them. `jit` says what came of it: "read", "written" or "none". `behind`, if it is set,
-    queues what belongs to every run, on a stream.
+    jit_caches: where those kernels may lie from an earlier start; `keep_cache` keeps them in the
+    first that can be written. `jit` says what came of it: "read", "written" or "none". `behind`, if
+    it is set, queues what belongs to every run, on a stream.
 
     Raises ArtifactError if TensorRT does not take the engine.
     """
@@ -50,7 +53,7 @@ class Plan:
         self._graph: Any = None
         self._config: Any = None
         self._cache: Any = None
-        self.jit = "none"
+        self.jit, self._kept, self._caches = "none", b"", jit_caches
         self.behind: Callable[[int], None] | None = None
         self._runtime = trt.Runtime(log)
         refuse_invalid(trt, self._runtime, content)
@@ -58,7 +61,7 @@ class Plan:
         if self._engine is None:
             raise ArtifactError(f"{trt.__name__} cannot load it ({last_line(log.errors)})")
         try:
-            self._context = self._create_context(jit_caches)
+            self._context = self._create_context()
             self.tensors = {tensor.name: tensor for tensor in self._bind(trt)}
         except BaseException:
             self.close()
@@ -129,42 +132,42 @@ class Plan:
             tensors.append(Tensor(name, shape, dtype, is_input, address))
         return tensors
 
-    def _create_context(self, caches: tuple[Path, ...]) -> Any:
-        if caches:
-            self._attach_cache(caches)
+    def _create_context(self) -> Any:
+        if self._caches:
+            self._attach_cache()
         if self._cache is None:
             context = self._engine.create_execution_context()
         else:
             context = self._engine.create_execution_context(self._config)
         if context is None:
             raise ArtifactError(f"TensorRT cannot start it ({last_line(self._log.errors)})")
-        if self._cache is not None and self.jit != "read":
-            self._keep_cache(caches)
         return context
 
-    def _attach_cache(self, caches: tuple[Path, ...]) -> None:
+    def _attach_cache(self) -> None:
         """Give the engine the kernels of an earlier start, where the package compiles at start."""
         create: Any = getattr(self._engine, "create_runtime_config", lambda: None)
         config = create()
         cache = config.create_runtime_cache() if hasattr(config, "create_runtime_cache") else None
         if cache is None:
             return
-        for path in caches:
+        for path in self._caches:
             # It refuses what another driver, GPU or version compiled.
-            if path.is_file() and cache.deserialize(path.read_bytes()):
-                self.jit = "read"
+            if path.is_file() and cache.deserialize(known := path.read_bytes()):
+                self.jit, self._kept = "read", known
                 break
         if config.set_runtime_cache(cache):
             self._config, self._cache = config, cache
 
-    def _keep_cache(self, caches: tuple[Path, ...]) -> None:
-        memory = self._cache.serialize()
-        if memory is None or not memory.nbytes:
+    def keep_cache(self) -> None:
+        """Write the kernels that were compiled, where that is more than was read."""
+        memory = self._cache.serialize() if self._cache is not None else None
+        if memory is None or memory.nbytes <= len(self._kept):
             return
-        for path in caches:
+        for path in self._caches:
             with contextlib.suppress(OSError):
                 write_atomically(path, bytes(memory))
-                self.jit = "written"
+                self.jit, self._kept = "written", bytes(memory)
+                log.info("compiled kernels kept in %s", path)
                 return
 
 

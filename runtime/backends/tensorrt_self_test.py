@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...data.files import write_atomically
 from ...errors import ArtifactError
 from ..packages import cache_folder, last_line, members, slug
-from ..verify import Place
+from ..verify import EngineHost
 from .cuda import Cuda
 from .tensorrt_engine import Plan
 
@@ -27,11 +27,11 @@ IMAGE, GRID, LARGE = (1, 2, 9, 11), (1, 6, 8, 2), (1, 2, 18, 22)
 TOLERANCE = 5e-3  # values are within 1; half precision is off by 5e-4, another convention by 0.1
 
 
-def self_test(trt: Any, log: Any, cuda: Cuda, place: Place) -> None:
+def self_test(trt: Any, log: Any, cuda: Cuda, host: EngineHost) -> None:
     """Raises ArtifactError if this TensorRT gives wrong values on this GPU; a pass is kept."""
     if not hasattr(trt, "Builder"):  # the lean runtime; the engine's own proof has to do
         return
-    record = cache_folder() / f"self-test-{slug(' '.join(asdict(place).values()))}.json"
+    record = cache_folder() / f"self-test-{slug(' '.join(asdict(host).values()))}.json"
     with contextlib.suppress(OSError, ValueError):
         if json.loads(record.read_text())["passed"]:
             return
@@ -39,7 +39,7 @@ def self_test(trt: Any, log: Any, cuda: Cuda, place: Place) -> None:
     wrong = [f"{name} by {error:.2g}" for name, error in errors.items() if not error <= TOLERANCE]
     if wrong:
         raise ArtifactError(
-            f"{place.tensorrt} is wrong on {place.gpu} ({', '.join(wrong)}): install another "
+            f"{host.tensorrt} is wrong on {host.gpu} ({', '.join(wrong)}): install another "
             "version of it, or use the ONNX artifact"
         )
     with contextlib.suppress(OSError):
@@ -93,7 +93,13 @@ def build(trt: Any, log: Any) -> bytes:
     for name, tensor in outputs.items():
         tensor.name = name
         network.mark_output(tensor)
-    plan = builder.build_serialized_network(network, builder.create_builder_config())
+    config = builder.create_builder_config()
+    capabilities = getattr(trt, "ComputeCapability", None)
+    if capabilities is not None and "CURRENT" in members(capabilities):
+        # By default TensorRT-RTX builds for 8.0 and later, and a 7.5 refuses that.
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(members(capabilities)["CURRENT"], 0)
+    plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise ArtifactError(f"{trt.__name__} builds no test engine ({last_line(log.errors)})")
     return bytes(plan)
