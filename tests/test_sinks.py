@@ -9,8 +9,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def result(frame_id: int = 0, captured_ns: int = 0, size: tuple[int, int] = SIZE
         captured_ns=captured_ns,
         captured_wall_ns=10**18 + frame_id * SECOND // 10,
         labels=labels,
-        image=np.full((*size, 3), 10 * frame_id, np.uint8),
+        image=np.full((*size, 3), 10 * frame_id % 256, np.uint8),
         level="nano 48x64",
         stages_ms={"waiting": 1.0, "inference": 5.0, "transfer": 0.5},
         age_ms=6.5,
@@ -64,6 +65,18 @@ def until(holds: Callable[[], Any]) -> None:
     while not holds():
         assert time.monotonic() < end, "it never came to that"
         time.sleep(0.002)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if subprocess.run(["mount", *options], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 class Blocked:
@@ -226,10 +239,95 @@ def test_a_damaged_picture_in_a_log_is_unreadable(tmp_path: Path) -> None:
     pytest.importorskip("mcap")
     path = tmp_path / "drive.mcap"
     sink = McapRecorder(path, CAMVID.names, CAMVID.palette, blend)
+    sink._begin()
     sink._add_image("/rtseg/overlay", "jpeg", b"no picture", 1)
     sink.close()
     (item,) = McapLog(path, "/rtseg/overlay")
     assert isinstance(item, Unreadable)
+
+
+def video(path: Path) -> OverlayVideo:
+    return OverlayVideo(path, CAMVID.palette, blend, fps=20)
+
+
+def log(path: Path) -> McapRecorder:
+    return McapRecorder(path, CAMVID.names, CAMVID.palette, blend)
+
+
+@pytest.mark.parametrize(("make", "file"), [(video, "drive.mp4"), (log, "drive.mcap")])
+def test_no_recording_is_ever_lost(make: Any, file: str, tmp_path: Path) -> None:
+    """Neither to a restart after a crash, nor to one after a clean end, nor to a second drive."""
+    if make is log:
+        pytest.importorskip("mcap")
+    path = tmp_path / file
+    crashed = make(path)
+    crashed(result(0))
+    partial = path.with_name(f"drive.partial{path.suffix}")
+    before = partial.stat()
+    second = make(path)
+    assert sorted(tmp_path.iterdir()) == [partial]  # it may still be refused: nothing is written
+    for frame_id in range(12):
+        second(result(frame_id))
+    second.close()
+    third = make(path)
+    third(result(1))
+    third.close()
+    names = [f"drive-{number}{path.suffix}" for number in (2, 3)]
+    assert sorted(tmp_path.iterdir()) == sorted([partial, *(tmp_path / name for name in names)])
+    assert (partial.stat().st_ino, partial.stat().st_size) == (before.st_ino, before.st_size)
+    crashed.close()  # the first one was only slow
+    assert path.exists()
+
+
+def test_labels_of_a_second_run_go_beside_the_first(tmp_path: Path) -> None:
+    for frame_id in (0, 1):
+        sink = LabelPngs(tmp_path / "labels")
+        sink(result(0))
+        sink(result(frame_id))
+    assert [len(list((tmp_path / name).iterdir())) for name in ("labels", "labels-2")] == [1, 2]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    makers: list[Callable[[Path], Any]] = [video, LabelPngs]
+    for make in makers:
+        with pytest.raises(OSError, match="cannot be written to"):
+            make(tmp_path / "x")
+
+
+@pytest.mark.parametrize(("make", "file"), [(video, "drive.mp4"), (log, "drive.mcap")])
+def test_a_recording_cut_short_by_a_full_disk_keeps_its_partial_name(
+    make: Any, file: str, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if make is log:
+        pytest.importorskip("mcap")
+    monkeypatch.setattr("rtseg.runtime.sinks.mcap_writer.RETRY_S", 0.0)
+    sink = make(small_disk / file)
+    noise = np.random.default_rng(0)
+    errors, filler = 0, small_disk / "filler"
+    filler.write_bytes(bytes((3 << 20) - 150_000))
+    for frame_id in range(40):
+        shown = replace(result(frame_id, size=(240, 320)), image=noisy(noise, (240, 320)))
+        try:
+            sink(shown)
+        except OSError:
+            errors += 1
+            filler.write_bytes(b"")  # there is room again
+    if make is video:
+        with pytest.raises(OSError, match=r"partial.mp4 holds \d+ of 40 frames: the disk may be"):
+            sink.close()
+        assert sorted(path.name for path in small_disk.iterdir()) == ["drive.partial.mp4", "filler"]
+        return
+    sink.close()
+    assert errors
+    later = small_disk / "drive-2.mcap"
+    assert len(list(McapLog(later, "/rtseg/overlay"))) >= 1  # it went on with another file
+
+
+def noisy(noise: np.random.Generator, size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    return noise.integers(0, 256, (*size, 3), np.uint8)
 
 
 def test_absent_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +459,7 @@ def test_a_ring_has_one_writer(tmp_path: Path) -> None:
     assert entry.frame_id == 3
 
 
-def test_a_full_file_system_fails_the_ring_and_nothing_else(tmp_path: Path) -> None:
+def test_a_full_file_system_fails_the_ring_and_nothing_else(small_disk: Path) -> None:
     """Writing to the mapping of a sparse file there ended the process with SIGBUS."""
     code = """
 import sys
@@ -379,23 +477,13 @@ except OSError as error:
 ring(result(2))
 print(sorted(path.name for path in Path(sys.argv[2]).iterdir()))
 """
-    full = tmp_path / "full"
-    full.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(full)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(Path(__file__).parent), str(full)],
-            capture_output=True, text=True,
-        )  # fmt: skip
-    finally:
-        subprocess.run(["umount", "-l", str(full)], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(small_disk)],
+        capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     error, left = done.stdout.splitlines()
-    assert error == f"[Errno 28] No space left on device: '{full}/labels.ring'"
+    assert error == f"[Errno 28] No space left on device: '{small_disk}/labels.ring'"
     assert left == "['labels.ring']"
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ...data.files import write_atomically
 from ...errors import UsageError
 from ..drive.messages import Message, Result
+from .recording import Recording, check_writable, new_folder
 
 Picture = NDArray[np.uint8]
 Colors = Sequence[tuple[int, int, int]]
@@ -20,27 +21,45 @@ Paint = Callable[[Picture, Picture, Colors], Picture]  # image, labels, palette 
 
 
 class LabelPngs:
-    """Writes `FOLDER/FRAME_ID_NAME.png`: (H, W) uint8 class ids. Statuses leave no file."""
+    """Writes `FOLDER/FRAME_ID_NAME.png`: (H, W) uint8 class ids. Statuses leave no file.
+
+    Args:
+        folder: made with the first result; numbered where it holds files already, since frame ids
+            begin anew.
+
+    Raises:
+        OSError: the folder above cannot be written to.
+    """
 
     name = "label PNGs"
     capacity = 64
     records = True
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder.parent)
+        self.wished = folder
+        self.folder: Path | None = None
 
     def __call__(self, message: Message) -> None:
         if isinstance(message, Result):
+            self.folder = self.folder or new_folder(self.wished)
             file = "_".join(filter(None, (f"{message.frame_id:08d}", message.name))) + ".png"
             write_atomically(self.folder / file, encode_picture(".png", message.labels))
 
 
 class OverlayVideo:
-    """Writes an MP4 of the results, painted by `paint`; it gets its name when it is finished.
+    """Writes an MP4 of the results, see `Recording`.
 
-    fps: None takes that of the first results. A video knows no gaps: frames that were not answered
-    are not in it. Raises OSError if OpenCV cannot write it here.
+    A video knows no gaps: frames that were not answered are not in it.
+
+    Args:
+        path: the file's name.
+        palette: a BGR color a class.
+        paint: makes the picture, (H, W, 3) uint8 BGR.
+        fps: None takes that of the first results.
+
+    Raises:
+        OSError: the folder cannot be written to; later, if OpenCV cannot write it here.
     """
 
     name = "video"
@@ -49,11 +68,12 @@ class OverlayVideo:
     LEARNS_FROM = 10  # results, before a rate is settled
 
     def __init__(self, path: Path, palette: Colors, paint: Paint, fps: float | None = None):
+        check_writable(path.parent)
         self.path, self.palette, self.paint, self.fps = path, palette, paint, fps
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.partial = path.with_name(f".{path.stem}.partial.mp4")
         self._waiting: list[tuple[int, Picture]] = []
+        self._recording: Recording | None = None
         self._writer: cv2.VideoWriter | None = None
+        self._written = 0
 
     def __call__(self, message: Message) -> None:
         if not isinstance(message, Result):
@@ -76,8 +96,10 @@ class OverlayVideo:
         self.size = (width, height)
         # Two decimals: MPEG-4 takes no finer ones.
         fps = round(min(max(self.fps or 1e9 / step_ns, 1.0), FASTEST_HZ), 2)
-        writer = cv2.VideoWriter(str(self.partial), codec, fps, self.size)
+        self._recording = Recording(self.path)
+        writer = cv2.VideoWriter(str(self._recording.partial), codec, fps, self.size)
         if not writer.isOpened():
+            self._recording.abandon()
             raise OSError(f"OpenCV cannot write {self.path} here: it lacks the MP4 encoder")
         for picture in pictures:
             self._write(writer, picture)
@@ -88,12 +110,24 @@ class OverlayVideo:
         if picture.shape[1::-1] != self.size:  # VideoWriter would silently skip it
             picture = np.asarray(cv2.resize(picture, self.size), np.uint8)
         writer.write(picture)
+        self._written += 1
 
     def close(self) -> None:
+        """Finish the video.
+
+        Raises:
+            OSError: frames are missing in it, such as on a full disk, of which OpenCV says nothing;
+                it keeps its partial name.
+        """
         writer = self._writer or (self._open() if self._waiting else None)
-        if writer is not None:
-            writer.release()
-            self.partial.replace(self.path)
+        if writer is None or self._recording is None:
+            return
+        writer.release()
+        there = int(cv2.VideoCapture(str(self._recording.partial)).get(cv2.CAP_PROP_FRAME_COUNT))
+        if there != self._written:
+            text = f"{self._recording.partial} holds {max(there, 0)} of {self._written} frames"
+            raise OSError(f"{text}: the disk may be full")
+        self._recording.publish()
 
 
 def encode_picture(suffix: str, picture: Picture) -> bytes:

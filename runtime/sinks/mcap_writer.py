@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ...errors import MissingPackage
 from ..drive.messages import Message, Result
 from .label_files import Colors, Paint, encode_picture
+from .recording import Recording, check_writable
 
+RETRY_S = 10.0
 INSTALL = 'MCAP logs need the mcap package: pip install "rtseg[drive]"'
 TIME: dict[str, Any] = {
     "type": "object",
@@ -32,12 +36,22 @@ FACTS: dict[str, Any] = {"title": "rtseg.Facts", "type": "object"}
 
 
 class McapRecorder:
-    """Topics: `/rtseg/overlay` (JPEG) and `/rtseg/labels` (PNG of class ids), both
+    """Writes an MCAP log, see `Recording`; `mcap recover` saves what a crash left.
+
+    Topics: `/rtseg/overlay` (JPEG) and `/rtseg/labels` (PNG of class ids), both
     `foxglove.CompressedImage`; `/rtseg/result` and `/rtseg/status`, JSON without the pictures.
     Log times are capture times. The metadata `rtseg` holds classes and palette.
 
-    The file gets its name when it is closed; until then it is `.NAME.partial`, from which
-    `mcap recover` saves what a crash left. Raises MissingPackage where the package is missing.
+    After an error it begins another file, at most every ten seconds.
+
+    Args:
+        path: the file's name.
+        classes, palette: names and BGR colors.
+        paint: makes the overlay, (H, W, 3) uint8 BGR.
+
+    Raises:
+        MissingPackage: the mcap package is not installed.
+        OSError: the folder cannot be written to.
     """
 
     name = "MCAP recorder"
@@ -49,13 +63,21 @@ class McapRecorder:
             from mcap.writer import Writer
         except ImportError as error:
             raise MissingPackage(INSTALL) from error
-        self.path, self.palette, self.paint = path, palette, paint
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.partial = path.with_name(f".{path.name}.partial")
-        self._file = self.partial.open("wb")
-        self._writer = Writer(self._file)
+        check_writable(path.parent)
+        self.path, self.classes, self.palette, self.paint = path, classes, palette, paint
+        self._new_writer = Writer
+        self._recording: Recording | None = None
+        self._file: BinaryIO | None = None
+        self._broken: tuple[float, OSError] | None = None
+
+    def _begin(self) -> None:
+        if self._broken and time.monotonic() < self._broken[0] + RETRY_S:
+            raise self._broken[1]
+        self._recording = Recording(self.path)
+        self._file = self._recording.partial.open("wb")
+        self._writer = self._new_writer(self._file)
         self._writer.start(profile="", library="rtseg")
-        names = json.dumps([list(classes), [list(color) for color in palette]])
+        names = json.dumps([list(self.classes), [list(color) for color in self.palette]])
         self._writer.add_metadata("rtseg", {"classes_and_palette": names})
         self._channels = {
             topic: self._channel(topic, schema)
@@ -73,6 +95,15 @@ class McapRecorder:
         return int(self._writer.register_channel(topic, "json", known))
 
     def __call__(self, message: Message) -> None:
+        try:
+            if self._recording is None:
+                self._begin()
+            self._record(message)
+        except OSError as error:
+            self._abandon(error)
+            raise
+
+    def _record(self, message: Message) -> None:
         if not isinstance(message, Result):
             self._add("/rtseg/status", message.facts(), message.at_wall_ns)
             return
@@ -81,6 +112,16 @@ class McapRecorder:
         self._add_image("/rtseg/overlay", "jpeg", encode_picture(".jpg", overlay), at_ns)
         self._add_image("/rtseg/labels", "png", encode_picture(".png", message.labels), at_ns)
         self._add("/rtseg/result", message.facts(), at_ns)
+
+    def _abandon(self, error: OSError) -> None:
+        if self._recording is None:
+            return
+        self._broken = time.monotonic(), error
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # it writes what it has buffered, to a full disk
+                self._file.close()
+        self._recording.abandon()
+        self._recording = None
 
     def _add_image(self, topic: str, kind: str, content: bytes, at_ns: int) -> None:
         seconds, nanoseconds = divmod(at_ns, 1_000_000_000)
@@ -100,6 +141,9 @@ class McapRecorder:
         self._writer.add_message(self._channels[topic], at_ns, data, at_ns)
 
     def close(self) -> None:
+        """Finish the log. Raises OSError if that is impossible; it keeps its partial name."""
+        if self._recording is None or self._file is None:
+            return
         self._writer.finish()  # type: ignore[no-untyped-call]
         self._file.close()
-        self.partial.replace(self.path)
+        self._recording.publish()
