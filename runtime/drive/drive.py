@@ -22,7 +22,7 @@ from .engine import EngineFactory, InlineEngine, Segment
 from .health import History, assess_health
 from .health_server import HealthFile, PageServer, Systemd, serve_health
 from .loop import Loop
-from .messages import Health, State
+from .messages import Health
 from .realtime import RealtimeOptions, apply
 from .report import DriveReport, DriveSnapshot, build_report, take_snapshot
 from .stats import FrameCounters
@@ -180,8 +180,7 @@ class Drive:
     def _note(self, on_state: Callable[[float, Health], None]) -> Health:
         health, at_s = assess_health(self.loop), self._at_s()
         if self._history.note(at_s, health):
-            level = logging.INFO if health.state is State.running else logging.WARNING
-            log.log(level, "%s: %s", health.state.value, "; ".join(health.reasons))
+            log.info("%s: %s", health.state.value, "; ".join(health.reasons) or "all is well")
             on_state(at_s, health)
         self._usage.note(at_s, self.loop.supervisor.processes())
         return health
