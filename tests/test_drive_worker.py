@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rtseg.runtime.drive import known_frame
 from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.drive import build_artifact_task
 from rtseg.runtime.drive.engine import Answer
-from rtseg.runtime.drive.realtime import RealtimeOptions, apply
+from rtseg.runtime.drive.realtime import RealtimeOptions, apply_realtime
 from rtseg.runtime.drive.worker import Worker, WorkerTask, wait_ready
 from rtseg.system import read_usage
 
@@ -218,10 +219,8 @@ def test_the_known_digest_is_kept_and_held_to(
 
 
 def test_what_is_not_granted_is_said() -> None:
-    granted = apply(
-        RealtimeOptions(cores=(4096,), priority=0, lock_memory=False, freeze_garbage=False)
-    )
+    nothing = RealtimeOptions(priority=0, lock_memory=False, freeze_garbage=False)
+    assert apply_realtime(nothing) == {}
+    granted = apply_realtime(replace(nothing, cores=(4096,), priority=1000))
     assert granted["cores"].startswith("not ")
-    assert apply(RealtimeOptions(priority=0, lock_memory=False, freeze_garbage=False)) == {}
-    refused = apply(RealtimeOptions(priority=1000, lock_memory=False, freeze_garbage=False))
-    assert refused["SCHED_FIFO"].startswith("not ")
+    assert granted["SCHED_FIFO"].startswith("not ")

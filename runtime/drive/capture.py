@@ -1,4 +1,4 @@
-"""The camera's thread: takes every frame, keeps the newest, and opens the camera again."""
+"""Capture: a thread that takes every frame, keeps the newest, and opens the camera again."""
 
 from __future__ import annotations
 
@@ -47,28 +47,30 @@ class Mailbox:
     never works through a queue of old frames."""
 
     def __init__(self, clock: LoopClock):
-        self._bell = clock
+        self._clock = clock
         self._lock = threading.Condition()
         self._frame: CapturedFrame | None = None
         self._open = True
 
-    def put(self, frame: CapturedFrame) -> CapturedFrame | None:
-        """Gives back the frame that it replaces, if one waited."""
-        with self._lock:
-            replaced, self._frame = self._frame, frame
-        self._bell.wake()
-        return replaced
+    def put(self, frame: CapturedFrame, in_turn: bool = False) -> CapturedFrame | None:
+        """Leave a frame.
 
-    def put_in_turn(self, frame: CapturedFrame) -> CapturedFrame | None:
-        """Waits for the frame before to be taken: for logs of which every frame counts. Gives back
-        `frame` itself if the mailbox was closed meanwhile."""
+        Args:
+            frame: the newest one.
+            in_turn: wait for the one before to be taken, for logs of which every frame counts.
+
+        Returns:
+            The frame that nobody will get: one that waited, or this one if the mailbox was closed
+            meanwhile.
+        """
         with self._lock:
-            self._lock.wait_for(lambda: self._frame is None or not self._open)
-            if not self._open:
-                return frame
-            self._frame = frame
-        self._bell.wake()
-        return None
+            if in_turn:
+                self._lock.wait_for(lambda: self._frame is None or not self._open)
+                if not self._open:
+                    return frame
+            replaced, self._frame = self._frame, frame
+        self._clock.wake()
+        return replaced
 
     def take(self) -> CapturedFrame | None:
         """The newest frame, if there is one that was not taken yet."""
@@ -135,6 +137,7 @@ class Capture:
         return not self.opened_ns and bool(getattr(self.source, "recorded", False))
 
     def start(self) -> None:
+        """Begin to read the source, in a new thread; an older one's frames count no more."""
         self.opened_ns = self.opened_ns or self.clock.now_ns()
         self._turn += 1
         thread = threading.Thread(target=self._run, args=(self._turn,), name="capture", daemon=True)
@@ -144,7 +147,7 @@ class Capture:
     def reopen(self) -> bool:
         """Leave a silent source to its thread and open it anew; False where that cannot help."""
         blocked = sum(thread.is_alive() for thread in self._threads)
-        if not restarts(self.source) or blocked >= MOST_BLOCKED or self._stop.is_set():
+        if not can_restart(self.source) or blocked >= MOST_BLOCKED or self._stop.is_set():
             return False
         self.reopened += 1
         self.start()
@@ -198,11 +201,8 @@ class Capture:
         if wall_ns is None:
             wall_ns = self.clock.wall_ns() - (self.clock.now_ns() - frame.captured_ns)
         captured = CapturedFrame(frame_id, frame, wall_ns)
-        if self.every_frame:
-            if self.mailbox.put_in_turn(captured) is not None:
-                self.counters.drop("stopped")
-        elif self.mailbox.put(captured) is not None:
-            self.counters.drop("replaced")
+        if self.mailbox.put(captured, in_turn=self.every_frame) is not None:
+            self.counters.drop("stopped" if self.every_frame else "replaced")
 
     def _check_frame(self, item: Any) -> Frame:
         if isinstance(item, Unreadable):
@@ -217,7 +217,7 @@ class Capture:
             raise ValueError("captured in the future: captured_ns is time.monotonic_ns()")
         if item.captured_ns <= self._newest_ns:
             raise _Repeated("captured no later than the frame before it")
-        return replace(item, image=image)
+        return replace(item, image=image, captured_ns=int(item.captured_ns))
 
     def _mark(self, frame: Frame) -> None:
         now = self.clock.now_ns()
@@ -245,7 +245,7 @@ class Capture:
             return False
         self._failures += 1
         self.lost = f"{type(error).__name__}: {error}"
-        self.gone = not restarts(self.source)
+        self.gone = not can_restart(self.source)
         self.reopened += not self.gone
         self.clock.wake()
         return not self.gone
@@ -255,7 +255,7 @@ class _Repeated(ValueError):
     """A frame that was given before, or an older one."""
 
 
-def restarts(source: Source) -> bool:
+def can_restart(source: Source) -> bool:
     """Whether a source that broke can be iterated again, and goes on instead of beginning anew:
     not a generator, nor one that says so by `restarts = False`, as a recording does."""
     return not isinstance(source, Iterator) and getattr(source, "restarts", True)

@@ -14,7 +14,8 @@ LONGEST = 1e9  # of any of the limits: 11 days in ms; their sums in ns stay belo
 
 
 class LoopClock:
-    """Rung by whatever has news for the loop: a frame, an answer, a request to stop."""
+    """The time, and what the loop sleeps on: whatever has news for it wakes it, be it a frame, an
+    answer or a request to stop."""
 
     def __init__(self) -> None:
         self._rung = threading.Event()
@@ -31,19 +32,24 @@ class LoopClock:
         self._rung.set()
 
     def wait(self, timeout_s: float) -> None:
-        """Until the clock was rung since the last wait, at most `timeout_s`."""
+        """Sleep until woken since the last wait, at most `timeout_s`."""
         self._rung.wait(max(0.0, timeout_s))
         self._rung.clear()
 
 
 @dataclass(frozen=True)
 class DriveLimits:
-    """max_age_ms: no mask older than that is published; None: any age will do, for logs.
-    deadline_ms: of a result's age, which the ladder works for. period_ms: between frames; 0: as the
-    camera shows it. silence_s: without a frame, after which the camera is taken for lost.
-    stuck_periods: that inference may take before its process is replaced, at least `stuck_ms`.
+    """Times that a drive keeps to.
 
-    Raises ValueError for a time that cannot be kept to.
+    Args:
+        max_age_ms: no mask older than that is published; None: any age will do, for logs.
+        deadline_ms: of a result's age, which the quality ladder works for.
+        period_ms: between frames; 0: as the camera shows it.
+        silence_s: without a frame, after which the camera is taken for lost.
+        stuck_periods: that inference may take before its process is replaced, at least `stuck_ms`.
+
+    Raises:
+        UsageError: a time that cannot be kept to.
     """
 
     max_age_ms: float | None = 500.0

@@ -23,7 +23,7 @@ from .health import History, assess_health
 from .health_server import HealthFile, PageServer, Systemd, serve_health
 from .loop import Loop
 from .messages import Health
-from .realtime import RealtimeOptions, apply
+from .realtime import RealtimeOptions, apply_realtime
 from .report import DriveReport, DriveSnapshot, build_report, take_snapshot
 from .stats import FrameCounters
 from .supervisor import Supervisor
@@ -170,7 +170,7 @@ class Drive:
             queue.start()
         if self.realtime is not None:
             # After the sinks' threads: a thread inherits its scheduler from the one that starts it.
-            self.granted = apply(self.realtime)
+            self.granted = apply_realtime(self.realtime)
         loop.began_ns = loop.stepped_ns = self.clock.now_ns()
         loop.supervisor.poll()
         if not loop.capture.waits:

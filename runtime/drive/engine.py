@@ -1,4 +1,4 @@
-"""Inference as the loop sees it: hand over a frame, go on, be rung when the labels are there."""
+"""Inference as the loop sees it: hand over a frame, go on, be woken when the labels are there."""
 
 from __future__ import annotations
 
@@ -19,8 +19,14 @@ Segment = Callable[[Picture], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Answer:
-    """To one job: labels (H, W) uint8 of the job's frame, the receiver's own, or what went wrong;
-    inference_ms: of the Segmenter's call."""
+    """What came of one frame.
+
+    Attributes:
+        job: its number, as submitted.
+        labels: (H, W) uint8 of the frame, the receiver's own; None if it went wrong.
+        inference_ms: of the Segmenter's call.
+        error: what went wrong.
+    """
 
     job: int
     labels: Picture | None
@@ -29,11 +35,14 @@ class Answer:
 
 
 class InferenceEngine(Protocol):
-    """Runs one frame at a time at one of several levels. Rings the clock when `ready`, `fault` or
+    """Runs one frame at a time at one of several levels. Wakes the loop when `ready`, `fault` or
     an answer changes. Methods return at once; none raises.
 
-    levels: names, largest first. ready: takes frames. fault: why it will never take one again, or
-    "". baselines_ms: p95 latency of each level, once ready.
+    Attributes:
+        levels: names, largest first.
+        ready: whether it takes frames.
+        fault: why it will never take one again, or "".
+        baselines_ms: p95 latency of each level, once ready.
     """
 
     @property
@@ -112,7 +121,11 @@ def run_segmenter(job: int, segment: Segment, image: Picture) -> Answer:
 
 
 def check_labels(labels: Any, image: Picture) -> Picture:
-    """Raises ValueError unless `labels` are a label map of `image`."""
+    """The labels, if they are a label map of `image`.
+
+    Raises:
+        ValueError: they are none.
+    """
     if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8:
         raise ValueError("a segmenter gives a numpy array of uint8 class ids")
     if labels.shape != image.shape[:2]:

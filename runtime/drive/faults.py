@@ -40,7 +40,13 @@ FAULTY_LOADER = f"{__name__}:load_faulty"
 
 @dataclass(frozen=True)
 class Fault:
-    """at: seconds from the start; fault: of KINDS; seconds: how long it lasts."""
+    """A fault to bring about.
+
+    Attributes:
+        at: seconds from the start.
+        fault: one of KINDS.
+        seconds: how long it lasts.
+    """
 
     at: float
     fault: str
@@ -70,7 +76,12 @@ class FaultPlan:
 
 
 def read_plan(path: Path) -> list[Fault]:
-    """Raises ValueError, naming the entry that is wrong; MissingPackage where PyYAML is missing."""
+    """The faults of a YAML file, by time.
+
+    Raises:
+        UsageError: names the entry that is wrong.
+        MissingPackage: PyYAML is not installed.
+    """
     try:
         import yaml
     except ImportError as error:

@@ -1,7 +1,7 @@
 """The loop: newest frame in, labels or a status out, one step at a time.
 
 Everything that waits does so elsewhere: the camera, inference and each sink have threads of their
-own that ring the clock. A step looks at what came, acts on it and returns at once.
+own that wake the loop. A step looks at what came, acts on it and returns at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ TELL_NS = 33_000_000  # at least, between two statuses of a silent camera
 
 @dataclass
 class InferenceJob:
-    """A frame in inference. told: the sinks were told already that its mask comes too late."""
+    """A frame in inference.
+
+    Attributes:
+        told: the sinks were told already that its mask comes too late.
+    """
 
     number: int
     captured: CapturedFrame
@@ -41,8 +45,11 @@ class InferenceJob:
 class Loop:
     """The state of a drive between two steps.
 
-    job: the frame in inference. ladder: of the first engine, once one was ready. ages, latencies:
-    of published results. trouble: the last time of each kind of trouble, for the state.
+    Attributes:
+        job: the frame in inference.
+        ladder: of the first engine, once one was ready.
+        ages, latencies: of published results, in ms.
+        trouble: when each kind of trouble was last, and what it was, for the state.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class Loop:
         return ended and self.mailbox.empty and self.job is None
 
     def step(self) -> None:
+        """Act on everything that came since the last step; never waits."""
         self.stepped_ns = self.clock.now_ns()
         self.publish_finished()
         self.supervisor.poll()

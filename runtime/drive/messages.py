@@ -1,4 +1,4 @@
-"""What the loop tells its sinks: a result, or why there is none."""
+"""Messages of the loop to its sinks: a result, or why there is none."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 
 
 class StatusKind(str, Enum):
-    """Why there is no mask. LATE: it is or would be older than `max_age`. STALE: no new frame came
-    when one was due. LOST: a frame, the camera or the inference failed."""
+    """Why there is no mask.
+
+    Attributes:
+        LATE: it is or would be older than `max_age`.
+        STALE: no new frame came when one was due.
+        LOST: a frame, the camera or the inference failed.
+    """
 
     LATE = "LATE"
     STALE = "STALE"
@@ -20,8 +25,15 @@ class StatusKind(str, Enum):
 
 
 class State(str, Enum):
-    """starting: no mask yet. running: all is well. degraded: masks come, but something is wrong.
-    stale: no frames come. failed: frames come and no mask can be made of them."""
+    """What a drive is doing.
+
+    Attributes:
+        starting: no mask yet.
+        running: all is well.
+        degraded: masks come, but something is wrong.
+        stale: no frames come.
+        failed: frames come and no mask can be made of them.
+    """
 
     starting = "starting"
     running = "running"
@@ -32,15 +44,21 @@ class State(str, Enum):
 
 @dataclass(frozen=True)
 class Result:
-    """The labels of one frame.
+    """The labels of one frame. All sinks share the arrays: copy before writing to them.
 
-    frame_id: the loop's own count of everything captured, from 0, never repeated. index, name: the
-    source's. captured_ns: `time.monotonic_ns()` when the frame was captured; captured_wall_ns: the
-    same moment since 1970. labels (H, W) uint8 class ids and image (H, W, 3) uint8 BGR are of the
-    frame's own size; all sinks share them, so copy before writing. level: the artifact that made
-    the labels. stages_ms: `waiting` (capture to the start of the work), `inference` (the
-    Segmenter's call), `transfer` (to the worker process and back). age_ms: at publication. A mask
-    must not be used after expires_ns (monotonic).
+    Attributes:
+        frame_id: the loop's own count of everything captured, from 0, never repeated.
+        index, name: the source's.
+        captured_ns: `time.monotonic_ns()` when the frame was captured.
+        captured_wall_ns: the same moment since 1970.
+        labels: (H, W) uint8 class ids, of the frame's own size.
+        image: (H, W, 3) uint8 BGR.
+        level: the artifact that made the labels.
+        stages_ms: `waiting` (capture to the start of the work), `inference` (the Segmenter's call),
+            `transfer` (to the worker process and back).
+        age_ms: from capture to publication.
+        published_ns: monotonic.
+        expires_ns: after which the mask must not be used, monotonic.
     """
 
     frame_id: int
@@ -65,9 +83,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Status:
-    """In the place of a result. cause: one word, as the counters have it; text: for people.
-    frame_id, captured_ns: of the frame concerned, None where there is none. at_ns: monotonic;
-    at_wall_ns: the same moment since 1970."""
+    """In the place of a result.
+
+    Attributes:
+        kind: what is wrong.
+        cause: one word, as the counters have it; text: for people.
+        at_ns: monotonic; at_wall_ns: the same moment since 1970.
+        frame_id, captured_ns: of the frame concerned, None where there is none.
+    """
 
     kind: StatusKind
     cause: str

@@ -1,4 +1,4 @@
-"""Deadline control: which of several artifacts is the largest that holds the deadline now."""
+"""Deadline control: the largest of several artifacts that holds the deadline now."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ class LevelChange:
 class QualityLadder:
     """Levels from the largest artifact to the smallest.
 
-    baselines_ms: each one's p95 latency as measured at the start, on this machine. deadline_ms: of
-    a result's age at publication; None: the first level is kept. period_ms: between frames.
-
     Down one level at the third late result of the last twenty. Up one level when none of them was
     late and the level above is expected to stay below 80 % of the deadline: its baseline, times the
     slow-down seen at the present level. A climb that had to be taken back doubles the wait for the
     next.
+
+    Args:
+        names: of the levels.
+        baselines_ms: each one's p95 latency as measured at the start, on this machine.
+        deadline_ms: of a result's age at publication; None: the first level is kept.
+        period_ms: between frames.
     """
 
     def __init__(
@@ -62,8 +65,16 @@ class QualityLadder:
         return self.level == len(self.names) - 1 and sum(self._late) >= MISSES
 
     def observe(self, now_ns: int, latency_ms: float, age_ms: float) -> LevelChange | None:
-        """A result at the present level: from the start of the work to publication, and its age.
-        Gives back the step that it caused."""
+        """Take note of a result at the present level.
+
+        Args:
+            now_ns: monotonic.
+            latency_ms: from the start of the work to publication.
+            age_ms: from capture to publication.
+
+        Returns:
+            The step that it caused, if any.
+        """
         if self.deadline_ms is None:
             return None
         self._changed_ns = self._changed_ns or now_ns
@@ -121,6 +132,6 @@ class QualityLadder:
 
 
 def p95(times: Sequence[float] | deque[float]) -> float:
-    """The largest but one in twenty; 0 of nothing."""
+    """The time that one in twenty exceeds; 0 of nothing."""
     ordered = sorted(times)
     return ordered[int(0.95 * (len(ordered) - 1))] if ordered else 0.0

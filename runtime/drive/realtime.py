@@ -1,4 +1,4 @@
-"""What keeps the machine's other work out of the loop's way, as far as it is permitted."""
+"""Real-time scheduling: keeps other work out of the loop's way, as far as it is permitted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ LOCK_NOW_AND_LATER = 1 | 2  # MCL_CURRENT | MCL_FUTURE
 
 @dataclass(frozen=True)
 class RealtimeOptions:
-    """cores: to run on, by number; empty: all that this process may use. priority: of SCHED_FIFO,
-    1 to 99; 0: the ordinary scheduler. lock_memory: no page of this process is swapped out.
-    freeze_garbage: objects that live now are never looked at again by the garbage collector."""
+    """What to ask the operating system for.
+
+    Attributes:
+        cores: to run on, by number; empty: all that this process may use.
+        priority: of SCHED_FIFO, 1 to 99; 0: the ordinary scheduler.
+        lock_memory: no page of this process is swapped out.
+        freeze_garbage: the collector never looks again at objects that live now.
+    """
 
     cores: tuple[int, ...] = ()
     priority: int = 50
@@ -23,9 +28,12 @@ class RealtimeOptions:
     freeze_garbage: bool = True
 
 
-def apply(wishes: RealtimeOptions) -> dict[str, str]:
-    """Ask for everything wished for; what was granted, or why it was not, by name. Raises nothing:
-    a loop without them still runs."""
+def apply_realtime(wishes: RealtimeOptions) -> dict[str, str]:
+    """Ask for everything wished for; a loop without it still runs.
+
+    Returns:
+        By name, what was granted, or why it was not.
+    """
     granted = {}
     if wishes.cores:
         granted["cores"] = _cores(set(wishes.cores))

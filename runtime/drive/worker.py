@@ -36,8 +36,15 @@ ARTIFACTS = "rtseg.runtime.drive.worker_process:load_artifacts"
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What a worker serves. loader: "module:function", called in the worker with `arguments` (JSON
-    values), gives the segmenters, largest first. levels: their names."""
+    """What a worker serves.
+
+    Attributes:
+        levels: names of the segmenters, largest first.
+        arguments: of the loader, as JSON values.
+        loader: "module:function", called in the worker, which returns the segmenters.
+        realtime: what the worker asks of the operating system.
+        environment: variables beside this process's own.
+    """
 
     levels: tuple[str, ...]
     arguments: dict[str, Any]
@@ -81,10 +88,16 @@ class SharedPicture:
 
 
 class Worker:
-    """An InferenceEngine in another process, running `rtseg.runtime.drive.worker_process`.
+    """An `InferenceEngine` in another process, which runs `rtseg.runtime.drive.worker_process`.
 
-    known: digests of the known frame's labels by level, which workers of one task share: the first
-    that is ready fills it in, and one that computes anything else later is broken.
+    Args:
+        task: what to serve.
+        clock: of the loop, which it wakes.
+        known: digests of the known frame's labels by level, which workers of one task share: the
+            first that is ready fills it in, and one that computes anything else later is broken.
+
+    Raises:
+        OSError: no process, memory or descriptor is to be had.
     """
 
     def __init__(self, task: WorkerTask, clock: LoopClock, known: dict[str, str] | None = None):

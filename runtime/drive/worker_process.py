@@ -20,7 +20,7 @@ from ..segmenter import Segmenter, load
 from . import known_frame
 from .engine import Picture, Segment, run_segmenter
 from .quality import p95
-from .realtime import RealtimeOptions, apply
+from .realtime import RealtimeOptions, apply_realtime
 from .worker import SharedPicture
 
 WARM_UPS = 3
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     connection, memory = Connection(int(arguments[0])), SharedPicture(int(arguments[1]))
     task = json.loads(arguments[2])
     _belong_to(task["parent"])
-    granted = apply(RealtimeOptions(**task["realtime"])) if task["realtime"] else {}
+    granted = apply_realtime(RealtimeOptions(**task["realtime"])) if task["realtime"] else {}
     try:
         segmenters = loader(task["loader"])(**task["arguments"])
         baselines = [measure_baseline(segmenter) for segmenter in segmenters]

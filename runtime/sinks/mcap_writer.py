@@ -16,6 +16,7 @@ from .label_files import Colors, Paint, encode_picture
 from .recording import Recording, check_writable
 
 RETRY_S = 10.0
+CHUNK = 1 << 18  # bytes at most that a crash costs
 INSTALL = 'MCAP logs need the mcap package: pip install "rtseg[drive]"'
 TIME: dict[str, Any] = {
     "type": "object",
@@ -75,7 +76,7 @@ class McapRecorder:
             raise self._broken[1]
         self._recording = Recording(self.path)
         self._file = self._recording.partial.open("wb")
-        self._writer = self._new_writer(self._file)
+        self._writer = self._new_writer(self._file, chunk_size=CHUNK)
         self._writer.start(profile="", library="rtseg")
         names = json.dumps([list(self.classes), [list(color) for color in self.palette]])
         self._writer.add_metadata("rtseg", {"classes_and_palette": names})
@@ -99,6 +100,8 @@ class McapRecorder:
             if self._recording is None:
                 self._begin()
             self._record(message)
+            if self._file is not None:
+                self._file.flush()
         except OSError as error:
             self._abandon(error)
             raise
