@@ -311,15 +311,20 @@ def test_a_worker_that_dies_is_replaced_while_the_fallback_serves(
 ) -> None:
     plan = FaultPlan([Fault(0, "worker_death")], time.monotonic_ns())
     task = with_faults(build_artifact_task([artifacts[0].path], "onnxruntime", "cpu"), plan)
-    drive = Drive(
-        endless(), task, fallback=artifacts[1].path, limits=DriveLimits(max_age_ms=1000 * LIMIT_S)
-    )
+    first = artifacts[0].path.name
 
-    def recovered(at_s: float, health: Health) -> None:
-        if health.state is State.running and drive.loop.levels[artifacts[0].path.name]:
+    def until_recovered(message: Result | Status) -> None:
+        if isinstance(message, Result) and message.level == first:
             drive.stop()
 
-    report = drive.run(10 * LIMIT_S, recovered)
+    drive = Drive(
+        endless(),
+        task,
+        [until_recovered],
+        fallback=artifacts[1].path,
+        limits=DriveLimits(max_age_ms=1000 * LIMIT_S),
+    )
+    report = drive.run(10 * LIMIT_S)
     assert report.ended == "stop()"
     assert [failure.reason for failure in report.engine_failures] == [
         "the worker process ended with exit code 70"

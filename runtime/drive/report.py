@@ -282,6 +282,7 @@ def build_report(loop: Loop, history: History, last: DriveSnapshot, **facts: Any
     """The report of a loop that ended.
 
     Args:
+        loop: after its last step.
         history: an entry is a change of state or of its reasons.
         last: taken before the end; its state is the one that counts.
         facts: further fields of the report.
