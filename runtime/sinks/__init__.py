@@ -32,6 +32,7 @@ def open_sinks(
     Raises:
         UsageError: an ending that no sink has.
         MissingPackage: the package for MCAP is not installed.
+        OSError: a folder cannot be written to, or another process writes that ring.
     """
     from .label_files import LabelPngs, OverlayVideo
     from .mcap_writer import McapRecorder

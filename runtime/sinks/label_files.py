@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...data.files import write_atomically
 from ...errors import UsageError
 from ..drive.messages import Message, Result
-from .recording import Recording, check_writable, new_folder
+from .recording import RecordingFile, check_writable, new_folder
 
 Picture = NDArray[np.uint8]
 Colors = Sequence[tuple[int, int, int]]
@@ -48,7 +48,7 @@ class LabelPngs:
 
 
 class OverlayVideo:
-    """Writes an MP4 of the results, see `Recording`.
+    """Writes an MP4 of the results, see `RecordingFile`.
 
     A video knows no gaps: frames that were not answered are not in it.
 
@@ -71,7 +71,7 @@ class OverlayVideo:
         check_writable(path.parent)
         self.path, self.palette, self.paint, self.fps = path, palette, paint, fps
         self._waiting: list[tuple[int, Picture]] = []
-        self._recording: Recording | None = None
+        self._recording: RecordingFile | None = None
         self._writer: cv2.VideoWriter | None = None
         self._written = 0
 
@@ -96,7 +96,7 @@ class OverlayVideo:
         self.size = (width, height)
         # Two decimals: MPEG-4 takes no finer ones.
         fps = round(min(max(self.fps or 1e9 / step_ns, 1.0), FASTEST_HZ), 2)
-        self._recording = Recording(self.path)
+        self._recording = RecordingFile(self.path)
         writer = cv2.VideoWriter(str(self._recording.partial), codec, fps, self.size)
         if not writer.isOpened():
             self._recording.abandon()

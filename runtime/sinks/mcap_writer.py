@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 from ...errors import MissingPackage
 from ..drive.messages import Message, Result
 from .label_files import Colors, Paint, encode_picture
-from .recording import Recording, check_writable
+from .recording import RecordingFile, check_writable
 
 RETRY_S = 10.0
 CHUNK = 1 << 18  # bytes at most that a crash costs
@@ -37,7 +37,7 @@ FACTS: dict[str, Any] = {"title": "rtseg.Facts", "type": "object"}
 
 
 class McapRecorder:
-    """Writes an MCAP log, see `Recording`; `mcap recover` saves what a crash left.
+    """Writes an MCAP log, see `RecordingFile`; `mcap recover` saves what a crash left.
 
     Topics: `/rtseg/overlay` (JPEG) and `/rtseg/labels` (PNG of class ids), both
     `foxglove.CompressedImage`; `/rtseg/result` and `/rtseg/status`, JSON without the pictures.
@@ -67,14 +67,14 @@ class McapRecorder:
         check_writable(path.parent)
         self.path, self.classes, self.palette, self.paint = path, classes, palette, paint
         self._new_writer = Writer
-        self._recording: Recording | None = None
+        self._recording: RecordingFile | None = None
         self._file: BinaryIO | None = None
         self._broken: tuple[float, OSError] | None = None
 
     def _begin(self) -> None:
         if self._broken and time.monotonic() < self._broken[0] + RETRY_S:
             raise self._broken[1]
-        self._recording = Recording(self.path)
+        self._recording = RecordingFile(self.path)
         self._file = self._recording.partial.open("wb")
         self._writer = self._new_writer(self._file, chunk_size=CHUNK)
         self._writer.start(profile="", library="rtseg")

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 
 
-class Recording:
+class RecordingFile:
     """A file that gets its name when it is whole; until then it is `NAME.partial.SUFFIX`.
 
     Where `path` is taken, by a finished recording or by what a crash left of one, it is numbered:
