@@ -133,7 +133,7 @@ setup(
     ],
     package_data={
         "rtseg": ["py.typed"],
-        "rtseg.demo": ["page/*"],
+        "rtseg.demo": ["page/*", "frames/*"],
         "rtseg.models": ["pretrained/*.safetensors", "costs.json"],
         "rtseg.train": ["recipes/*.yaml"],
     },

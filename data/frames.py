@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
-from .scenes import scenes
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -168,18 +167,3 @@ def read_folder(folder: Path) -> list[tuple[str, NDArray[np.uint8]]]:
     """(name, image) of every image in `folder`; ValueError if there is none, or a bad one."""
     source = open_source(folder)
     return [(path.stem, read_image(path)) for path in source.paths]
-
-
-def sample_frames(size: tuple[int, int], count: int = 3) -> list[tuple[str, NDArray[np.uint8]]]:
-    """(name, frame) to show what a network does: real street frames where this machine has some,
-    in `cityscapes/` of the folder that RTSEG_DATA names, or of `shared/data` beside the checkout or
-    the current folder; else drawn scenes of `size` (height, width)."""
-    checkouts = Path.cwd(), Path(__file__).resolve().parents[1]
-    folders = [checkout.parent / "shared" / "data" for checkout in checkouts]
-    if named := os.environ.get("RTSEG_DATA"):
-        folders = [Path(named)]
-    found = next((f for folder in folders if (f := sorted(folder.glob("cityscapes/*.png")))), [])
-    found = found[:count]
-    if found:
-        return [(path.stem, read_image(path)) for path in found]
-    return [(f"scene {i}", scene) for i, scene in enumerate(scenes(count, size))]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console, RenderableType
 
 from ..data.files import write_atomically
-from ..data.frames import read_folder, sample_frames
+from ..data.frames import read_folder
 from ..export import Artifact, export
 from ..export.artifacts import build_table
 from ..export.export import TARGETS
@@ -27,7 +27,9 @@ from ..speed import bench
 from ..speed.doctor import examine
 from .overlay import blend, legend
 
-SIZES = ((512, 1024), (768, 1536), (1024, 2048))
+FRAMES = Path(__file__).with_name("frames")  # of a motorway; their license lies beside them
+SCALES = (2 / 3, 1, 4 / 3)  # of the training's size: no network is shown where it fails
+WIDTH = 640  # pixels of a picture in the report
 Step = Callable[[str], None]
 
 
@@ -41,17 +43,21 @@ class Result:
 
 
 def run(folder: Path, model: str, frames: Path | None, seconds: float, step: Step) -> Result:
-    """Export `model` at three sizes, prove it, build engines, measure, and segment `frames`.
+    """Export a network at three sizes, prove it, build engines, measure, and segment frames.
 
-    frames: a folder of images, by default real street frames where this machine has some, else
-    drawn ones. seconds: measuring time per table row. Everything lands in `folder`, with
-    `report.html` over it.
+    Args:
+        folder: for everything that is made, with `report.html` over it.
+        model: what `load_model` takes.
+        frames: a folder of images, by default three frames of a motorway that ship.
+        seconds: of measuring for each table row.
+        step: called with a line before each step.
     """
     step("looking at this machine")
     machine = examine()
     source = load_model(model)
-    pictures = read_folder(frames) if frames else sample_frames(SIZES[0])
-    artifacts = _export(source, pictures, folder / "artifacts", step)
+    pictures = read_folder(frames or FRAMES)
+    sizes = choose_sizes(source, pictures[0][1].shape)
+    artifacts = _export(source, sizes, pictures, folder / "artifacts", step)
     step("measuring")
     runnable = [str(a.path) for a in artifacts if a.target != "onnx" and check(a.path).ok]
     runnable = runnable or [str(a.path) for a in artifacts if a.target == "onnx"]
@@ -63,16 +69,32 @@ def run(folder: Path, model: str, frames: Path | None, seconds: float, step: Ste
     )
     write_atomically(folder / "bench.json", speed.to_json().encode())
     step("segmenting frames")
-    shown = _segment(pictures, _best(artifacts), folder / "frames")
+    shown = _segment(pictures, _best(artifacts, sizes[1]), folder / "frames")
     tables = [machine.table(), build_table(artifacts), speed.table()]
-    notes = _notes(source, frames, artifacts, folder, shown)
+    notes = _notes(source, frames, artifacts, folder)
     report = folder / "report.html"
     write_atomically(report, _report(tables, notes, shown, source).encode())
     return Result(tables, notes, report)
 
 
+def choose_sizes(model: Model, frame: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(height, width) near those of the training, of the frames' aspect: (H, W, 3) is `frame`."""
+    step, height = model.network.info.multiple, model.trained_size[0]
+    return [
+        (
+            max(step, round(height * scale / step) * step),
+            max(step, round(height * scale * frame[1] / frame[0] / step) * step),
+        )
+        for scale in SCALES
+    ]
+
+
 def _export(
-    source: Model, pictures: list[tuple[str, NDArray[np.uint8]]], out: Path, step: Step
+    source: Model,
+    sizes: list[tuple[int, int]],
+    pictures: list[tuple[str, NDArray[np.uint8]]],
+    out: Path,
+    step: Step,
 ) -> list[Artifact]:
     """float32 graphs for CPUs, half precision for TensorRT; targets whose package is absent go."""
     common: dict[str, Any] = {
@@ -81,17 +103,16 @@ def _export(
         "progress": step,
     }
     on_cpu = [t for t in ("onnx", "openvino") if installed(TARGETS[t][1])]
-    artifacts = export(source, SIZES, on_cpu, "fp32", **common)
+    artifacts = export(source, sizes, on_cpu, "fp32", **common)
     if installed("tensorrt"):
-        artifacts += export(source, SIZES, ["tensorrt"], "fp16", **common)
+        artifacts += export(source, sizes, ["tensorrt"], "fp16", **common)
     return artifacts
 
 
-def _best(artifacts: list[Artifact]) -> Artifact:
-    """The artifact to show frames with: the largest one that runs here, a proven one first."""
-    able = [a for a in artifacts if check(a.path).ok]
-    order = ("tensorrt", "openvino", "onnx")
-    return min(able, key=lambda a: (-a.card.size[0], order.index(a.target)))
+def _best(artifacts: list[Artifact], size: tuple[int, int]) -> Artifact:
+    """The artifact to show frames with: the fastest of `size` that runs here."""
+    able = [a for a in artifacts if a.card.size == size and check(a.path).ok]
+    return min(able, key=lambda a: ("tensorrt", "openvino", "onnx").index(a.target))
 
 
 def _segment(
@@ -103,10 +124,12 @@ def _segment(
     with load(artifact.path) as segmenter:
         for name, frame in pictures:
             over = blend(frame, segmenter(frame), segmenter.card.palette, 0.55)
+            high = round(WIDTH * frame.shape[0] / frame.shape[1])
             small = [
-                cv2.resize(each, (960, 480), interpolation=cv2.INTER_AREA) for each in (frame, over)
+                cv2.resize(each, (WIDTH, high), interpolation=cv2.INTER_AREA)
+                for each in (frame, over)
             ]
-            strip = legend(segmenter.card.class_table, 480)
+            strip = legend(segmenter.card.class_table, high)
             path = out / f"{name.replace(' ', '_')}.jpg"
             encoded = cv2.imencode(".jpg", np.hstack([*small, strip]))[1]
             write_atomically(path, encoded.tobytes())
@@ -115,16 +138,18 @@ def _segment(
 
 
 def _notes(
-    source: Model, frames: Path | None, artifacts: list[Artifact], folder: Path, shown: list[Path]
+    source: Model, frames: Path | None, artifacts: list[Artifact], folder: Path
 ) -> list[str]:
     notes = [f"{source.network.info.name}, weights: {source.weights_from}"]
     if not source.trained:
         notes.append("These weights are random: speed and parity are real, the pictures are not.")
-    drawn = frames is None and shown and shown[0].name.startswith("scene")
-    if drawn:
-        notes.append("The frames are drawn; your own: rtseg quickstart --frames FOLDER")
-    elif source.classes.name == "camvid":
-        notes.append("The weights were trained on CamVid alone, at 360x480; see the model card.")
+    if frames is None:
+        notes.append(
+            "The frames are of a motorway (Udacity, MIT License) that the network has not seen; "
+            "your own: rtseg quickstart --frames FOLDER"
+        )
+    if source.classes.name == "camvid":
+        notes.append("The weights were trained on CamVid, streets of one town; see the model card.")
     engines = [a for a in artifacts if a.target == "tensorrt"]
     if engines and engines[0].status != "proven":
         notes.append(

@@ -73,7 +73,7 @@ def quantize(
     if not found:
         raise QuantizeError(f"{card.model} has no layer that int8 could hold")
     progress(f"calibration ({calibration.method}) on {len(calibration.used)} frames")
-    frames = [fit_frame(frame, card.size, card.fit, card.mean) for _, frame in calibration.used]
+    frames = [fit_frame(frame, card.size, card.fit) for _, frame in calibration.used]
     spans = measure_ranges(plain, KINDS, frames, calibration.method)
 
     def build(chosen: Iterable[Layer]) -> onnx.ModelProto:

@@ -156,7 +156,7 @@ def run_reference(
     kept = set(spread(len(proof.frames), max(2, LOGITS_LIMIT // one)))
     for place, (_, frame) in enumerate(proof.frames):
         progress(f"frame {place + 1} of {len(proof.frames)}")
-        image = fit_frame(frame, size, fit, info.mean)
+        image = fit_frame(frame, size, fit)
         with torch.inference_mode():
             full = _upsample(network(normalize_frame(image, network)), size, info.align_corners)[0]
             best = full.topk(2, dim=0).values

@@ -43,7 +43,7 @@ class Segmenter:
         self._check_process()  # before the lock, which another thread may have held at the fork
         image = as_bgr(frame)
         card, size = self.card, (image.shape[0], image.shape[1])
-        fitted = fit_frame(image, card.size, card.fit, card.mean)
+        fitted = fit_frame(image, card.size, card.fit)
         with self._lock:
             labels: NDArray[np.uint8] = self.backend(fitted[None])[0]
             # The backend writes its next labels over these; a resize makes an array of its own.

@@ -173,9 +173,8 @@ def test_frames_of_another_aspect_are_letterboxed_in_the_proof(nano: Model, tmp_
     wide = scenes(1, (64, 256))[0]
     expected = run_reference(nano.network, ProofFrames([("wide", wide)]), SIZE)
     frame = expected.reference.frames[0]
-    color = [round(255 * value) for value in reversed(nano.network.info.mean)]
-    assert (frame[:16] == color).all()
-    assert (frame[48:] == color).all()
+    assert frame[:32].any(axis=2).all()
+    assert not frame[32:].any()
     (artifact,) = export(nano, SIZE, "onnx", out=tmp_path, fit="stretch")
     assert read_card(artifact.path).fit == "stretch"
 

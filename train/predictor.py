@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from ..data.letterbox import fit_size
 from ..data.transforms import fitting_factor
 from ..models import Network, NetworkInfo
 
@@ -37,9 +38,10 @@ def autocast(device: torch.device, precision: str) -> Any:
 class Predictor:
     """frame (H, W, 3) uint8 BGR, any size -> labels (H, W) uint8.
 
-    `size`: (height, width) the frame is brought to first; None: its own, rounded up to what the
-    network takes. `fit`: (short, long) side that it is fitted into, keeping its ratio. `scales`:
-    further factors on that size, whose probabilities are averaged.
+    `size`: (height, width) the frame is brought to first, letterboxed where its aspect is another,
+    as an artifact does; None: its own, rounded up to what the network takes. `fit`: (short, long)
+    side that it is fitted into, keeping its ratio. `scales`: further factors on that size, whose
+    probabilities are averaged.
     `flip`: the mirrored frame counts as well. `window`: (height, width) of a sliding window with
     an overlap of a third; None: the whole frame at once.
     """
@@ -72,8 +74,10 @@ class Predictor:
         height, width = frame.shape[:2]
         image = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
         image = normalize(image[None], self.network.info)
-        views = [self._logits(view, flip) for view, flip in self._views(image)]
-        views = [resized(view, (height, width)) for view in views]
+        views = [
+            resized(self._logits(view, flip)[..., :high, :wide], (height, width))
+            for view, flip, (high, wide) in self._views(image)
+        ]
         if len(views) == 1:
             return views[0]
         return torch.stack([view.softmax(dim=1) for view in views]).mean(dim=0)
@@ -85,19 +89,28 @@ class Predictor:
             scores = scores.softmax(dim=0)
         return np.asarray(scores.cpu().numpy())
 
-    def _views(self, image: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        """The image at every size, as it is and mirrored."""
+    def _views(self, image: Tensor) -> Iterator[tuple[Tensor, bool, tuple[int, int]]]:
+        """The image at every size, as it is and mirrored, and how much of the view it is."""
         base: Sequence[float] = self.size or image.shape[-2:]
         if self.fit:
             factor = fitting_factor(image.shape[-2:], self.fit)
             base = [round(side * factor) for side in base]
         step = self.network.info.multiple
         for scale in self.scales:
-            size = tuple(max(1, math.ceil(side * scale / step)) * step for side in base)
-            view = resized(image, size)
-            yield view, False
+            height, width = (max(1, math.ceil(side * scale / step)) * step for side in base)
+            own = fit_size(
+                (image.shape[-2], image.shape[-1]),
+                (height, width),
+                "letterbox" if self.size else "stretch",
+            )
+            view = resized(image, own)
+            if own != (height, width):
+                black = normalize(image.new_zeros(1, height, width, 3), self.network.info)
+                black[..., : own[0], : own[1]] = view
+                view = black
+            yield view, False, own
             if self.flip:
-                yield view.flip(-1), True
+                yield view.flip(-1), True, own
 
     def _logits(self, view: Tensor, mirrored: bool) -> Tensor:
         with autocast(self.device, self.precision):
