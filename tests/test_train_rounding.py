@@ -113,7 +113,7 @@ def test_state_dict_and_names_stay(nano):
 @pytest.fixture(scope="module")
 def plain(nano):
     """csfcn_nano as a float32 graph that gives logits."""
-    return quantize.prepared(to_onnx(nano.network, SIZE, "fp32", ("logits",)))
+    return quantize.infer_shapes(to_onnx(nano.network, SIZE, "fp32", ("logits",)))
 
 
 def test_it_rounds_the_layers_that_export_rounds(nano, plain):
@@ -133,7 +133,7 @@ def test_what_only_training_uses_stays_in_float(variant):
 
 @pytest.fixture(scope="module")
 def spans(plain):
-    return calibrate.ranges(plain, KINDS, scenes(2, SIZE, seed=3), "percentile")
+    return calibrate.measure_ranges(plain, KINDS, scenes(2, SIZE, seed=3), "percentile")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def spans(plain):
 def test_it_computes_what_the_exported_graph_computes(nano, plain, spans, monkeypatch, name):
     """With one layer in int8, and the range that calibration gave it."""
     layer = next(layer for layer in find_layers(plain) if layer.name == name)
-    graph = quantize._quantized(plain, [layer.node], spans)
+    graph = quantize._insert_rounding(plain, [layer.node], spans)
     network = copy.deepcopy(nano.network)
     others = {other for other, _ in network.named_modules()} - {name}
     monkeypatch.setattr(rounding, "positions", lambda *_: others)
