@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .errors import ArtifactError, MissingPackage, UsageError
 from .runtime import Segmenter, load, read_card
-from .runtime.backends.backend import BACKENDS, cuda_available, installed
+from .runtime.backends.backend import BACKENDS, default_backends, installed
 from .runtime.packages import writable_cache
 from .system import gpus
 
@@ -32,8 +32,6 @@ Size = tuple[int, int]  # (height, width) in pixels
 Progress = Callable[[str, float], None]  # (what is being done, share done)
 logger = logging.getLogger("rtseg")
 
-ON_CPU = ("openvino", "onnxruntime")  # the fastest first
-ON_GPU = ("tensorrt", "torch", "onnxruntime")
 TARGETS = {"onnxruntime": "onnx"}  # what `export` writes for a backend, where the names differ
 ROOT = Path(__file__).parent
 # Networks whose weights ship: the more accurate one to look at, the faster one to keep up.
@@ -136,17 +134,17 @@ def check_backends(backends: Iterable[str]) -> None:
         if backend == "tensorrt" and not gpus():
             raise ArtifactError(
                 "tensorrt runs engines on an NVIDIA GPU, and none answers here: take "
-                f"{' or '.join(name for name in ON_CPU if installed(name))}"
+                f"{' or '.join(default_backends('cpu'))}"
             )
 
 
 def fastest_backends(device: str | None) -> list[str]:
     """The installed backends that make the best of this machine, the fastest first."""
     if uses_gpu(device):
-        found = [name for name in ON_GPU if installed(name) and _built_for_gpu(name)]
+        found = [name for name in default_backends("cuda") if _built_for_gpu(name)]
         if found:
             return found
-    return [name for name in ON_CPU if installed(name)]
+    return default_backends("cpu")
 
 
 def uses_gpu(device: str | None) -> bool:
@@ -159,14 +157,12 @@ def graph_precision(device: str | None) -> str:
 
 
 def _built_for_gpu(backend: str) -> bool:
-    """Whether the installed package was built for GPUs."""
-    if backend == "onnxruntime":
-        return cuda_available()
-    if backend == "torch":
-        import torch
-
-        return torch.cuda.is_available()
-    return True
+    """Whether the installed package uses a GPU here."""
+    try:
+        devices = BACKENDS[backend].diagnose(gpus()).devices
+    except Exception:  # a broken install can raise anything; `rtseg doctor` says what
+        return False
+    return any(device.startswith("cuda") for device in devices)
 
 
 def cached_export(

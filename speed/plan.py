@@ -34,13 +34,6 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 Progress = Callable[[str, float], None]
-# Precision asked for: the graph it needs, and what OpenVINO is told to compute that graph in.
-OPENVINO = {
-    "fp32": ("fp32", "fp32"),
-    "bf16": ("fp32", "bf16"),
-    "fp16": ("fp16", "fp16"),
-    "int8": ("int8", None),
-}
 SCENES = 4
 
 
@@ -249,12 +242,13 @@ class _Wish:
             if not self.precisions:
                 yield backend, default, None
             for precision in self.precisions:
-                if backend == "openvino" and precision in OPENVINO:
-                    yield backend, *OPENVINO[precision]
-                elif precision == "bf16":
-                    self.absent.append(f"{backend} bf16 left out: only openvino computes in it")
+                if found := BACKENDS[backend].precisions.get(precision):
+                    yield backend, *found
                 else:
-                    yield backend, precision, None
+                    able = [name for name, spec in BACKENDS.items() if precision in spec.precisions]
+                    self.absent.append(
+                        f"{backend} {precision} left out: only {', '.join(able)} computes in it"
+                    )
 
     def _backends(self) -> list[str]:
         return list(dict.fromkeys(self.backends)) or fastest_backends(self.device)

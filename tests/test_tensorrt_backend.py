@@ -3,8 +3,11 @@
 What TensorRT computes is tested where there is a GPU.
 """
 
+import gc
 import json
+import weakref
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -343,3 +346,55 @@ def test_the_self_test_comes_before_the_engine(world, engine, monkeypatch):
     with pytest.raises(ArtifactError, match="this TensorRT is wrong"):
         TensorRT(engine)
     assert world.runs == 0
+
+
+def test_kernels_compiled_by_the_first_runs_are_kept_too(world, engine):
+    """TensorRT-RTX compiles some when it runs, not when it starts."""
+
+    class Growing(Jit):
+        def serialize(self):
+            return np.frombuffer(b"kernels" * min(world.runs, 2), np.uint8)
+
+    world.jit = Growing()
+    backend = TensorRT(engine)
+    (kept,) = engine.parent.glob("net.engine.*.jit")
+    assert kept.read_bytes() == b"kernelskernels"
+    backend.close()
+
+
+def test_a_callers_stream_lives_as_long_as_the_engine(world, engine):
+    class Stream:
+        def __cuda_stream__(self):
+            return 0, 7
+
+    stream = Stream()
+    held = weakref.ref(stream)
+    backend = TensorRT(engine, stream=stream)
+    del stream
+    gc.collect()
+    assert held() is not None
+    backend.close()
+
+
+def test_closing_frees_on_the_engines_own_gpu(world, engine):
+    world.cuda.gpus = 2
+    selected = []
+    world.cuda.cudaSetDevice = lambda index: (selected.append(index) or 0,)
+    backend = TensorRT(engine, "cuda:1")
+    selected.clear()
+    backend.close()
+    assert selected == [1]
+    backend.close()
+    assert selected == [1]
+
+
+def test_the_self_tests_engine_is_for_the_gpu_at_hand():
+    """By default TensorRT-RTX builds for 8.0 and later, which a 7.5 refuses."""
+    trt = MagicMock()
+    trt.NetworkDefinitionCreationFlag.__members__ = {}
+    trt.ComputeCapability.__members__ = {"CURRENT": "this one"}
+    trt.Builder.return_value.build_serialized_network.return_value = b"plan"
+    assert self_test.build(trt, None, here=True) == b"plan"
+    config = trt.Builder.return_value.create_builder_config.return_value
+    config.set_compute_capability.assert_called_once_with("this one", 0)
+    assert config.num_compute_capabilities == 1

@@ -49,7 +49,7 @@ def self_test(trt: Any, log: Any, cuda: Cuda, host: EngineHost) -> None:
 def measure(trt: Any, log: Any, cuda: Cuda) -> dict[str, float]:
     """Largest error of each output of the test network, run on the GPU."""
     image, grid = inputs()
-    plan = Plan(trt, log, build(trt, log), cuda)
+    plan = Plan(trt, log, build(trt, log, here=True), cuda)
     stream = cuda.create_stream()
     try:
         for name, values in (("image", image), ("grid", grid)):
@@ -74,9 +74,9 @@ def inputs() -> tuple[Map, Map]:
     return image, random.uniform(-1.2, 1.2, GRID).astype(np.float32)
 
 
-def build(trt: Any, log: Any) -> bytes:
+def build(trt: Any, log: Any, here: bool = False) -> bytes:
     """The test network as an engine: a float32 GridSample between half-precision layers, as fp16
-    engines have it, one in float32 alone, and Resize by either rule."""
+    engines have it, one in float32 alone, and Resize by either rule. here: for this GPU only."""
     builder = trt.Builder(log)
     typed = members(trt.NetworkDefinitionCreationFlag).get("STRONGLY_TYPED")
     network = builder.create_network(0 if typed is None else 1 << int(typed))
@@ -95,7 +95,7 @@ def build(trt: Any, log: Any) -> bytes:
         network.mark_output(tensor)
     config = builder.create_builder_config()
     capabilities = getattr(trt, "ComputeCapability", None)
-    if capabilities is not None and "CURRENT" in members(capabilities):
+    if here and capabilities is not None and "CURRENT" in members(capabilities):
         # By default TensorRT-RTX builds for 8.0 and later, and a 7.5 refuses that.
         config.num_compute_capabilities = 1
         config.set_compute_capability(members(capabilities)["CURRENT"], 0)
