@@ -103,7 +103,8 @@ def run_to_last_upsample(
     Args:
         network: whose `upsample_logits` is run.
         head: what its `forward_logits` gave.
-        height, width: of the frame.
+        height: of the frame, in pixels.
+        width: of the frame, in pixels.
 
     Returns:
         What that last step reads, and which one it is. "shuffle": a pixel shuffle, of
