@@ -54,6 +54,7 @@ def load_source(
     what: str | os.PathLike[str] | Model,
     weights: str | os.PathLike[str] | None = None,
     classes: str | os.PathLike[str] | ClassSet | None = None,
+    ignore: Sequence[str] = (),
 ) -> Model:
     """`load_model`, or one line on how to get along where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
@@ -63,7 +64,7 @@ def load_source(
         )
     from .models.loading import load_model
 
-    return load_model(what, weights, classes)
+    return load_model(what, weights, classes, ignore)
 
 
 def resolve_artifact(

@@ -11,6 +11,7 @@ from typer import Argument, Option
 from ..errors import UsageError
 from ._console import JobFailed, note, show, working
 from ._options import (
+    NETWORK,
     Classes,
     Fit,
     Json,
@@ -53,6 +54,12 @@ def export(
         Fit, Option(help="How frames of another aspect come to the size.")
     ] = Fit.letterbox,
     weights: Weights = None,
+    ignore_keys: Annotated[
+        list[str] | None,
+        in_group(
+            NETWORK, help='Entries that a checkpoint may lack or have too many, such as "aux.*".'
+        ),
+    ] = None,
     classes: Classes = None,
     frames: Annotated[
         Path | None, in_group(PROOF, help="Folder of images to prove it on; else drawn scenes.")
@@ -136,7 +143,7 @@ def export(
     from ..export.calibrate import Calibration
     from ..resolve import load_source
 
-    source = load_source(model, weights, classes)
+    source = load_source(model, weights, classes, ignore_keys or ())
     note(
         f"{source.network.info.name}, {len(source.classes)} classes ({source.classes.name}), "
         f"weights: {source.weights_from}"

@@ -344,7 +344,8 @@ def _check(state: State, stored: State, model: Network, where: str, ignore: Sequ
         ]
         lost, extra = ([theirs.get(k, k) for k in keys] for keys in (missing, unexpected))
         name = f"{model.info.name} with {model.info.num_classes} classes"
-        lines = [f"{where} does not fit {name}{_hint(stored, model)}"]
+        hint = _hint(stored, model)
+        lines = [f"{where} does not fit {name}{hint}"]
         for what, names in (
             ("missing", lost),
             ("unexpected", extra),
@@ -353,6 +354,10 @@ def _check(state: State, stored: State, model: Network, where: str, ignore: Sequ
             if names:
                 more = f" and {len(names) - 4} more" if len(names) > 4 else ""
                 lines.append(f"{len(names)} {what}: {', '.join(names[:4])}{more}")
+        if not hint and not shapes:
+            lines.append(
+                "what does not matter can be let go: --ignore-keys, in Python ignore=[...]"
+            )
         raise CheckpointError("; ".join(lines), lost, extra, shapes)
     broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if broken:

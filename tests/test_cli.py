@@ -323,3 +323,14 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "app", Mock(side_effect=ValueError("a bug")))
     with pytest.raises(ValueError, match="a bug"):
         app.main()
+
+
+def test_entries_of_a_checkpoint_can_be_let_go(rtseg: Run, tmp_path: Path) -> None:
+    state = build("csfcn_nano").state_dict() | {"my_head.weight": torch.zeros(2)}
+    torch.save(state, tmp_path / "w.pth")
+    arguments = ("csfcn_nano", "--weights", tmp_path / "w.pth", "--size", "64x128", "-o", tmp_path)
+    refused = rtseg("export", *arguments)
+    assert refused.returncode == 2
+    assert "1 unexpected: my_head.weight" in refused.stderr
+    assert "--ignore-keys" in refused.stderr
+    assert rtseg("export", *arguments, "--ignore-keys", "my_head.*").returncode == 0

@@ -129,7 +129,7 @@ def test_keys_can_be_let_go_on_purpose(
     model = build("csfcn_nano")
     before = model.state_dict()["context.key.bias"].clone()
     for ignore in ((), ("my_head.*",), ("cfc.key_conv.bias",)):
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match=r"can be let go: --ignore-keys"):
             load_checkpoint(model, theirs, ignore=ignore)
     load_checkpoint(model, theirs, ignore=("cfc.key*", "my_head.*"))
     assert torch.equal(model.state_dict()["context.key.bias"], before)
