@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,12 +82,15 @@ class LivePage:
             self._news.notify_all()
 
     def newer_than(self, frame_id: int, timeout_s: float) -> Picture | None:
-        """The newest result if it is another one than `frame_id`; waits for it."""
+        """The newest result if it is another one than `frame_id` and may still be used; waits for
+        it."""
         with self._news:
             self._news.wait_for(lambda: self._is_news(frame_id) or self._closed, timeout_s)
             newest = self._newest
             if newest is None or not self._is_news(frame_id):
                 return None
+        if time.monotonic_ns() > newest.expires_ns:
+            return None
         with self._encoding:
             if self._picture is None or self._picture.facts["frame_id"] != newest.frame_id:
                 self._picture = encode(newest)
@@ -112,9 +116,10 @@ class LivePage:
 
     def status(self) -> dict[str, Any]:
         """The numbers beside the picture."""
+        now_ns = time.monotonic_ns()
         with self._news:
             ages = list(self._ages_ms)
-            times = [t for t in self._published_ns if t > self._published_ns[-1] - RATE_NS]
+            times = [t for t in self._published_ns if t > now_ns - RATE_NS]
             own: dict[str, Any] = {
                 "state": "running" if self._taken else "starting",
                 "reasons": [],
@@ -124,7 +129,7 @@ class LivePage:
                 "dropped": {},
                 "last_status": self._last_status,
             }
-        spent_s = (times[-1] - times[0]) / 1e9 if len(times) > 1 else 0.0
+        spent_s = (now_ns - times[0]) / 1e9 if len(times) > 1 else 0.0
         own |= {
             "rate_hz": round((len(times) - 1) / spent_s, 2) if spent_s else 0.0,
             "deadline_ms": self.deadline_ms,

@@ -149,6 +149,8 @@ class Server:
     ):
         if token is not None and not (len(token) >= 8 and token.isascii() and token.isprintable()):
             raise UsageError("a token is 8 or more printable ASCII characters")
+        if not 0 <= port <= 65535:
+            raise UsageError(f"a port is 0 to 65535, not {port}")
         only_here = is_loopback(host)
         if token is None and not only_here:
             token = secrets.token_urlsafe(18)

@@ -395,6 +395,8 @@ def _until_running(health: Path, process: subprocess.Popen[str]) -> None:
         (["CLIP", "--model", "ARTIFACT", "--max-age", "-3"], "max_age_ms must be more than 0"),
         (["CLIP", "--model", "ARTIFACT", "--max-age", "inf"], "max_age_ms must be more than 0"),
         (["CLIP", "--model", "ARTIFACT", "--duration", "nan"], "a drive lasts more than 0"),
+        (["CLIP", "--model", "ARTIFACT", "--health", "70000"], "a port is 0 to 65535"),
+        (["CLIP", "--model", "ARTIFACT", "--metrics", "65536"], "a port is 0 to 65535"),
     ],
 )
 def test_wrong_usage_is_one_line(
@@ -440,6 +442,21 @@ def test_all_that_may_serve_answers_in_the_same_classes(
 def test_a_duration_is_a_time(seconds: float) -> None:
     with pytest.raises(UsageError, match="a drive lasts more than 0"):
         Drive(frames(3), first_channel).run(seconds)
+
+
+def test_a_recording_does_not_wait_for_ever() -> None:
+    drive = Drive(Paced(list(frames(3)), 200.0), first_channel)
+    drive.loop.supervisor.primary.start = broken_start
+    report = drive.run(LIMIT_S)
+    assert report.ended == "no inference"
+    assert report.failure() == "no frame was answered: no inference serves: " + (
+        "it cannot be started: no GPU answers"
+    )
+    assert report.frames == FrameCounts(0, 0, {}, 0)
+
+
+def broken_start() -> InlineEngine:
+    raise OSError("no GPU answers")
 
 
 def test_a_recording_waits_for_inference() -> None:

@@ -95,6 +95,18 @@ def test_a_frame_comes_as_it_was_published() -> None:
     assert np.abs(jpeg.astype(int) - result(7).image).mean() < 10
 
 
+def test_old_masks_are_not_shown() -> None:
+    """Nor their rate: ten seconds after a cut, `/frame` still gave the last one."""
+    page, then = fed(), time.monotonic_ns() - 10 * 10**9
+    for number in range(20):
+        published = then + number * 10**7
+        page(replace(result(number), published_ns=published, expires_ns=published + 5 * 10**8))
+    assert page.newer_than(-1, 0) is None
+    assert page.status()["rate_hz"] == 0
+    page(result(20))
+    assert page.newer_than(-1, 0) is not None
+
+
 def test_large_frames_are_sent_smaller() -> None:
     page = fed()
     page(result(0, (1024, 2048)))
@@ -160,6 +172,8 @@ def test_beyond_this_machine_a_token_is_needed() -> None:
 def test_a_short_token_is_refused() -> None:
     with pytest.raises(ValueError, match="8 or more"):
         Server(fed(), port=0, token="short")
+    with pytest.raises(ValueError, match="a port is 0 to 65535, not 70000"):
+        Server(fed(), port=70000)
 
 
 def test_clients_that_stop_reading_do_not_slow_the_loop() -> None:

@@ -194,6 +194,8 @@ class Drive:
             return self._stopped_by
         if end_ns is not None and self.clock.now_ns() >= end_ns:
             return "duration"
+        if self.loop.capture.waits and self.loop.supervisor.hopeless():
+            return "no inference"  # nobody waits for a recording; a camera's drive goes on trying
         if not self.loop.over:
             return ""
         return "source lost" if self.loop.capture.gone else "source ended"

@@ -74,9 +74,9 @@ def _inference(loop: Loop) -> tuple[str, ...]:
 
 def _recent(loop: Loop) -> tuple[str, ...]:
     now = loop.clock.now_ns()
-    reasons = [
+    reasons = [  # of a copy: the loop may add to it meanwhile, in its own thread
         f"{cause}: {text}"
-        for cause, (at_ns, text) in loop.trouble.items()
+        for cause, (at_ns, text) in list(loop.trouble.items())
         if now - at_ns < RECENT_NS
     ]
     if loop.ladder is not None and loop.ladder.overwhelmed:

@@ -12,6 +12,7 @@ from .engine import EngineFactory, InferenceEngine
 
 log = logging.getLogger("rtseg")
 MOST_STARTS = 5  # replacements in a minute
+VAIN_STARTS = 3  # of each engine, after which a recording is not waited with any longer
 MINUTE_NS = 60_000_000_000
 BACK_OFF_S = (0.0, 0.5, 1.0, 2.0, 5.0)  # after each further failure within a minute
 START_LIMIT_S = 180.0  # compiling kernels at the first load takes a while
@@ -90,6 +91,11 @@ class Supervisor:
         now = self.clock.now_ns()
         waiting = [p.due_ns is not None and p.due_ns > now for p in self.slots]
         return self.serving() is None and all(waiting)
+
+    def hopeless(self) -> bool:
+        """Whether no engine was ever ready, and every one failed several times at its start."""
+        failed = all(len(slot.failed_ns) >= VAIN_STARTS for slot in self.slots)
+        return failed and not any(slot.ready for slot in self.slots)
 
     def poll(self) -> None:
         """Start who is due, and end who broke or never became ready."""
