@@ -26,7 +26,6 @@ from .errors import (
     RtsegError,
     TrainingError,
     UsageError,
-    explain_import,
 )
 
 if TYPE_CHECKING:
@@ -85,6 +84,8 @@ def __getattr__(name: str) -> Any:
     try:
         shelf = importlib.import_module(f".{_SHELVES[name]}", __name__)
     except ModuleNotFoundError as error:
+        from .runtime.packages import explain_import
+
         if (missing := explain_import(error)) is None:
             raise
         raise missing from error

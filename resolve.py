@@ -82,7 +82,8 @@ def resolve_artifact(
     Args:
         what: an artifact, a variant's name, "NAME:WEIGHTS", a checkpoint, or what `load_model`
             gave.
-        weights, classes: of a network, as `load_model` takes them.
+        weights: of a network, as `load_model` takes them.
+        classes: of a network, as `load_model` takes them.
         size: (height, width) in pixels of the export; by default the one that it was trained at.
         backend: that shall run it; by default the fastest one here.
         device: "cpu" or "cuda[:N]".

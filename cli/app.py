@@ -11,7 +11,7 @@ import typer
 from typer import Option
 
 from .. import __version__
-from ..errors import RtsegError, UsageError, explain_import
+from ..errors import RtsegError, UsageError
 from ._console import LEVELS, start_log
 from ._help import CONTEXT, Command, Group
 from .bench import bench
@@ -96,6 +96,8 @@ def main() -> None:
         arguments = _take_common(sys.argv[1:])
         app(args=arguments, prog_name="rtseg")
     except ModuleNotFoundError as error:
+        from ..runtime.packages import explain_import
+
         if (missing := explain_import(error)) is None:
             raise
         fail(missing, missing.exit_code, debug)

@@ -207,7 +207,8 @@ def serve_drive(
         rate_hz: of a recording; by default its own.
         deadline_ms: results that are older count as missed.
         address: host, port and token of the page, as `Server` takes them.
-        backend, device: where they run.
+        backend: what runs them; by default what their files suggest.
+        device: "cpu" or "cuda[:N]".
         opened: called with the page's address.
 
     Returns:

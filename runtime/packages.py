@@ -135,6 +135,35 @@ def pip_line(extra: str) -> str:
     return f'pip install "rtseg[{extra}]"'
 
 
+# What each optional package is for, and the extra that brings it.
+_EXTRAS = {
+    "torch": ("networks", "export"),
+    "safetensors": ("checkpoints", "export"),
+    "onnx": ("exports", "export"),
+    "onnxscript": ("exports", "export"),
+    "onnxslim": ("exports", "export"),
+    "onnxruntime": ("ONNX files", "cpu"),
+    "openvino": ("OpenVINO files", "openvino"),
+    "yaml": ("YAML files", "train"),
+    "matplotlib": ("plots", "train"),
+    "mcap": ("MCAP logs", "drive"),
+    "prometheus_client": ("metrics", "drive"),
+    "starlette": ("the live page", "web"),
+    "uvicorn": ("the live page", "web"),
+    "ray": ("fleets", "fleet"),
+    "pyarrow": ("fleets", "fleet"),
+}
+
+
+def explain_import(error: ModuleNotFoundError) -> MissingPackage | None:
+    """The line that mends a failed import of an optional package; None for any other module."""
+    module = (error.name or "").partition(".")[0]
+    if module not in _EXTRAS:
+        return None
+    purpose, extra = _EXTRAS[module]
+    return MissingPackage(f"{purpose} need the package {module}: {pip_line(extra)}")
+
+
 def cache_folder() -> Path:
     """Where this user's machine keeps what it measured or compiled.
 

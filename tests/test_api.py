@@ -79,7 +79,7 @@ def test_a_package_and_its_function_share_a_name(name: str, order: str) -> None:
 
 
 def test_load_model_takes_what_a_user_has(tmp_path: Path) -> None:
-    shipped = rtseg.load_model("csfcn_nano")
+    shipped = rtseg.load_model("csfcn_nano:camvid")
     assert (shipped.classes, shipped.trained) == (CAMVID, True)
     path = tmp_path / "mine.safetensors"
     save_checkpoint(shipped.network, path, metadata={"classes": "camvid"})
@@ -112,7 +112,7 @@ def test_load_model_says_what_is_wrong(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=message):
             rtseg.load_model(what, **options)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="no checkpoint at"):
-        rtseg.load_model(f"csfcn_nano:{tmp_path / 'absent.pth'}")
+        rtseg.load_model("csfcn_nano", tmp_path / "absent.pth")
 
 
 def test_old_spellings_are_understood_and_told(tmp_path: Path) -> None:

@@ -142,7 +142,6 @@ def test_paths_that_documents_name_exist(document: Path) -> None:
     assert missing == []
 
 
-@pytest.mark.xfail(reason="until the reference is written")
 def test_public_names_are_what_the_reference_documents() -> None:
     page = ROOT / "docs" / "reference.md"
     documented = re.findall(r"^::: rtseg\.(?:[\w.]+\.)?(\w+)", page.read_text(), flags=re.MULTILINE)

@@ -13,8 +13,7 @@ import pytest
 from conftest import ROOT, Run
 from rtseg.cli.models import listed, score_texts
 from rtseg.data.frames import Frame
-from rtseg.export import export
-from rtseg.models.loading import Model
+from rtseg.models.loading import load_model
 
 README = (ROOT / "README.md").read_text()
 
@@ -48,10 +47,7 @@ def test_shown_commands_are_understood(line: str, rtseg: Run) -> None:
             assert re.search(rf"(^|\W){re.escape(word)}\b", done.stdout), word
 
 
-def test_the_python_example_runs(
-    nano: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    export(nano, [(512, 1024)], out=tmp_path / "artifacts")
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"frame": np.zeros((480, 640, 3), np.uint8)}
     example, drive = blocks("python")
@@ -59,10 +55,10 @@ def test_the_python_example_runs(
     labels = names["labels"]
     assert isinstance(labels, np.ndarray)
     assert labels.shape == (480, 640)
-    assert names["names"] == nano.classes.names
+    assert names["names"] == load_model("csfcn_nano").classes.names
     monkeypatch.setattr("rtseg.data.camera.Camera", lambda where: frames_until(said))
     said: list[str] = []
-    exec(drive, {"print": lambda *words: said.append(" ".join(map(str, words)))})
+    exec(drive, names | {"print": lambda *words: said.append(" ".join(map(str, words)))})
     assert any("(480, 640)" in line or line.startswith("LATE") for line in said)
 
 
