@@ -211,11 +211,6 @@ def format_figure(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def format_percent(share: float | None) -> str:
-    """A share as percent with one decimal; "" for None."""
-    return "" if share is None else f"{share:.1%}"
-
-
 def _width(cell: str) -> int:
     return max(map(len, cell.split("\n")))
 

@@ -26,6 +26,7 @@ from .system import gpus
 
 if TYPE_CHECKING:
     from .data.classes import ClassSet
+    from .models import Network
     from .models.loading import Model
 
 Size = tuple[int, int]  # (height, width) in pixels
@@ -51,7 +52,7 @@ def is_artifact(what: str | os.PathLike[str]) -> bool:
 
 
 def load_source(
-    what: str | os.PathLike[str] | Model,
+    what: str | os.PathLike[str] | Network | Model,
     weights: str | os.PathLike[str] | None = None,
     classes: str | os.PathLike[str] | ClassSet | None = None,
     ignore: Sequence[str] = (),

@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from importlib import metadata
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -436,8 +438,8 @@ def _gpus_of_nvml(nvml: Any) -> Iterator[Gpu]:
     for index in range(nvml.nvmlDeviceGetCount()):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-        memory = _told(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
-        pci = _told(nvml, nvml.nvmlDeviceGetPciInfo, handle)
+        memory = _ask(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+        pci = _ask(nvml, nvml.nvmlDeviceGetPciInfo, handle)
         yield Gpu(
             index=index,
             name=_decode(nvml.nvmlDeviceGetName(handle)),
@@ -445,11 +447,11 @@ def _gpus_of_nvml(nvml: Any) -> Iterator[Gpu]:
             driver=driver,
             memory_bytes=int(memory.total) if memory else None,
             pci=_decode(pci.busId) if pci else "",
-            uuid=_decode(_told(nvml, nvml.nvmlDeviceGetUUID, handle) or ""),
+            uuid=_decode(_ask(nvml, nvml.nvmlDeviceGetUUID, handle) or ""),
         )
 
 
-def _told(nvml: Any, read: Callable[..., Any], *arguments: object) -> Any:
+def _ask(nvml: Any, read: Callable[..., Any], *arguments: object) -> Any:
     """What the driver answers; None where it does not, as integrated GPUs do for some questions."""
     try:
         return read(*arguments)
@@ -569,56 +571,40 @@ def watch_gpu(
         if nvml is None or gpu is None:
             return None
         try:
-            return _GpuWatch(nvml, _handle(nvml, gpu), gpu.name).run(call, seconds, now)
+            handle = _handle(nvml, gpu)
         except nvml.NVMLError:
             return None
-
-
-class _GpuWatch:
-    def __init__(self, nvml: Any, handle: Any, name: str):
-        self.nvml, self.handle, self.name = nvml, handle, name
-        self.samples: dict[str, list[int]] = {"clock": [], "power": [], "heat": [], "reasons": []}
-
-    def run(self, call: Callable[[], object], seconds: float, now: Callable[[], int]) -> GpuState:
-        before, start, frames = self._energy(), now(), 0
+        readings = {
+            "clock": (nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
+            "power": (nvml.nvmlDeviceGetPowerUsage,),
+            "heat": (nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
+            "reasons": (nvml.nvmlDeviceGetCurrentClocksThrottleReasons,),
+        }
+        told: dict[str, list[int]] = {name: [] for name in readings}
+        before, start, frames = _energy_mj(nvml, handle), now(), 0
         while now() - start < 1e9 * seconds:
             call()
             frames += 1
             if frames % 8 == 1:  # a reading takes the driver tens of microseconds
-                self._sample()
-        after = self._energy()
-        spent = None if before is None or after is None else (after - before) / max(1, frames)
-        return self._state(spent)
+                for name, (read, *arguments) in readings.items():
+                    value = _ask(nvml, read, handle, *arguments)
+                    told[name] += [] if value is None else [int(value)]
+        after = _energy_mj(nvml, handle)
+        most = _ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM)
+    spent = None if before is None or after is None else (after - before) / max(1, frames)
+    bits = reduce(or_, told["reasons"], 0)
+    return GpuState(
+        name=gpu.name,
+        sm_clock_mhz=int(statistics.median(told["clock"])) if told["clock"] else None,
+        max_sm_clock_mhz=most,
+        power_w=round(statistics.median(told["power"]) / 1e3, 1) if told["power"] else None,
+        temperature_c=max(told["heat"], default=None),
+        energy_mj=None if spent is None else round(spent, 2),
+        throttled=tuple(reason for bit, reason in THROTTLES.items() if bits & bit),
+    )
 
-    def _sample(self) -> None:
-        nvml = self.nvml
-        self._add("clock", nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM)
-        self._add("power", nvml.nvmlDeviceGetPowerUsage)
-        self._add("heat", nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)
-        self._add("reasons", nvml.nvmlDeviceGetCurrentClocksThrottleReasons)
 
-    def _add(self, name: str, read: Callable[..., Any], *arguments: object) -> None:
-        value = _told(self.nvml, read, self.handle, *arguments)
-        if value is not None:
-            self.samples[name].append(value)
-
-    def _energy(self) -> Any:
-        """Millijoules since the driver was loaded."""
-        return _told(self.nvml, self.nvml.nvmlDeviceGetTotalEnergyConsumption, self.handle)
-
-    def _state(self, energy_mj: float | None) -> GpuState:
-        nvml, samples = self.nvml, self.samples
-        most = _told(nvml, nvml.nvmlDeviceGetMaxClockInfo, self.handle, nvml.NVML_CLOCK_SM)
-        power, clock = samples["power"], samples["clock"]
-        bits = 0
-        for reasons in samples["reasons"]:
-            bits |= reasons
-        return GpuState(
-            name=self.name,
-            sm_clock_mhz=int(statistics.median(clock)) if clock else None,
-            max_sm_clock_mhz=most,
-            power_w=round(statistics.median(power) / 1e3, 1) if power else None,
-            temperature_c=max(samples["heat"], default=None),
-            energy_mj=None if energy_mj is None else round(energy_mj, 2),
-            throttled=tuple(reason for bit, reason in THROTTLES.items() if bits & bit),
-        )
+def _energy_mj(nvml: Any, handle: Any) -> int | None:
+    """Millijoules since the driver was loaded."""
+    spent: int | None = _ask(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+    return spent

@@ -14,7 +14,7 @@ from .. import __version__
 from ..errors import RtsegError, UsageError
 from ._console import LEVELS, start_log
 from ._help import CONTEXT, Command, Group
-from .bench import bench
+from .bench import app as bench
 from .check import check
 from .data import check_data, pack_data
 from .demo import demo
@@ -47,12 +47,13 @@ data = typer.Typer(
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(quickstart, doctor, models, export, inspect, check),
     *(predict, demo, drive, fleet),
-    *(bench, pareto, pseudo_label, train),
+    *(pareto, pseudo_label, train),
 )
 for command in COMMANDS:
     app.command(cls=Command, context_settings=CONTEXT)(command)
 app.command("eval", cls=Command, context_settings=CONTEXT)(evaluate)
 app.command(cls=Command, context_settings=CONTEXT)(submit)
+app.add_typer(bench, name="bench")
 app.add_typer(data, name="data")
 data.command("check", cls=Command, context_settings=CONTEXT)(check_data)
 data.command("pack", cls=Command, context_settings=CONTEXT)(pack_data)

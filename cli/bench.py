@@ -1,195 +1,347 @@
-"""Latency and FPS."""
+"""Latency and FPS: a subcommand a protocol, which share what is measured and how it is shown."""
 
 from __future__ import annotations
 
-from enum import Enum
+import inspect
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from typer import Argument, Option
+from typer.core import TyperGroup
 
-from ..errors import UsageError
-from ._console import show, working
-from ._options import Classes, Device, Json, Sizes, class_set, parse_sizes
+from ._console import note, show, working
+from ._help import CONTEXT, Command
+from ._options import (
+    MACHINE,
+    NETWORK,
+    Classes,
+    Device,
+    Json,
+    Root,
+    Sizes,
+    Split,
+    Threads,
+    Weights,
+    class_set,
+    complete_backends,
+    complete_data,
+    complete_models,
+    in_group,
+    parse_sizes,
+)
 
 if TYPE_CHECKING:
-    from ..speed.preparation import Setup
+    from ..speed.bench import Setup
+    from ..speed.config import BenchConfig
+    from ..speed.result import Report
+    from ..speed.table import SpeedTable
+
+TIMING, PEERS, OUTPUT = "Timing", "Comparison", "Results"
+
+Out = Annotated[Path, in_group(OUTPUT, "-o", "--out", help="Folder to write into.")]
+Rate = Annotated[float, in_group(TIMING, help="The camera's Hz.")]
+Deadline = Annotated[
+    float | None, in_group(TIMING, help="ms after which a frame is missed; else one period.")
+]
+Stall = Annotated[
+    float, in_group(TIMING, help="Hold frames up that many ms every 10 s, as a check.")
+]
 
 
-class Protocol(str, Enum):
-    latency = "latency"
-    fixed_rate = "fixed-rate"
-    throughput = "throughput"
-    mlperf = "mlperf"
-    profile = "profile"
+class _Protocols(TyperGroup):
+    """`rtseg bench MODEL` means `rtseg bench latency MODEL`; `--protocol P` names another."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = _named_first(args)
+        return super().parse_args(ctx, args)
 
 
-def bench(
+def _named_first(args: list[str]) -> list[str]:
+    """The arguments with the protocol in front, from wherever it is told."""
+    args = [part for arg in args for part in _split(arg)]
+    if "--protocol" in args:
+        place = args.index("--protocol")
+        return [*args[place + 1 : place + 2], *args[:place], *args[place + 2 :]]
+    if "--table" in args:
+        note("--table is now a command of its own: rtseg bench table")
+        return ["table", *(arg for arg in args if arg != "--table")]
+    return ["sequence" if "--sequence" in args else "latency", *args]
+
+
+def _split(arg: str) -> list[str]:
+    return arg.split("=", 1) if arg.startswith("--protocol=") else [arg]
+
+
+app = typer.Typer(
+    cls=_Protocols,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure latency and FPS at batch 1, beside the plain PyTorch network in the same run.\n\n"
+    "`rtseg bench MODEL` is `rtseg bench latency MODEL`.",
+    context_settings=CONTEXT,
+)
+
+
+class Start:
+    """Sets a benchmark up with the shared options and the changes that a protocol makes."""
+
+    def __init__(self, options: dict[str, Any], step: Callable[[str], None]):
+        self.options, self.step = options, step
+
+    def config(self, **changes: Any) -> BenchConfig:
+        from ..speed.config import BenchConfig
+
+        return BenchConfig(**self.options | changes)
+
+    def __call__(self, **changes: Any) -> Setup:
+        from ..speed.bench import set_up
+
+        return set_up(self.config(**changes), self.progress)
+
+    def progress(self, line: str, share: float) -> None:
+        self.step(f"{line} ({share:.0%})")
+
+
+def _measured(
     model: Annotated[
-        list[str] | None, Argument(help="Artifacts, models' names or checkpoints.")
+        list[str] | None,
+        Argument(help="Artifacts, models' names or checkpoints.", autocompletion=complete_models),
     ] = None,
     size: Sizes = None,
-    backend: Annotated[
-        list[str] | None, Option(help="onnxruntime, openvino, tensorrt, torch; may be repeated.")
-    ] = None,
     precision: Annotated[
         list[str] | None, Option(help="fp32, fp16, bf16, int8; may be repeated.")
     ] = None,
-    protocol: Annotated[
-        Protocol, Option(help="How frames come; profile: the ten costliest layers.")
-    ] = Protocol.latency,
-    rate: Annotated[
-        list[float] | None, Option(help="Camera's Hz, for fixed-rate; may be repeated.")
+    weights: Weights = None,
+    classes: Classes = None,
+    calib: Annotated[
+        Path | None, in_group(NETWORK, help="Folder of frames to calibrate int8 on.")
     ] = None,
-    deadline: Annotated[float | None, Option(help="ms after which a frame is missed.")] = None,
-    stall: Annotated[float, Option(help="Hold frames up that many ms every 10 s, as a check.")] = 0,
-    streams: Annotated[
-        list[int] | None, Option(help="For throughput: how many at once; may be repeated.")
+    backend: Annotated[
+        list[str] | None,
+        in_group(
+            MACHINE,
+            help="As `rtseg doctor` lists them; may be repeated.",
+            autocompletion=complete_backends,
+        ),
     ] = None,
-    peers: Annotated[bool, Option("--peers", help="With every peer that is installed.")] = False,
+    device: Device = None,
+    threads: Threads = None,
+    peers: Annotated[
+        bool, in_group(PEERS, "--peers", help="With every peer that is installed.")
+    ] = False,
     peer: Annotated[
         list[str] | None,
-        Option(help="compile, onnxruntime, openvino, torch_tensorrt, torch2trt, ...; repeatable."),
+        in_group(
+            PEERS,
+            help="compile, onnxruntime, openvino, torch_tensorrt, torch2trt, ...; may be repeated.",
+        ),
     ] = None,
-    roofline: Annotated[
-        bool, Option("--roofline", help="With the machine's ceilings and the share reached.")
-    ] = False,
-    sequence: Annotated[
-        str | None, Option(help="Labeled sequence, such as camvid: mIoU under latency.")
+    eager: Annotated[bool, in_group(PEERS, help="With the row of plain PyTorch.")] = True,
+    seconds: Annotated[float, in_group(TIMING, help="Of each row, or --runs.")] = 5.0,
+    runs: Annotated[int, in_group(TIMING, help="Of each row, or --seconds.")] = 100,
+    frames: Annotated[
+        Path | None, in_group(TIMING, help="Folder of images; else drawn scenes.")
     ] = None,
-    root: Annotated[Path | None, Option(help="The sequence's folder.")] = None,
-    split: Annotated[str, Option(help="Which part of it.")] = "val",
-    table: Annotated[
-        bool, Option("--table", help="Write the speed table; goes on where it was stopped.")
-    ] = False,
-    readme: Annotated[Path | None, Option(help="For --table: page to write it into.")] = None,
-    out: Annotated[
-        Path, Option("-o", "--out", help="Folder of the table, and of MLPerf's logs.")
-    ] = Path("docs/results"),
-    seconds: Annotated[float, Option(help="Measuring time for each row, or --runs.")] = 5.0,
-    runs: Annotated[int, Option(help="Runs for each row, or --seconds.")] = 100,
-    threads: Annotated[int | None, Option(help="CPU threads; by default one per core.")] = None,
-    frames: Annotated[Path | None, Option(help="Folder of images; else drawn scenes.")] = None,
-    calib: Annotated[Path | None, Option(help="Folder of frames to calibrate int8 on.")] = None,
-    classes: Classes = None,
-    eager: Annotated[bool, Option(help="With the row of the plain PyTorch network.")] = True,
-    device: Device = None,
-    markdown: Annotated[Path | None, Option(help="Write the tables there too.")] = None,
+) -> dict[str, Any]:
+    """The fields of `BenchConfig` that every protocol takes."""
+    from ..data.frames import read_folder
+
+    return {
+        "models": model or [],
+        "sizes": parse_sizes(size),
+        "backends": backend or [],
+        "precisions": precision or [],
+        "peers": [*(["all"] if peers else []), *(peer or [])],
+        "eager": eager,
+        "seconds": seconds,
+        "runs": runs,
+        "threads": threads,
+        "frames": [image for _, image in read_folder(frames)] if frames else None,
+        "weights": weights,
+        "calib": calib,
+        "classes": class_set(classes),
+        "device": device,
+    }
+
+
+def _shown(
+    report: Report | SpeedTable,
+    format: Annotated[
+        str | None, in_group(OUTPUT, "--format", help="Print tables as md, csv, latex or html.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, in_group(OUTPUT, help="File for the tables as Markdown.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure latency and FPS at batch 1, beside the plain PyTorch network in the same run.
+    from ..data.files import write_atomically
+
+    if markdown:
+        write_atomically(markdown, report.format("md").encode())
+    if format and not as_json:
+        sys.stdout.write(report.format(format))
+    else:
+        show(report.to_json(), report.table(), as_json)
+
+
+def protocol(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A subcommand: the options of `_measured` and `_shown` around those of `run` itself."""
+    measured, own, shown = (
+        {
+            name: parameter.replace(
+                annotation=eval(parameter.annotation, globals()),
+                kind=inspect.Parameter.KEYWORD_ONLY,
+            )
+            for name, parameter in inspect.signature(function).parameters.items()
+            if name not in ("start", "report")
+        }
+        for function in (_measured, run, _shown)
+    )
+
+    def command(**given: Any) -> None:
+        groups = [{name: given[name] for name in each} for each in (measured, own, shown)]
+        with working() as step:
+            report = run(Start(_measured(**groups[0]), step), **groups[1])
+        _shown(report, **groups[2])
+
+    parameters = measured | own | shown
+    command.__doc__ = run.__doc__
+    command.__annotations__ = {name: each.annotation for name, each in parameters.items()}
+    vars(command)["__signature__"] = inspect.Signature(list(parameters.values()))
+    name = run.__name__.replace("_", "-")
+    app.command(name, cls=Command, context_settings=CONTEXT)(command)
+    return run
+
+
+@protocol
+def latency(
+    start: Start,
+    rate: Rate = 10.0,
+    deadline: Deadline = None,
+    stall: Stall = 0,
+    roofline: Annotated[
+        bool,
+        in_group(PEERS, "--roofline", help="With the machine's ceilings and the share reached."),
+    ] = False,
+) -> Report:
+    """Frames in a burst and from a camera, and the network alone.
 
     rtseg bench csfcn_tiny --size 512x1024
 
     rtseg bench csfcn_tiny --size 512x1024 --peers --roofline
 
-    rtseg bench csfcn_nano --size 360x480 --sequence camvid --root data/camvid
-
-    rtseg bench --table --readme README.md
+    rtseg bench artifacts/*.onnx --format latex
     """
-    from ..data.files import write_atomically
-    from ..data.frames import read_folder
-    from ..speed.preparation import set_up
+    from ..speed.bench import measure_latency
 
-    asked = [*(["all"] if peers else []), *(peer or [])]
-    sizes = parse_sizes(size)
-    if table:
-        options: dict[str, Any] = {
-            "backends": backend or (),
-            "precisions": precision or (),
-            "peers": asked,
-            "seconds": seconds,
-            "runs": runs,
-            "threads": threads,
-            "calib": calib,
-            "device": device,
-        }
-        _table(model or [], sizes, options, out, readme, as_json)
-        return
-    at_pace = protocol is Protocol.latency and not sequence
-    with working() as step:
-        setup = set_up(
-            model or [],
-            sizes,
-            backend or [],
-            precision or [],
-            seconds=seconds,
-            runs=runs,
-            threads=threads,
-            frames=[image for _, image in read_folder(frames)] if frames else None,
-            eager=eager,
-            peers=asked,
-            camera_hz=(rate[0] if rate else 10.0) if at_pace else None,
-            deadline_ms=deadline,
-            stall_ms=stall,
-            roofline=roofline,
-            calib=calib,
-            classes=class_set(classes),
-            device=device,
-            progress=lambda line, share: step(f"{line} ({share:.0%})"),
-        )
-        if sequence:
-            report = _under_latency(setup, sequence, root, split, rate)
-        else:
-            report = _run(setup, protocol, rate, streams, out)
-    if markdown:
-        write_atomically(markdown, report.to_markdown().encode())
-    show(report.to_json(), report.table(), as_json)
-
-
-def _run(
-    setup: Setup,
-    protocol: Protocol,
-    rates: list[float] | None,
-    streams: list[int] | None,
-    out: Path,
-) -> Any:
-    from ..speed import profile as layers
-    from ..speed import scenarios as protocols
-    from ..speed.bench import race_all
-    from ..speed.camera_rate import RATES_HZ
-
-    if protocol is Protocol.fixed_rate:
-        return protocols.fixed_rate(setup, rates or RATES_HZ)
-    if protocol is Protocol.throughput:
-        return protocols.throughput(setup, streams or protocols.STREAMS)
-    if protocol is Protocol.mlperf:
-        return protocols.mlperf(setup, out / "mlperf")
-    if protocol is Protocol.profile:
-        return layers.profile(setup)
-    return race_all(setup)
-
-
-def _under_latency(
-    setup: Setup, name: str, root: Path | None, split: str, rates: list[float] | None
-) -> Any:
-    from ..data.datasets import open_data
-    from ..speed.sequence import sequence
-
-    if root is None:
-        raise UsageError("--sequence needs the data set's folder: add --root")
-    return sequence(setup, open_data(name, root, split), name, rates[0] if rates else 15.0)
-
-
-def _table(
-    models: list[str],
-    sizes: list[tuple[int, int]],
-    options: dict[str, Any],
-    out: Path,
-    readme: Path | None,
-    as_json: bool,
-) -> None:
-    import json
-
-    from ..speed.pages import write
-    from ..speed.table import Wanted, measure
-
-    named: dict[str, Any] = ({"models": models} if models else {}) | (
-        {"sizes": sizes} if sizes else {}
+    return measure_latency(
+        start(camera_hz=rate or None, deadline_ms=deadline, stall_ms=stall, roofline=roofline)
     )
-    with working() as step:
-        path = measure(
-            Wanted(**named, **options), out, lambda line, share: step(f"{line} ({share:.0%})")
-        )
-        written = [path, *write(out, readme)]
-    show(json.dumps({"written": list(map(str, written))}), "\n".join(map(str, written)), as_json)
+
+
+@protocol
+def fixed_rate(
+    start: Start,
+    rate: Annotated[
+        list[float] | None,
+        in_group(TIMING, help="The camera's Hz; may be repeated; else 10, 17, 30, 60."),
+    ] = None,
+    deadline: Deadline = None,
+    stall: Stall = 0,
+) -> Report:
+    """Frames from a camera at several rates: how long they wait, how many are missed.
+
+    rtseg bench fixed-rate csfcn_tiny --size 512x1024 --rate 30
+    """
+    from ..speed import scenarios
+
+    return scenarios.fixed_rate(start(deadline_ms=deadline, stall_ms=stall), rate or None)
+
+
+@protocol
+def throughput(
+    start: Start,
+    streams: Annotated[
+        list[int] | None,
+        in_group(TIMING, help="How many at once; may be repeated; else 1 and 2."),
+    ] = None,
+) -> Report:
+    """Several streams at once.
+
+    rtseg bench throughput csfcn_tiny --size 512x1024 --streams 1 --streams 4
+    """
+    from ..speed import scenarios
+
+    return scenarios.throughput(start(), streams or scenarios.STREAMS)
+
+
+@protocol
+def mlperf(start: Start, out: Out = Path("mlperf")) -> Report:
+    """MLPerf LoadGen's SingleStream; its logs are kept.
+
+    rtseg bench mlperf csfcn_tiny --size 512x1024 --seconds 600
+    """
+    from ..speed import scenarios
+
+    return scenarios.mlperf(start(), out)
+
+
+@protocol
+def profile(start: Start) -> Report:
+    """The ten costliest layers, as the runtime itself counts them.
+
+    rtseg bench profile csfcn_tiny --size 512x1024 --backend openvino
+    """
+    from ..speed.profile import profile as profile_layers
+
+    return profile_layers(start(eager=False, peers=[]))
+
+
+@protocol
+def sequence(
+    start: Start,
+    root: Root,
+    data: Annotated[
+        str,
+        Option(
+            "--data", "--sequence", help="camvid, cityscapes, ...", autocompletion=complete_data
+        ),
+    ] = "camvid",
+    split: Split = "val",
+    rate: Rate = 15.0,
+) -> Report:
+    """mIoU under latency: a labeled sequence in real time, and the best operating point here.
+
+    rtseg bench sequence csfcn_nano --size 184x240 --size 360x480 --data camvid --root data/camvid
+    """
+    from ..data.datasets import open_data
+    from ..speed.sequence import sequence as play_sequence
+
+    return play_sequence(start(), open_data(data, root, split), data, rate)
+
+
+@protocol
+def table(
+    start: Start,
+    rate: Rate = 10.0,
+    readme: Annotated[
+        Path | None, in_group(OUTPUT, help="Page to write the short table into.")
+    ] = None,
+    out: Out = Path("speed-table"),
+) -> SpeedTable:
+    """The speed table: networks (by default all real-time ones) at sizes (by default three).
+
+    It goes on where it was stopped, and merges the tables of several machines in one folder.
+
+    rtseg bench table csfcn pidnet_s --size 512x1024 -o results
+    """
+    from ..speed import table as speed_table
+
+    models = start.options["models"] or speed_table.REAL_TIME
+    config = start.config(models=models, camera_hz=rate or None)
+    path = speed_table.measure(config, out, start.progress)
+    return speed_table.write_pages(out, readme, path)

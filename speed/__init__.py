@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .bench import bench
+from .config import BenchConfig
 from .doctor import Findings, examine
-from .report import Report
-from .result import Result
+from .result import Report, Result
 
-__all__ = ["Findings", "Report", "Result", "bench", "examine"]
+__all__ = ["BenchConfig", "Findings", "Report", "Result", "bench", "examine"]

@@ -1,130 +1,33 @@
-"""Peers: the same network as others run it, without anything of this pipeline."""
+"""Baselines: the same network as others run it, without anything of this pipeline."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import ArtifactError, MissingPackage, RtsegError, UsageError
-from ..runtime.backends.backend import cuda_available
-from .eager import Eager
+from ..resolve import export_cache
+from ..runtime.segmenter import as_bgr
+from .contestant import Frame, Frames, Laps
+from .result import Subject
 
 if TYPE_CHECKING:
     import torch
 
     from ..models import Network
-
-
-@dataclass(frozen=True)
-class Peer:
-    """cls: in this module, or Eager; kinds: of devices that it runs on; package: that it needs
-    beside PyTorch; install: what brings that; plain: whether it runs the plain export;
-    by_name_only: never measured unless it is named."""
-
-    cls: str
-    kinds: tuple[str, ...]
-    title: str
-    package: str = "torch"
-    install: str = 'pip install "rtseg[export]"'
-    plain: bool = False
-    by_name_only: bool = False
-
-
-PEERS = {
-    "eager": Peer("Eager", ("cpu", "cuda"), "PyTorch eager"),
-    "compile": Peer("Compiled", ("cpu", "cuda"), "torch.compile"),
-    "onnxruntime": Peer(
-        "PlainOnnxRuntime",
-        ("cpu", "cuda"),
-        "plain ONNX Runtime",
-        "onnxruntime",
-        'pip install "rtseg[cpu]"',
-        plain=True,
-    ),
-    "openvino": Peer(
-        "PlainOpenVino",
-        ("cpu",),
-        "plain OpenVINO",
-        "openvino",
-        'pip install "rtseg[openvino]"',
-        plain=True,
-    ),
-    "openvino_bf16": Peer(
-        "PlainOpenVinoBf16",
-        ("cpu",),
-        "plain OpenVINO in bfloat16",
-        "openvino",
-        'pip install "rtseg[openvino]"',
-        plain=True,
-    ),
-    "torch_tensorrt": Peer(
-        "TorchTensorRT",
-        ("cuda",),
-        "Torch-TensorRT",
-        "torch_tensorrt",
-        "pip install torch-tensorrt --extra-index-url https://download.pytorch.org/whl/cu130",
-    ),
-    "torch2trt": Peer(
-        "Torch2Trt",
-        ("cuda",),
-        "torch2trt",
-        "torch2trt",
-        "pip install tensorrt && pip install --no-build-isolation "
-        "git+https://github.com/NVIDIA-AI-IOT/torch2trt",
-        by_name_only=True,
-    ),
-}
-
-
-def check_peers(names: Iterable[str]) -> None:
-    """Raises ValueError for a name that is no peer, MissingPackage for one that is absent."""
-    for name in names:
-        if name == "all":
-            continue
-        if name not in PEERS:
-            raise UsageError(f"no peer is called {name!r}: choose from {', '.join(PEERS)}")
-        if importlib.util.find_spec(PEERS[name].package) is None:
-            peer = PEERS[name]
-            raise MissingPackage(f"the peer {peer.title} is not installed: {peer.install}")
-
-
-def usual_peers(asked: Iterable[str], kind: str) -> list[str]:
-    """The peers asked for that run on this kind of device; "all": each that is installed.
-
-    Raises ArtifactError for one that is only measured by name and does not run on it.
-    """
-    names: dict[str, None] = {}
-    for name in asked:
-        if name == "all":
-            names.update(dict.fromkeys(each for each in PEERS if _is_usual(each, kind)))
-        elif kind in PEERS[name].kinds:
-            names[name] = None
-        elif PEERS[name].by_name_only:
-            raise ArtifactError(f"the peer {PEERS[name].title} runs on an NVIDIA GPU only")
-    return list(names)
-
-
-def _is_usual(name: str, kind: str) -> bool:
-    peer = PEERS[name]
-    if kind not in peer.kinds or peer.by_name_only:
-        return False
-    if importlib.util.find_spec(peer.package) is None:
-        return False
-    if name == "openvino_bf16":
-        from ..runtime.backends.openvino import the_core
-
-        return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return not (name == "onnxruntime" and kind == "cuda" and not cuda_available())
-
-
-def peer_class(name: str) -> type[Eager]:
-    found: type[Eager] = globals()[PEERS[name].cls]
-    return found
+    from ..models.loading import Model
 
 
 @contextmanager
@@ -139,11 +42,205 @@ def _as_artifact_error(title: str) -> Iterator[None]:
         raise ArtifactError(f"{title}: {lines[0][:300]}") from error
 
 
+class Eager:
+    """The network as its authors' scripts time it: PyTorch eager, float32, contiguous tensors,
+    `inference_mode`, on CUDA with cuDNN's search for the fastest algorithms.
+
+    To labels: the frame is normalized on the device, the logits enlarged to the frame and their
+    argmax taken. Not deployed, fused or compiled in any way. Peers that only run the network
+    otherwise derive from it and replace `_prepare`, which gives what is called with the normalized
+    image, or `_compute`.
+
+    Attributes:
+        kinds: of devices that it runs on.
+        package: that it needs; `install` brings it.
+        by_name_only: never measured unless it is named.
+    """
+
+    backend, precision = "eager", "fp32"
+    title = "PyTorch eager"
+    kinds: tuple[str, ...] = ("cpu", "cuda")
+    package, install = "torch", 'pip install "rtseg[export]"'
+    by_name_only = False
+
+    def __init__(
+        self,
+        network: Network,
+        size: tuple[int, int],
+        weights: str,
+        macs: int,
+        frames: Frames,
+        device: str = "cpu",
+        threads: int | None = None,
+        trained: bool = False,
+    ):
+        import torch
+
+        self.torch, self.size, self.frames = torch, size, itertools.cycle(frames)
+        self.laps: list[dict[str, float]] = []
+        self.device = torch.device(device)
+        if self.device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise ArtifactError(
+                    "this build of PyTorch does not use the GPU: "
+                    "see https://pytorch.org/get-started/locally"
+                )
+            torch.backends.cudnn.benchmark = True
+        self.threads = threads or torch.get_num_threads()
+        self.info = network.info
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1)
+            for values in (self.info.mean, self.info.std)
+        )
+        self.model = self._prepare(network.eval().to(self.device))
+        on_gpu = self.device.type == "cuda"
+        self._subject = Subject(
+            model=self.info.name,
+            weights=weights,
+            trained=trained,
+            size=size,
+            precision=self.precision,
+            backend=self.backend,
+            version=self._version(),
+            device=torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
+            threads=None,
+            options={},
+            macs=macs,
+            artifact="",
+            peer=True,
+        )
+        self.image: torch.Tensor | None = None
+        self._noise: torch.Tensor | None = None
+        self.frame_to_labels()
+
+    def _prepare(self, network: Network) -> Any:
+        """What is called with the normalized image (1, 3, H, W) and gives logits."""
+        return network
+
+    def _version(self) -> str:
+        return self.torch.__version__
+
+    @property
+    def subject(self) -> Subject:
+        on_cpu = self.device.type == "cpu"
+        return replace(self._subject, threads=self.threads if on_cpu else None)
+
+    def keep_faster_thread_count(self) -> None:
+        """Go on with one thread if that is faster.
+
+        With several, every operation ends at a barrier, and where another program holds one of the
+        cores each barrier waits for it: networks were seen twenty times slower. That says nothing
+        about PyTorch, and to compare with it would flatter everybody else.
+        """
+        times = {}
+        for threads in dict.fromkeys((self.threads, 1)):
+            self.threads = threads
+            self.frame_to_labels()
+            start = time.perf_counter_ns()
+            self.frame_to_labels()
+            times[threads] = time.perf_counter_ns() - start
+        self.threads = min(times, key=lambda threads: times[threads])
+
+    def label(self, frame: Frame) -> NDArray[np.uint8]:
+        return self._run(frame, lambda stage: None)
+
+    def frame_to_labels(self) -> object:
+        return self.label(next(self.frames))
+
+    def staged(self) -> object:
+        laps = Laps()
+
+        def stop(stage: str) -> None:
+            self._synchronize()
+            laps.lap(stage)
+
+        labels = self._run(next(self.frames), stop)
+        self.laps.append(laps.times)
+        return labels
+
+    def network(self) -> object:
+        assert self.image is not None
+        with self._settings():
+            result = self._compute(self.image)
+        self._synchronize()
+        return result
+
+    def take_noise(self) -> None:
+        assert self.image is not None
+        if self._noise is None:
+            self._noise = self.torch.randn_like(self.image)
+        self._synchronize()
+
+    def queued(self, count: int) -> object:
+        assert self._noise is not None
+        with self._settings():
+            for _ in range(count):
+                result = self._compute(self._noise)
+        self._synchronize()
+        return result
+
+    def close(self) -> None:
+        del self.model, self.image
+
+    def _compute(self, image: torch.Tensor) -> torch.Tensor:
+        """The part that counts as network: normalized image -> logits (1, K, h, w)."""
+        logits: torch.Tensor = self.model(image)
+        return logits
+
+    def _run(self, frame: Frame, stop: Callable[[str], None]) -> NDArray[np.uint8]:
+        """frame -> labels (H, W) uint8; `stop(stage)` is called where a stage ends."""
+        frame = as_bgr(frame)
+        fitted = _fit(frame, self.size, cv2.INTER_LINEAR)
+        stop("preprocess")
+        with self._settings():
+            uploaded = self.torch.from_numpy(fitted).to(self.device)
+            stop("host_to_device")
+            self.image = self._normalized(uploaded)
+            stop("preprocess")
+            computed = self._compute(self.image)
+            stop("compute")
+            labels = self._labels(computed)
+            stop("post")
+            downloaded = labels.cpu().numpy()
+        stop("device_to_host")
+        mapped = _fit(downloaded, frame.shape[:2], cv2.INTER_NEAREST_EXACT)
+        stop("post")
+        return mapped
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        """Threads are the whole process's, and another contestant may use PyTorch too."""
+        before = self.torch.get_num_threads()
+        self.torch.set_num_threads(self.threads)
+        try:
+            with self.torch.inference_mode():
+                yield
+        finally:
+            self.torch.set_num_threads(before)
+
+    def _normalized(self, frame: torch.Tensor) -> torch.Tensor:
+        """(H, W, 3) uint8 BGR -> (1, 3, H, W) float32 RGB as the network takes it."""
+        image = frame.flip(2).permute(2, 0, 1)[None].float().contiguous()
+        return image.div_(255).sub_(self.mean).div_(self.std)
+
+    def _labels(self, logits: torch.Tensor) -> torch.Tensor:
+        """(1, K, h, w) -> (H, W) uint8."""
+        if tuple(logits.shape[-2:]) != self.size:
+            logits = self.torch.nn.functional.interpolate(
+                logits, self.size, mode="bilinear", align_corners=self.info.align_corners
+            )
+        return logits.argmax(1)[0].to(self.torch.uint8)
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize(self.device)
+
+
 class Compiled(Eager):
     """`torch.compile`: on a CPU in float32 with its defaults; on CUDA in float16, channels last,
     "max-autotune", which searches for the fastest kernels and replays a CUDA graph."""
 
-    backend = "torch.compile"
+    backend = title = "torch.compile"
 
     def _prepare(self, network: Network) -> Any:
         torch = self.torch
@@ -170,47 +267,76 @@ class Compiled(Eager):
         return self._as_taken(super()._normalized(frame))
 
 
-class Plain(Eager):
+class PlainExport(Eager):
     """A runtime on the plain export: `torch.onnx.export` with its defaults of the network, the
     resize and the argmax, from the normalized float image to int64 labels."""
 
-    plain: Path  # set by `on` before the class is made
+    plain: Path  # set by `of` before the class is made
 
     @classmethod
-    def on(cls, plain: Path) -> type[Plain]:
-        """This class for one file."""
-        return type(cls.__name__, (cls,), {"plain": plain})
+    def of(cls, model: Model, size: tuple[int, int]) -> type[PlainExport]:
+        """This class for one model's file."""
+        return type(cls.__name__, (cls,), {"plain": write_plain_export(model, size)})
 
     def _labels(self, logits: torch.Tensor) -> torch.Tensor:
         """The graph's labels (1, H, W) int64 -> (H, W) uint8."""
         return logits[0].to(self.torch.uint8)
 
 
-class PlainOnnxRuntime(Plain):
-    backend = "plain onnxruntime"
+class PlainOnnxRuntime(PlainExport):
+    """On CUDA the image and the labels are bound where they lie: a download and an upload inside
+    the timed network would be this code's fault, not ONNX Runtime's."""
+
+    backend, title = "plain onnxruntime", "plain ONNX Runtime"
+    package, install = "onnxruntime", 'pip install "rtseg[cpu]"'
 
     def _prepare(self, network: Network) -> Any:
         runtime = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
-        providers = ["CPUExecutionProvider"]
+        providers: list[Any] = ["CPUExecutionProvider"]
         if self.device.type == "cuda":
-            providers.insert(0, "CUDAExecutionProvider")
+            wanted = "CUDAExecutionProvider"
+            providers.insert(0, (wanted, {"device_id": self.device.index or 0}))
         with _as_artifact_error(self.backend):
-            return runtime.InferenceSession(str(self.plain), options, providers=providers)
+            session = runtime.InferenceSession(str(self.plain), options, providers=providers)
+        # Where CUDA does not load, ONNX Runtime goes on without it and without an error.
+        if self.device.type == "cuda" and wanted not in session.get_providers():
+            raise ArtifactError(
+                "ONNX Runtime runs on the CPU here: its CUDA provider did not load; `rtseg doctor` "
+                "says what is missing"
+            )
+        return session
 
     def _version(self) -> str:
         return str(importlib.import_module("onnxruntime").__version__)
 
+    def _normalized(self, frame: torch.Tensor) -> torch.Tensor:
+        image = super()._normalized(frame)
+        self._synchronize()  # ONNX Runtime computes in a stream of its own
+        return image
+
     def _compute(self, image: torch.Tensor) -> torch.Tensor:
-        (found,) = self.model.run(None, {"image": image.cpu().numpy()})
-        labels: torch.Tensor = self.torch.from_numpy(found)
+        if self.device.type == "cpu":
+            (found,) = self.model.run(None, {"image": image.numpy()})
+            computed: torch.Tensor = self.torch.from_numpy(found)
+            return computed
+        labels: torch.Tensor = self.torch.empty(
+            (1, *self.size), dtype=self.torch.int64, device=self.device
+        )
+        place = "cuda", self.device.index or 0
+        binding = self.model.io_binding()
+        shape = list(image.shape)
+        binding.bind_input("image", *place, np.float32, shape, image.data_ptr())
+        binding.bind_output("labels", *place, np.int64, [1, *self.size], labels.data_ptr())
+        self.model.run_with_iobinding(binding)
         return labels
 
 
-class PlainOpenVino(Plain):
-    backend = "plain openvino"
+class PlainOpenVino(PlainExport):
+    backend, title = "plain openvino", "plain OpenVINO"
+    kinds, package, install = ("cpu",), "openvino", 'pip install "rtseg[openvino]"'
     hint = "f32"
 
     def _prepare(self, network: Network) -> Any:
@@ -236,13 +362,13 @@ class PlainOpenVino(Plain):
 class PlainOpenVinoBf16(PlainOpenVino):
     """As OpenVINO runs by default on processors that have bfloat16."""
 
-    precision, hint = "bf16", "bf16"
+    precision, hint, title = "bf16", "bf16", "plain OpenVINO in bfloat16"
 
 
 class _HalfEngine(Eager):
     """A TensorRT engine that a converter makes of the PyTorch network, in float16."""
 
-    precision = "fp16"
+    precision, kinds = "fp16", ("cuda",)
 
     def _normalized(self, frame: torch.Tensor) -> torch.Tensor:
         return super()._normalized(frame).half()
@@ -254,16 +380,17 @@ class _HalfEngine(Eager):
 
 
 class TorchTensorRT(_HalfEngine):
-    backend = "torch_tensorrt"
+    backend = package = "torch_tensorrt"
+    title = "Torch-TensorRT"
+    install = "pip install torch-tensorrt --extra-index-url https://download.pytorch.org/whl/cu130"
 
     def _prepare(self, network: Network) -> Any:
         with _as_artifact_error(self.backend):
             converter = importlib.import_module("torch_tensorrt")
+            # The graph's own types count. `enabled_precisions`, which earlier versions wanted,
+            # is an AssertionError since 2.10 (pytorch/TensorRT#4070).
             return converter.compile(
-                network.half(),
-                ir="dynamo",
-                inputs=[self._example()],
-                enabled_precisions={self.torch.float16},
+                network.half(), ir="dynamo", inputs=[self._example()], use_explicit_typing=True
             )
 
     def _version(self) -> str:
@@ -271,7 +398,12 @@ class TorchTensorRT(_HalfEngine):
 
 
 class Torch2Trt(_HalfEngine):
-    backend = "torch2trt"
+    backend = title = package = "torch2trt"
+    install = (
+        "pip install tensorrt && pip install --no-build-isolation "
+        "git+https://github.com/NVIDIA-AI-IOT/torch2trt"
+    )
+    by_name_only = True
 
     def _prepare(self, network: Network) -> Any:
         with _as_artifact_error(self.backend):
@@ -280,3 +412,112 @@ class Torch2Trt(_HalfEngine):
 
     def _version(self) -> str:
         return str(getattr(importlib.import_module("torch2trt"), "__version__", "unknown"))
+
+
+def _fit(image: NDArray[np.uint8], size: tuple[int, ...], method: int) -> NDArray[np.uint8]:
+    """`image` (H, W, ...) resized to `size` (height, width), or itself if it has that size."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=method), np.uint8)
+
+
+def write_plain_export(model: Model, size: tuple[int, int]) -> Path:
+    """An ONNX file as anybody would write it: `torch.onnx.export` with its defaults, float32, of
+    the network, the resize to the image and the argmax; "image" (1, 3, H, W) float32, normalized,
+    to "labels" (1, H, W) int64. From the cache, or exported into it."""
+    import torch
+
+    from ..export.graph import silence_exporter
+
+    name = model.network.info.name
+    path = export_cache(model) / f"{name}_{size[0]}x{size[1]}_plain.onnx"
+    if path.exists():
+        return path
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, silence_exporter():
+        torch.onnx.export(
+            _add_argmax(model.network, size),
+            (torch.zeros(1, 3, *size),),
+            str(Path(scratch) / path.name),
+            input_names=["image"],
+            output_names=["labels"],
+            external_data=False,
+        )
+        (Path(scratch) / path.name).replace(path)
+    return path
+
+
+def _add_argmax(network: Network, size: tuple[int, int]) -> torch.nn.Module:
+    import torch
+
+    class Labels(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            logits = self.network(image)
+            if tuple(logits.shape[-2:]) != size:
+                corners = network.info.align_corners
+                logits = torch.nn.functional.interpolate(
+                    logits, size, mode="bilinear", align_corners=corners
+                )
+            labels: torch.Tensor = logits.argmax(1)
+            return labels
+
+    return Labels().eval()
+
+
+PEERS: dict[str, type[Eager]] = {
+    "eager": Eager,
+    "compile": Compiled,
+    "onnxruntime": PlainOnnxRuntime,
+    "openvino": PlainOpenVino,
+    "openvino_bf16": PlainOpenVinoBf16,
+    "torch_tensorrt": TorchTensorRT,
+    "torch2trt": Torch2Trt,
+}
+
+
+def check_peers(names: Iterable[str]) -> None:
+    """Raises UsageError for a name that is no peer, MissingPackage for one that is absent."""
+    for name in names:
+        if name == "all":
+            continue
+        if name not in PEERS:
+            raise UsageError(f"no peer is called {name!r}: choose from {', '.join(PEERS)}")
+        if importlib.util.find_spec(PEERS[name].package) is None and name != "eager":
+            raise MissingPackage(
+                f"the peer {PEERS[name].title} is not installed: {PEERS[name].install}"
+            )
+
+
+def choose_peers(asked: Iterable[str], kind: str) -> list[str]:
+    """Those asked for by name, and for "all" each that is installed and runs on this kind of
+    device ("cpu" or "cuda")."""
+    names: dict[str, None] = {}
+    for name in asked:
+        usual = (each for each in PEERS if _is_usual(each, kind))
+        names.update(dict.fromkeys(usual if name == "all" else [name]))
+    return list(names)
+
+
+def _is_usual(name: str, kind: str) -> bool:
+    peer = PEERS[name]
+    if kind not in peer.kinds or peer.by_name_only:
+        return False
+    if importlib.util.find_spec(peer.package) is None:
+        return False
+    if name == "openvino_bf16":
+        from ..runtime.backends.openvino import the_core
+
+        return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return True
+
+
+def peer_class(name: str, kind: str) -> type[Eager]:
+    """The class that runs a peer. Raises ArtifactError where it does not run on such devices."""
+    peer = PEERS[name]
+    if kind not in peer.kinds:
+        where = "an NVIDIA GPU" if peer.kinds == ("cuda",) else "a CPU"
+        raise ArtifactError(f"the peer {peer.title} runs on {where} only")
+    return peer

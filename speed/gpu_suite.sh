@@ -51,11 +51,11 @@ step machine 30 "$python" -m rtseg doctor --json
 # The tests hold the Triton kernels' correctness too.
 step tests 145 "$python" -m pytest -q -m gpu "$root/tests" -p no:cacheprovider --junitxml "$folder/tests.xml"
 # shellcheck disable=SC2086
-step table 150 "$python" -m rtseg bench $models --table "${sized[@]}" -o "$folder" "${options[@]}" --json
+step table 150 "$python" -m rtseg bench table $models "${sized[@]}" -o "$folder" "${options[@]}" --json
 step against_compile 110 "$python" -m rtseg bench ${models%% *} --size "$largest" --peer compile --roofline "${options[@]}" --json
 # The kernels' gain on a bilinear end and on a shuffled one, and the pixels that differ from float32.
 for model in csfcn_tiny csfcn; do
-  step "labels_$model" 30 "$python" -m rtseg bench-labels "$model" --size "$largest" --device "$device" --seconds 2 --json
+  step "labels_$model" 30 "$python" "$root/scripts/label_cost.py" "$model" --size "$largest" --device "$device" --seconds 2 --json
 done
 # Proven at load against the reference that travels with it, as every engine.
 # shellcheck disable=SC2016

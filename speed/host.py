@@ -1,21 +1,22 @@
-"""The machine and how it is used: contestants opened, raced in turns, and shown a camera."""
+"""The machine at work: contestants opened, raced in turns, and shown a camera."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from ..errors import ArtifactError, MissingPackage
-from ..system import GpuState, Noise, NoiseWatch, PeakMemory, SystemInfo, gpus, watch_gpu
-from .baselines import PEERS, usual_peers
+from ..system import GpuState, Noise, NoiseWatch, PeakMemory, SystemInfo, watch_gpu
+from .baselines import PEERS, choose_peers
 from .camera_rate import Pace, Shot, Stalled, answered_ms, play
+from .config import BenchConfig
 from .contestant import Contestant, Frames, per_run
 from .plan import Contest, Entry, PeerEntry
-from .result import STAGES, Result, Speedup
+from .result import STAGES, Absent, Result, Speedup
 from .roofline import Ceilings, Share, Work, share
-from .timing import Call, Histogram, Lane, Limits, Timing, WarmUp, race, ratio, warm_up
+from .timing import Histogram, Lane, Timing, WarmUp, race, ratio, warm_up
 
 Progress = Callable[[str, float], None]  # what is being done, and the share done of it, 0..1
 
@@ -29,112 +30,129 @@ class Opened:
     host_mib: float | None
     device_mib: float | None
 
+    @property
+    def kind(self) -> str:
+        return "cpu" if self.contestant.subject.threads else "cuda"
+
 
 @dataclass(frozen=True)
 class Host:
-    """machine: what it is; threads: on the CPU; device: "cpu", "cuda[:N]" or None for each
-    backend's own; peers: names of PEERS, "eager" among them unless it is not wanted; camera_hz:
-    None for no camera; stall_ms: injected into the camera's calls every 10 s, 0 for none."""
+    """Runs contests on this machine.
 
+    Attributes:
+        threads: on the CPU, for every contestant alike.
+        ceilings: by kind of device, {} where they were not asked for.
+        absent: rows that could not be measured, noises: what else ran; both grow meanwhile.
+    """
+
+    config: BenchConfig
     machine: SystemInfo
     threads: int
-    device: str | None
-    limits: Limits
     progress: Progress
-    peers: Sequence[str] = ("eager",)
-    camera_hz: float | None = None
-    deadline_ms: float | None = None
-    stall_ms: float = 0.0
-    ceilings: dict[str, Ceilings] = field(default_factory=dict)  # by kind of device
+    ceilings: dict[str, Ceilings] = field(default_factory=dict)
+    absent: list[Absent] = field(default_factory=list)
+    noises: list[Noise] = field(default_factory=list)
 
-    def measure(self, contest: Contest, frames: Frames | None) -> tuple[list[Result], list[str]]:
-        """(rows, why entries that nobody asked for by name are absent)."""
-        frames = frames or contest.scenes()
+    @contextmanager
+    def open_all(self, contest: Contest) -> Iterator[list[Opened]]:
+        """The contest's entries and their peers, warm; notes which are absent, and a busy machine.
+
+        Raises:
+            ArtifactError: an entry or a peer that was asked for by name does not run, or none does.
+            MissingPackage: likewise, for want of a package.
+        """
+        watch = NoiseWatch()
         with ExitStack() as stack:
-            opened, absent = self.open_all(contest, frames, stack)
-            return self._race(contest, opened), absent
+            opened: list[Opened] = []
+            for entry in contest.entries:
+                self._open_or_note(contest, entry, entry.asked_for, stack, opened)
+            if not opened:
+                raise ArtifactError("; ".join(each.why for each in self.absent))
+            for peer in self._peers(contest, opened):
+                asked_for = peer.peer in self.config.peers and PEERS[peer.peer].by_name_only
+                self._open_or_note(contest, peer, asked_for, stack, opened)
+            yield opened
+        self.noises.append(watch.noise())
 
-    def open_all(
-        self, contest: Contest, frames: Frames, stack: ExitStack
-    ) -> tuple[list[Opened], list[str]]:
-        """(the contest's entries and their peers, why some are absent); `stack` closes them."""
-        opened, absent = [], []
-        for entry in contest.entries:
-            try:
-                opened.append(self.open(entry, frames, stack))
-            except (ArtifactError, MissingPackage) as error:
-                if entry.asked_for:
-                    raise
-                absent.append(f"{entry.backend} left out: {error}")
-        if not opened:
-            raise ArtifactError("; ".join(absent))
-        for peer in self._peer_entries(contest, opened):
-            try:
-                opened.append(self.open(peer, frames, stack))
-            except (ArtifactError, MissingPackage) as error:
-                if PEERS[peer.peer].by_name_only:
-                    raise
-                absent.append(f"{peer.title} left out: {error}")
-        return opened, absent
+    def _open_or_note(
+        self,
+        contest: Contest,
+        entry: Entry | PeerEntry,
+        asked_for: bool,
+        stack: ExitStack,
+        opened: list[Opened],
+    ) -> None:
+        """A row never goes missing without a word: what cannot run is noted with its reason."""
+        try:
+            opened.append(self._open(entry, self.frames_of(contest), stack))
+        except (ArtifactError, MissingPackage) as error:
+            if asked_for:
+                raise
+            self.note_absent(contest, entry.runner, str(error))
 
-    def open(self, entry: Entry | PeerEntry, frames: Frames, stack: ExitStack) -> Opened:
+    def note_absent(self, contest: Contest, runner: str, why: str) -> None:
+        self.absent.append(Absent(contest.card.model, contest.card.size, runner, why))
+
+    def _open(self, entry: Entry | PeerEntry, frames: Frames, stack: ExitStack) -> Opened:
         """Load and warm up one contestant, watching the memory that this takes."""
         self.progress(f"{entry.title}: warming up", 0.0)
         peak = PeakMemory()
-        contestant = entry.open(frames, self.threads, self.device)
+        contestant = entry.open(frames, self.threads, self.config.device)
         stack.callback(contestant.close)
         warmed = warm_up(contestant.frame_to_labels)
         contestant.network()
         return Opened(contestant, warmed, peak.host_mib(), peak.device_mib())
 
-    def _peer_entries(self, contest: Contest, opened: Sequence[Opened]) -> list[PeerEntry]:
+    def frames_of(self, contest: Contest) -> Frames:
+        return self.config.frames or contest.scenes()
+
+    def _peers(self, contest: Contest, opened: Sequence[Opened]) -> Iterator[PeerEntry]:
         """On a device of each kind that our rows ran on: an engine is compared on its own GPU."""
-        if not contest.has_network:
-            return []
-        kinds = dict.fromkeys(kind_of(each) for each in opened)
-        if "cuda" in kinds and not _torch_has_cuda():
-            del kinds["cuda"]
-            kinds["cpu"] = None
-        return [
-            contest.peer(peer, kind) for kind in kinds for peer in usual_peers(self.peers, kind)
-        ]
+        asked = [*(["eager"] if self.config.eager else []), *self.config.peers]
+        for kind in dict.fromkeys(each.kind for each in opened):
+            for name in choose_peers(asked, kind):
+                yield contest.peer(name, kind)
 
-    def _race(self, contest: Contest, opened: Sequence[Opened]) -> list[Result]:
-        lanes = [_lane(each.contestant) for each in opened]
-        watch = NoiseWatch()
-        race(
-            lanes,
-            self.limits,
-            progress=lambda done: self.progress(f"{contest.title}: timing", done),
-        )
-        shots = self._camera(contest.title, opened)
-        noise = watch.noise()
-        work = contest.work() if self.ceilings else None
-        return [
-            self._result(each, lane, shots.get(id(each), []), noise, work, opened, lanes)
-            for each, lane in zip(opened, lanes, strict=True)
-        ]
+    def race(self, contest: Contest) -> list[Result]:
+        """The latency protocol: all contestants in turns, then each at the camera's pace."""
+        with self.open_all(contest) as opened:
+            lanes = [_lane(each.contestant) for each in opened]
+            watch = NoiseWatch()
+            title = f"{contest.title}: timing"
+            race(lanes, self.config.limits, progress=lambda done: self.progress(title, done))
+            shots = self._show_camera(contest.title, opened)
+            noise = watch.noise()
+            work = contest.work() if self.ceilings else None
+            return [
+                self._result(each, lane, shots.get(id(each), []), noise, work, opened, lanes)
+                for each, lane in zip(opened, lanes, strict=True)
+            ]
 
-    def _camera(self, title: str, opened: Sequence[Opened]) -> dict[int, list[Shot]]:
-        """Every contestant at the camera's pace, in two halves, the second in reversed order: what
-        drifts during the run meets all alike."""
-        if self.camera_hz is None:
+    def _show_camera(self, title: str, opened: Sequence[Opened]) -> dict[int, list[Shot]]:
+        rate = self.config.camera_hz
+        if rate is None:
             return {}
-        shots: dict[int, list[Shot]] = {id(each): [] for each in opened}
-        count = max(2, round(self.camera_hz * self.limits.seconds / 2))
-        for done, each in enumerate([*opened, *reversed(opened)]):
-            self.progress(f"{title}: at {self.camera_hz:g} Hz", done / (2 * len(opened)))
-            each.contestant.frame_to_labels()  # its memory was swapped for another's in the caches
-            shots[id(each)] += play(self.at_pace(each.contestant), count, self.camera_hz)
-        return shots
+        return dict(zip(map(id, opened), self.play_all(opened, rate, title), strict=True))
 
-    def at_pace(self, contestant: Contestant) -> Callable[[int], object]:
+    def play_all(self, opened: Sequence[Opened], rate: float, title: str) -> list[list[Shot]]:
+        """Every contestant at a camera's pace for `seconds`, in two halves, the second in reversed
+        order: what drifts during the run meets all alike."""
+        count = max(2, round(rate * self.config.seconds / 2))
+        shots: dict[int, list[Shot]] = {id(each): [] for each in opened}
+        for done, each in enumerate([*opened, *reversed(opened)]):
+            self.progress(f"{title}: at {rate:g} Hz", done / (2 * len(opened)))
+            each.contestant.frame_to_labels()  # its memory was swapped for another's in the caches
+            shots[id(each)] += play(self._at_pace(each.contestant), count, rate)
+        return [shots[id(each)] for each in opened]
+
+    def _at_pace(self, contestant: Contestant) -> Callable[[int], object]:
         """What labels the frame of an index, with the stalls that were asked for."""
 
         def label(index: int) -> object:
             return contestant.frame_to_labels()
 
-        return Stalled(label, self.stall_ms) if self.stall_ms else label
+        stall_ms = self.config.stall_ms
+        return Stalled(label, stall_ms) if stall_ms else label
 
     def _result(
         self,
@@ -146,19 +164,21 @@ class Host:
         opened: Sequence[Opened],
         lanes: Sequence[Lane],
     ) -> Result:
-        subject, contestant = each.contestant.subject, each.contestant
+        contestant, config = each.contestant, self.config
         network = Timing.of(lane.times("network"))
         histograms = {"burst": Histogram.of(lane.times("frame_to_labels"))}
-        if shots:
+        pace = None
+        if shots and config.camera_hz:
             histograms["camera"] = Histogram.of(answered_ms(shots))
-        hz = self.camera_hz
+            pace = Pace.of(shots, config.camera_hz, config.deadline_ms)
+        laps = contestant.laps
         return Result(
-            subject=subject,
+            subject=contestant.subject,
             frame_to_labels=Timing.of(lane.times("frame_to_labels")),
             network=network,
             papers=Timing.of(lane.times("papers") / per_run(contestant)),
-            camera=Pace.of(shots, hz, self.deadline_ms) if shots and hz else None,
-            stages=_median_stages(contestant),
+            camera=pace,
+            stages={n: sorted(lap[n] for lap in laps)[len(laps) // 2] for n in STAGES},
             host_mib=each.host_mib,
             device_mib=each.device_mib,
             warm_up=each.warm_up,
@@ -173,38 +193,26 @@ class Host:
     def _gpu_state(self, contestant: Contestant) -> GpuState | None:
         if contestant.subject.threads:
             return None
-        index = (self.device or "").partition(":")[2]  # of "cuda:1"
+        index = (self.config.device or "").partition(":")[2]  # of "cuda:1"
         return watch_gpu(contestant.frame_to_labels, int(index or 0))
 
     def _share(self, each: Opened, network: Timing, work: Work | None) -> Share | None:
-        ceilings = self.ceilings.get(kind_of(each))
+        ceilings = self.ceilings.get(each.kind)
         if ceilings is None or work is None:
             return None
-        return share(work, each.contestant.subject.precision, network.p50_ms, ceilings)
-
-
-def kind_of(opened: Opened) -> str:
-    return "cpu" if opened.contestant.subject.threads else "cuda"
+        return share(work, each.contestant.subject, network.p50_ms, ceilings)
 
 
 def _lane(contestant: Contestant) -> Lane:
-    calls: dict[str, Call] = {
-        "frame_to_labels": contestant.frame_to_labels,
-        "network": contestant.network,
-        "papers": partial(contestant.queued, per_run(contestant)),
-    }
-    return Lane(calls, aside=contestant.staged)
-
-
-def _torch_has_cuda() -> bool:
-    import torch
-
-    return bool(gpus()) and torch.cuda.is_available()
-
-
-def _median_stages(contestant: Contestant) -> dict[str, float]:
-    laps = contestant.laps
-    return {name: sorted(lap[name] for lap in laps)[len(laps) // 2] for name in STAGES}
+    return Lane(
+        {
+            "frame_to_labels": contestant.frame_to_labels,
+            "network": contestant.network,
+            "papers": partial(contestant.queued, per_run(contestant)),
+        },
+        before={"papers": contestant.take_noise},
+        aside=contestant.staged,
+    )
 
 
 def _speedups(
@@ -216,7 +224,7 @@ def _speedups(
     found = {}
     for other, other_lane in zip(opened, lanes, strict=True):
         subject = other.contestant.subject
-        if subject.peer and kind_of(other) == kind_of(ours):
+        if subject.peer and other.kind == ours.kind:
             found[subject.runner] = Speedup(
                 ratio(lane.rounds["frame_to_labels"], other_lane.rounds["frame_to_labels"]),
                 ratio(lane.rounds["network"], other_lane.rounds["network"]),

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from ..data.datasets import SegmentationData
 from ..errors import ProofError, UsageError
 from ..export import export
 from ..export.calibrate import Calibration
 from ..models.loading import Model
+from ..reporting import Table
 from ..runtime import Segmenter, load
 from ..runtime.backends.backend import installed
 from ..train.evaluate import evaluate_frames
+from .timing import Lane, Limits, race, warm_up
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 # A gain below this is noise: runs of one file on a quiet machine differ by about as much.
 LEAST_GAIN = 0.03
 RUNS = 200  # of each way; the 99th percentile is then the third largest time
-WARM_UP = 5
 BACKENDS = ("openvino", "onnxruntime")
 PRECISIONS = ("fp32", "fp16", "int8")  # of files; bf16 is how OpenVINO may compute in them
 
@@ -56,7 +58,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Point:
+class ParetoPoint:
     """What a way takes and gives. Times are of a call, frame in to labels out, in milliseconds;
     miou and worst_loss (of IoU, against the first way in float32) are fractions; front: whether no
     other way is as exact and at least LEAST_GAIN faster or as fast, else `why` names it."""
@@ -73,7 +75,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Front:
+class ParetoFront:
     """The points, fastest first, and what there is to say of int8: `int8` is whether it pays.
     left_out: precisions that no file holds the parity bar in, and why."""
 
@@ -82,7 +84,7 @@ class Front:
     images: int
     threads: int
     runs: int
-    points: tuple[Point, ...]
+    points: tuple[ParetoPoint, ...]
     int8: bool
     advice: str
     left_out: dict[str, str]
@@ -90,30 +92,39 @@ class Front:
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "size": f"{self.size[0]}x{self.size[1]}"}, indent=2)
 
-    def table(self) -> RenderableType:
-        title = (
-            f"{self.model} {self.size[0]}x{self.size[1]} on {self.threads} threads, "
-            f"{self.runs} runs each in turn; mIoU on {self.images} frames"
-        )
-        table = Table(title=title)
-        for name in ("run by", "median ms", "p99 ms", "mIoU %", "worst class", "front"):
-            table.add_column(name, justify="left" if name in ("run by", "worst class") else "right")
-        for point in self.points:
-            table.add_row(
+    def figures(self) -> Table:
+        """A row a way, fastest first."""
+        header = ["run by", "median ms", "p99 ms", "mIoU %", "worst class", "front"]
+        rows = [
+            [
                 point.way,
                 f"{point.median_ms:.1f}",
                 f"{point.p99_ms:.1f}",
                 f"{100 * point.miou:.2f}",
                 f"{point.worst_class} {-100 * point.worst_loss:+.2f}",
                 "yes" if point.front else "no",
-            )
+            ]
+            for point in self.points
+        ]
+        title = (
+            f"{self.model} {self.size[0]}x{self.size[1]} on {self.threads} threads, "
+            f"{self.runs} runs each in turn; mIoU on {self.images} frames"
+        )
+        return Table(header, rows, title, words=["worst class"])
+
+    def table(self) -> RenderableType:
+        """The figures, and what there is to say of them, for a terminal."""
+        from rich.console import Group
+        from rich.text import Text
+
         whys = [f"{p.way}: {p.why}" for p in self.points if p.why]
         whys += [f"{name} is left out: {why}" for name, why in self.left_out.items()]
-        return Group(table, *(Text(line, style="dim") for line in whys), Text(self.advice))
+        notes = [Text(line, style="dim") for line in whys]
+        return Group(self.figures(), *notes, Text(self.advice))
 
 
 def pareto(
-    source: Model,
+    model: Model,
     size: tuple[int, int],
     data: SegmentationData,
     calibration: Calibration,
@@ -122,19 +133,28 @@ def pareto(
     runs: int = RUNS,
     images: int | None = None,
     progress: Callable[[str], None] = lambda step: None,
-) -> Front:
-    """Export `source` in float32, float16 and int8, run each file in every way that this machine's
-    CPU has, in turn, and hold each way's mIoU on `data` against its time.
+) -> ParetoFront:
+    """Hold each way to run a network on this machine's CPU against its mIoU.
 
-    images: how many of `data` to score, spread over it; by default all.
+    Args:
+        model: exported in float32, float16 and int8, each run in every way that the CPU has.
+        size: (height, width) in pixels.
+        data: labeled frames.
+        calibration: frames for int8.
+        threads: by default `system.usable_cores()`.
+        runs: timed calls of each way, in turns.
+        images: how many of `data` to score, spread over it; by default all.
+        progress: is told what is being done.
 
-    Raises ExportError as `export` does, and ValueError where no CPU backend is installed.
+    Raises:
+        ExportError: as `export` does.
+        UsageError: where no CPU backend is installed.
     """
     if not any(installed(backend) for backend in BACKENDS):
         raise UsageError('no CPU backend is installed: pip install "rtseg[openvino]"')
     chosen = np.linspace(0, len(data) - 1, min(images or len(data), len(data))).round().astype(int)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as open_ones:
-        files, failed = _files(source, size, calibration, Path(folder), progress)
+        files, failed = _files(model, size, calibration, Path(folder), progress)
         ways = _ways(files)
         running = [open_ones.enter_context(way.open(threads)) for way in ways]
         progress("time, all ways in turn")
@@ -144,19 +164,19 @@ def pareto(
             progress(f"mIoU of {way.name}")
             counts.append(evaluate_frames(segment, data, chosen.tolist()).confusion)
         used = running[0].info.threads or 1
-    points = _judged(
+    points = judge_points(
         [
             _point(way, spent, count, counts[0], data.classes.names)
             for way, spent, count in zip(ways, times, counts, strict=True)
         ]
     )
     pays, advice = _advice(points, failed.get("int8", ""))
-    name = source.network.info.name
-    return Front(name, size, len(chosen), used, runs, tuple(points), pays, advice, failed)
+    name = model.network.info.name
+    return ParetoFront(name, size, len(chosen), used, runs, tuple(points), pays, advice, failed)
 
 
 def _files(
-    source: Model,
+    model: Model,
     size: tuple[int, int],
     calibration: Calibration,
     folder: Path,
@@ -167,7 +187,7 @@ def _files(
     for precision in PRECISIONS:
         try:
             (artifact,) = export(
-                source,
+                model,
                 size,
                 "onnx",
                 precision,
@@ -215,23 +235,26 @@ def _capabilities() -> list[str]:
 
 def _times(
     running: Sequence[Segmenter], frames: Sequence[np.ndarray[Any, Any]], runs: int
-) -> list[list[float]]:
-    """Milliseconds of each call, by way. The ways take turns, so that a busy moment meets all."""
-    times: list[list[float]] = [[] for _ in running]
-    for turn in range(-WARM_UP, runs):
-        frame = frames[turn % len(frames)]
-        for segment, spent in zip(running, times, strict=True):
-            began = time.perf_counter()
-            segment(frame)
-            if turn >= 0:
-                spent.append(1000 * (time.perf_counter() - began))
-    return times
+) -> list[np.ndarray[Any, Any]]:
+    """Milliseconds of each call, by way; they race, so that a busy moment meets all."""
+    lanes = []
+    for segment in running:
+        following = itertools.cycle(frames)
+        call = partial(_next, segment, following)
+        warm_up(call)
+        lanes.append(Lane({"call": call}))
+    race(lanes, Limits(runs=runs, seconds=float("inf")))
+    return [lane.times("call") for lane in lanes]
 
 
-def _point(way: Way, spent: list[float], count: Any, reference: Any, names: Sequence[str]) -> Point:
+def _next(segment: Segmenter, frames: Iterator[Any]) -> object:
+    return segment(next(frames))
+
+
+def _point(way: Way, spent: Any, count: Any, reference: Any, names: Sequence[str]) -> ParetoPoint:
     loss = np.nan_to_num(reference.iou() - count.iou())
     worst = int(loss.argmax())
-    return Point(
+    return ParetoPoint(
         way=way.name,
         precision=way.precision,
         median_ms=float(np.median(spent)),
@@ -242,7 +265,7 @@ def _point(way: Way, spent: list[float], count: Any, reference: Any, names: Sequ
     )
 
 
-def _judged(points: Sequence[Point]) -> list[Point]:
+def judge_points(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
     """The points fastest first; those off the front say which one beats them.
 
     int8 has to be clearly faster than what is as exact: a gain below LEAST_GAIN is none.
@@ -267,11 +290,11 @@ def _judged(points: Sequence[Point]) -> list[Point]:
             f"{best.way} has a p99 of {best.p99_ms:.1f} ms against {point.p99_ms:.1f} ms, and "
             f"{best.miou:.2%} mIoU against {point.miou:.2%}"
         )
-        judged.append(Point(**{**asdict(point), "front": False, "why": why}))
+        judged.append(replace(point, front=False, why=why))
     return judged
 
 
-def _advice(points: Sequence[Point], failed: str) -> tuple[bool, str]:
+def _advice(points: Sequence[ParetoPoint], failed: str) -> tuple[bool, str]:
     if failed:
         return False, f"int8 is refused: {failed}"
     of_int8 = [point for point in points if point.precision == "int8"]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.classes import ClassSet
 from ..data.scenes import scenes
-from ..errors import UsageError
+from ..errors import ArtifactError, CheckpointError, UsageError
 from ..resolve import (
     cached_export,
     check_backends,
@@ -24,34 +23,37 @@ from ..resolve import (
 from ..runtime import Card, read_card
 from ..runtime.backends.backend import BACKENDS, choose
 from ..system import NoiseWatch
-from .baselines import PEERS, Plain, peer_class
-from .cache import plain_export, text_of
+from .baselines import PEERS, PlainExport, peer_class
+from .config import BenchConfig, Size
 from .contestant import Artifact, Contestant, Frames
-from .roofline import Work, work_of
+from .roofline import Work, count_work
 
 if TYPE_CHECKING:
     from ..models.loading import Model
+    from .config import Measurable
 
-Size = tuple[int, int]
 Progress = Callable[[str, float], None]
 SCENES = 4
+NO_TORCH = 'PyTorch is not installed: pip install "rtseg[export]"'
 
 
 @dataclass(frozen=True)
 class Entry:
     """An artifact and the backend that runs it. hint: the precision that OpenVINO shall compute in,
-    None for its default. asked_for: if False, a failure to load only leaves the row out. model: the
-    network that it was exported from for this measurement."""
+    None for its default. asked_for: if False, a failure to load only leaves the row out."""
 
     path: Path
     backend: str
     hint: str | None
     asked_for: bool
-    model: Model | None = None
 
     @property
     def title(self) -> str:
         return f"{self.path.name} in {self.backend}"
+
+    @property
+    def runner(self) -> str:
+        return f"{self.backend} {self.hint or ''}".strip()
 
     def open(self, frames: Frames, threads: int, device: str | None) -> Contestant:
         options: dict[str, object] = {}
@@ -67,25 +69,29 @@ class PeerEntry:
     """The network as others run it. peer: a name of PEERS; device: "cpu" or "cuda[:N]"."""
 
     peer: str
-    source: Model
-    size: Size
+    contest: Contest
     device: str
 
     @property
     def title(self) -> str:
-        return f"{self.source.network.info.name} in {PEERS[self.peer].title}"
+        return f"{self.contest.card.model} in {PEERS[self.peer].title}"
+
+    @property
+    def runner(self) -> str:
+        return f"{PEERS[self.peer].title} on {self.device}"
 
     def open(self, frames: Frames, threads: int, device: str | None) -> Contestant:
+        source, size = self.contest.model, self.contest.card.size  # without PyTorch this says so
         from ..models import count, digest
 
-        network = copy.deepcopy(self.source.network)
-        macs, weights = count(network, self.size).macs, digest(network)
+        kind = peer_class(self.peer, self.device)
+        network = copy.deepcopy(source.network)
+        macs, weights = count(network, size).macs, digest(network)
         on = device if device and device.startswith(self.device) else self.device
-        kind = peer_class(self.peer)
-        if issubclass(kind, Plain):
-            kind = kind.on(plain_export(self.source, self.size))
+        if issubclass(kind, PlainExport):
+            kind = kind.of(source, size)
         watch = NoiseWatch()
-        peer = kind(network, self.size, weights, macs, frames, on, threads, self.source.trained)
+        peer = kind(network, size, weights, macs, frames, on, threads, source.trained)
         peer.frame_to_labels()
         if on == "cpu" and self.peer == "eager" and not watch.noise().quiet:
             peer.keep_faster_thread_count()
@@ -94,111 +100,112 @@ class PeerEntry:
 
 @dataclass
 class Contest:
-    """Artifacts of one network at one size: what is measured together, in turns."""
+    """Artifacts of one network at one size: what is measured together, in turns.
+
+    Attributes:
+        source: the PyTorch network for the peers; None where it is not at hand, and `why` then.
+    """
 
     card: Card
     entries: list[Entry]
-    model: Model | None = None  # the network that they were exported from, where it is at hand
+    source: Model | None
+    why: str = ""
 
     @property
     def title(self) -> str:
-        height, width = self.card.size
-        return f"{self.card.model} {height}x{width}"
+        return f"{self.card.model} {self.card.size[0]}x{self.card.size[1]}"
+
+    @property
+    def model(self) -> Model:
+        """The PyTorch network. Raises ArtifactError where it is not at hand."""
+        if self.source is None:
+            raise ArtifactError(self.why)
+        return self.source
 
     def scenes(self) -> Frames:
         return scenes(SCENES, self.card.size)
 
     def peer(self, name: str, device: str) -> PeerEntry:
-        return PeerEntry(name, self._source, self.card.size, device)
+        return PeerEntry(name, self, device)
 
     def work(self) -> Work:
-        """What the plain network has to do for a frame; without its layers if PyTorch is absent."""
-        pixels = self.card.size[0] * self.card.size[1]
-        if not self.has_network:
-            return Work(self.card.macs, self.card.params, pixels)
-        return work_of(self._source.network, self.card.size)
-
-    @property
-    def has_network(self) -> bool:
-        """Whether the plain network can be run beside: an artifact may be of one unknown here."""
-        if self.model is not None:
-            return True
-        if importlib.util.find_spec("torch") is None:
-            return False
-        from ..models import VARIANTS
-
-        return self.card.model in VARIANTS
-
-    @cached_property
-    def _source(self) -> Model:
-        """The network that was exported; of an artifact the variant, with its shipped or seeded
-        weights: they do not change its speed."""
-        return self.model or load_source(self.card.model, classes=self.card.class_table)
+        """What the plain network has to do for a frame; its layers only where it is at hand."""
+        if self.source is not None:
+            return count_work(self.source.network, self.card.size)
+        height, width = self.card.size
+        return Work(self.card.macs, self.card.params, height * width)
 
 
-def plan(
-    models: Sequence[str | Model],
-    sizes: Sequence[Size],
-    backends: Sequence[str],
-    precisions: Sequence[str],
-    device: str | None,
-    progress: Progress,
-    *,
-    calib: Path | None = None,
-    classes: ClassSet | None = None,
-) -> tuple[list[Contest], list[str]]:
-    """(contests in the order given, lines on what was asked for and does not exist).
+def plan(config: BenchConfig, progress: Progress) -> tuple[list[Contest], list[str]]:
+    """Find or export the artifacts to measure.
 
-    calib: folder of frames that int8 graphs are calibrated on; classes: of networks that are
-    exported, by default those of their weights.
+    Returns:
+        The contests in the order given, and lines on what was asked for and does not exist.
 
-    Raises ValueError for names, sizes, backends and precisions that do not fit each other.
+    Raises:
+        UsageError: for sizes and precisions that do not fit the models.
+        ArtifactError, MissingPackage: for a backend that was named and cannot run here.
     """
-    if not models:
-        raise UsageError("nothing to measure: name a variant, a checkpoint or an artifact")
-    check_backends(backends)
-    wish = _Wish(sizes, backends, precisions, device, progress, calib, classes)
+    check_backends(config.backends)
+    planner = _Planner(config, progress)
     contests: dict[tuple[str, int, Size], Contest] = {}
-    for model in models:
-        for entry in wish.entries(model):
+    for measured in config.models:
+        model, why = planner.open(measured)
+        for entry in planner.entries(measured, model):
             card = read_card(entry.path)
             key = card.model, len(card.classes), card.size
-            contest = contests.setdefault(key, Contest(card, [], entry.model))
-            contest.entries.append(entry)
+            contests.setdefault(key, Contest(card, [], model, why)).entries.append(entry)
     if not contests:
-        raise UsageError("; ".join(wish.absent))
-    return list(contests.values()), wish.absent
+        raise UsageError("; ".join(planner.absent))
+    return list(contests.values()), planner.absent
 
 
-class _Wish:
-    """What the user asked for, beside the models; `absent` tells what of it cannot be."""
+class _Planner:
+    """From models to entries; `absent` tells what was asked for and cannot be."""
 
-    def __init__(
-        self,
-        sizes: Sequence[Size],
-        backends: Sequence[str],
-        precisions: Sequence[str],
-        device: str | None,
-        progress: Progress,
-        calib: Path | None = None,
-        classes: ClassSet | None = None,
-    ):
-        self.calib, self.classes = calib, classes
-        self.sizes, self.backends, self.precisions = sizes, backends, precisions
-        self.device, self.progress = device, progress
+    def __init__(self, config: BenchConfig, progress: Progress):
+        self.config, self.progress = config, progress
         self.absent: list[str] = []
 
-    def entries(self, model: str | Model) -> Iterable[Entry]:
-        if isinstance(model, str) and is_artifact(model):
-            return self._of_artifact(Path(model))
+    def open(self, measured: Measurable) -> tuple[Model | None, str]:
+        """(the PyTorch network of what is measured, why there is none)."""
+        path = _artifact(measured)
+        if path is None:
+            return load_source(measured, self.config.weights, self.config.classes), ""
+        if not (self.config.eager or self.config.peers or self.config.roofline):
+            return None, ""
+        card = read_card(path)
+        if importlib.util.find_spec("torch") is None:
+            return None, NO_TORCH
+        model = _network_of(path, card, self.config.weights)
+        if model is None:
+            return None, (
+                f"{card.model} is not in rtseg's zoo, so that PyTorch has no network to run: name "
+                "its checkpoint or module instead of the artifact"
+            )
+        from ..models import digest
+
+        if digest(model.network) != card.weights:
+            self.absent.append(
+                f"the peers of {path.name} run other weights than its own ({model.weights_from}): "
+                f"name those with --weights ({card.weights_from})"
+            )
+        return model, ""
+
+    def entries(self, measured: Measurable, model: Model | None) -> Iterable[Entry]:
+        path = _artifact(measured)
+        if path is not None:
+            return self._of_artifact(path)
+        assert model is not None
         return self._of_network(model)
 
     def _of_artifact(self, path: Path) -> Iterable[Entry]:
-        card = read_card(path)
-        if self.sizes and card.size not in self.sizes:
+        card, config = read_card(path), self.config
+        if config.sizes and card.size not in config.sizes:
+            height, width = card.size
             raise UsageError(
-                f"{path.name} takes {text_of(card.size)} only, as exported: leave the size out, "
-                f"or name {card.model} instead to have it exported at other sizes"
+                f"{path.name} takes {height}x{width} only, as exported: leave the size "
+                f"out, or name {card.model} instead to have it exported at other sizes"
             )
         ways = [
             (backend, hint)
@@ -208,40 +215,43 @@ class _Wish:
         if not ways:
             raise UsageError(
                 f"{path.name} is {card.precision} and does not run as "
-                f"{' or '.join(self.precisions)}: leave the precision out, or name {card.model} "
+                f"{' or '.join(config.precisions)}: leave the precision out, or name {card.model} "
                 "instead to have it exported"
             )
-        return [Entry(path, backend, hint, bool(self.backends)) for backend, hint in ways]
+        return [Entry(path, backend, hint, bool(config.backends)) for backend, hint in ways]
 
     def _able(self, path: Path) -> list[str]:
         """The backends for a file: those asked for or installed that read it, one at least."""
         fitting = [b for b in self._backends() if path.suffix in BACKENDS[b].suffixes]
         if fitting:
             return fitting
-        return [choose(path, self.backends[0] if self.backends else None, self.device)]
+        asked = self.config.backends
+        return [choose(path, asked[0] if asked else None, self.config.device)]
 
-    def _of_network(self, model: str | Model) -> Iterator[Entry]:
-        source = load_source(model, classes=self.classes)
-        for size in dict.fromkeys(self.sizes or [source.trained_size]):
+    def _of_network(self, model: Model) -> Iterator[Entry]:
+        config = self.config
+        for size in dict.fromkeys(config.sizes or [model.trained_size]):
             for graph, ways in self._by_graph().items():
                 backends = list(dict.fromkeys(backend for backend, _ in ways))
-                paths = cached_export(source, size, backends, graph, self.progress, self.calib)
+                paths = cached_export(model, size, backends, graph, self.progress, config.calib)
                 for backend, hint in ways:
-                    yield Entry(paths[backend], backend, hint, bool(self.backends), source)
+                    yield Entry(paths[backend], backend, hint, bool(config.backends))
 
     def _by_graph(self) -> dict[str, list[tuple[str, str | None]]]:
         """(backend, hint) by the precision of the graph that they share."""
         grouped: dict[str, list[tuple[str, str | None]]] = {}
-        for backend, graph, hint in self._ways(self._backends(), graph_precision(self.device)):
+        for backend, graph, hint in self._ways(
+            self._backends(), graph_precision(self.config.device)
+        ):
             grouped.setdefault(graph, []).append((backend, hint))
         return grouped
 
     def _ways(self, backends: Iterable[str], default: str) -> Iterator[tuple[str, str, str | None]]:
         """(backend, precision of the graph, hint); `default`: the graph where none is asked for."""
         for backend in backends:
-            if not self.precisions:
+            if not self.config.precisions:
                 yield backend, default, None
-            for precision in self.precisions:
+            for precision in self.config.precisions:
                 if found := BACKENDS[backend].precisions.get(precision):
                     yield backend, *found
                 else:
@@ -250,5 +260,30 @@ class _Wish:
                         f"{backend} {precision} left out: only {', '.join(able)} computes in it"
                     )
 
-    def _backends(self) -> list[str]:
-        return list(dict.fromkeys(self.backends)) or fastest_backends(self.device)
+    def _backends(self) -> Sequence[str]:
+        return list(dict.fromkeys(self.config.backends)) or fastest_backends(self.config.device)
+
+
+def _artifact(measured: Measurable) -> Path | None:
+    """Its path, None for what has to be exported first."""
+    if isinstance(measured, (str, Path)) and is_artifact(measured):
+        return Path(measured)
+    return None
+
+
+def _network_of(path: Path, card: Card, weights: Path | None) -> Model | None:
+    """The network that an artifact was made of, with the same weights where they are at hand:
+    given, beside the artifact, in this folder, shipped or drawn."""
+    from ..models import VARIANTS, digest
+
+    if card.model not in VARIANTS:
+        return None
+    if weights is not None:
+        return load_source(card.model, weights, card.class_table)
+    for place in (path.with_name(card.weights_from), Path(card.weights_from)):
+        if place.is_file():
+            with suppress(CheckpointError):
+                model = load_source(card.model, place, card.class_table)
+                if digest(model.network) == card.weights:
+                    return model
+    return load_source(card.model, classes=card.class_table)

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingPackage
-from .published import reported_miou
 
 Machines = Sequence[Mapping[str, Any]]
 # Told apart by color-blind readers too (Okabe and Ito).
-ColorS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 COLUMNS = 2
 SHOWN = 8  # histograms, the networks that come first in the table
 
@@ -54,6 +53,15 @@ def accuracy_plot(machines: Machines) -> bytes | None:
     return _png(figure)
 
 
+def reported_miou(model: str) -> float | None:
+    """% on Cityscapes val at a single scale, as its authors report it; None where they do not."""
+    from ..models.registry import VARIANTS
+    from ..models.variant import CITYSCAPES
+
+    scores = VARIANTS[model].scores if model in VARIANTS else ()
+    return next((score.single for score in scores if score.data == CITYSCAPES), None)
+
+
 def _points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, float | None]]:
     """(model, mIoU, FPS of the fastest of ours, FPS of eager) at 1024x2048, where mIoU is known."""
     points = []
@@ -83,7 +91,7 @@ def latency_plot(machines: Machines) -> bytes | None:
 
 
 def _histogram(axes: Any, title: str, row: Mapping[str, Any]) -> None:
-    for name, color in (("burst", ColorS[0]), ("camera", ColorS[1])):
+    for name, color in (("burst", COLORS[0]), ("camera", COLORS[1])):
         found = row["histograms"].get(name)
         if found:
             counts = np.asarray(found["counts"]) / max(1, sum(found["counts"]))
@@ -108,7 +116,7 @@ def _log_scale(axes: Any) -> None:
 
 
 def _fastest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    from .pages import fastest_of_ours
+    from .table import fastest_of_ours
 
     sizes = sorted({tuple(row["size"]) for row in rows})
     models = list(dict.fromkeys(row["model"] for row in rows))[:SHOWN]
@@ -117,7 +125,7 @@ def _fastest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _colors(count: int) -> list[str]:
-    return [ColorS[index % len(ColorS)] for index in range(count)]
+    return [COLORS[index % len(COLORS)] for index in range(count)]
 
 
 def _png(figure: Any) -> bytes:

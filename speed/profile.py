@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, MissingPackage
+from ..reporting import Table, format_figure
 from ..runtime import read_card
 from ..runtime.backends.backend import BACKENDS
+from .bench import Setup
 from .contestant import random_frame
 from .plan import Entry
-from .preparation import Setup
-from .sheet import Figures, Sheet, figure, percent
+from .result import Report
 
 COSTLIEST = 10
 RUNS = 10
@@ -54,9 +55,9 @@ def costliest(
     return [LayerTime(*layer, round(ms, 4), round(ms / whole, 4)) for layer, ms in slowest]
 
 
-def profile(setup: Setup) -> Sheet:
+def profile(setup: Setup) -> Report:
     """The costliest layers of every artifact that is to be measured."""
-    tables: list[Figures] = []
+    tables: list[Table] = []
     facts: list[dict[str, Any]] = []
     for contest in setup.contests:
         for entry in contest.entries:
@@ -64,7 +65,7 @@ def profile(setup: Setup) -> Sheet:
             try:
                 found = costliest(entry.path, entry.backend, setup.host.threads, entry.hint)
             except (ArtifactError, MissingPackage) as error:
-                setup.warnings.append(str(error))
+                setup.host.note_absent(contest, entry.runner, str(error))
                 continue
             tables.append(_table(entry, found))
             facts.append(
@@ -75,13 +76,14 @@ def profile(setup: Setup) -> Sheet:
                     "layers": [asdict(layer) for layer in found],
                 }
             )
-    return setup.sheet("profile", tables, facts, {"runs": RUNS, "layers": COSTLIEST})
+    return setup.report("profile", tables, facts, {"runs": RUNS, "layers": COSTLIEST})
 
 
-def _table(entry: Entry, found: Sequence[LayerTime]) -> Figures:
+def _table(entry: Entry, found: Sequence[LayerTime]) -> Table:
     rows = [
-        [layer.name[-40:], layer.kind, layer.by, figure(layer.ms), percent(layer.share)]
+        [layer.name[-40:], layer.kind, layer.by, format_figure(layer.ms), f"{layer.share:.1%}"]
         for layer in found
     ]
     told = f" in {entry.hint}" if entry.hint else ""
-    return Figures(f"{entry.title}{told}: its costliest layers", ["ms", "share"], rows, LAYER)
+    title = f"{entry.title}{told}: its costliest layers"
+    return Table([*LAYER, "ms", "share"], rows, title, len(LAYER), optional=["kernel"])

@@ -1,26 +1,41 @@
-"""The machine's own ceilings, the least work that a network is, and how near it comes to them."""
+"""Roofline: the machine's measured ceilings, a network's least work, and how near it comes."""
 
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .timing import MS, Call, Now
 
 if TYPE_CHECKING:
     from ..models import Network
+    from .result import Subject
 
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of a weight
+BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of a weight
+SIDES = (512, 1024, 2048)  # of the square matrices; which one is fastest depends on the caches
+GPU_SIDES = (4096, 8192)
+CHAIN = 4  # products in a row, so that converting the first input does not show
+COPY_BYTES = 1 << 28
+Trial = tuple[str, str, int, Call]  # precision, what computes, multiply-adds, the call
 
 
 @dataclass(frozen=True)
 class Ceilings:
     """What this machine reaches at its best, measured.
 
-    macs_per_s: multiply-adds a second of the fastest matrix product, by precision; by: what
-    computed it; bytes_per_s: of a copy, read and written bytes together; device: "cpu" or the
-    GPU's name; threads: None on a GPU.
+    macs_per_s: multiply-adds a second of the fastest matrix product, by precision, on a GPU "tf32"
+    too; by: what computed it; bytes_per_s: of a copy, read and written bytes together; device:
+    "cpu" or the GPU's name; threads: None on a GPU.
     """
 
     device: str
@@ -59,14 +74,15 @@ class Work:
 class Share:
     """How near a network came to the limit.
 
-    limit_ms: the larger of arithmetic at the ceiling and minimal bytes at the copy bandwidth;
-    reached: limit over measured time; layers_ms: the same bound layer by layer, where every
-    convolution reads its input and writes its output through memory; it is no lower bound where
-    layers are fused or stay in caches.
+    ceiling: the arithmetic of it, such as "fp16" or "tf32"; limit_ms: the larger of arithmetic at
+    the ceiling and minimal bytes at the copy bandwidth; reached: limit over measured time;
+    layers_ms: the same bound layer by layer, where every convolution reads its input and writes
+    its output through memory; it is no lower bound where layers are fused or stay in caches.
     """
 
     macs: int
     minimal_bytes: int
+    ceiling: str
     ceiling_macs_per_s: float
     bytes_per_s: float
     limit_ms: float
@@ -75,8 +91,9 @@ class Share:
     layers_reached: float | None
 
 
-def share(work: Work, precision: str, network_ms: float, ceilings: Ceilings) -> Share | None:
-    """Of a network that takes `network_ms`; None if its precision has no measured ceiling."""
+def share(work: Work, subject: Subject, network_ms: float, ceilings: Ceilings) -> Share | None:
+    """Of a network that takes `network_ms`; None if its arithmetic has no measured ceiling."""
+    precision = arithmetic_of(subject)
     if precision not in ceilings.macs_per_s:
         return None
     rate, bandwidth = ceilings.macs_per_s[precision], ceilings.bytes_per_s
@@ -91,6 +108,7 @@ def share(work: Work, precision: str, network_ms: float, ceilings: Ceilings) -> 
     return Share(
         macs=work.macs,
         minimal_bytes=least,
+        ceiling=precision,
         ceiling_macs_per_s=round(rate),
         bytes_per_s=round(bandwidth),
         limit_ms=round(limit, 4),
@@ -100,16 +118,28 @@ def share(work: Work, precision: str, network_ms: float, ceilings: Ceilings) -> 
     )
 
 
-def work_of(network: Network, size: tuple[int, int]) -> Work:
+def arithmetic_of(subject: Subject) -> str:
+    """What the multiply-adds of a row are done in.
+
+    On a GPU PyTorch's and ONNX Runtime's float32 convolutions take TF32 by default, and held
+    against float32 without it they would reach more than 1; our TensorRT engines have it off.
+    """
+    on_gpu = subject.threads is None
+    if on_gpu and subject.precision == "fp32" and subject.backend != "tensorrt":
+        return "tf32"
+    return subject.precision
+
+
+def count_work(network: Network, size: tuple[int, int]) -> Work:
     """The work of the plain network for a (height, width) frame; nothing is computed."""
     import torch
 
     from ..models import count
 
-    shadow = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
+    traced = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
     layers: list[tuple[int, int, int]] = []
     with torch.no_grad(), _layer_counter(layers):
-        shadow(torch.empty(1, 3, *size, device="meta"))
+        traced(torch.empty(1, 3, *size, device="meta"))
     cost = count(network, size)
     return Work(cost.macs, cost.params, math.prod(size), tuple(layers))
 
@@ -149,3 +179,184 @@ def _layer(args: tuple[Any, ...], place: int | None, result: Any) -> tuple[int, 
     inner = weight.numel() // weight.shape[0] if weight.dim() > 2 else weight.shape[0]
     macs = (taken if transposed else result).numel() * inner
     return macs, taken.numel() + result.numel(), weight.numel()
+
+
+def measure_ceilings(
+    threads: int,
+    device: str = "cpu",
+    seconds: float = 0.3,
+    sides: Sequence[int] = (),
+    copy_bytes: int = COPY_BYTES,
+    now: Now = time.perf_counter_ns,
+) -> Ceilings:
+    """The best of every precision and way that is installed, each tried for about `seconds`.
+
+    device: "cpu" or "cuda[:N]". sides: of the matrices, by default SIDES or GPU_SIDES.
+    """
+    on_gpu = device != "cpu"
+    trials: Iterator[Trial]
+    rates: dict[str, float] = {}
+    by: dict[str, str] = {}
+    if on_gpu:
+        import torch
+
+        name = torch.cuda.get_device_name(device)
+        trials = (t for side in sides or GPU_SIDES for t in _torch(side, device, None))
+        copied = _gpu_copy(device, copy_bytes)
+    else:
+        name, trials = "cpu", _on_cpu(threads, sides or SIDES)
+        copied = _cpu_copy(threads, copy_bytes)
+    for precision, what, macs, call in trials:
+        rate = macs / fastest(call, seconds, now)
+        if rate > rates.get(precision, 0):
+            rates[precision], by[precision] = rate, what
+    return Ceilings(
+        device=name,
+        threads=None if on_gpu else threads,
+        macs_per_s={precision: round(rate) for precision, rate in rates.items()},
+        by=by,
+        bytes_per_s=round(2 * copy_bytes / fastest(copied, seconds, now)),
+    )
+
+
+def fastest(call: Call, seconds: float, now: Now) -> float:
+    """The shortest time of a call, in s, of `seconds` of them and three at least."""
+    call()
+    start, best, runs = now(), float("inf"), 0
+    while runs < 3 or (now() - start) * MS < 1e3 * seconds:
+        began = now()
+        call()
+        best = min(best, (now() - began) * MS / 1e3)
+        runs += 1
+    return best
+
+
+def _on_cpu(threads: int, sides: Sequence[int]) -> Iterator[Trial]:
+    for side in sides:
+        if importlib.util.find_spec("openvino"):
+            yield from _openvino(side, threads)
+        if importlib.util.find_spec("torch"):
+            yield from _torch(side, "cpu", threads)
+        yield "fp32", f"NumPy {side}", side**3, _numpy(side)
+
+
+def _numpy(side: int) -> Call:
+    left, right = (_normal(side, seed) for seed in (0, 1))
+    out = np.empty_like(left)
+    return lambda: np.matmul(left, right, out=out)
+
+
+def _normal(side: int, seed: int) -> NDArray[np.float32]:
+    """(side, side), of a scale that a chain of products keeps."""
+    values = np.random.default_rng(seed).standard_normal((side, side)) / side**0.5
+    return np.asarray(values, np.float32)
+
+
+def _openvino(side: int, threads: int) -> Iterator[Trial]:
+    """OpenVINO's products, which use matrix units (AMX) in bfloat16 and int8 where there are."""
+    from ..runtime.backends.openvino import HINTS, the_core
+
+    able = the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    names = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+    for precision, capability in names.items():
+        if capability not in able:
+            continue
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": HINTS.get(precision, "f32"),
+        }
+        model = the_core().compile_model(_chain(side, precision == "int8"), "CPU", settings)
+        request = model.create_infer_request()
+        request.set_input_tensor(_tensor(_normal(side, 9)))
+        yield precision, f"OpenVINO {side}", CHAIN * side**3, request.infer
+
+
+def _tensor(values: NDArray[np.float32]) -> Any:
+    import openvino
+
+    return openvino.Tensor(values)
+
+
+def _chain(side: int, quantized: bool) -> Any:
+    """CHAIN products with constant weights; `quantized`: between int8 values, as QDQ writes it."""
+    import openvino
+    from openvino import opset13 as ops
+
+    frame = ops.parameter([side, side], np.float32)
+    value = _rounded(ops, frame) if quantized else frame
+    for layer in range(CHAIN):
+        weights = _normal(side, layer)
+        constant = _int8(ops, weights) if quantized else ops.constant(weights)
+        value = ops.matmul(value, constant, False, False)
+        value = _rounded(ops, value) if quantized else value
+    return openvino.Model([value], [frame])
+
+
+def _rounded(ops: Any, value: Any) -> Any:
+    edges = [np.float32(-4), np.float32(4)] * 2
+    return ops.fake_quantize(value, *edges, 256)
+
+
+def _int8(ops: Any, weights: NDArray[np.float32]) -> Any:
+    scale = np.float32(np.abs(weights).max() / 127)
+    whole = np.clip(np.round(weights / scale), -127, 127).astype(np.int8)
+    return ops.multiply(ops.convert(ops.constant(whole), np.float32), ops.constant(scale))
+
+
+def _torch(side: int, device: str, threads: int | None) -> Iterator[Trial]:
+    """PyTorch's products; on a GPU float32 with and without TF32, both halves, and int8."""
+    import torch
+
+    left, right = (torch.from_numpy(_normal(side, seed)).to(device) for seed in (0, 1))
+    kinds: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if device != "cpu":
+        kinds |= {"tf32": torch.float32, "fp16": torch.float16}
+    for precision, kind in kinds.items():
+        call = _product(torch.mm, left.to(kind), right.to(kind), threads, precision == "tf32")
+        yield precision, f"PyTorch {side}", side**3, call
+    if device != "cpu" and hasattr(torch, "_int_mm"):
+        small = [(64 * matrix).to(torch.int8) for matrix in (left, right)]
+        call = _product(torch._int_mm, small[0], small[1].t().contiguous().t(), threads)
+        yield "int8", f"PyTorch {side}", side**3, call
+
+
+def _product(function: Any, left: Any, right: Any, threads: int | None, tf32: bool = False) -> Call:
+    """The call, which on a GPU ends when the product is there."""
+    import torch
+
+    matmul = torch.backends.cuda.matmul
+
+    def call() -> None:
+        before = torch.get_num_threads(), matmul.allow_tf32
+        torch.set_num_threads(threads or before[0])
+        matmul.allow_tf32 = tf32
+        with torch.inference_mode():
+            function(left, right)
+        if left.is_cuda:
+            torch.cuda.synchronize(left.device)
+        torch.set_num_threads(before[0])
+        matmul.allow_tf32 = before[1]
+
+    return call
+
+
+def _cpu_copy(threads: int, size: int) -> Call:
+    """A copy of `size` bytes, a part a thread; NumPy lets go of the interpreter meanwhile."""
+    source, target = (np.ones(size, np.uint8) for _ in range(2))
+    edges = np.linspace(0, size, threads + 1).astype(int)
+    parts = [slice(a, b) for a, b in pairwise(edges)]
+    pool = ThreadPoolExecutor(threads)
+    return lambda: list(pool.map(lambda part: np.copyto(target[part], source[part]), parts))
+
+
+def _gpu_copy(device: str, size: int) -> Call:
+    import torch
+
+    source, target = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
+
+    def call() -> None:
+        target.copy_(source)
+        torch.cuda.synchronize(device)
+
+    return call

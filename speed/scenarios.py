@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,66 +14,54 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArtifactError, MissingPackage
+from ..errors import ArtifactError, MissingPackage, UsageError
 from ..system import NoiseWatch
-from .camera_rate import RATES_HZ, Pace, Shot, play
+from .bench import Setup
+from .camera_rate import RATES_HZ, Pace
 from .contestant import Contestant
-from .host import Opened
-from .loadgen import single_stream
 from .plan import Contest, Entry
-from .preparation import Setup
-from .sheet import Figures, Sheet, figure, percent
+from .result import Column, Report, tabulate
 from .timing import MS, Now, Timing, warm_up
 
-NAMES = ("latency", "fixed-rate", "throughput", "mlperf")
 STREAMS = (1, 2)
+SUMMARY = "mlperf_log_summary.txt"
+FEWEST = 64  # queries, below which its early stopping calls a run invalid
+PERCENTILES = ("50.00", "90.00", "99.00", "99.90")  # as the summary writes them
 
 
-def fixed_rate(setup: Setup, rates: Sequence[float] = RATES_HZ) -> Sheet:
-    """Every row at every rate, each in two halves in reversed order, `limits.seconds` in all."""
+def fixed_rate(setup: Setup, rates: Sequence[float] | None = None) -> Report:
+    """Every row at every rate, by default RATES_HZ, each in two halves in reversed order."""
     facts: list[dict[str, Any]] = []
-    rows: list[list[str]] = []
+    host, config = setup.host, setup.host.config
     for contest in setup.contests:
-        with setup.opened(contest) as opened:
-            for rate in rates:
-                for each, pace in zip(opened, _paces(setup, opened, rate), strict=True):
-                    subject = each.contestant.subject
-                    facts.append({**subject.facts(), **asdict(pace)})
-                    rows.append([*subject.names(), *_pace_cells(pace)])
-    header = ["Hz", "p50 ms", "p99 ms", "p99.9 ms", "max ms", "missed", "dropped", "call p50 ms"]
-    title = "At a camera's pace, ms from when a frame was due until labels as new as it lay ready"
-    host = setup.host
-    settings = {
-        "rates_hz": list(rates),
-        "seconds": host.limits.seconds,
-        "deadline_ms": host.deadline_ms,
-        "stall_ms": host.stall_ms,
+        with host.open_all(contest) as opened:
+            for rate in rates or RATES_HZ:
+                shots = host.play_all(opened, rate, contest.title)
+                for each, taken in zip(opened, shots, strict=True):
+                    pace = Pace.of(taken, rate, config.deadline_ms)
+                    facts.append({**each.contestant.subject.facts(), **asdict(pace)})
+    columns: dict[str, Column] = {
+        "Hz": lambda fact: f"{fact['rate_hz']:g}",
+        "p50": "from_due.p50_ms",
+        "p99": "from_due.p99_ms",
+        "p99.9": "from_due.p99_9_ms",
+        "max": "from_due.max_ms",
+        "missed %": ("miss_ratio", 100),
+        "dropped %": lambda fact: 100 * fact["dropped"] / fact["frames"],
+        "call p50": "service.p50_ms",
     }
-    notes = ["a frame is missed after " + _deadline(host.deadline_ms)]
-    return setup.sheet("fixed-rate", [Figures(title, header, rows)], facts, settings, notes)
-
-
-def _deadline(deadline_ms: float | None) -> str:
-    return "one period of the camera" if deadline_ms is None else f"{deadline_ms:g} ms"
-
-
-def _paces(setup: Setup, opened: Sequence[Opened], rate: float) -> list[Pace]:
-    host = setup.host
-    count = max(2, round(rate * host.limits.seconds / 2))
-    shots: dict[int, list[Shot]] = {id(each): [] for each in opened}
-    for each in [*opened, *reversed(opened)]:
-        host.progress(f"{each.contestant.subject.title} at {rate:g} Hz", 0.0)
-        each.contestant.frame_to_labels()
-        shots[id(each)] += play(host.at_pace(each.contestant), count, rate)
-    return [Pace.of(shots[id(each)], rate, host.deadline_ms) for each in opened]
-
-
-def _pace_cells(pace: Pace) -> list[str]:
-    due = pace.from_due
-    times = [figure(ms) for ms in (due.p50_ms, due.p99_ms, due.p99_9_ms, due.max_ms)]
-    dropped = pace.dropped / pace.frames
-    shares = [percent(pace.miss_ratio), percent(dropped)]
-    return [f"{pace.rate_hz:g}", *times, *shares, figure(pace.service.p50_ms)]
+    title = "At a camera's pace, ms from when a frame was due until labels as new as it lay ready"
+    settings = {
+        "rates_hz": list(rates or RATES_HZ),
+        "seconds": config.seconds,
+        "deadline_ms": config.deadline_ms,
+        "stall_ms": config.stall_ms,
+    }
+    deadline = "one period of the camera"
+    if config.deadline_ms is not None:
+        deadline = f"{config.deadline_ms:g} ms"
+    notes = [f"a frame is missed after {deadline}"]
+    return setup.report("fixed-rate", [tabulate(title, facts, columns)], facts, settings, notes)
 
 
 @dataclass(frozen=True)
@@ -131,103 +121,201 @@ def pipelined(
     )  # fmt: skip
 
 
-def throughput(setup: Setup, streams: Sequence[int] = STREAMS) -> Sheet:
+def throughput(setup: Setup, streams: Sequence[int] = STREAMS) -> Report:
     """Every row with each number of streams, which share the CPU's threads; peers have one."""
     facts: list[dict[str, Any]] = []
-    rows: list[list[str]] = []
+    alone: dict[str, float] = {}
+    host = setup.host
+
+    def add(copies: Sequence[Contestant]) -> None:
+        subject = copies[0].subject
+        host.progress(f"{subject.title}: {len(copies)} at once", 0.0)
+        flow = pipelined(copies, host.config.seconds)
+        gain = flow.fps / alone.setdefault(subject.title, flow.fps)
+        facts.append({**subject.facts(), **asdict(flow), "gain": round(gain, 4)})
+
     for contest in setup.contests:
-        with setup.opened(contest) as opened:
-            alone = {}
+        with host.open_all(contest) as opened:
             for each in opened:
-                subject = each.contestant.subject
-                setup.host.progress(f"{subject.title}: one stream", 0.0)
-                flow = pipelined([each.contestant], setup.host.limits.seconds)
-                alone[subject.title] = flow.fps
-                facts.append({**subject.facts(), **asdict(flow)})
-                rows.append([*subject.names(), *_flow_cells(flow, flow.fps)])
-        for count in streams:
-            if count > 1:
-                _several(setup, contest, count, alone, facts, rows)
-    header = ["streams", "threads each", "FPS", "x one stream", "p50 ms", "p99 ms"]
+                add([each.contestant])
+        watch = NoiseWatch()
+        for count in (count for count in streams if count > 1):
+            for entry in contest.entries:
+                with ExitStack() as stack:
+                    try:
+                        copies = _copies(setup, contest, entry, count, stack)
+                    except (ArtifactError, MissingPackage) as error:
+                        host.note_absent(contest, f"{entry.runner}, {count} streams", str(error))
+                        continue
+                    add(copies)
+        host.noises.append(watch.noise())
+    columns: dict[str, Column] = {
+        "streams": "streams",
+        "threads each": "threads",
+        "FPS": "fps",
+        "x one stream": "gain",
+        "p50 ms": "latency.p50_ms",
+        "p99 ms": "latency.p99_ms",
+    }
     title = "Throughput: frames a second with several streams at once, and a frame's own latency"
-    settings = {"streams": list(streams), "seconds": setup.host.limits.seconds}
-    return setup.sheet("throughput", [Figures(title, header, rows)], facts, settings)
-
-
-def _several(
-    setup: Setup,
-    contest: Contest,
-    count: int,
-    alone: dict[str, float],
-    facts: list[dict[str, Any]],
-    rows: list[list[str]],
-) -> None:
-    """Adds a row for each entry of the contest, opened `count` times."""
-    watch = NoiseWatch()
-    for entry in contest.entries:
-        with ExitStack() as stack:
-            try:
-                copies = _copies(setup, contest, entry, count, stack)
-            except (ArtifactError, MissingPackage) as error:
-                setup.warnings.append(f"{entry.title}: no {count} streams: {error}")
-                continue
-            subject = copies[0].subject
-            setup.host.progress(f"{subject.title}: {count} streams", 0.0)
-            flow = pipelined(copies, setup.host.limits.seconds)
-        facts.append({**subject.facts(), **asdict(flow)})
-        base = alone.get(subject.title, flow.fps)
-        rows.append([*subject.names(), *_flow_cells(flow, base)])
-    setup.noises.append(watch.noise())
+    settings = {"streams": list(streams), "seconds": host.config.seconds}
+    return setup.report("throughput", [tabulate(title, facts, columns)], facts, settings)
 
 
 def _copies(
     setup: Setup, contest: Contest, entry: Entry, count: int, stack: ExitStack
 ) -> list[Contestant]:
-    threads = max(1, setup.host.threads // count)
-    copies = []
+    host, copies = setup.host, []
     for _ in range(count):
-        contestant = entry.open(setup.frames_of(contest), threads, setup.host.device)
+        threads = max(1, host.threads // count)
+        contestant = entry.open(host.frames_of(contest), threads, host.config.device)
         stack.callback(contestant.close)
         warm_up(contestant.frame_to_labels, patience_s=2)
         copies.append(contestant)
     return copies
 
 
-def _flow_cells(flow: Flow, base_fps: float) -> list[str]:
-    threads = "" if flow.threads is None else str(flow.threads)
-    ratio = figure(flow.fps / base_fps)
-    times = [figure(flow.latency.p50_ms), figure(flow.latency.p99_ms)]
-    return [str(flow.streams), threads, figure(flow.fps), ratio, *times]
-
-
-def mlperf(setup: Setup, folder: Path) -> Sheet:
+def mlperf(setup: Setup, folder: Path) -> Report:
     """MLPerf LoadGen's SingleStream for every row; its logs are kept in a folder a row.
 
     Raises MissingPackage without `mlcommons-loadgen`.
     """
     facts: list[dict[str, Any]] = []
-    rows: list[list[str]] = []
-    limits = setup.host.limits
+    host, config = setup.host, setup.host.config
     for contest in setup.contests:
-        with setup.opened(contest) as opened:
+        with host.open_all(contest) as opened:
+            frames = host.frames_of(contest)
             for each in opened:
-                subject = each.contestant.subject
-                setup.host.progress(f"{subject.title}: LoadGen", 0.0)
+                subject, label = each.contestant.subject, each.contestant.label
+                host.progress(f"{subject.title}: LoadGen", 0.0)
                 logs = folder / subject.title.replace(" ", "_")
-                frames = setup.frames_of(contest)
                 found = single_stream(
-                    _by_index(each.contestant, frames), len(frames), logs, limits.seconds,
-                    limits.runs, each.warm_up.last_ms,
-                )  # fmt: skip
+                    lambda index, label=label, frames=frames: label(frames[index]),  # type: ignore[misc]
+                    len(frames),
+                    logs,
+                    config.seconds,
+                    config.runs,
+                    each.warm_up.last_ms,
+                )
                 facts.append({**subject.facts(), **asdict(found), "logs": str(logs)})
-                cells = [found.result, str(found.queries), *map(figure, found.times)]
-                rows.append([*subject.names(), *cells])
-    header = ["result", "queries", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms"]
+    names = ("result", "queries", "p50_ms", "p90_ms", "p99_ms", "p99_9_ms")
+    columns: dict[str, Column] = {name.replace("_ms", " ms"): name for name in names}
     title = "MLPerf LoadGen, SingleStream: one query after another"
-    settings = {"seconds": limits.seconds, "queries": limits.runs}
+    settings = {"seconds": config.seconds, "queries": config.runs}
     notes = [f"LoadGen's own logs: {folder}; a submission needs --seconds 600"]
-    return setup.sheet("mlperf", [Figures(title, header, rows)], facts, settings, notes)
+    return setup.report("mlperf", [tabulate(title, facts, columns)], facts, settings, notes)
 
 
-def _by_index(contestant: Contestant, frames: Sequence[Any]) -> Callable[[int], object]:
-    return lambda index: contestant.label(frames[index])
+@dataclass(frozen=True)
+class SingleStream:
+    """LoadGen's verdict, "VALID" or "INVALID" (too few queries or too short a run), and figures."""
+
+    result: str
+    queries: int
+    qps: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    p99_9_ms: float
+
+
+def single_stream(
+    label: Callable[[int], object],
+    frames: int,
+    folder: Path,
+    seconds: float,
+    queries: int,
+    expected_ms: float,
+) -> SingleStream:
+    """Run SingleStream for `seconds` and `queries` queries at least; its logs stay in `folder`.
+
+    label: labels the frame of an index in 0..`frames` - 1, which lies in memory already.
+    expected_ms: a guess of one query's time, which LoadGen plans with.
+
+    Raises MissingPackage without the package, and what `label` raises.
+    """
+    loadgen = _package()
+    folder.mkdir(parents=True, exist_ok=True)
+    failed: list[Exception] = []
+    issued: list[int] = []
+
+    def issue(samples: Any) -> None:
+        for sample in samples:
+            issued.append(sample.index)
+            try:
+                if not failed:
+                    label(sample.index)
+            except Exception as error:  # LoadGen's thread would end the process without a word
+                failed.append(error)
+            answer = loadgen.QuerySampleResponse(sample.id, 0, 0)
+            loadgen.QuerySamplesComplete([answer])
+
+    system = loadgen.ConstructSUT(issue, _nothing)
+    library = loadgen.ConstructQSL(frames, frames, _nothing, _nothing)
+    try:
+        loadgen.StartTestWithLogSettings(
+            system,
+            library,
+            _settings(loadgen, seconds, queries, expected_ms),
+            _logs(loadgen, folder),
+        )
+    finally:
+        loadgen.DestroyQSL(library)
+        loadgen.DestroySUT(system)
+    if failed:
+        raise failed[0]
+    return read_summary((folder / SUMMARY).read_text(), len(issued))
+
+
+def _package() -> Any:
+    try:
+        return importlib.import_module("mlperf_loadgen")
+    except ImportError as error:
+        raise MissingPackage(
+            'the mlperf protocol needs mlcommons-loadgen: pip install "rtseg[mlperf]"'
+        ) from error
+
+
+def _nothing(*samples: Any) -> None:
+    """Frames lie in memory before the run, and nothing is left in flight after it."""
+
+
+def _settings(loadgen: Any, seconds: float, queries: int, expected_ms: float) -> Any:
+    settings = loadgen.TestSettings()
+    settings.scenario = loadgen.TestScenario.SingleStream
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.min_duration_ms = max(1, round(seconds * 1e3))
+    settings.min_query_count = max(queries, FEWEST)
+    settings.single_stream_expected_latency_ns = max(1, round(expected_ms * 1e6))
+    return settings
+
+
+def _logs(loadgen: Any, folder: Path) -> Any:
+    output = loadgen.LogOutputSettings()
+    output.outdir = str(folder)
+    output.copy_summary_to_stdout = False
+    logs = loadgen.LogSettings()
+    logs.log_output = output
+    logs.enable_trace = False
+    return logs
+
+
+def read_summary(text: str, queries: int) -> SingleStream:
+    """The figures of LoadGen's summary file of a run of `queries`.
+
+    Raises ValueError where one is missing.
+    """
+    times = [_number(text, rf"{re.escape(p)} percentile latency \(ns\)") * MS for p in PERCENTILES]
+    verdict = re.search(r"Result is\s*:\s*(\w+)", text)
+    if verdict is None:
+        raise UsageError("LoadGen's summary has no result: see its mlperf_log_detail.txt")
+    rounded = [round(ms, 4) for ms in times]
+    qps = _number(text, r"QPS w/o loadgen overhead")
+    return SingleStream(verdict[1], queries, round(qps, 3), *rounded)
+
+
+def _number(text: str, name: str) -> float:
+    found = re.search(rf"{name}\s*[:=]\s*([\d.]+)", text)
+    if found is None:
+        raise UsageError(f"LoadGen's summary has no {name}: see its mlperf_log_detail.txt")
+    return float(found[1])

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from ..data.datasets import Cached, SegmentationData
 from ..errors import UsageError
 from ..train.metric import Confusion
+from .bench import Setup
 from .camera_rate import Pace, Shot, play
 from .contestant import Contestant
-from .preparation import Setup
-from .result import Subject
-from .sheet import Figures, Sheet, figure, percent
+from .result import Column, Report, Subject, tabulate
 
 Labels = NDArray[np.uint8]
 
@@ -61,8 +60,8 @@ def score(
 
 
 @dataclass(frozen=True)
-class Point:
-    """An operating point. offline_miou: every frame's own mask against its label; latency_miou: in
+class LatencyScore:
+    """One operating point. offline_miou: every frame's own mask against its label; latency_miou: in
     real time, 0 if no mask came in time; lag: mean frames by which the mask is behind; both mIoUs
     are over the same frames."""
 
@@ -90,7 +89,7 @@ def sequence(
     data: SegmentationData | Cached,
     name: str,
     rate_hz: float,
-) -> Sheet:
+) -> Report:
     """Plays the labeled sequence `data` to every row in real time, and names the best row.
 
     The first frames, for which some row has no mask yet, count for none: all are scored on the same
@@ -102,20 +101,27 @@ def sequence(
     played: list[_Played] = []
     for contest in setup.contests:
         _check_classes(contest.card.classes, samples)
-        with setup.opened(contest) as opened:
+        with setup.host.open_all(contest) as opened:
             played += [_play(setup, each.contestant, samples, rate_hz) for each in opened]
     start = _first_scored(played)
     facts: list[dict[str, Any]] = []
-    rows: list[list[str]] = []
     for each in played:
         point = _point(each, samples, start, rate_hz)
         facts.append({**each.subject.facts(), **_flat(point), "scored_from": start})
-        rows.append([*each.subject.names(), *_cells(point)])
-    header = ["offline mIoU", "mIoU", "lost", "frames behind", "call p50 ms", "dropped"]
+    columns: dict[str, Column] = {
+        "offline mIoU %": ("offline_miou", 100),
+        "mIoU %": ("latency_miou", 100),
+        "lost %": lambda fact: 100 * (fact["offline_miou"] - fact["latency_miou"]),
+        "frames behind": lambda fact: (
+            "never" if fact["frames_behind"] is None else fact["frames_behind"]
+        ),
+        "call p50 ms": "pace.service.p50_ms",
+        "dropped %": lambda fact: 100 * fact["pace"]["dropped"] / fact["pace"]["frames"],
+    }
     title = f"mIoU under latency on {name} at {rate_hz:g} Hz: the mask at hand when a label is due"
     settings = {"sequence": name, "rate_hz": rate_hz, "frames": len(samples)}
-    tables = [Figures(title, header, rows)]
-    return setup.sheet("sequence", tables, facts, settings, answer=best_line(facts, rate_hz))
+    tables = [tabulate(title, facts, columns)]
+    return setup.report("sequence", tables, facts, settings, answer=best_line(facts, rate_hz))
 
 
 def _play(setup: Setup, contestant: Contestant, samples: Cached, rate_hz: float) -> _Played:
@@ -143,13 +149,13 @@ def _first_scored(played: Sequence[_Played]) -> int:
     return max(firsts, default=0)
 
 
-def _point(played: _Played, samples: Cached, start: int, rate_hz: float) -> Point:
+def _point(played: _Played, samples: Cached, start: int, rate_hz: float) -> LatencyScore:
     labels = [samples[index].label for index in range(len(samples))]
     shown = played.shown
     own: list[int | None] = list(range(len(samples)))
     classes = len(samples.classes)
     lags = [i - index for i, index in enumerate(shown) if index is not None and i >= start]
-    return Point(
+    return LatencyScore(
         offline_miou=score(labels, played.masks, own, start, classes),
         latency_miou=score(labels, played.masks, shown, start, classes),
         lag=float(np.mean(lags)) if lags else float("nan"),
@@ -157,21 +163,13 @@ def _point(played: _Played, samples: Cached, start: int, rate_hz: float) -> Poin
     )
 
 
-def _flat(point: Point) -> dict[str, Any]:
+def _flat(point: LatencyScore) -> dict[str, Any]:
     value = asdict(point)
     lag = value.pop("lag")
     value["frames_behind"] = None if np.isnan(lag) else round(lag, 3)
     for name in ("offline_miou", "latency_miou"):
         value[name] = round(value[name], 6)
     return value
-
-
-def _cells(point: Point) -> list[str]:
-    lost = point.offline_miou - point.latency_miou
-    shares = [percent(share) for share in (point.offline_miou, point.latency_miou, lost)]
-    behind = "never" if np.isnan(point.lag) else f"{point.lag:.2f}"
-    dropped = percent(point.pace.dropped / point.pace.frames)
-    return [*shares, behind, figure(point.pace.service.p50_ms), dropped]
 
 
 def best_line(facts: Sequence[Mapping[str, Any]], rate_hz: float) -> str:

@@ -94,13 +94,15 @@ class WarmUp:
 
 @dataclass
 class Lane:
-    """One contestant: its timed calls by name, and `aside`, run untimed once a turn.
+    """One contestant: its timed calls by name; untimed in each turn, `before` those of a name, and
+    `aside` at the end.
 
     `rounds`: by call, the run times in ms of each turn; turns of all lanes correspond.
     """
 
     calls: Mapping[str, Call]
     aside: Call | None = None
+    before: Mapping[str, Call] = field(default_factory=dict)
     rounds: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def times(self, name: str) -> NDArray[np.float64]:
@@ -174,6 +176,8 @@ def _turn(lane: Lane, block_ms: float, now: Now) -> None:
     first, *_ = lane.calls.values()
     opening = _timed(first, now)
     for name, call in lane.calls.items():
+        if name in lane.before:
+            lane.before[name]()
         counted = call is first and opening > block_ms
         turn = [opening] if counted else [_timed(call, now)]
         while sum(turn) < block_ms:

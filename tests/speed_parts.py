@@ -8,6 +8,7 @@ import numpy as np
 from rtseg.runtime import Card
 from rtseg.runtime.backends.backend import BackendBase, Info
 from rtseg.speed import plan
+from rtseg.speed.config import BenchConfig
 from rtseg.speed.result import STAGES, Result, Speedup, Subject
 from rtseg.speed.timing import Timing, WarmUp
 from rtseg.system import Noise, SystemInfo
@@ -108,5 +109,6 @@ def onnx_with_card(folder: Path, card: Card = CARD) -> Path:
     return path
 
 
-def planned(models, sizes=(), backends=(), precisions=()):
-    return plan.plan([str(m) for m in models], sizes, backends, precisions, "cpu", lambda *_: None)
+def planned(models, sizes=(), backends=(), precisions=(), **options):
+    config = BenchConfig(models, sizes, backends, precisions, device="cpu", **options)
+    return plan.plan(config, lambda *_: None)

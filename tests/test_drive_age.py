@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from conftest import load_script
 from rtseg.data.frames import Frame
+from rtseg.data.scenes import scenes
+from rtseg.export import export
+from rtseg.models.loading import Source
 from rtseg.runtime import Drive
-from rtseg.speed.age import Comparison, Turn, compare
 
+script = load_script("age_beside_bench")
+Comparison, Turn, compare = script.Comparison, script.Turn, script.compare
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 
 
@@ -33,7 +41,7 @@ def taking(seconds: float) -> Any:
     return segment
 
 
-def compared(drive_s: float, period_s: float = 0.03) -> Comparison:
+def compared(drive_s: float, period_s: float = 0.03) -> Any:
     """A bench of 10 ms a frame beside a drive whose frames take `drive_s`."""
     return compare(
         taking(0.01),
@@ -80,6 +88,27 @@ def test_a_drive_without_masks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     def broken(image: object) -> Any:
         raise RuntimeError("no GPU answers")
 
-    monkeypatch.setattr("rtseg.speed.age.START_LIMIT_S", 0.3)
+    monkeypatch.setattr(script, "START_LIMIT_S", 0.3)
     with pytest.raises(RuntimeError, match="answered no frame"):
         compare(taking(0), lambda ages: Drive(Camera(0.02), broken, [ages]), 1, 0.3, 0.05)
+
+
+def test_the_script_compares(
+    nano: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (made,) = export(nano, (64, 96), "onnx", out=tmp_path)
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number, scene in enumerate(scenes(3, (64, 96))):
+        cv2.imwrite(str(frames / f"{number}.png"), scene)
+    command = [frames, "--model", made.path, "--rate", 20, "--backend", "onnxruntime"]
+    options = ["--turns", 1, "--duration", 1, "--report", tmp_path / "age.json"]
+    with pytest.raises(SystemExit) as ended:
+        script.main(list(map(str, command + options)))
+    printed = capsys.readouterr().out
+    facts = json.loads(printed)
+    assert facts == json.loads((tmp_path / "age.json").read_text())
+    assert (facts["source"], facts["backend"]) == (f"{tmp_path.name}/frames", "onnxruntime")
+    assert facts["turns"][0]["bench_ms"] > 0
+    assert ended.value.code == (0 if facts["passed"] else 1)
+    assert str(tmp_path) not in printed

@@ -10,15 +10,15 @@ import pytest
 from conftest import Run, as_json
 from rtseg.data.scenes import scenes
 from rtseg.speed import pareto
-from rtseg.speed.pareto import Point, Way, _advice, _judged, _ways
+from rtseg.speed.pareto import ParetoPoint, Way, _advice, _ways, judge_points
 
 
-def point(way: str, p99: float, miou: float) -> Point:
-    return Point(way, way.split()[-1], p99, p99, miou, "pole", 0.01)
+def point(way: str, p99: float, miou: float) -> ParetoPoint:
+    return ParetoPoint(way, way.split()[-1], p99, p99, miou, "pole", 0.01)
 
 
 def test_a_way_that_another_beats_is_off_the_front() -> None:
-    points = _judged(
+    points = judge_points(
         [point("a fp32", 40, 0.64), point("b fp32", 50, 0.64), point("a bf16", 20, 0.63)]
     )
     assert [(p.way, p.front) for p in points] == [
@@ -28,7 +28,7 @@ def test_a_way_that_another_beats_is_off_the_front() -> None:
 
 
 def test_int8_that_pays_is_kept() -> None:
-    points = _judged([point("a fp32", 40, 0.64), point("a int8", 20, 0.63)])
+    points = judge_points([point("a fp32", 40, 0.64), point("a int8", 20, 0.63)])
     pays, advice = _advice(points, "")
     assert pays
     assert "run by a int8: 20.0 ms" in advice
@@ -36,7 +36,7 @@ def test_int8_that_pays_is_kept() -> None:
 
 def test_int8_that_is_hardly_faster_is_refused_with_the_reason() -> None:
     """19.8 ms against 20: less than runs of one file differ."""
-    points = _judged([point("a bf16", 20, 0.64), point("a int8", 19.8, 0.63)])
+    points = judge_points([point("a bf16", 20, 0.64), point("a int8", 19.8, 0.63)])
     assert [p.front for p in points if p.precision == "int8"] == [False]
     pays, advice = _advice(points, "")
     assert not pays
@@ -45,7 +45,7 @@ def test_int8_that_is_hardly_faster_is_refused_with_the_reason() -> None:
 
 
 def test_int8_that_holds_no_bar_is_refused() -> None:
-    pays, advice = _advice(_judged([point("a fp32", 40, 0.64)]), "labels agree on 90 %")
+    pays, advice = _advice(judge_points([point("a fp32", 40, 0.64)]), "labels agree on 90 %")
     assert not pays
     assert advice == "int8 is refused: labels agree on 90 %"
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from rtseg.errors import MissingPackage
 from rtseg.runtime import Segmenter
-from rtseg.speed import loadgen
 from rtseg.speed import scenarios as protocols
+from rtseg.speed.bench import Setup
 from rtseg.speed.camera_rate import Pace, Shot, Stalled, answered_ms, play
+from rtseg.speed.config import BenchConfig
 from rtseg.speed.contestant import Artifact
 from rtseg.speed.host import Host, Opened
-from rtseg.speed.preparation import Setup
-from rtseg.speed.timing import Limits, WarmUp
+from rtseg.speed.timing import WarmUp
 from speed_parts import MACHINE, Clock, FakeBackend, frames_of
 
 
@@ -116,17 +116,21 @@ def setup_of(backend: FakeBackend) -> Setup:
     """A Setup whose one contest has one fake entry."""
     contestant = Artifact(Segmenter(backend), frames_of((4, 8)), "fake.onnx")
     opened = Opened(contestant, WarmUp(6, 0.1, True, 0.05), None, None)
-    host = Host(MACHINE, 2, "cpu", Limits(runs=5, seconds=0.2), lambda line, share: None)
-    entry = SimpleNamespace(title="fake", open=lambda frames, threads, device: contestant)
-    contest = SimpleNamespace(entries=[entry], scenes=lambda: frames_of((4, 8), (4, 8)))
-    setup = Setup(host, [contest], None, [], "2030-01-01T00:00:00+00:00")
+    config = BenchConfig(["any"], runs=5, seconds=0.2, device="cpu")
+    host = Host(config, MACHINE, 2, lambda line, share: None)
+    entry = SimpleNamespace(
+        title="fake", runner="fake", open=lambda frames, threads, device: contestant
+    )
+    contest = SimpleNamespace(
+        title="any", entries=[entry], scenes=lambda: frames_of((4, 8), (4, 8))
+    )
 
     @contextmanager
     def open_fake(contest):
         yield [opened]
 
-    object.__setattr__(setup, "opened", open_fake)
-    return setup
+    object.__setattr__(host, "open_all", open_fake)
+    return Setup(host, [contest], [], "2030-01-01T00:00:00+00:00")
 
 
 def test_fixed_rate_reports_every_rate():
@@ -149,8 +153,8 @@ def test_throughput_has_a_row_a_number_of_streams():
 def test_loadgen_asks_one_query_after_another_and_its_summary_is_kept(tmp_path):
     pytest.importorskip("mlperf_loadgen")
     asked: list[int] = []
-    found = loadgen.single_stream(asked.append, 3, tmp_path / "logs", 0.01, 70, 0.05)
-    summary = (tmp_path / "logs" / loadgen.SUMMARY).read_text()
+    found = protocols.single_stream(asked.append, 3, tmp_path / "logs", 0.01, 70, 0.05)
+    summary = (tmp_path / "logs" / protocols.SUMMARY).read_text()
     assert "SingleStream" in summary
     assert f"Result is : {found.result}" in summary
     assert found.queries == len(asked) >= 70
@@ -167,23 +171,23 @@ def test_a_query_that_fails_is_raised_not_timed(tmp_path):
         raise ValueError("wrong size")
 
     with pytest.raises(ValueError, match="wrong size"):
-        loadgen.single_stream(broken, 2, tmp_path, 0.01, 5, 1.0)
+        protocols.single_stream(broken, 2, tmp_path, 0.01, 5, 1.0)
 
 
 def test_the_mlperf_protocol_keeps_a_folder_a_row(tmp_path):
     pytest.importorskip("mlperf_loadgen")
     sheet = protocols.mlperf(setup_of(FakeBackend()), tmp_path)
     (row,) = json.loads(sheet.to_json())["rows"]
-    assert (tmp_path / "csfcn_nano_4x8_fake_fp32" / loadgen.SUMMARY).is_file()
+    assert (tmp_path / "csfcn_nano_4x8_fake_fp32" / protocols.SUMMARY).is_file()
     assert row["result"] in ("VALID", "INVALID")
 
 
 def test_without_loadgen_its_install_line_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
     with pytest.raises(MissingPackage, match=r'pip install "rtseg\[mlperf\]"'):
-        loadgen.single_stream(lambda index: None, 1, tmp_path, 0.1, 1, 1.0)
+        protocols.single_stream(lambda index: None, 1, tmp_path, 0.1, 1, 1.0)
 
 
 def test_a_summary_without_its_figures_is_refused():
     with pytest.raises(ValueError, match="percentile"):
-        loadgen.read_summary("Result is : VALID", 3)
+        protocols.read_summary("Result is : VALID", 3)

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 
 import pytest
-from rtseg.errors import ArtifactError
+import torch
+from rtseg.errors import ArtifactError, UsageError
+from rtseg.models import digest, save_checkpoint
+from rtseg.models.loading import load_model
 from rtseg.runtime import Segmenter
 from rtseg.speed import bench as bench_function
 from rtseg.speed import plan
+from rtseg.speed.config import BenchConfig, listed
 from rtseg.speed.contestant import Artifact
-from rtseg.speed.report import Report
-from rtseg.speed.result import Result
+from rtseg.speed.result import Report, Result
 from rtseg.speed.timing import Lane, Limits, WarmUp, race
 from rtseg.system import Noise
-from speed_parts import CARD, SIZE, Clock, FakeBackend, frames_of, planned, result_of
+from speed_parts import (
+    CARD,
+    MACHINE,
+    SIZE,
+    Clock,
+    FakeBackend,
+    frames_of,
+    onnx_with_card,
+    planned,
+    result_of,
+)
 
 bench_module = sys.modules["rtseg.speed.bench"]
-eager_module = sys.modules["rtseg.speed.eager"]
-preparation = sys.modules["rtseg.speed.preparation"]
+eager_module = sys.modules["rtseg.speed.baselines"]
 host_module = sys.modules["rtseg.speed.host"]
 
 
@@ -28,7 +42,7 @@ def backend() -> FakeBackend:
 
 
 class FakeEntry:
-    title = "fake"
+    title = runner = "fake"
 
     def __init__(self, backend: FakeBackend | None, asked_for: bool = False):
         self.fake, self.asked_for, self.backend = backend, asked_for, "fake"
@@ -40,8 +54,8 @@ class FakeEntry:
 
 
 def bench_of(monkeypatch, entries: list[FakeEntry], **options) -> Report:
-    contest = plan.Contest(CARD, entries)  # type: ignore[arg-type]
-    monkeypatch.setattr(preparation, "plan", lambda *_, **__: ([contest], ["as planned"]))
+    contest = plan.Contest(CARD, entries, None, plan.NO_TORCH)  # type: ignore[arg-type]
+    monkeypatch.setattr(bench_module, "plan", lambda *_, **__: ([contest], ["as planned"]))
     short = {"seconds": 0.01, "runs": 5, "eager": False, "camera_hz": None, **options}
     return bench_function(["any"], frames=frames_of((4, 8)), **short)
 
@@ -50,7 +64,10 @@ def test_a_default_backend_that_does_not_load_is_left_out_and_named(monkeypatch,
     monkeypatch.setattr(host_module, "race", lambda lanes, *_, **__: few_rounds(lanes))
     report = bench_of(monkeypatch, [FakeEntry(None), FakeEntry(backend)])
     assert len(report.rows) == 1
-    assert report.warnings[:2] == ["as planned", "fake left out: does not run here"]
+    assert report.warnings[0] == "as planned"
+    assert [(each.runner, each.why) for each in report.absent] == [("fake", "does not run here")]
+    assert "| csfcn_nano | 4x8 | fake | does not run here |" in report.to_markdown()
+    assert json.loads(report.to_json())["absent"][0]["why"] == "does not run here"
     assert backend.closed
 
 
@@ -66,9 +83,9 @@ def test_a_backend_asked_for_by_name_has_to_load(monkeypatch, backend):
 
 def test_without_pytorch_the_eager_row_is_missed_aloud(monkeypatch, backend):
     monkeypatch.setattr(host_module, "race", lambda lanes, *_, **__: few_rounds(lanes))
-    monkeypatch.setattr(preparation.importlib.util, "find_spec", lambda name: None)
     report = bench_of(monkeypatch, [FakeEntry(backend)], eager=True)
-    assert report.warnings[1] == preparation.NO_TORCH
+    (absent,) = report.absent
+    assert (absent.runner, absent.why) == ("PyTorch eager on cpu", plan.NO_TORCH)
     assert report.rows[0].against_eager is None
 
 
@@ -157,10 +174,95 @@ def test_eager_is_not_made_to_wait_for_a_core_that_another_program_holds(measure
 def test_a_row_that_was_not_measured_as_asked_says_so():
     row = result_of("eager", 40, None)
     unsteady = Result(**{**vars(row), "warm_up": WarmUp(200, 10.0, False, 40.0)})
-    doubts = bench_module.doubts_of([unsteady], threads=8)
+    doubts = unsteady.doubts(threads=8)
     assert any("did not settle" in line for line in doubts)
     assert any("faster on 4 thread" in line for line in doubts)
-    assert bench_module.doubts_of([row], threads=4) == []
-    loud = [Result(**{**vars(row), "noise": Noise(share, 0.0, 1.0)}) for share in (0.2, 0.4)]
-    (line,) = bench_module.doubts_of(loud, threads=4)
-    assert "40%" in line
+    assert row.doubts(threads=4) == []
+
+
+def test_the_loudest_moment_is_told(monkeypatch, backend):
+    monkeypatch.setattr(host_module, "race", lambda lanes, *_, **__: few_rounds(lanes))
+    noises = iter([Noise(0.4, 0.0, 1.0), Noise(0.2, 0.0, 1.0)])  # while timing, while loading
+    monkeypatch.setattr(host_module.NoiseWatch, "noise", lambda self: next(noises))
+    report = bench_of(monkeypatch, [FakeEntry(backend)])
+    assert any("40%" in line for line in report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("given", "values"),
+    [
+        ("csfcn", ["csfcn"]),
+        ((512, 1024), [(512, 1024)]),
+        ([(512, 1024), (4, 8)], [(512, 1024), (4, 8)]),
+        ((), []),
+    ],
+)
+def test_one_value_or_several(given, values):
+    assert listed(given) == values
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"models": []}, "nothing to measure"),
+        ({"models": ["a", "b"], "weights": "c.pth"}, "--weights are one model's"),
+        ({"models": ["a"], "runs": 0}, "runs >= 1"),
+        ({"models": ["a"], "peers": ["mxnet"]}, "no peer is called 'mxnet'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(fields, message):
+    with pytest.raises(UsageError, match=message):
+        BenchConfig(**fields)
+
+
+def test_the_eager_row_runs_the_checkpoint_that_was_given(tmp_path, cache):
+    """Its weights were random once, while the artifact's were the user's."""
+    path = tmp_path / "mine.safetensors"
+    mine = load_model("csfcn_nano", classes="cityscapes").network
+    with torch.no_grad():
+        next(mine.parameters()).add_(1)
+    save_checkpoint(mine, path)
+    (contest,), absent = planned([f"csfcn_nano:{path}"], [SIZE], ["torch"])
+    made = contest.entries[0].path
+    assert digest(contest.model.network) == digest(mine) == contest.card.weights
+    assert absent == []
+    # The artifact's own weights are looked for, and taken where they lie beside it.
+    shutil.copy(made, tmp_path)
+    (contest,), absent = planned([tmp_path / made.name])
+    assert digest(contest.model.network) == contest.card.weights
+    assert absent == []
+    path.rename(tmp_path / "moved.safetensors")
+    (contest,), (line,) = planned([tmp_path / made.name])
+    assert "run other weights than its own" in line
+    (contest,), absent = planned([tmp_path / made.name], weights=tmp_path / "moved.safetensors")
+    assert absent == []
+
+
+def test_an_artifact_of_a_network_unknown_here_says_why_no_peer_ran(tmp_path, backend):
+    path = onnx_with_card(tmp_path, CARD.model_copy(update={"model": "my_unet"}))
+    (contest,), _ = planned([path])
+    host = host_module.Host(BenchConfig(["any"]), MACHINE, 1, lambda *_: None)
+    contest.entries[:] = [FakeEntry(backend)]
+    with host.open_all(contest) as opened:
+        assert len(opened) == 1
+    (absent,) = host.absent
+    assert absent.runner == "PyTorch eager on cpu"
+    assert absent.why.startswith("my_unet is not in rtseg's zoo")
+    assert contest.work().macs == CARD.macs
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("csfcn --runs 5", "latency csfcn --runs 5"),
+        ("csfcn --protocol fixed-rate --rate 30", "fixed-rate csfcn --rate 30"),
+        ("--protocol=mlperf csfcn", "mlperf csfcn"),
+        ("--table --readme R.md", "table --readme R.md"),
+        ("csfcn --sequence camvid", "sequence csfcn --sequence camvid"),
+    ],
+)
+def test_the_command_line_of_a_protocol(given, meant):
+    """As earlier versions spelled it, too."""
+    from rtseg.cli.bench import _named_first
+
+    assert _named_first(given.split()) == meant.split()

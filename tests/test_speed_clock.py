@@ -130,3 +130,10 @@ def test_timing_is_of_all_runs():
     assert timing.p99_ms == 100
     assert timing.std_ms == pytest.approx(29.1548)
     assert timing.fps == pytest.approx(1000 / 51, abs=1e-3)
+
+
+def test_what_comes_before_a_call_is_not_timed():
+    clock = Clock()
+    lane = Lane({"run": lambda: clock.work(5)}, before={"run": lambda: clock.work(1000)})
+    race([lane], Limits(runs=4, seconds=1), clock)
+    assert set(lane.times("run")) == {5.0}

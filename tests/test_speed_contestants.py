@@ -28,6 +28,12 @@ def test_an_artifact_is_timed_through_its_segmenter(backend):
     backend.log.clear()
     contestant.network()
     assert backend.log == ["compute", "synchronize"]
+    backend.log.clear()
+    contestant.take_noise()
+    assert backend.log == ["upload", "synchronize"]
+    backend.log.clear()
+    contestant.queued(2)
+    assert backend.log == ["compute", "compute", "synchronize"], "no upload in the timed part"
     subject = contestant.subject
     assert (subject.model, subject.weights, subject.macs) == ("csfcn_nano", CARD.weights, 5_000_000)
     assert (subject.backend, subject.version, subject.threads) == ("fake", "1.0", 2)

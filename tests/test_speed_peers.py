@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 from rtseg.data.scenes import scenes
 from rtseg.errors import ArtifactError, MissingPackage
 from rtseg.speed import baselines as peers
-from rtseg.speed.baselines import PEERS, check_peers, usual_peers
+from rtseg.speed.baselines import PEERS, check_peers, choose_peers, peer_class
 from speed_parts import SIZE, planned
 
 
@@ -32,6 +33,7 @@ def test_a_peer_gives_eager_s_labels(contest, name):
     assert labels.shape == expected.shape == (90, 150)
     assert labels.dtype == expected.dtype
     assert (labels == expected).mean() > (0.95 if name == "openvino_bf16" else 0.999)
+    peer.take_noise()
     peer.queued(2)
     peer.staged()
     assert set(peer.laps[0]) == set(eager.laps[0] if eager.laps else peer.laps[0])
@@ -61,11 +63,10 @@ def test_torch2trt_is_imported_only_when_it_is_named(monkeypatch):
     module = ModuleType("torch2trt")
     monkeypatch.setitem(sys.modules, "torch2trt", module)
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(peers, "cuda_available", lambda: True)
-    assert "torch2trt" not in usual_peers(["eager", "all"], "cuda")
-    assert usual_peers(["eager", "torch2trt"], "cuda") == ["eager", "torch2trt"]
+    assert "torch2trt" not in choose_peers(["eager", "all"], "cuda")
+    assert choose_peers(["eager", "torch2trt"], "cuda") == ["eager", "torch2trt"]
     with pytest.raises(ArtifactError, match="torch2trt runs on an NVIDIA GPU only"):
-        usual_peers(["torch2trt"], "cpu")
+        peer_class("torch2trt", "cpu")
 
 
 def test_all_peers_are_those_that_are_installed(monkeypatch):
@@ -73,15 +74,88 @@ def test_all_peers_are_those_that_are_installed(monkeypatch):
     monkeypatch.setattr(
         peers.importlib.util, "find_spec", lambda name: None if name in absent else object()
     )
-    assert usual_peers(["eager", "all"], "cpu") == ["eager", "compile", "onnxruntime"]
+    assert choose_peers(["eager", "all"], "cpu") == ["eager", "compile", "onnxruntime"]
 
 
 def test_a_compiler_that_fails_only_leaves_its_row_out(contest, monkeypatch):
-    import torch
-
     def broken(image):
         raise RuntimeError("no C++ compiler\nlong trace")
 
     monkeypatch.setattr(torch, "compile", lambda network, **options: broken)
     with pytest.raises(ArtifactError, match=r"torch.compile: no C\+\+ compiler$"):
         contest.peer("compile", "cpu").open(scenes(1, SIZE), 1, None)
+
+
+def test_torch_tensorrt_is_asked_as_its_present_versions_want(monkeypatch):
+    """`enabled_precisions` with float16 is an AssertionError since 2.10."""
+    asked = {}
+
+    def compile(network, ir, inputs, use_explicit_typing):
+        asked.update(ir=ir, types={tensor.dtype for tensor in inputs}, typed=use_explicit_typing)
+        return network
+
+    module = ModuleType("torch_tensorrt")
+    module.compile = compile
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", module)
+    peer = object.__new__(peers.TorchTensorRT)
+    peer.torch, peer.size, peer.device = torch, SIZE, torch.device("cpu")
+    half = peer._prepare(torch.nn.Conv2d(3, 4, 1))
+    assert asked == {"ir": "dynamo", "types": {torch.float16}, "typed": True}
+    assert half.weight.dtype is torch.float16
+
+
+class FakeSession:
+    """An ONNX Runtime session that has the providers which it was made with, or fewer."""
+
+    loads = True
+
+    def __init__(self, path, options, providers):
+        self.asked = providers
+        self.bound: dict[str, tuple] = {}
+
+    def get_providers(self):
+        names = [each if isinstance(each, str) else each[0] for each in self.asked]
+        return names if self.loads else names[1:]
+
+    def io_binding(self):
+        return self
+
+    def bind_input(self, *facts):
+        self.bound["input"] = facts
+
+    def bind_output(self, *facts):
+        self.bound["output"] = facts
+
+    def run_with_iobinding(self, binding):
+        assert binding is self
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """A plain ONNX Runtime peer for the second GPU, where there is none."""
+    runtime = ModuleType("onnxruntime")
+    runtime.InferenceSession = FakeSession
+    runtime.SessionOptions = SimpleNamespace
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    peer = object.__new__(peers.PlainOnnxRuntime)
+    peer.torch, peer.size, peer.threads, peer.plain = torch, SIZE, 1, "plain.onnx"
+    peer.device = SimpleNamespace(type="cuda", index=1)
+    return peer
+
+
+def test_plain_onnx_runtime_is_given_the_image_where_it_lies(on_cuda, monkeypatch):
+    on_cuda.model = on_cuda._prepare(None)
+    assert on_cuda.model.asked[0] == ("CUDAExecutionProvider", {"device_id": 1})
+    labels = torch.zeros((1, *SIZE), dtype=torch.int64)
+    image = torch.zeros(1, 3, *SIZE)
+    monkeypatch.setattr(torch, "empty", lambda shape, dtype, device: labels)
+    assert on_cuda._compute(image) is labels
+    assert on_cuda.model.bound["input"][:3] == ("image", "cuda", 1)
+    assert on_cuda.model.bound["input"][-1] == image.data_ptr()
+    assert on_cuda.model.bound["output"][-1] == labels.data_ptr()
+
+
+def test_plain_onnx_runtime_that_fell_back_to_the_cpu_is_no_row(on_cuda, monkeypatch):
+    monkeypatch.setattr(FakeSession, "loads", False)
+    with pytest.raises(ArtifactError, match="its CUDA provider did not load"):
+        on_cuda._prepare(None)

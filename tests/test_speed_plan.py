@@ -10,7 +10,7 @@ from speed_parts import CARD, onnx_with_card, planned
 
 def test_an_artifact_is_measured_in_every_backend_that_reads_it(tmp_path):
     path = onnx_with_card(tmp_path)
-    (contest,), absent = planned([path])
+    (contest,), absent = planned([path], eager=False)
     assert {entry.backend for entry in contest.entries} <= {"openvino", "onnxruntime"}
     assert contest.title == "csfcn_nano 4x8"
     assert not any(entry.asked_for for entry in contest.entries)
@@ -51,7 +51,9 @@ def test_bf16_is_for_backends_that_compute_in_it(tmp_path):
     pytest.importorskip("openvino")
     path = onnx_with_card(tmp_path)
     backends = ["openvino", "onnxruntime"]
-    (contest,), absent = planned([path], backends=backends, precisions=["fp32", "bf16"])
+    (contest,), absent = planned(
+        [path], backends=backends, precisions=["fp32", "bf16"], eager=False
+    )
     assert [(e.backend, e.hint) for e in contest.entries] == [
         ("openvino", "fp32"),
         ("openvino", "bf16"),
@@ -64,12 +66,3 @@ def test_an_absent_package_is_named_with_what_brings_it(monkeypatch):
     monkeypatch.setattr(resolve, "installed", lambda backend: False)
     with pytest.raises(MissingPackage, match=r'pip install "rtseg\[openvino\]"'):
         planned(["csfcn_nano"], backends=["openvino"])
-
-
-def test_an_artifact_of_a_network_unknown_here_is_measured_alone(tmp_path):
-    """It has no plain network to be compared with: nothing says how that would be built."""
-    path = onnx_with_card(tmp_path, CARD.model_copy(update={"model": "my_unet"}))
-    (contest,), _ = planned([path])
-    assert not contest.has_network
-    (known,), _ = planned([onnx_with_card(tmp_path)])
-    assert known.has_network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,28 +12,55 @@ from rtseg.export import export
 from rtseg.models import build, count
 from rtseg.models.loading import Model
 from rtseg.runtime.backends.onnxruntime import kernel_times
-from rtseg.speed.ceilings import fastest, measure_ceilings
 from rtseg.speed.profile import costliest
-from rtseg.speed.roofline import Ceilings, Work, _layer_counter, share, work_of
+from rtseg.speed.roofline import (
+    Ceilings,
+    Work,
+    _layer_counter,
+    count_work,
+    fastest,
+    measure_ceilings,
+    share,
+)
 from speed_parts import Clock
+
+
+def subject(precision: str, backend: str = "torch", threads: int | None = 1) -> SimpleNamespace:
+    return SimpleNamespace(precision=precision, backend=backend, threads=threads)
+
 
 CEILINGS = Ceilings("cpu", 2, {"fp32": 1e11, "int8": 1e12}, {}, 1e10)
 
 
 def test_the_limit_is_the_slower_of_arithmetic_and_memory():
     computing = Work(macs=10**9, weights=10**6, pixels=10**6)
-    found = share(computing, "fp32", 20.0, CEILINGS)
+    found = share(computing, subject("fp32"), 20.0, CEILINGS)
     assert found.minimal_bytes == 8 * 10**6
     assert (found.limit_ms, found.reached) == (10, 0.5)
     moving = Work(macs=10**6, weights=10**8, pixels=0)
-    assert share(moving, "fp32", 80.0, CEILINGS).limit_ms == 40
-    assert share(moving, "int8", 80.0, CEILINGS).limit_ms == 10
-    assert share(moving, "bf16", 80.0, CEILINGS) is None
+    assert share(moving, subject("fp32"), 80.0, CEILINGS).limit_ms == 40
+    assert share(moving, subject("int8"), 80.0, CEILINGS).limit_ms == 10
+    assert share(moving, subject("bf16"), 80.0, CEILINGS) is None
+
+
+def test_float32_on_a_gpu_is_held_against_what_computes_it():
+    """PyTorch's and ONNX Runtime's float32 convolutions take TF32: against float32 they would reach
+    more than all of it."""
+    ceilings = Ceilings("Some GPU", None, {"fp32": 1e11, "tf32": 4e11}, {}, 1e12)
+    work = Work(macs=10**9, weights=1, pixels=1)
+    for backend, ceiling, limit_ms in (
+        ("eager", "tf32", 2.5),
+        ("onnxruntime", "tf32", 2.5),
+        ("tensorrt", "fp32", 10),
+    ):
+        found = share(work, subject("fp32", backend, None), 20.0, ceilings)
+        assert (found.ceiling, found.limit_ms) == (ceiling, limit_ms)
+    assert share(work, subject("fp32"), 20.0, ceilings).ceiling == "fp32"
 
 
 def test_layers_are_bound_one_by_one():
     layers = ((10**9, 10**6, 0), (10**6, 10**7, 10**6))  # 10 ms of arithmetic, 4.4 of memory
-    found = share(Work(1, 1, 1, layers), "fp32", 28.8, CEILINGS)
+    found = share(Work(1, 1, 1, layers), subject("fp32"), 28.8, CEILINGS)
     assert found.layers_ms == pytest.approx(14.4)
     assert found.layers_reached == 0.5
 
@@ -56,7 +84,7 @@ def test_layers_are_counted_as_arithmetic_has_them():
 @pytest.mark.parametrize("variant", ["csfcn_nano", "sfnet_r18", "bisenetv2"])
 def test_the_layers_work_is_the_network_s(variant):
     network, size = build(variant), (128, 256)
-    work = work_of(network, size)
+    work = count_work(network, size)
     assert work.macs == count(network, size).macs == sum(macs for macs, _, _ in work.layers)
     assert work.pixels == 128 * 256
 

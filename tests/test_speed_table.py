@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 from rtseg.errors import ArtifactError
-from rtseg.speed import pages, plots, table
-from rtseg.speed.result import Speedup
+from rtseg.speed import plots, table
+from rtseg.speed.config import BenchConfig
+from rtseg.speed.result import Absent, Speedup
 from rtseg.speed.timing import Histogram, Ratio
 from speed_parts import MACHINE, result_of
 
@@ -24,7 +25,8 @@ def report_of(model: str, size: tuple[int, int], ms: float) -> SimpleNamespace:
         subject = dataclasses.replace(row.subject, model=model, size=size)
         histograms = {"burst": Histogram.of(np.linspace(ms, 2 * ms, 30))}
         rows.append(dataclasses.replace(row, subject=subject, histograms=histograms))
-    return SimpleNamespace(rows=rows)
+    absent = [Absent(model, size, "plain OpenVINO on cpu", "is not installed")]
+    return SimpleNamespace(rows=rows, absent=absent)
 
 
 @pytest.fixture
@@ -32,35 +34,36 @@ def measured(tmp_path, monkeypatch) -> list[tuple[str, tuple[int, int]]]:
     """What `bench` was asked for; it takes no time here."""
     asked: list[tuple[str, tuple[int, int]]] = []
 
-    def fake(models, sizes, *arguments, **options):
-        asked.append((models[0], sizes[0]))
-        if models[0] == "broken":
+    def fake(config):
+        asked.append((config.models[0], config.sizes[0]))
+        if config.models[0] == "broken":
             raise ArtifactError("does not run here")
-        return report_of(models[0], sizes[0], 10.0)
+        return report_of(config.models[0], config.sizes[0], 10.0)
 
-    monkeypatch.setattr(table, "bench", fake)
+    monkeypatch.setattr(table, "set_up", lambda config: config)
+    monkeypatch.setattr(table, "measure_latency", fake)
     monkeypatch.setattr(table, "read_system", lambda: MACHINE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return asked
 
 
-WANTED = table.Wanted(models=("csfcn", "pidnet_s"), sizes=((512, 1024), (1024, 2048)))
+WANTED = BenchConfig(models=("csfcn", "pidnet_s"), sizes=((512, 1024), (1024, 2048)))
 
 
 def test_a_table_that_was_stopped_goes_on_where_it_was(measured, tmp_path, monkeypatch):
-    finished = table.bench
+    finished = table.measure_latency
 
-    def stopped(models, sizes, *arguments, **options):
+    def stopped(config):
         if len(measured) == 2:
             raise KeyboardInterrupt
-        return finished(models, sizes, *arguments, **options)
+        return finished(config)
 
-    monkeypatch.setattr(table, "bench", stopped)
+    monkeypatch.setattr(table, "measure_latency", stopped)
     with pytest.raises(KeyboardInterrupt):
         table.measure(WANTED, tmp_path)
-    (half,) = pages.read_machines(tmp_path)
+    (half,) = table.read_machines(tmp_path)
     assert len(half["rows"]) == 4
-    monkeypatch.setattr(table, "bench", finished)
+    monkeypatch.setattr(table, "measure_latency", finished)
     path = table.measure(WANTED, tmp_path)
     assert len(measured) == len(set(measured)) == 4
     assert len(json.loads(path.read_text())["rows"]) == 8
@@ -82,7 +85,10 @@ def test_rows_of_an_earlier_run_stay_beside_new_ones(measured, tmp_path):
 def test_what_does_not_run_is_listed_with_its_reason(measured, tmp_path):
     wanted = dataclasses.replace(WANTED, models=("broken", "csfcn"), sizes=((512, 1024),))
     value = json.loads(table.measure(wanted, tmp_path).read_text())
-    assert value["absent"] == {"broken 512x1024": "does not run here"}
+    assert value["absent"] == {
+        "broken 512x1024": "does not run here",
+        "csfcn 512x1024 plain OpenVINO on cpu": "is not installed",
+    }
     assert {row["model"] for row in value["rows"]} == {"csfcn"}
 
 
@@ -92,7 +98,7 @@ def test_machines_are_merged_each_under_its_name(measured, tmp_path, monkeypatch
     monkeypatch.setattr(table, "read_system", lambda: other)
     table.measure(WANTED, tmp_path)
     (tmp_path / "soak.json").write_text('{"frames": 3}')  # other results live there too
-    pages.write(tmp_path)
+    table.write_pages(tmp_path)
     text = (tmp_path / "speed.md").read_text()
     assert text.index("## Some CPU, 4 cores avx2") < text.index("## Some GPU")
     assert text.count("| csfcn | 512x1024 | openvino fp32 |") == 2
@@ -104,14 +110,14 @@ def test_machines_are_merged_each_under_its_name(measured, tmp_path, monkeypatch
 def test_the_short_table_stands_between_the_page_s_marks(measured, tmp_path):
     table.measure(WANTED, tmp_path)
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{pages.MARKS[0]}\nold\n{pages.MARKS[1]}\nafter\n")
-    pages.write(tmp_path, page)
+    page.write_text(f"before\n{table.MARKS[0]}\nold\n{table.MARKS[1]}\nafter\n")
+    table.write_pages(tmp_path, page)
     text = page.read_text()
     assert text.startswith("before\n")
-    assert text.endswith(f"{pages.MARKS[1]}\nafter\n")
+    assert text.endswith(f"{table.MARKS[1]}\nafter\n")
     assert "old" not in text
     assert "| `csfcn` | 100 fp32 (4.00x) | 100 fp32 (4.00x) |" in text
-    pages.write(tmp_path, page)
+    table.write_pages(tmp_path, page)
     assert page.read_text() == text
 
 
@@ -120,13 +126,13 @@ def test_a_page_without_marks_is_refused_and_left_alone(measured, tmp_path):
     page = tmp_path / "README.md"
     page.write_text("nothing\n")
     with pytest.raises(ValueError, match="has no lines"):
-        pages.write(tmp_path, page)
+        table.write_pages(tmp_path, page)
     assert page.read_text() == "nothing\n"
 
 
 def test_without_a_machine_s_file_there_is_no_table(tmp_path):
-    with pytest.raises(ValueError, match="run `rtseg bench --table` first"):
-        pages.write(tmp_path)
+    with pytest.raises(ValueError, match="run `rtseg bench table` first"):
+        table.write_pages(tmp_path)
 
 
 def test_accuracy_is_plotted_for_networks_whose_authors_report_one():
@@ -134,3 +140,10 @@ def test_accuracy_is_plotted_for_networks_whose_authors_report_one():
     timing = {"frame_to_labels": {"fps": 20.0}}
     rows = [{"model": name, **row, **timing} for name in ("pidnet_s", "csfcn_nano")]
     assert [point[:3] for point in plots._points(rows)] == [("pidnet_s", 78.8, 20.0)]
+
+
+def test_the_table_is_made_for_papers_too(measured, tmp_path):
+    path = table.measure(WANTED, tmp_path)
+    found = table.write_pages(tmp_path, None, path)
+    assert json.loads(found.to_json())["written"][0] == str(path)
+    assert r"pidnet\_s & 1024x2048 & openvino fp32" in found.format("latex")

@@ -1,21 +1,37 @@
-"""How old a drive's results are beside what the bench says of the same artifact, in turns."""
+"""Age of a drive's results beside the bench's latency of the same artifact, in turns.
+
+python scripts/age_beside_bench.py camvid/val --model artifacts/csfcn_nano_360x480_fp32.onnx \\
+    --rate 15 --duration 30 --turns 4
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from ..errors import BackendError
-from ..runtime import Drive, Result, Status
-from ..runtime.drive.report import DriveReport
-from .timing import MS, Call, warm_up
+from rtseg.data.files import write_atomically
+from rtseg.data.frames import Frame
+from rtseg.data.sources import open_drive_source
+from rtseg.errors import BackendError, DataError
+from rtseg.runtime import Drive, Result, Status
+from rtseg.runtime.backends.backend import choose
+from rtseg.runtime.drive.drive import build_artifact_task
+from rtseg.runtime.drive.report import DriveReport
+from rtseg.speed.contestant import Artifact
+from rtseg.speed.timing import MS, Call, warm_up
+from rtseg.system import read_system
 
 LIMIT = 1.5  # times the bench's p95 that the age's p95 may be
+FRAMES = 16  # of the source, that the bench takes in turn
 START_LIMIT_S = 60.0  # for the first result to come
 KEEPS_UP = 0.99  # share of frames that must be answered for that to count
 
@@ -156,3 +172,51 @@ def _bench(call: Call, seconds: float) -> list[float]:
 
 def p95(times: Sequence[float]) -> float:
     return float(np.percentile(times, 95))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Exit code 1 where results are too old, or the machine does not keep up with the camera."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", help="what `rtseg drive` takes; a recording is repeated")
+    parser.add_argument("--model", type=Path, required=True, help="artifact")
+    parser.add_argument("--rate", type=float, help="Hz of a recording")
+    parser.add_argument("--duration", type=float, default=30.0, help="seconds of each drive")
+    parser.add_argument("--turns", type=int, default=4, help="drives, each after a bench")
+    parser.add_argument("--backend", help="by default the fastest here")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N")
+    parser.add_argument("--report", type=Path, help="file for the JSON, which is printed too")
+    given = parser.parse_args(arguments)
+    frames = open_drive_source(given.source, given.rate, True, None)
+    images = [each.image for each in islice(frames, FRAMES) if isinstance(each, Frame)]
+    if not images:
+        raise DataError(f"{given.source} gives no frame to measure on")
+    backend = choose(given.model, given.backend, given.device)
+    task = build_artifact_task([given.model], given.backend, given.device, None)
+    contestant = Artifact.open(given.model, backend, images, device=given.device)
+    try:
+        found = compare(
+            contestant.frame_to_labels,
+            lambda ages: Drive(frames, task, [ages]),
+            given.turns,
+            given.duration,
+        )
+    finally:
+        contestant.close()
+    where = Path(given.source)
+    facts = {
+        # Folders above a recording's own say nothing to another machine.
+        "source": "/".join(where.absolute().parts[-2:]) if where.exists() else given.source,
+        "artifacts": [given.model.name],
+        "machine": str(read_system()),
+        "backend": backend,
+        **found.facts(),
+    }
+    text = json.dumps(facts, indent=2) + "\n"
+    sys.stdout.write(text)
+    if given.report:
+        write_atomically(given.report, text.encode())
+    sys.exit(0 if found.passed else 1)
+
+
+if __name__ == "__main__":
+    main()

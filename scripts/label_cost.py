@@ -1,26 +1,36 @@
-"""What exact labels of coarse logits cost, beside resize and argmax in PyTorch, in one run."""
+"""Exact labels of coarse logits against resize and argmax in PyTorch, in turns.
+
+python scripts/label_cost.py csfcn_nano --frames camvid/val --size 512x1024 --size 1024x2048
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
-
-from ..errors import UsageError
-from .timing import Lane, Limits, Ratio, race, ratio
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from ..models import Network
+from rtseg.cli._options import parse_sizes
+from rtseg.data.frames import read_folder
+from rtseg.data.scenes import scenes
+from rtseg.errors import UsageError
+from rtseg.models import Network
+from rtseg.models.loading import load_model
+from rtseg.models.pipeline import find_last_upsample, normalize_frame, run_to_last_upsample
+from rtseg.reporting import Table
+from rtseg.runtime.argmax_torch import head_of, make, without
+from rtseg.speed.timing import Lane, Limits, Ratio, race, ratio
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -39,16 +49,21 @@ class LabelCost:
     cells_ms: float
     gain: Ratio
 
-    def row(self) -> str:
+    def row(self) -> list[str]:
         uniform = "-" if self.uniform is None else f"{self.uniform:.1%}"
-        return (
-            f"{self.size[0]}x{self.size[1]:<6}{self.threads:>7}{uniform:>9}"
-            f"{self.plain_ms:>12.3f}{self.cells_ms:>10.3f}{self.gain.value:>8.1f}x"
-            f"  ({self.gain.low:.1f} to {self.gain.high:.1f}){self.different_pixels:>8}"
-        )
+        return [
+            f"{self.size[0]}x{self.size[1]}",
+            str(self.threads),
+            uniform,
+            f"{self.plain_ms:.3f}",
+            f"{self.cells_ms:.3f}",
+            f"{self.gain.value:.1f}x",
+            f"{self.gain.low:.1f} to {self.gain.high:.1f}",
+            str(self.different_pixels),
+        ]
 
 
-HEADER = "size      threads  uniform  PyTorch ms  cells ms    gain  95 %          differ"
+HEADER = ["size", "threads", "uniform", "PyTorch ms", "cells ms", "gain", "95 %", "differ"]
 
 
 def label_cost(
@@ -67,9 +82,6 @@ def label_cost(
 
     Raises ValueError if the network's logits are not enlarged by a resize or a shuffle.
     """
-    from ..models.pipeline import find_last_upsample
-    from ..runtime.argmax_torch import make
-
     how = find_last_upsample(network, size)
     if how is None:
         raise UsageError(f"{network.info.name} enlarges no logits: nothing to measure")
@@ -85,7 +97,7 @@ def label_cost(
     return LabelCost(
         model=network.info.name,
         size=size,
-        device=device if device == "cpu" else _name_of(device),
+        device=device if device == "cpu" else torch.cuda.get_device_name(device),
         threads=threads,
         frames=len(inputs),
         uniform=_uniform(maker, inputs),
@@ -100,10 +112,6 @@ class _End:
     """The last steps of a network as scripts write them, and what they are given."""
 
     def __init__(self, network: Network, size: tuple[int, int], how: str, device: str):
-        import torch
-
-        from ..runtime.argmax_torch import head_of
-
         self.network, self.size, self.how, self.device = network.eval(), size, how, device
         self.on_gpu = device != "cpu"
         self.dtype = torch.float16 if self.on_gpu else torch.float32
@@ -115,11 +123,6 @@ class _End:
 
     def given(self, image: NDArray[np.uint8]) -> Tensor:
         """What the end reads, for an image (H, W, 3) uint8 BGR resized to the size."""
-        import torch
-
-        from ..models.pipeline import normalize_frame, run_to_last_upsample
-        from ..runtime.argmax_torch import without
-
         fitted = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
         inputs = normalize_frame(np.asarray(fitted, np.uint8), self.network)
         with torch.inference_mode(), without(self.network, self.name):
@@ -131,15 +134,11 @@ class _End:
         return coarse.to(self.device, self.dtype, memory_format=torch.channels_last)
 
     def plain(self, given: Tensor) -> Tensor:
-        import torch
-
         with torch.inference_mode():
             return plain_labels(self.head(given) if self.head else given, self.size, self.how)
 
     def exact(self, given: Tensor) -> Tensor:
         """The labels in float32, on a CPU."""
-        import torch
-
         given = given.cpu().float().contiguous()
         with torch.inference_mode():
             if self.head is not None:
@@ -149,8 +148,6 @@ class _End:
 
 def plain_labels(coarse: Tensor, size: tuple[int, int], how: str) -> Tensor:
     """(1, H, W) uint8: the enlargement and the argmax as scripts write them."""
-    import torch
-
     if how == "shuffle":
         full = torch.pixel_shuffle(coarse, size[0] // coarse.shape[2])
     else:
@@ -164,8 +161,6 @@ def _finished(
     run: Callable[[Tensor], Tensor], inputs: Sequence[Tensor], device: str
 ) -> Callable[[], object]:
     """A call that gives `run` the next input and ends when it has."""
-    import torch
-
     following = itertools.cycle(inputs)
 
     def call() -> None:
@@ -190,8 +185,6 @@ def _uniform(maker: Any, inputs: Sequence[Tensor]) -> float | None:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -200,12 +193,27 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _name_of(device: str) -> str:
-    import torch
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="a name that `rtseg models` lists, or a checkpoint")
+    parser.add_argument("--frames", type=Path, help="folder of images; else drawn scenes")
+    parser.add_argument("--size", action="append", help="HxW; may be repeated")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, for both sides")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each side, or 30 runs")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
+    given = parser.parse_args(arguments)
+    network, costs = load_model(given.model).network, []
+    for size in parse_sizes(given.size or ["512x1024", "1024x2048"]):
+        frames = [i for _, i in read_folder(given.frames)][:4] if given.frames else scenes(4, size)
+        limits = Limits(30, given.seconds)
+        costs.append(label_cost(network, frames, size, given.threads, limits, given.device))
+    if given.json:
+        text = json.dumps([asdict(cost) for cost in costs], indent=2)
+    else:
+        text = Table(HEADER, [cost.row() for cost in costs], network.info.name).markdown()
+    sys.stdout.write(text + "\n")
 
-    return torch.cuda.get_device_name(device)
 
-
-def to_json(costs: Sequence[LabelCost]) -> str:
-    rows: list[dict[str, Any]] = [asdict(cost) for cost in costs]
-    return json.dumps(rows, indent=2)
+if __name__ == "__main__":
+    main()
