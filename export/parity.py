@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..data.classes import IGNORE
 from ..runtime.artifact import Card, Precision, Proof
 from ..runtime.backends.backend import BACKENDS, installed, open_backend
-from ..runtime.verify import Figures, bars_of, compare, faults, labels_of
+from ..runtime.verify import Figures, compare, find_bars, find_faults, read_labels
 from ..train.metric import Confusion
 from .reference import LabelMap, Logits, ReferenceOutputs
 
@@ -118,7 +118,7 @@ def prove_artifact(
         read = expected.upsample(scores(frame)) if scores and wanted else None
         if read is not None and not card.gives_labels:
             return read.argmax(0).astype(np.uint8), read
-        return labels_of(runner, card, frame), read
+        return read_labels(runner, card, frame), read
 
     try:
         _compare_frames(result, card, expected, answer, progress)
@@ -160,7 +160,7 @@ def _compare_frames(
     logits of a frame are wanted."""
     # An int8 file stays one, whatever its other layers compute in.
     precision: Precision = "int8" if card.precision == "int8" else result.precision
-    bars, figures, maps = bars_of(precision, card.trained), [], []
+    bars, figures, maps = find_bars(precision, card.trained), [], []
     reference = expected.reference
     for i, frame in enumerate(reference.frames):
         progress(f"frame {i + 1} of {len(reference.frames)}")
@@ -175,7 +175,10 @@ def _compare_frames(
         maps.append(labels)
     _fill_figures(result, figures, card)
     _fill_miou_change(result, expected, maps, card)
-    result.faults = [*faults(figures, precision, card.trained), *_check_types(card, result.census)]
+    result.faults = [
+        *find_faults(figures, precision, card.trained),
+        *_check_types(card, result.census),
+    ]
     change = result.miou_change
     if change is not None and card.trained and abs(change) > bars.miou_change:
         result.faults.append(f"mIoU moves by {change:+.3%}, at most {bars.miou_change:.2%} may")

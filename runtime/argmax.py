@@ -127,10 +127,10 @@ class LabelMaker:
         mixed = 0
         for first, last in queue:  # next() of a list's iterator is atomic
             if self.factor is not None:
-                argmax_cpu.shuffled(logits, self.factor, first, last, self.labels[0])
+                argmax_cpu.label_shuffled(logits, self.factor, first, last, self.labels[0])
                 continue
             axes: tuple[Any, ...] = (*self.rows.arrays, *self.columns.arrays)
-            bilinear: Any = argmax_cpu.bilinear
+            bilinear: Any = argmax_cpu.label_bilinear
             mixed += bilinear(logits, *axes, first, last, self.most_mixed, self.labels[0])
         return mixed
 

@@ -33,7 +33,7 @@ def cache_for_loops() -> Path | None:
     return folder if can_write(folder) else None
 
 
-def compiled(function: Function) -> Function:
+def compile_loop(function: Function) -> Function:
     """Without the interpreter's lock, so that threads share a frame; rounding as written."""
     folder, before = cache_for_loops(), numba_settings.CACHE_DIR
     try:
@@ -46,7 +46,7 @@ def compiled(function: Function) -> Function:
 
 
 @intrinsic
-def fused(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+def multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -55,13 +55,13 @@ def fused(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
-@compiled
+@compile_loop
 def mix(a: Any, near: Any, b: Any, far: Any) -> Any:
     """a * near + b * far, rounded as PyTorch's compiled kernel does."""
-    return fused(a, near, b * far)  # type: ignore[call-arg]
+    return multiply_add(a, near, b * far)  # type: ignore[call-arg]
 
 
-@compiled
+@compile_loop
 def take_row(logits: Any, i: int, row: Any, best: Any, ids: Any, codes: Any) -> None:
     """Copy row i of logits (K, h, w) to row (K, w), and find each position's first argmax.
 
@@ -90,7 +90,7 @@ def take_row(logits: Any, i: int, row: Any, best: Any, ids: Any, codes: Any) -> 
         codes[x] = np.uint8(ids[x]) if decided else np.uint8(UNDECIDED)
 
 
-@compiled
+@compile_loop
 def drop_losers(corners: Any, winner: int, kept: Any) -> None:
     """Clear `kept` (K,) of classes that trail `winner` at all four corners (4, K)."""
     a = corners[0, winner] - (MARGIN * abs(corners[0, winner]) + FLOOR)
@@ -102,7 +102,7 @@ def drop_losers(corners: Any, winner: int, kept: Any) -> None:
         kept[k] &= not (trails & (corners[2, k] < c) & (corners[3, k] < d))
 
 
-@compiled
+@compile_loop
 def race_two(top: Any, bottom: Any, ids: Any, near: Any, far: Any, out: Any) -> None:
     """Labels of a cell, out (rows, columns), between two classes: the first one wins ties."""
     rows, columns = out.shape
@@ -114,7 +114,7 @@ def race_two(top: Any, bottom: Any, ids: Any, near: Any, far: Any, out: Any) -> 
             out[y, x] = second if b > a else first
 
 
-@compiled
+@compile_loop
 def race_all(
     top: Any, bottom: Any, ids: Any, count: int, near: Any, far: Any, value: Any, out: Any
 ) -> None:
@@ -135,7 +135,7 @@ def race_all(
                 out[y, x] = ids[k] if larger else out[y, x]
 
 
-@compiled
+@compile_loop
 def fill(codes: Any, starts: Any, pairs: Any, out: Any) -> None:
     """The band `out` (rows, W) with every cell's upper left code; mixed cells are written later."""
     for j in range(len(pairs)):
@@ -144,7 +144,7 @@ def fill(codes: Any, starts: Any, pairs: Any, out: Any) -> None:
         out[y, :] = out[0, :]
 
 
-@compiled
+@compile_loop
 def take_larger(
     top: Any, bottom: Any, count: int, near: Any, far: Any, k: int, best: Any, ids: Any
 ) -> None:
@@ -160,8 +160,8 @@ def take_larger(
             ids[y, x] = code if larger else ids[y, x]
 
 
-@compiled
-def whole_band(
+@compile_loop
+def label_band(
     upper: Any,
     lower: Any,
     left: Any,
@@ -200,8 +200,8 @@ def whole_band(
                 row[x] = np.uint8(ids[y, x])
 
 
-@compiled
-def mixed_cell(
+@compile_loop
+def label_cell(
     corners: Any,
     ids_at: Any,
     near: Any,
@@ -238,7 +238,7 @@ def mixed_cell(
         race_all(top, bottom, ids, count, row_near, row_far, value, out)
 
 
-@compiled
+@compile_loop
 def find_mixed(upper: Any, lower: Any, pairs: Any, mixed: Any) -> int:
     """Write the cells of a band that have more than one argmax at their corners, or an undecided
     one, into `mixed`; returns how many. upper, lower (w,): the codes of its input rows."""
@@ -253,8 +253,8 @@ def find_mixed(upper: Any, lower: Any, pairs: Any, mixed: Any) -> int:
     return count
 
 
-@compiled
-def bilinear(
+@compile_loop
+def label_bilinear(
     logits: NDArray[np.float32],
     row_starts: Any,
     row_pairs: Any,
@@ -309,7 +309,7 @@ def bilinear(
         count = find_mixed(upper_codes, lower_codes, pairs, mixed)
         total += count
         if count > most_mixed * len(pairs):
-            whole_band(
+            label_band(
                 upper, lower, west, east, near, far, row_near[band], row_far[band],
                 room, band_best, band_ids, labels[band],
             )  # fmt: skip
@@ -323,15 +323,17 @@ def bilinear(
             corner_ids[0], corner_ids[1] = upper_ids[left], upper_ids[right]
             corner_ids[2], corner_ids[3] = lower_ids[left], lower_ids[right]
             cell = slice(starts[j], starts[j + 1])
-            mixed_cell(
+            label_cell(
                 corners, corner_ids, near[cell], far[cell], row_near[band], row_far[band],
                 kept, ids, top, bottom, value, labels[band, cell],
             )  # fmt: skip
     return total
 
 
-@compiled
-def shuffled(logits: NDArray[np.float32], factor: int, first: int, last: int, labels: Any) -> None:
+@compile_loop
+def label_shuffled(
+    logits: NDArray[np.float32], factor: int, first: int, last: int, labels: Any
+) -> None:
     """Write the pixels of rows first..last - 1 of logits (K * factor^2, h, w) into labels (H, W):
     the first argmax over K of each position's factor x factor pixels."""
     planes, _, width = logits.shape

@@ -21,7 +21,7 @@ TURNS = 15  # of each way, when they are timed
 Maker = Callable[[Tensor], Tensor]  # coarse logits, or a head's features -> labels (1, H, W)
 
 
-class CellLabels:
+class CpuLabels:
     """`LabelMaker` for tensors on the CPU. The next call overwrites the labels."""
 
     def __init__(
@@ -38,14 +38,14 @@ class CellLabels:
         self.maker.close()
 
 
-def needs(device: torch.device) -> str | None:
+def find_missing_package(device: torch.device) -> str | None:
     """What is to be installed before labels can be made of coarse logits on `device`, if any."""
     if device.type == "cuda":
         return None if importlib.util.find_spec("triton") else "triton: pip install triton"
     return None if compiled_available() else 'numba: pip install "rtseg[fast]"'
 
 
-def make(
+def make_label_maker(
     coarse: Tensor,
     size: tuple[int, int],
     enlarge: Enlargement,
@@ -58,7 +58,7 @@ def make(
     """
     shape = tuple(coarse.shape)
     if coarse.device.type != "cuda":
-        return CellLabels(shape, size, enlarge, threads)
+        return CpuLabels(shape, size, enlarge, threads)
     from .argmax_triton import BilinearLabels, ShuffledLabels
 
     if enlarge != "shuffle":
@@ -70,7 +70,7 @@ def make(
     return ShuffledLabels(head.weight, head.bias, shape, size)
 
 
-def head_of(network: Any, size: tuple[int, int]) -> str | None:
+def find_head(network: Any, size: tuple[int, int]) -> str | None:
     """The name of the 1x1 convolution that gives `network.forward_logits`, if one does: found by
     running a copy without data."""
     shadow = copy.deepcopy(network).to("meta")
@@ -90,7 +90,7 @@ def head_of(network: Any, size: tuple[int, int]) -> str | None:
 
 
 @contextlib.contextmanager
-def without(network: nn.Module, name: str | None) -> Iterator[None]:
+def bypass_layer(network: nn.Module, name: str | None) -> Iterator[None]:
     """`network` gives what the layer `name` reads in place of what that one makes of it."""
     if name is None:
         yield

@@ -70,7 +70,7 @@ BARS: dict[Precision, Bars] = {
 }
 
 
-def bars_of(precision: Precision, trained: bool) -> Bars:
+def find_bars(precision: Precision, trained: bool) -> Bars:
     """The bars of an artifact's precision and kind of weights."""
     bars = BARS[precision]
     if trained or bars.untrained is None:
@@ -154,7 +154,7 @@ def compare(
 ) -> Figures:
     """The figures of one frame; all maps are (H, W)."""
     same = reference == labels
-    band = borders(reference)
+    band = find_borders(reference)
     sure = margins > bars.sure
     iou: dict[int, float] = {}
     for i in np.unique(reference).tolist():
@@ -170,19 +170,19 @@ def compare(
     )
 
 
-def borders(labels: LabelMap) -> NDArray[np.bool_]:
+def find_borders(labels: LabelMap) -> NDArray[np.bool_]:
     """(H, W): True within BAND pixels of a border between classes."""
     box = np.ones((2 * BAND + 1, 2 * BAND + 1), np.uint8)
     return np.asarray(cv2.dilate(labels, box) != cv2.erode(labels, box))
 
 
-def faults(figures: Sequence[Figures], precision: Precision, trained: bool) -> list[str]:
+def find_faults(figures: Sequence[Figures], precision: Precision, trained: bool) -> list[str]:
     """What falls below the bar, in words; empty if nothing does.
 
     Random weights give neighboring logits nearly equal values, so they are not held to the share
     of equal labels.
     """
-    bars, found = bars_of(precision, trained), []
+    bars, found = find_bars(precision, trained), []
     agreement = float(np.mean([f.agreement for f in figures]))
     if trained and agreement < bars.agreement:
         found.append(
@@ -233,7 +233,7 @@ def prove_once(path: Path, card: Card, backend: Backend, host: EngineHost) -> di
     if known.get("passed") and all(known.get(name) == value for name, value in key.items()):
         return known
     figures = _run(_reference(path, card), card, backend)
-    found = faults(figures, card.precision, card.trained)
+    found = find_faults(figures, card.precision, card.trained)
     record = {**key, "passed": not found, "faults": found, "frames": [asdict(f) for f in figures]}
     # A vehicle's folder may be read-only; then the proof is made at every start.
     with contextlib.suppress(OSError):
@@ -277,9 +277,9 @@ def _reference(path: Path, card: Card) -> Reference:
 
 def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:
     """One comparison a frame."""
-    bars, figures = bars_of(card.precision, card.trained), []
+    bars, figures = find_bars(card.precision, card.trained), []
     for i, frame in enumerate(reference.frames):
-        labels = labels_of(backend, card, frame[None])
+        labels = read_labels(backend, card, frame[None])
         figures.append(
             compare(
                 reference.labels[i],
@@ -292,7 +292,7 @@ def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:
     return figures
 
 
-def labels_of(backend: Backend, card: Card, image: Image) -> Labels:
+def read_labels(backend: Backend, card: Card, image: Image) -> Labels:
     """Labels (H, W) of an image (1, H, W, 3), from the logits where the engine gives only those."""
     if card.gives_labels:
         return np.array(backend(image)[0])

@@ -28,7 +28,7 @@ from rtseg.models import Network
 from rtseg.models.loading import load_model
 from rtseg.models.pipeline import find_last_upsample, normalize_frame, run_to_last_upsample
 from rtseg.reporting import Table
-from rtseg.runtime.argmax_torch import head_of, make, without
+from rtseg.runtime.argmax_torch import bypass_layer, find_head, make_label_maker
 from rtseg.speed.timing import Lane, Limits, Ratio, race, ratio
 from torch import Tensor, nn
 
@@ -87,7 +87,7 @@ def label_cost(
         raise UsageError(f"{network.info.name} enlarges no logits: nothing to measure")
     end = _End(network, size, how, device)
     inputs = [end.given(image) for image in images]
-    maker = make(inputs[0], size, how, threads, end.head)  # type: ignore[arg-type]
+    maker = make_label_maker(inputs[0], size, how, threads, end.head)  # type: ignore[arg-type]
     with _threads(threads):
         different = sum(int(np.count_nonzero(maker(x).cpu() != end.exact(x))) for x in inputs)
         plain = Lane({"run": _finished(end.plain, inputs, device)})
@@ -115,7 +115,7 @@ class _End:
         self.network, self.size, self.how, self.device = network.eval(), size, how, device
         self.on_gpu = device != "cpu"
         self.dtype = torch.float16 if self.on_gpu else torch.float32
-        self.name = head_of(network, size) if self.on_gpu and how == "shuffle" else None
+        self.name = find_head(network, size) if self.on_gpu and how == "shuffle" else None
         self.head: nn.Conv2d | None = None
         if self.name is not None:
             head = copy.deepcopy(network.get_submodule(self.name)).to(self.device, self.dtype)
@@ -125,7 +125,7 @@ class _End:
         """What the end reads, for an image (H, W, 3) uint8 BGR resized to the size."""
         fitted = cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR)
         inputs = normalize_frame(np.asarray(fitted, np.uint8), self.network)
-        with torch.inference_mode(), without(self.network, self.name):
+        with torch.inference_mode(), bypass_layer(self.network, self.name):
             coarse, _ = run_to_last_upsample(
                 self.network, self.network.forward_logits(inputs), *self.size
             )

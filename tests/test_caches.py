@@ -15,9 +15,9 @@ from rtseg.runtime.packages import cache_folder, can_write, writable_cache
 
 LOOPS = """
 import numpy as np
-from rtseg.runtime.argmax_cpu import shuffled
+from rtseg.runtime.argmax_cpu import label_shuffled
 labels = np.zeros((2, 4), np.uint8)
-shuffled(np.arange(16, dtype=np.float32).reshape(8, 1, 2), 2, 0, 1, labels)
+label_shuffled(np.arange(16, dtype=np.float32).reshape(8, 1, 2), 2, 0, 1, labels)
 assert labels.tolist() == [[1] * 4] * 2
 """
 

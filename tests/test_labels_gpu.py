@@ -20,7 +20,7 @@ from labels_plain import KINDS, RNG, Logits, plain, random, ties
 from rtseg.models import FrameToLabels, deploy
 from rtseg.models.pipeline import find_last_upsample
 from rtseg.models.random_weights import build_untrained
-from rtseg.runtime.argmax_torch import head_of, without
+from rtseg.runtime.argmax_torch import bypass_layer, find_head
 
 pytest.importorskip("triton", reason="needs Triton, which there is for Linux only")
 
@@ -68,12 +68,12 @@ def network_case() -> Case:
     """csfcn's own head on its own features."""
     network = deploy(build_untrained("csfcn", 5), (64, 96))
     assert find_last_upsample(network, (64, 96)) == "shuffle"
-    name = head_of(network, (64, 96))
+    name = find_head(network, (64, 96))
     assert name == "classifier"
     frame = torch.from_numpy(RNG(4).integers(0, 256, (1, 64, 96, 3), np.uint8))
     whole = FrameToLabels(network, ("coarse",)).eval()
     with torch.inference_mode():
-        with without(whole.network, name):
+        with bypass_layer(whole.network, name):
             (features,) = whole(frame)
         whole.outputs = ("labels",)
         (expected,) = whole(frame)

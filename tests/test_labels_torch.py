@@ -14,7 +14,7 @@ from rtseg.errors import ArtifactError
 from rtseg.export import export
 from rtseg.models.loading import Model
 from rtseg.runtime import load
-from rtseg.runtime.argmax_torch import head_of, median_ms, without
+from rtseg.runtime.argmax_torch import bypass_layer, find_head, median_ms
 from rtseg.runtime.backends.pytorch import PyTorch
 from torch import nn
 
@@ -175,16 +175,16 @@ class Head(nn.Module):
 
 
 def test_only_a_1x1_convolution_at_the_end_is_a_head() -> None:
-    assert head_of(Head(), (8, 8)) == "body.1"
-    assert head_of(Head(kernel=3), (8, 8)) is None
-    assert head_of(Head(after=nn.ReLU()), (8, 8)) is None
+    assert find_head(Head(), (8, 8)) == "body.1"
+    assert find_head(Head(kernel=3), (8, 8)) is None
+    assert find_head(Head(after=nn.ReLU()), (8, 8)) is None
 
 
 def test_a_layer_is_left_out_for_the_time() -> None:
     network, image = Head(), torch.ones(1, 3, 2, 2)
-    with without(network, "body.1"):
+    with bypass_layer(network, "body.1"):
         assert network.forward_logits(image).shape == (1, 4, 2, 2)
-    with without(network, None):
+    with bypass_layer(network, None):
         assert network.forward_logits(image).shape == (1, 8, 2, 2)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import onnxruntime
 import pytest
 from conftest import Run
+from rtseg.data.files import digest_of
 from rtseg.errors import ArtifactError
 from rtseg.export.triton import write_model
 from rtseg.models.loading import Model
@@ -85,8 +86,9 @@ def engine(artifact: Path, folder: Path, flavour: Any, proven: bool) -> Path:
         onnx="",
         build_seconds=1.0,
     )
+    files = {path.name: digest_of(path)}
     proof = Proof(report="r", passed=True, frames=1, agreement=1.0) if proven else None
-    card = read_card(artifact).model_copy(update={"engine": facts, "proof": proof, "files": {}})
+    card = read_card(artifact).model_copy(update={"engine": facts, "proof": proof, "files": files})
     sidecar(path).write_text(card.to_json())
     return path
 

@@ -18,7 +18,15 @@ from ...errors import ArtifactError
 from ...models import FrameToLabels, build, deploy, digest, load_checkpoint
 from ...models.pipeline import find_last_upsample
 from ...system import Gpu, usable_cores
-from ..argmax_torch import CellLabels, Maker, head_of, make, median_ms, needs, without
+from ..argmax_torch import (
+    CpuLabels,
+    Maker,
+    bypass_layer,
+    find_head,
+    find_missing_package,
+    make_label_maker,
+    median_ms,
+)
 from ..artifact import read_card
 from .backend import BackendBase, Diagnosis, Image, Info, LayerTimes, Scores, check_argmax
 
@@ -96,7 +104,7 @@ class PyTorch(BackendBase):
 
     def _prepare_runtime_argmax(self, threads: int, asked: bool) -> str:
         """Make `_maker`, or say why there is none; where it was asked for, raise that."""
-        why = needs(self.device) or ""
+        why = find_missing_package(self.device) or ""
         how = find_last_upsample(self.module.network, self.card.size)
         if self.card.outputs != ("labels",) or how is None:
             why = "it needs an artifact that enlarges its logits and gives labels only"
@@ -115,16 +123,16 @@ class PyTorch(BackendBase):
         network = self.module.network
         layer = None
         if how == "shuffle" and self.device.type == "cuda":
-            self._head = head_of(network, self.card.size)
+            self._head = find_head(network, self.card.size)
             layer = network.get_submodule(self._head) if self._head else None
-        self._maker = make(self._coarse(), self.card.size, how, threads, layer)
+        self._maker = make_label_maker(self._coarse(), self.card.size, how, threads, layer)
         self._run()  # compiles
 
     def _coarse(self) -> torch.Tensor:
         """What `_maker` takes, of the last frame."""
         self.module.outputs = ("coarse",)
         try:
-            with torch.inference_mode(), without(self.module.network, self._head):
+            with torch.inference_mode(), bypass_layer(self.module.network, self._head):
                 (coarse,) = self.module(self.frame)
                 return coarse
         finally:
@@ -226,7 +234,7 @@ class PyTorch(BackendBase):
 
     def close(self) -> None:
         del self.module, self.results, self.graph
-        if isinstance(self._maker, CellLabels):
+        if isinstance(self._maker, CpuLabels):
             self._maker.close()
 
     @classmethod
