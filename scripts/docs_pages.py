@@ -1,0 +1,153 @@
+"""Pages of the documentation that are made from the code: the command line, a page per family.
+
+A hook of MkDocs (`mkdocs.yml` names it); run as a script it only prints the pages' names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def on_config(config: Any) -> Any:
+    """Let the reference find the package, whose folder need not be called `rtseg`."""
+    link = Path(tempfile.mkdtemp()) / "rtseg"
+    link.symlink_to(ROOT)
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(link.parent)]
+    sys.path.insert(0, str(link.parent))
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages to those that lie in docs/."""
+    from mkdocs.structure.files import File
+
+    for name, content in pages():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """(path below docs/, Markdown) of every generated page."""
+    yield "reference/cli.md", command_line()
+    yield from networks()
+
+
+def command_line() -> str:
+    """Every command with its help, options and defaults."""
+    import typer
+
+    from rtseg.cli.app import app
+
+    group: Any = typer.main.get_command(app)
+    parts = ["# Command line", inspect.cleandoc(group.help or "")]
+    for path, command in _commands(group, "rtseg"):
+        parts += [f"## {path}", *_help(command.help or "")]
+        if rows := list(_options(command)):
+            parts.append("\n".join(["| option | default | meaning |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def _help(text: str) -> Iterator[str]:
+    """A command's docstring; its examples, which begin with `rtseg`, as code."""
+    for block in inspect.cleandoc(text).replace("\b", "").split("\n\n"):
+        lines = block.strip().splitlines()
+        is_code = bool(lines) and all(line.startswith(("rtseg ", "  ", "$ ")) for line in lines)
+        yield "\n".join(["```console", *lines, "```"]) if is_code else block
+
+
+def _options(command: Any) -> Iterator[str]:
+    for option in command.params:
+        if option.name in ("help", "install_completion", "show_completion"):
+            continue
+        is_option = option.param_type_name == "option"
+        name = ", ".join(option.opts) if is_option else option.human_readable_name
+        default = option.default if isinstance(option.default, (str, int, float)) else ""
+        help_text = (getattr(option, "help", "") or "").replace("|", "\\|")
+        shown = "" if default is False or default == "" else f"`{default}`"
+        yield f"| `{name}` | {shown} | {help_text} |"
+
+
+def networks() -> Iterator[tuple[str, str]]:
+    """A page for each family, and their index."""
+    import rtseg.models.families as families
+    from rtseg.models import zoo
+    from rtseg.train.recipe import recipes_by_variant
+
+    recipes = recipes_by_variant()
+    rows = {row["model"]: row for row in zoo.rows()}
+    index = ["# Networks", "Every family is one file; its head names the paper and the reference."]
+    table = ["| family | variants |", "| --- | --- |"]
+    for _, name, _ in pkgutil.iter_modules(families.__path__):
+        module = importlib.import_module(f"{families.__name__}.{name}")
+        if variants := getattr(module, "VARIANTS", None):
+            title, _, rest = (inspect.getdoc(module) or name).partition("\n")
+            facts = [rows[variant] | {"recipes": recipes.get(variant, [])} for variant in variants]
+            yield f"networks/{name}.md", _family(module, title, rest, facts)
+            table.append(f"| [{title.rstrip('.')}]({name}.md) | {', '.join(variants)} |")
+    yield "networks/index.md", "\n\n".join([*index, "\n".join(table)]) + "\n"
+
+
+def _family(module: ModuleType, title: str, rest: str, rows: list[dict[str, Any]]) -> str:
+    """What the family's file says: the paper, its parts with their shapes, its variants."""
+    file = module.__name__.removeprefix("rtseg.").replace(".", "/") + ".py"
+    first = rows[0]
+    known = f"`{first['reference']}`, license {first['license'] or 'not stated'}"
+    size = first["reported"]["size"]
+    parts = [
+        f"# {title.rstrip('.')}",
+        rest.strip(),
+        f"Source: [`{file}`](https://github.com/rtseg/rtseg/blob/main/{file}). "
+        + (f"Reference implementation: {known}." if first["reference"] else ""),
+        "```console\n"
+        f"$ rtseg export {first['model']} --weights checkpoint.pth --size {size} --to onnx\n"
+        f"$ rtseg models {first['model']}\n```",
+        "## Variants",
+        _variants(rows),
+        "## Parts",
+        _parts(module),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _variants(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| variant | parameters | GMACs 1024x2048 | published mIoU, % | recipes | shipped weights |",
+        "| --- | ---: | ---: | --- | --- | --- |",
+    ]
+    for row in rows:
+        scores = ", ".join(
+            f"{score['single']:g} {score['data']}" for score in row["published"] if score["single"]
+        )
+        recipes = ", ".join(f"`{name}`" for name in row["recipes"])
+        lines.append(
+            f"| `{row['model']}` | {row['params'] / 1e6:.2f} M | {row['macs_1024x2048'] / 1e9:.2f} "
+            f"| {scores or '-'} | {recipes or '-'} | {row['weights'] or '-'} |"
+        )
+    return "\n".join(lines)
+
+
+def _parts(module: ModuleType) -> str:
+    """The family's own modules, with the first line of what each says of itself."""
+    lines = ["| module | what it does |", "| --- | --- |"]
+    for name, kind in inspect.getmembers(module, inspect.isclass):
+        if kind.__module__ == module.__name__ and (text := kind.__doc__):
+            lines.append(f"| `{name}` | {' '.join(text.split()).replace('|', chr(92) + '|')} |")
+    return "\n".join(lines)
