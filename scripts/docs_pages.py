@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,9 +33,43 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to those that lie in docs/."""
     from mkdocs.structure.files import File
 
-    for name, content in pages():
-        files.append(File.generated(config, name, content=content))
+    texts = {file.src_uri: file.content_string for file in files.documentation_pages()}
+    texts |= dict(pages())
+    for path in sorted({path for name, text in texts.items() for _, path in _outside(name, text)}):
+        texts[_source_page(path)] = _source(path)
+    known = {file.src_uri for file in files}
+    for name in texts.keys() - known:
+        files.append(File.generated(config, name, content=texts[name]))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links to files of the repository lead to the pages that show them."""
+    name = page.file.src_uri
+    for link, path in _outside(name, markdown):
+        target = os.path.relpath(_source_page(path), os.path.dirname(name) or ".")
+        markdown = markdown.replace(f"]({link})", f"]({target})")
+    return markdown
+
+
+def _outside(name: str, text: str) -> Iterator[tuple[str, str]]:
+    """(link, file of the repository) of every link from the page `name` to a file outside docs/."""
+    for link in set(re.findall(r"\]\((\.\./[^)#]+)\)", text)):
+        path = os.path.normpath(os.path.join("docs", os.path.dirname(name), link))
+        if not path.startswith(("docs" + os.sep, "..")) and (ROOT / path).is_file():
+            yield link, path
+
+
+def _source_page(path: str) -> str:
+    return f"source/{path}.md"
+
+
+def _source(path: str) -> str:
+    text = (ROOT / path).read_text()
+    if path.endswith(".md"):
+        return text
+    language = {".py": "python", ".yaml": "yaml"}.get(Path(path).suffix, "text")
+    return f"# {path}\n\n````{language}\n{text}\n````\n"
 
 
 def pages() -> Iterator[tuple[str, str]]:
@@ -114,7 +150,7 @@ def _family(module: ModuleType, title: str, rest: str, rows: list[dict[str, Any]
     parts = [
         f"# {title.rstrip('.')}",
         rest.strip(),
-        f"Source: [`{file}`](https://github.com/rtseg/rtseg/blob/main/{file}). "
+        f"Source: [{file}](../../{file}). "
         + (f"Reference implementation: {known}." if first["reference"] else ""),
         "```console\n"
         f"$ rtseg export {first['model']} --weights checkpoint.pth --size {size} --to onnx\n"
