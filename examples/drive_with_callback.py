@@ -7,7 +7,7 @@ import sys
 
 import rtseg
 from rtseg.data.sources import open_drive_source
-from rtseg.runtime import Result
+from rtseg.runtime import Result, read_card
 
 source, model = sys.argv[1:3]
 seconds = float(sys.argv[3]) if len(sys.argv) > 3 else None
@@ -22,6 +22,6 @@ def plan(message):
         print(f"no mask ({message.kind.value}): {message.text}")
 
 
-ROAD = rtseg.Card.read(model).classes.index("road")
+ROAD = read_card(model).classes.index("road")
 drive = rtseg.Drive(open_drive_source(source), model, [plan])
 report = drive.run(seconds)

@@ -8,6 +8,6 @@ out = sys.argv[1] if len(sys.argv) > 1 else "artifacts"
 model = rtseg.load_model("csfcn_nano")  # its CamVid weights ship with the package
 for artifact in rtseg.export(model, size=(360, 480), to=["onnx", "openvino"], out=out):
     print(artifact.path)
-    for verdict in artifact.verdicts:
-        print(f"  {verdict.backend} {verdict.precision}: {verdict.status}, ", end="")
-        print(f"{verdict.agreement:.4%} of the labels are PyTorch's")
+    for run in artifact.results:
+        print(f"  {run.backend} {run.precision}: {run.status}, ", end="")
+        print(f"{run.agreement:.4%} of the labels are PyTorch's")

@@ -1,14 +1,14 @@
 """A network that is not of the zoo: a small U-Net, exported, proven and run."""
 
+import itertools
 import sys
 
 import cv2
 import numpy as np
+import rtseg
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-import rtseg
 
 SIZE = (128, 256)
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
@@ -23,7 +23,7 @@ def block(inputs: int, outputs: int) -> nn.Sequential:
 class UNet(nn.Module):
     def __init__(self, classes: int, widths: tuple[int, ...] = (8, 16, 32)):
         super().__init__()
-        pairs = list(zip(widths, widths[1:]))
+        pairs = list(itertools.pairwise(widths))
         self.first = block(3, widths[0])
         self.down = nn.ModuleList(block(a, b) for a, b in pairs)
         self.up = nn.ModuleList(block(a + b, a) for a, b in reversed(pairs))

@@ -22,7 +22,7 @@ from ..data.classes import ClassSet
 from ..data.files import digest_of, scratch_folder, write_atomically
 from ..data.letterbox import Fit
 from ..errors import ArtifactError, ExportError, ProofError
-from ..models import Network, count, digest, save_checkpoint
+from ..models import VARIANTS, Network, count, digest, save_checkpoint
 from ..models.loading import Model, load_model
 from ..runtime.artifact import Card, Precision, digest_of_tensors, read_card, sidecar
 from ..runtime.backends.backend import BACKENDS, installed
@@ -175,6 +175,11 @@ def _check(
         )
     if precision not in PRECISIONS:
         raise ExportError(f"precision is {', '.join(PRECISIONS)}, not {precision!r}")
+    if "torch" in targets and model.network.info.name not in VARIANTS:
+        raise ExportError(
+            f"{model.network.info.name} is not of the zoo, so its weights alone say nothing: "
+            "choose onnx, openvino or tensorrt"
+        )
     if precision == "int8" and "torch" in targets:
         raise ExportError("int8 is a precision of graphs: choose onnx, openvino or tensorrt")
     if output not in OUTPUTS:

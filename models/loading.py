@@ -127,15 +127,15 @@ def _open_own(
     if size is None:
         raise UsageError("which size does this network take? say size=(height, width), --size HxW")
     normalization = find_normalization(own.get("normalize"))
-    if weights is not None:
-        state = unwrap_state_dict(read_checkpoint(Path(weights)), str(weights))
-        load_own_weights(module, state, str(weights))
     count = None if classes is None else len(classes)
     network = wrap_module(module, size, normalization, count, own.get("name"), own.get("output"))
+    if weights is not None:
+        state = unwrap_state_dict(read_checkpoint(Path(weights)), str(weights))
+        load_own_weights(network.module, state, str(weights))
     if preprocess := own.get("preprocess"):
         check_preprocess(normalization, size, preprocess)
     origin = "memory" if weights is None else Path(weights).name
-    return replace(_with_classes(network, classes), weights_from=origin)
+    return replace(_with_classes(network, classes), weights_from=origin, trained_size=size)
 
 
 def _with_classes(what: Network | Model, classes: ClassSet | None) -> Model:

@@ -81,7 +81,6 @@ def pages() -> Iterator[tuple[str, str]]:
 def command_line() -> str:
     """Every command with its help, options and defaults."""
     import typer
-
     from rtseg.cli.app import app
 
     group: Any = typer.main.get_command(app)
@@ -89,7 +88,9 @@ def command_line() -> str:
     for path, command in _commands(group, "rtseg"):
         parts += [f"## {path}", *_help(command.help or "")]
         if rows := list(_options(command)):
-            parts.append("\n".join(["| option | default | meaning |", "| --- | --- | --- |", *rows]))
+            parts.append(
+                "\n".join(["| option | default | meaning |", "| --- | --- | --- |", *rows])
+            )
     return "\n\n".join(parts) + "\n"
 
 
@@ -114,7 +115,7 @@ def _options(command: Any) -> Iterator[str]:
         if option.name in ("help", "install_completion", "show_completion"):
             continue
         is_option = option.param_type_name == "option"
-        name = ", ".join(option.opts) if is_option else option.human_readable_name
+        name = ", ".join(option.opts) if is_option else str(option.name).upper()
         default = option.default if isinstance(option.default, (str, int, float)) else ""
         help_text = (getattr(option, "help", "") or "").replace("|", "\\|")
         shown = "" if default is False or default == "" else f"`{default}`"
@@ -165,7 +166,7 @@ def _family(module: ModuleType, title: str, rest: str, rows: list[dict[str, Any]
 
 def _variants(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| variant | parameters | GMACs 1024x2048 | published mIoU, % | recipes | shipped weights |",
+        "| variant | parameters | GMACs 1024x2048 | published mIoU, % | recipes | shipped |",
         "| --- | ---: | ---: | --- | --- | --- |",
     ]
     for row in rows:
