@@ -74,7 +74,7 @@ def _source(path: str) -> str:
 
 def pages() -> Iterator[tuple[str, str]]:
     """(path below docs/, Markdown) of every generated page."""
-    yield "reference/cli.md", command_line()
+    yield "command-line.md", command_line()
     yield from networks()
 
 
@@ -129,7 +129,7 @@ def networks() -> Iterator[tuple[str, str]]:
     from rtseg.train.recipe import recipes_by_variant
 
     recipes = recipes_by_variant()
-    rows = {row["model"]: row for row in zoo.rows()}
+    rows = {row["model"]: row for row in zoo.list_rows()}
     index = ["# Networks", "Every family is one file; its head names the paper and the reference."]
     table = ["| family | variants |", "| --- | --- |"]
     for _, name, _ in pkgutil.iter_modules(families.__path__):

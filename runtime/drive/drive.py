@@ -53,7 +53,8 @@ class Drive:
         every_frame: the source waits for inference and no frame is passed over, for logs.
         health: a file to write the state to, or a port to serve it on.
         health_host: the address that the port is of.
-        backend, device: of the artifacts in `segmenter`.
+        backend: of the artifacts in `segmenter`.
+        device: of those, too.
         realtime: what to ask the operating system for.
         clock: another one is for tests.
 
