@@ -132,8 +132,7 @@ def check_backends(backends: Iterable[str]) -> None:
             known = ", ".join(BACKENDS)
             raise UsageError(f"no backend is called {backend!r}: choose from {known}")
         if not installed(backend):
-            extra = BACKENDS[backend].extra
-            raise MissingPackage(f'{backend} is not installed: pip install "rtseg[{extra}]"')
+            raise MissingPackage(f"{backend} is not installed: {BACKENDS[backend].install}")
         if backend == "tensorrt" and not gpus():
             raise ArtifactError(
                 "tensorrt runs engines on an NVIDIA GPU, and none answers here: take "

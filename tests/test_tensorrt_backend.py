@@ -24,6 +24,7 @@ from fake_cuda import (
 )
 from rtseg.errors import ArtifactError, MissingPackage
 from rtseg.runtime import verify as first_load
+from rtseg.runtime.artifact import read_card, sidecar
 from rtseg.runtime.backends import cuda as cuda_module
 from rtseg.runtime.backends import tensorrt as module
 from rtseg.runtime.backends import tensorrt_engine as plan
@@ -167,6 +168,20 @@ def test_an_engine_is_proven_at_first_load_and_not_again(world, engine):
     first, world.cuda.launches = world.cuda.launches, 0
     TensorRT(engine).close()
     assert (first, world.cuda.launches) == (1, 0)
+
+
+@pytest.mark.parametrize("change", ["record", "card"])
+def test_a_proof_holds_for_its_own_record_and_card_alone(world, engine, change):
+    TensorRT(engine).close()
+    if change == "record":
+        path = first_load.record_path(engine)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"passed": "no"}))
+    else:
+        card = read_card(engine).model_copy(update={"weights_from": "elsewhere"})
+        sidecar(engine).write_text(card.to_json())
+    world.shift = 1
+    with pytest.raises(ArtifactError, match="not right on Pretended GPU"):
+        TensorRT(engine)
 
 
 def test_another_driver_asks_for_another_proof(world, engine, monkeypatch):
