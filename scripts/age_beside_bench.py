@@ -26,7 +26,7 @@ from rtseg.runtime import Drive, Result, Status
 from rtseg.runtime.backends.backend import choose
 from rtseg.runtime.drive.drive import build_artifact_task
 from rtseg.runtime.drive.report import DriveReport
-from rtseg.speed.contestant import Artifact
+from rtseg.speed.contestant import ArtifactContestant
 from rtseg.speed.timing import MS, Call, warm_up
 from rtseg.system import read_system
 
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise DataError(f"{given.source} gives no frame to measure on")
     backend = choose(given.model, given.backend, given.device)
     task = build_artifact_task([given.model], given.backend, given.device, None)
-    contestant = Artifact.open(given.model, backend, images, device=given.device)
+    contestant = ArtifactContestant.open(given.model, backend, images, device=given.device)
     try:
         found = compare(
             contestant.frame_to_labels,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .bench import bench
 from .config import BenchConfig
-from .doctor import Findings, examine
-from .result import Report, Result
+from .doctor import DoctorReport, examine
+from .result import BenchResult, Report
 
-__all__ = ["BenchConfig", "Findings", "Report", "Result", "bench", "examine"]
+__all__ = ["BenchConfig", "BenchResult", "DoctorReport", "Report", "bench", "examine"]

@@ -14,7 +14,7 @@ from ..system import gpus, read_system, usable_cores
 from .config import BenchConfig, listed
 from .host import Host, Progress
 from .plan import Contest, plan
-from .result import Report, Result, latency_tables
+from .result import BenchResult, Report, latency_tables
 from .roofline import Ceilings, measure_ceilings
 
 
@@ -69,7 +69,7 @@ class Setup:
         notes: Sequence[str] = (),
         warnings: Sequence[str] = (),
         answer: str = "",
-        rows: Sequence[Result] = (),
+        rows: Sequence[BenchResult] = (),
     ) -> Report:
         """What a protocol found, with what is absent and the busiest moment of the machine."""
         told = [noise for noise in self.host.noises if noise.others is not None]
@@ -104,7 +104,7 @@ def set_up(config: BenchConfig, progress: Progress = lambda step, share: None) -
 def measure_latency(setup: Setup) -> Report:
     """Every contest raced in turns, then shown a camera."""
     host, config = setup.host, setup.host.config
-    rows: list[Result] = []
+    rows: list[BenchResult] = []
     for contest in setup.contests:
         rows += host.race(contest)
     host.noises[:] = [row.noise for row in rows]  # while timing, not while loading
@@ -129,7 +129,9 @@ def measure_latency(setup: Setup) -> Report:
     )
 
 
-def _notes(rows: Sequence[Result], config: BenchConfig, ceilings: Ceilings | None) -> list[str]:
+def _notes(
+    rows: Sequence[BenchResult], config: BenchConfig, ceilings: Ceilings | None
+) -> list[str]:
     subjects = [row.subject for row in rows]
     digests = dict.fromkeys(
         f"{s.model} {s.weights[:12]} ({'trained' if s.trained else 'random'})" for s in subjects

@@ -92,7 +92,7 @@ class _Stopwatch:
         return getattr(self.backend, name)
 
 
-class Artifact:
+class ArtifactContestant:
     """An artifact through the runtime, as a vehicle would run it.
 
     What the graph holds counts as network: normalization, resize and argmax for labels.
@@ -122,7 +122,7 @@ class Artifact:
         self.frame_to_labels()
 
     @classmethod
-    def open(cls, path: Path, backend: str, frames: Frames, **options: Any) -> Artifact:
+    def open(cls, path: Path, backend: str, frames: Frames, **options: Any) -> ArtifactContestant:
         """Raises ArtifactError if the artifact cannot run here."""
         return cls(load(path, backend, **options), frames, path.name)
 

@@ -1,4 +1,4 @@
-"""What this machine can do: its processors, and each backend or what is missing for it."""
+"""Findings on this machine: its processors, and each backend or what is missing for it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
+from ..reporting import Table
 from ..runtime.backends.backend import BACKENDS, installed
 from ..runtime.packages import (
     INSTALL,
@@ -21,8 +19,10 @@ from ..runtime.packages import (
 )
 from ..system import Gpu, SystemInfo, gpus, read_system
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 EXPORT = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors")
-BUILDS = "builds engines here; running them needs an NVIDIA GPU"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Findings:
+class DoctorReport:
     """`backends`: one a backend, then `export`."""
 
     machine: SystemInfo
@@ -57,12 +57,14 @@ class Findings:
         return json.dumps(value, indent=2)
 
     def table(self) -> RenderableType:
-        rows = Table(title_justify="left", title="What runs here")
-        for name in ("", "ready", "version", "runs on", "note"):
-            rows.add_column(name, overflow="fold")
-        for finding in self.backends:
-            rows.add_row(*map(Text, _cells(finding)))
-        return Group(_machine_table(self.machine, self.gpus), rows)
+        """The machine and what runs on it, for a terminal."""
+        from rich.console import Group
+
+        header = ["", "ready", "version", "runs on", "note"]
+        cells = [_cells(finding) for finding in self.backends]
+        words = ("version", "runs on", "note")
+        backends = Table(header, cells, "What runs here", words=words)
+        return Group(_machine_table(self.machine, self.gpus), backends)
 
 
 def _cells(finding: Finding) -> list[str]:
@@ -74,17 +76,15 @@ def _cells(finding: Finding) -> list[str]:
 
 
 def _machine_table(here: SystemInfo, found: Sequence[Gpu]) -> Table:
-    table = Table(show_header=False, title="Machine", title_justify="left")
-    memory = f"{here.memory_gib:g} GiB" if here.memory_gib else "unknown"
-    table.add_row("CPU", Text(f"{here.cpu}, {here.cores} cores for this process"))
-    table.add_row("instruction sets", Text(" ".join(here.instruction_sets) or "unknown"))
-    table.add_row("memory", memory)
-    for gpu in found:
-        table.add_row(f"GPU {gpu.index}", Text(_gpu_line(gpu)))
-    if not found:
-        table.add_row("GPU", "no NVIDIA GPU answers: engines can be built, not run")
-    table.add_row("system", Text(f"{here.system}, Python {here.python}"))
-    return table
+    cards = [(f"GPU {gpu.index}", _gpu_line(gpu)) for gpu in found]
+    rows = [
+        ("CPU", f"{here.cpu}, {here.cores} cores for this process"),
+        ("instruction sets", " ".join(here.instruction_sets) or "unknown"),
+        ("memory", f"{here.memory_gib:g} GiB" if here.memory_gib else "unknown"),
+        *(cards or [("GPU", "no NVIDIA GPU answers: engines can be built, not run")]),
+        ("system", f"{here.system}, Python {here.python}"),
+    ]
+    return Table(["", ""], rows, "Machine", words=[""])
 
 
 def _gpu_line(gpu: Gpu) -> str:
@@ -93,11 +93,11 @@ def _gpu_line(gpu: Gpu) -> str:
     return f"{gpu.name}, compute capability {gpu.compute_capability}{memory}{driver}"
 
 
-def examine() -> Findings:
+def examine() -> DoctorReport:
     """Look at the machine and import each backend; a broken one is a finding, not an error."""
     found = gpus()
     backends = [_backend(name, found) for name in BACKENDS]
-    return Findings(read_system(), found, [*backends, _export()])
+    return DoctorReport(read_system(), found, [*backends, _export()])
 
 
 def _backend(name: str, found: Sequence[Gpu]) -> Finding:

@@ -14,7 +14,7 @@ from .camera_rate import Pace, Shot, Stalled, answered_ms, play
 from .config import BenchConfig
 from .contestant import Contestant, Frames, per_run
 from .plan import Contest, Entry, PeerEntry
-from .result import STAGES, Absent, Result, Speedup
+from .result import STAGES, Absent, BenchResult, Speedup
 from .roofline import Ceilings, Share, Work, share
 from .timing import Histogram, Lane, Timing, WarmUp, race, ratio, warm_up
 
@@ -113,7 +113,7 @@ class Host:
             for name in choose_peers(asked, kind):
                 yield contest.peer(name, kind)
 
-    def race(self, contest: Contest) -> list[Result]:
+    def race(self, contest: Contest) -> list[BenchResult]:
         """The latency protocol: all contestants in turns, then each at the camera's pace."""
         with self.open_all(contest) as opened:
             lanes = [_lane(each.contestant) for each in opened]
@@ -163,7 +163,7 @@ class Host:
         work: Work | None,
         opened: Sequence[Opened],
         lanes: Sequence[Lane],
-    ) -> Result:
+    ) -> BenchResult:
         contestant, config = each.contestant, self.config
         network = Timing.of(lane.times("network"))
         histograms = {"burst": Histogram.of(lane.times("frame_to_labels"))}
@@ -172,7 +172,7 @@ class Host:
             histograms["camera"] = Histogram.of(answered_ms(shots))
             pace = Pace.of(shots, config.camera_hz, config.deadline_ms)
         laps = contestant.laps
-        return Result(
+        return BenchResult(
             subject=contestant.subject,
             frame_to_labels=Timing.of(lane.times("frame_to_labels")),
             network=network,

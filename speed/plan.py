@@ -25,7 +25,7 @@ from ..runtime.backends.backend import BACKENDS, choose
 from ..system import NoiseWatch
 from .baselines import PEERS, PlainExport, peer_class
 from .config import BenchConfig, Size
-from .contestant import Artifact, Contestant, Frames
+from .contestant import ArtifactContestant, Contestant, Frames
 from .roofline import Work, count_work
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Entry:
             options["threads"] = threads
         if self.hint is not None:
             options["precision"] = self.hint
-        return Artifact.open(self.path, self.backend, frames, device=device, **options)
+        return ArtifactContestant.open(self.path, self.backend, frames, device=device, **options)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Speedup:
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchResult:
     """One row.
 
     papers: the network alone on random input, calls queued one behind another, ms each; camera: at
@@ -186,7 +186,7 @@ class Report:
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     answer: str = ""
-    rows: Sequence[Result] = ()
+    rows: Sequence[BenchResult] = ()
 
     def to_json(self) -> str:
         """One JSON value; times end in `_ms`, sizes are [height, width]."""
@@ -294,7 +294,7 @@ def latency_tables(facts: Sequence[Mapping[str, Any]], rate_hz: float | None) ->
     for.
 
     Args:
-        facts: `Result.facts` of each row.
+        facts: `BenchResult.facts` of each row.
         rate_hz: of the camera, None for none.
     """
     camera = f", frames from a camera at {rate_hz or 0:g} Hz; due: from when a frame was due"

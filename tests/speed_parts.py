@@ -9,7 +9,7 @@ from rtseg.runtime import Card
 from rtseg.runtime.backends.backend import BackendBase, Info
 from rtseg.speed import plan
 from rtseg.speed.config import BenchConfig
-from rtseg.speed.result import STAGES, Result, Speedup, Subject
+from rtseg.speed.result import STAGES, BenchResult, Speedup, Subject
 from rtseg.speed.timing import Timing, WarmUp
 from rtseg.system import Noise, SystemInfo
 
@@ -89,7 +89,7 @@ MACHINE = SystemInfo(
 )
 
 
-def result_of(backend: str, ms: float, against: Speedup | None) -> Result:
+def result_of(backend: str, ms: float, against: Speedup | None) -> BenchResult:
     subject = Subject(
         "csfcn_nano", "0123456789abcdef", False, SIZE, "fp32", backend, "1", "cpu", 4, {}, 10**9,
         "", peer=backend == "eager",
@@ -98,7 +98,7 @@ def result_of(backend: str, ms: float, against: Speedup | None) -> Result:
     stages = dict.fromkeys(STAGES, ms / 5)
     warmed, noise = WarmUp(6, 0.1, True, ms), Noise(0.0, 0.0, 0.5)
     ratios = {"eager fp32": against} if against else {}
-    return Result(subject, timing, timing, stages, 12.0, None, warmed, ratios, noise, MACHINE)
+    return BenchResult(subject, timing, timing, stages, 12.0, None, warmed, ratios, noise, MACHINE)
 
 
 def onnx_with_card(folder: Path, card: Card = CARD) -> Path:

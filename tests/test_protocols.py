@@ -16,7 +16,7 @@ from rtseg.speed import scenarios as protocols
 from rtseg.speed.bench import Setup
 from rtseg.speed.camera_rate import Pace, Shot, Stalled, answered_ms, play
 from rtseg.speed.config import BenchConfig
-from rtseg.speed.contestant import Artifact
+from rtseg.speed.contestant import ArtifactContestant
 from rtseg.speed.host import Host, Opened
 from rtseg.speed.timing import WarmUp
 from speed_parts import MACHINE, Clock, FakeBackend, frames_of
@@ -114,7 +114,7 @@ def test_a_stream_that_fails_fails_the_measurement():
 
 def setup_of(backend: FakeBackend) -> Setup:
     """A Setup whose one contest has one fake entry."""
-    contestant = Artifact(Segmenter(backend), frames_of((4, 8)), "fake.onnx")
+    contestant = ArtifactContestant(Segmenter(backend), frames_of((4, 8)), "fake.onnx")
     opened = Opened(contestant, WarmUp(6, 0.1, True, 0.05), None, None)
     config = BenchConfig(["any"], runs=5, seconds=0.2, device="cpu")
     host = Host(config, MACHINE, 2, lambda line, share: None)

@@ -15,8 +15,8 @@ from rtseg.runtime import Segmenter
 from rtseg.speed import bench as bench_function
 from rtseg.speed import plan
 from rtseg.speed.config import BenchConfig, listed
-from rtseg.speed.contestant import Artifact
-from rtseg.speed.result import Report, Result
+from rtseg.speed.contestant import ArtifactContestant
+from rtseg.speed.result import BenchResult, Report
 from rtseg.speed.timing import Lane, Limits, WarmUp, race
 from rtseg.system import Noise
 from speed_parts import (
@@ -50,7 +50,7 @@ class FakeEntry:
     def open(self, frames, threads, device):
         if self.fake is None:
             raise ArtifactError("does not run here")
-        return Artifact(Segmenter(self.fake), frames)
+        return ArtifactContestant(Segmenter(self.fake), frames)
 
 
 def bench_of(monkeypatch, entries: list[FakeEntry], **options) -> Report:
@@ -173,7 +173,7 @@ def test_eager_is_not_made_to_wait_for_a_core_that_another_program_holds(measure
 
 def test_a_row_that_was_not_measured_as_asked_says_so():
     row = result_of("eager", 40, None)
-    unsteady = Result(**{**vars(row), "warm_up": WarmUp(200, 10.0, False, 40.0)})
+    unsteady = BenchResult(**{**vars(row), "warm_up": WarmUp(200, 10.0, False, 40.0)})
     doubts = unsteady.doubts(threads=8)
     assert any("did not settle" in line for line in doubts)
     assert any("faster on 4 thread" in line for line in doubts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rtseg.runtime import Segmenter
 from rtseg.speed import contestant as contestants
-from rtseg.speed.contestant import Artifact, Laps
+from rtseg.speed.contestant import ArtifactContestant, Laps
 from rtseg.speed.result import STAGES
 from speed_parts import CARD, Clock, FakeBackend, frames_of
 
@@ -21,7 +21,7 @@ def backend() -> FakeBackend:
 
 
 def test_an_artifact_is_timed_through_its_segmenter(backend):
-    contestant = Artifact(Segmenter(backend), frames_of((9, 7)), "fake.onnx")
+    contestant = ArtifactContestant(Segmenter(backend), frames_of((9, 7)), "fake.onnx")
     backend.log.clear()
     assert contestant.frame_to_labels().shape == (9, 7)
     assert backend.log == ["upload", "compute", "download"]
@@ -52,7 +52,7 @@ def test_stages_end_where_the_work_of_each_has_ended(backend, monkeypatch, clock
 
         monkeypatch.setattr(FakeBackend, name, slow)
     monkeypatch.setattr(FakeBackend, "synchronize", lambda self: clock.work(1))
-    contestant = Artifact(Segmenter(backend), frames_of((4, 8)))
+    contestant = ArtifactContestant(Segmenter(backend), frames_of((4, 8)))
     contestant.staged()
     assert contestant.laps == [
         {
