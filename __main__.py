@@ -1,3 +1,5 @@
+"""`python -m rtseg`: the command line."""
+
 from .cli import main
 
 main()

@@ -61,9 +61,9 @@ def evaluate(
     with open_labeler(model, data.classes, classes=classes, **view) as segment:
         result = evaluate_frames(segment, data, seen=seen)
         if worst is not None:
-            from .train.report import worst_frames
+            from .train.evaluate import draw_worst_frames
 
-            write_atomically(Path(worst), png(worst_frames(result, segment, data)))
+            write_atomically(Path(worst), png(draw_worst_frames(result, segment, data)))
     return result
 
 

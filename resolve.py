@@ -1,4 +1,4 @@
-"""What a user typed, as the model or the artifact that it means.
+"""From what a user typed to the model or the artifact that it means.
 
 An artifact is taken as it is. A variant's name, `NAME:WEIGHTS`, a checkpoint or a `Model` is
 exported for this machine first, and the export is kept in the user's cache. PyTorch loads only

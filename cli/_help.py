@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 WIDEST = 160  # columns
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": WIDEST}
@@ -34,10 +34,6 @@ class Command(TyperCommand):
         for group in sorted(groups, key=lambda name: (name != "Arguments", name != "Options")):
             with formatter.section(group):
                 formatter.write_dl(groups[group])
-
-
-class Group(TyperGroup):
-    """The commands in the order of a job, the package's own options last."""
 
 
 def _split(text: str) -> tuple[str, list[str]]:

@@ -146,6 +146,8 @@ Computed = Annotated[str, in_group(VIEW, "--precision", help="fp32, bf16 or fp16
 
 
 class Target(str, Enum):
+    """What an export writes."""
+
     onnx = "onnx"
     tensorrt = "tensorrt"
     openvino = "openvino"
@@ -154,23 +156,31 @@ class Target(str, Enum):
 
 
 class Precision(str, Enum):
+    """Of the numbers in a graph."""
+
     fp32 = "fp32"
     fp16 = "fp16"
     int8 = "int8"
 
 
 class Method(str, Enum):
+    """Calibration of int8."""
+
     percentile = "percentile"
     entropy = "entropy"
     minmax = "minmax"
 
 
 class Fit(str, Enum):
+    """How frames of another aspect come to a size."""
+
     letterbox = "letterbox"
     stretch = "stretch"
 
 
 class Outputs(str, Enum):
+    """Of a graph."""
+
     labels = "labels"
     logits = "logits"
     both = "both"

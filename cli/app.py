@@ -13,7 +13,7 @@ from typer import Option
 from .. import __version__
 from ..errors import RtsegError, UsageError
 from ._console import LEVELS, start_log
-from ._help import CONTEXT, Command, Group
+from ._help import CONTEXT, Command
 from .bench import app as bench
 from .check import check
 from .data import check_data, pack_data
@@ -33,7 +33,6 @@ from .submit import submit
 from .train import train
 
 app = typer.Typer(
-    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -59,7 +59,7 @@ def evaluate(
     """
     from ..api import evaluate as run
     from ..api import open_dataset
-    from ..train.report import table
+    from ..train.evaluate import build_table
 
     data = open_dataset(dataset, root, split, classes)
     with steps("eval", len(data)) as advance:
@@ -79,4 +79,4 @@ def evaluate(
             worst=worst,
             seen=advance,
         )
-    show(result.to_json(), table(result, f"{model} on {dataset} {split}"), as_json)
+    show(result.to_json(), build_table(result, f"{model} on {dataset} {split}"), as_json)

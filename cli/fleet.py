@@ -47,13 +47,13 @@ def fleet(
 
     rtseg fleet 'logs/*.mp4' --model artifacts/csfcn_nano_512x1024_fp32.onnx -o labels
     """
-    from ..fleet.fleet import Options, single_process
+    from ..fleet.fleet import FleetOptions, single_process
     from ..fleet.fleet import fleet as run
     from ..reporting import Table
     from ..resolve import resolve_artifact
 
     artifact = resolve_artifact(model, backend=backend, device=device, progress=note)
-    options = Options(form, workers, batch, address, backend, device, gpus)
+    options = FleetOptions(form, workers, batch, address, backend, device, gpus)
     loop = single_process(inputs, artifact, options, compare) if compare else None
     summary = run(inputs, artifact, out, options)
     facts = {

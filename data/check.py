@@ -18,7 +18,7 @@ SHOWN = 12  # frames on the contact sheet
 
 
 @dataclass
-class Findings:
+class DataReport:
     """What a split holds, and what is wrong with it.
 
     `pixels` (K,) int64 and `frames` (K,) int64 count each class's pixels and the images it is in.
@@ -56,9 +56,9 @@ class Findings:
         }
 
 
-def check(data: SegmentationData, seen: Callable[[int], None] = lambda index: None) -> Findings:
+def check(data: SegmentationData, seen: Callable[[int], None] = lambda index: None) -> DataReport:
     """Read every file of the split; `seen` is told of each image done."""
-    found = Findings(data.classes)
+    found = DataReport(data.classes)
     found.pixels, found.frames = np.zeros((2, len(data.classes)), np.int64)
     for index, files in enumerate(data.files):
         image = _image_size(files.image, found)
@@ -73,7 +73,7 @@ def check(data: SegmentationData, seen: Callable[[int], None] = lambda index: No
     return found
 
 
-def _image_size(path: Path, found: Findings) -> tuple[int, int] | None:
+def _image_size(path: Path, found: DataReport) -> tuple[int, int] | None:
     if not path.is_file():
         found.note("missing image", str(path))
         return None
@@ -89,7 +89,7 @@ def _image_size(path: Path, found: Findings) -> tuple[int, int] | None:
 
 
 def _check_label(
-    data: SegmentationData, path: Path, image: tuple[int, int] | None, found: Findings
+    data: SegmentationData, path: Path, image: tuple[int, int] | None, found: DataReport
 ) -> None:
     if not path.is_file():
         found.note("image without label", str(path))

@@ -25,7 +25,7 @@ SEEN = 8  # of 255: what the fine classes of a coarse one must have for the teac
 
 
 @dataclass(frozen=True)
-class Frame:
+class StreetFrame:
     """A frame to pack: `label` (H, W) in `classes`, or None; `soft`: its file of Cityscapes'
     probabilities, or None."""
 
@@ -44,7 +44,7 @@ class Packed:
     bytes: int
 
 
-def street_frames(camvid: Path, street19: Path) -> Iterator[Frame]:
+def street_frames(camvid: Path, street19: Path) -> Iterator[StreetFrame]:
     """CamVid (SegNet's version) and the frames of a street19 folder: `cityscapes/` with labels in
     `cityscapes_labels/`, `highway/`, and soft labels in `soft/`.
 
@@ -57,7 +57,7 @@ def street_frames(camvid: Path, street19: Path) -> Iterator[Frame]:
             assert files.label is not None
             label = data.ids[data.read_label(files.label)]
             soft = street19 / "soft" / "camvid" / f"{files.image.stem}.npz"
-            yield Frame(files.image, split, label, CAMVID, soft if split == "train" else None)
+            yield StreetFrame(files.image, split, label, CAMVID, soft if split == "train" else None)
     ids = identity_ids(len(CITYSCAPES))
     for kind in ("cityscapes", "highway"):
         images = images_in(street19 / kind)
@@ -67,7 +67,7 @@ def street_frames(camvid: Path, street19: Path) -> Iterator[Frame]:
             path = street19 / "cityscapes_labels" / f"{image.stem}.png"
             true = ids[read_png(path)] if kind == "cityscapes" and path.is_file() else None
             soft = street19 / "soft" / kind / f"{image.stem}.npz"
-            yield Frame(image, "train", true, CITYSCAPES, soft)
+            yield StreetFrame(image, "train", true, CITYSCAPES, soft)
 
 
 def pack_streets(
@@ -84,7 +84,10 @@ def pack_streets(
     labels, which choose among the fine classes of each coarse one, see `refine_labels`.
 
     Args:
+        camvid: CamVid in SegNet's version.
+        street19: Folder with Cityscapes' frames and labels, and soft labels of CamVid's.
         folder: New; gets `images/SPLIT/*.jpg`, `labels/SPLIT/*.png`, `soft/*.npz`, `classes.yaml`.
+        classes: CITYSCAPES or CAMVID, which the labels are brought to.
         quality: Of the JPEG files; those that are JPEG already are copied.
         seen: Called after each frame.
 
@@ -125,7 +128,11 @@ def pack_streets(
 
 
 def _write(
-    folder: Path, frame: Frame, label: np.ndarray | None, soft: np.ndarray | None, quality: int
+    folder: Path,
+    frame: StreetFrame,
+    label: np.ndarray | None,
+    soft: np.ndarray | None,
+    quality: int,
 ) -> None:
     """A frame's files; without a label it gets none, and is one to learn from soft labels."""
     name = frame.image.stem

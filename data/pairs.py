@@ -1,4 +1,4 @@
-"""What every data set here is: pairs of image and label files, decoded to train ids."""
+"""Base of the data sets: pairs of image and label files, decoded to train ids."""
 
 from __future__ import annotations
 

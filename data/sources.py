@@ -1,4 +1,4 @@
-"""What a drive can run on: a camera, a log, a video or images."""
+"""Sources of a drive: a camera, a log, a video or images."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ REACTION_S = 0.3
 
 
 @dataclass(frozen=True)
-class View:
+class CameraView:
     """How the camera looks: focal_px in pixels, height_m over the road, horizon_row of the
     picture, lane_m: the width that the vehicle needs.
 
@@ -63,7 +63,7 @@ class Advice:
     frame_id: int | None
 
 
-def free_space_m(labels: NDArray[np.uint8], view: View, drivable: Collection[int]) -> float:
+def free_space_m(labels: NDArray[np.uint8], view: CameraView, drivable: Collection[int]) -> float:
     """How far ahead the vehicle's lane is drivable, in meters.
 
     labels (H, W) uint8 class ids; drivable: the ids of road. Rows are taken from the bumper on; the
@@ -103,7 +103,7 @@ class BrakingPlanner:
 
     def __init__(
         self,
-        view: View,
+        view: CameraView,
         classes: Sequence[str],
         speed: Callable[[], float],
         tell: Callable[[Advice], None],

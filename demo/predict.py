@@ -18,7 +18,7 @@ from .writers import Video, write_png
 
 
 @dataclass
-class Summary:
+class PredictSummary:
     """What a prediction run did. ms: mean time of one frame through the Segmenter."""
 
     frames: int = 0
@@ -38,7 +38,7 @@ def predict(
     label_ids: bool = False,
     opacity: float = 0.5,
     progress: Callable[[Frame | Unreadable], None] = lambda frame: None,
-) -> Summary:
+) -> PredictSummary:
     """Write `out/labels/NAME.png` (uint8 class ids, or the data set's own ids) and, for images,
     `out/overlays/NAME.png`, for a video one `out/NAME.mp4` of overlays.
 
@@ -50,7 +50,7 @@ def predict(
             f"the class set {segmenter.card.class_set!r} has no label ids of its own: "
             "leave --label-ids out"
         )
-    summary = Summary()
+    summary = PredictSummary()
     video = Video(out / f"{source.video.stem}.mp4", source.fps) if source.video else None
     try:
         for frame in source:

@@ -34,7 +34,7 @@ Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Result:
+class QuickstartResult:
     """What a run showed: tables to print, lines to print after them, and the report's path."""
 
     tables: list[RenderableType]
@@ -42,7 +42,9 @@ class Result:
     report: Path
 
 
-def run(folder: Path, model: str, frames: Path | None, seconds: float, step: Step) -> Result:
+def run(
+    folder: Path, model: str, frames: Path | None, seconds: float, step: Step
+) -> QuickstartResult:
     """Export a network at three sizes, prove it, build engines, measure, and segment frames.
 
     Args:
@@ -74,7 +76,7 @@ def run(folder: Path, model: str, frames: Path | None, seconds: float, step: Ste
     notes = _notes(source, frames, artifacts, folder)
     report = folder / "report.html"
     write_atomically(report, _report(tables, notes, shown, source).encode())
-    return Result(tables, notes, report)
+    return QuickstartResult(tables, notes, report)
 
 
 def choose_sizes(model: Model, frame: tuple[int, ...]) -> list[tuple[int, int]]:

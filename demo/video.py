@@ -35,7 +35,7 @@ class Look:
     palette: Callable[[ClassSet], ClassSet] = lambda classes: classes
 
 
-class Contestant:
+class DemoModel:
     """A model in the demo, with its times of one frame through the Segmenter, in ms."""
 
     def __init__(self, segmenter: Segmenter, classes: ClassSet):
@@ -76,7 +76,7 @@ def rounded(value: float) -> str:
 
 
 @dataclass
-class Summary:
+class DemoSummary:
     """What a demo did: frames shown, reasons why others were not, files written."""
 
     frames: int = 0
@@ -93,7 +93,7 @@ def demo(
     fps: float | None = None,
     limit: int | None = None,
     progress: Callable[[Frame | Unreadable], None] = lambda frame: None,
-) -> Summary:
+) -> DemoSummary:
     """Play `source` through every model into `out`, whose ending says what it is; None: a window.
 
     fps: of the video, by default the source's own, or 17 as Cityscapes' sequences have. limit:
@@ -101,9 +101,9 @@ def demo(
     `out` is whole or absent.
     """
     look = look or Look()
-    contestants = [Contestant(each, look.palette(each.card.class_table)) for each in segmenters]
+    contestants = [DemoModel(each, look.palette(each.card.class_table)) for each in segmenters]
     writer = open_writer(out, fps or source.fps or CITYSCAPES_FPS)
-    summary = Summary()
+    summary = DemoSummary()
     try:
         _play(source, contestants, writer, look, limit, summary, progress)
     except BaseException:
@@ -116,11 +116,11 @@ def demo(
 
 def _play(
     source: Recording,
-    contestants: Sequence[Contestant],
+    contestants: Sequence[DemoModel],
     writer: Writer,
     look: Look,
     limit: int | None,
-    summary: Summary,
+    summary: DemoSummary,
     progress: Callable[[Frame | Unreadable], None],
 ) -> None:
     layout: Layout | None = None

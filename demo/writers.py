@@ -52,7 +52,7 @@ def open_writer(out: Path | None, fps: float) -> Writer:
     if ending == ".png":
         return Single(out)
     if ending == "":
-        return Folder(out)
+        return FolderOfPngs(out)
     raise UsageError(
         f"{out} has an ending that the demo does not write: take {', '.join(CODECS)}, .gif, .png, "
         "or a folder for one PNG a frame"
@@ -148,7 +148,7 @@ class Single:
         pass
 
 
-class Folder:
+class FolderOfPngs:
     """A PNG a frame, each whole as soon as it is there; so nothing is taken back."""
 
     def __init__(self, path: Path):

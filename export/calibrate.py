@@ -1,4 +1,4 @@
-"""Which frames int8 is calibrated on, and the ranges that tensors take on them."""
+"""Calibration of int8: the frames for it, and the ranges that tensors take on them."""
 
 from __future__ import annotations
 

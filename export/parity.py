@@ -23,7 +23,7 @@ from ..data.classes import IGNORE
 from ..runtime.artifact import Card, Precision, Proof
 from ..runtime.backends.backend import BACKENDS, installed, open_backend
 from ..runtime.verify import Figures, compare, find_bars, find_faults, read_labels
-from ..train.metric import Confusion
+from ..train.evaluate import Confusion
 from .reference import LabelMap, Logits, ReferenceOutputs
 
 Image = NDArray[np.uint8]  # (1, H, W, 3) BGR
@@ -100,10 +100,12 @@ def prove_artifact(
         path: the artifact, with its card written.
         card: of it.
         expected: what the float32 network said.
-        backend: that runs it; `device` and `options` are for it.
+        backend: that runs it.
         census: values that the file holds, by data type.
         bar: the precision whose bar counts, by default the artifact's own.
+        device: of the backend.
         progress: called with a line before each frame.
+        **options: of the backend.
     """
     precision = bar or card.precision
     result = ParityResult(path.name, backend, precision, "failed", census=census)

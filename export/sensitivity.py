@@ -1,4 +1,4 @@
-"""Which layers lose most to int8: all of them ranked in one pass, the worst ones tried alone."""
+"""Layers that lose most to int8: all of them ranked in one pass, the worst ones tried alone."""
 
 from __future__ import annotations
 

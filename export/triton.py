@@ -25,7 +25,7 @@ TYPES = {  # ONNX element type: Triton's
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorSpec:
     """An input or output, as config.pbtxt names it; dims with the batch of one."""
 
     name: str
@@ -105,11 +105,11 @@ def _check(artifact: Path, card: Card) -> None:
         )
 
 
-def _labels(card: Card) -> list[Tensor]:
-    return [Tensor("labels", "TYPE_UINT8", (1, *card.size), labels=True)]
+def _labels(card: Card) -> list[TensorSpec]:
+    return [TensorSpec("labels", "TYPE_UINT8", (1, *card.size), labels=True)]
 
 
-def _outputs(artifact: Path) -> list[Tensor]:
+def _outputs(artifact: Path) -> list[TensorSpec]:
     """As the graph declares them."""
     graph = onnx.load(artifact).graph
     outputs = []
@@ -117,21 +117,21 @@ def _outputs(artifact: Path) -> list[Tensor]:
         kind = value.type.tensor_type
         dims = tuple(dim.dim_value for dim in kind.shape.dim)
         labels = value.name == "labels"
-        outputs.append(Tensor(value.name, TYPES[kind.elem_type], dims, labels))
+        outputs.append(TensorSpec(value.name, TYPES[kind.elem_type], dims, labels))
     return outputs
 
 
 def _config(
     name: str,
     card: Card,
-    outputs: Sequence[Tensor],
+    outputs: Sequence[TensorSpec],
     is_engine: bool,
     tensorrt: bool,
     gpus: int | None,
 ) -> str:
     """config.pbtxt. The batch is in the shapes, so the server's own batching is off (0)."""
     height, width = card.size
-    frame = Tensor("frame", "TYPE_UINT8", (1, height, width, 3))
+    frame = TensorSpec("frame", "TYPE_UINT8", (1, height, width, 3))
     backend = "tensorrt" if is_engine else "onnxruntime"
     parts = [f'name: "{name}"', f'backend: "{backend}"', "max_batch_size: 0"]
     if is_engine:
@@ -158,7 +158,7 @@ def _accelerated(precision: str) -> str:
     )
 
 
-def _warm_up(frame: Tensor) -> str:
+def _warm_up(frame: TensorSpec) -> str:
     """One frame of noise before the server calls the model ready: the first call is slow."""
     dims = ", ".join(map(str, frame.dims))
     return (

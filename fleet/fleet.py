@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..runtime import Card, Segmenter, load, read_card
-from .logs import Log, Progress, find_logs
+from .logs import DriveLog, LogProgress, find_logs
 from .workers import Labeller, Row, read_log
 
 FORMS = ("png", "rle")
@@ -24,7 +24,7 @@ Opener = Callable[[], Segmenter]
 
 
 @dataclass(frozen=True)
-class Options:
+class FleetOptions:
     """workers: actors that hold a Segmenter; by default a core or GPU each. batch: frames that one
     takes at a time. address: of a Ray cluster ("auto": the one that this machine is part of); None
     starts Ray on this machine alone. form: "png" or "rle". gpus: per worker."""
@@ -39,7 +39,7 @@ class Options:
 
 
 @dataclass
-class Summary:
+class FleetSummary:
     """What a fleet did. done: logs that earlier runs had finished; failed: why, by input; logs:
     reports by name; seconds: from the first frame in a worker's hands to the last written; start_s:
     what Ray and the models took before, while readers already decode frames."""
@@ -61,10 +61,10 @@ def fleet(
     inputs: Sequence[str],
     artifact: Path,
     out: Path,
-    options: Options | None = None,
+    options: FleetOptions | None = None,
     opener: Opener | None = None,
     finished: Callable[[str, str], None] = lambda log, error: None,
-) -> Summary:
+) -> FleetSummary:
     """Label every frame of every log into `out/LOG/`, each log with its `log.json`.
 
     A log that has one is done and is passed over, so the same call goes on where it was cut off.
@@ -75,7 +75,7 @@ def fleet(
 
     Raises ValueError for bad options, ArtifactError for a file that is no artifact.
     """
-    options = options or Options()
+    options = options or FleetOptions()
     if options.form not in FORMS:
         raise UsageError(f"labels are written as {' or '.join(FORMS)}, not {options.form!r}")
     artifact, out = artifact.absolute(), out.absolute()
@@ -83,7 +83,7 @@ def fleet(
     job = {"model": artifact.name, "weights": card.weights, "form": options.form}
     logs = find_logs(inputs)
     waiting = [log for log in logs if not log.is_done(out, job)]
-    summary = Summary(done=len(logs) - len(waiting))
+    summary = FleetSummary(done=len(logs) - len(waiting))
     if waiting:
         opener, asked_at = opener or local_opener(artifact, options), time.time()
         with started(options) as workers:
@@ -93,14 +93,14 @@ def fleet(
     return summary
 
 
-def local_opener(artifact: Path, options: Options) -> Opener:
+def local_opener(artifact: Path, options: FleetOptions) -> Opener:
     """One thread for each worker on CPUs: there is a worker on every core."""
     threads: dict[str, Any] = {} if options.gpus else {"threads": 1}
     return partial(load, artifact, options.backend, options.device, **threads)
 
 
 @contextmanager
-def started(options: Options) -> Iterator[int]:
+def started(options: FleetOptions) -> Iterator[int]:
     """Ray, here or joined; gives the number of workers. A Ray that this process is part of already
     is used, and left as it is."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -126,7 +126,7 @@ def started(options: Options) -> Iterator[int]:
         ray.shutdown()
 
 
-def _workers(options: Options) -> int:
+def _workers(options: FleetOptions) -> int:
     """As asked for, or one for every GPU share or core but the readers'."""
     import ray
 
@@ -138,16 +138,16 @@ def _workers(options: Options) -> int:
 
 def _collect(
     rows: Iterator[Row],
-    logs: Sequence[Log],
+    logs: Sequence[DriveLog],
     out: Path,
     job: dict[str, Any],
     card: Card,
-    summary: Summary,
+    summary: FleetSummary,
     finished: Callable[[str, str], None],
 ) -> float:
     """Write each log's report once its last row came; gives when the first frame was begun."""
     began_at = math.inf
-    open_logs = {log.name: Progress(log) for log in logs}
+    open_logs = {log.name: LogProgress(log) for log in logs}
     for row in rows:
         # Not when it comes in here: rows come in blocks, long after the work began.
         began_at = min(began_at, row["began_at"])
@@ -164,11 +164,11 @@ def _collect(
 
 
 def _close(
-    progress: Progress,
+    progress: LogProgress,
     out: Path,
     job: dict[str, Any],
     card: Card,
-    summary: Summary,
+    summary: FleetSummary,
     finished: Callable[[str, str], None],
 ) -> None:
     if not progress.error:
@@ -183,7 +183,7 @@ def _close(
 
 
 def _labeled(
-    logs: Sequence[Log], opener: Opener, out: Path, options: Options, workers: int
+    logs: Sequence[DriveLog], opener: Opener, out: Path, options: FleetOptions, workers: int
 ) -> Iterator[Row]:
     """Answers to all frames of all logs as they come, in any order."""
     import ray
@@ -208,7 +208,9 @@ def _labeled(
     return iter(answers.iter_rows())
 
 
-def single_process(inputs: Sequence[str], artifact: Path, options: Options, most: int) -> float:
+def single_process(
+    inputs: Sequence[str], artifact: Path, options: FleetOptions, most: int
+) -> float:
     """Frames a second of the plain loop over the same logs: read, label, write, in this process
     with one thread. At most `most` frames; it writes to a folder that is gone afterwards."""
     with (

@@ -22,7 +22,7 @@ REPORT = "log.json"  # written last: a log that has it is done
 
 
 @dataclass(frozen=True)
-class Log:
+class DriveLog:
     """An input and the name of its folder in the output."""
 
     input: str
@@ -37,7 +37,7 @@ class Log:
         return bool(facts.get("job") == job and facts.get("input") == self.input)
 
 
-def find_logs(inputs: Sequence[str]) -> list[Log]:
+def find_logs(inputs: Sequence[str]) -> list[DriveLog]:
     """A log for every folder, video or image; a glob gives one for each match, `@FILE` one for
     each line of that file. Raises ValueError where there are none."""
     paths: list[Path] = []
@@ -54,7 +54,7 @@ def find_logs(inputs: Sequence[str]) -> list[Log]:
         raise UsageError(f"no logs at {', '.join(inputs)}: give folders, videos or quoted globs")
     paths = [path.absolute() for path in dict.fromkeys(paths)]
     stems = [path.stem for path in paths]
-    return [Log(str(path), _name(path, stems.count(path.stem) > 1)) for path in paths]
+    return [DriveLog(str(path), _name(path, stems.count(path.stem) > 1)) for path in paths]
 
 
 def _name(path: Path, shared: bool) -> str:
@@ -64,10 +64,10 @@ def _name(path: Path, shared: bool) -> str:
 
 
 @dataclass
-class Progress:
+class LogProgress:
     """What came back of a log so far."""
 
-    log: Log
+    log: DriveLog
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     error: str = ""

@@ -1,4 +1,4 @@
-"""What runs on a fleet's workers: readers that give frames, and actors that label them.
+"""A fleet's workers: readers that give frames, and actors that label them.
 
 Rows travel between them as dicts. A row with `error` tells of a log that cannot go on, one with
 `skipped` of a frame that could not be read, one with `end` of a log's last frame.

@@ -1,4 +1,4 @@
-"""What makes labels of coarse logits in PyTorch, on either kind of device."""
+"""Labels of coarse logits in PyTorch, on either kind of device."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..data.datasets import Cached, SegmentationData
 from ..errors import UsageError
-from ..train.metric import Confusion
+from ..train.evaluate import Confusion
 from .bench import Setup
 from .camera_rate import Pace, Shot, play
 from .contestant import Contestant

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from rtseg.data.classes import CAMVID, CITYSCAPES
-from rtseg.demo.braking import Advice, BrakingPlanner, View, free_space_m, zone
+from rtseg.demo.braking import Advice, BrakingPlanner, CameraView, free_space_m, zone
 from rtseg.runtime import Result, Status, StatusKind
 
-VIEW = View(focal_px=500, height_m=1.5, horizon_row=100)
+VIEW = CameraView(focal_px=500, height_m=1.5, horizon_row=100)
 ROAD, CAR = CITYSCAPES.names.index("road"), CITYSCAPES.names.index("car")
 
 
@@ -66,4 +66,4 @@ def test_a_class_set_without_a_road_is_refused() -> None:
     with pytest.raises(ValueError, match="none of the classes is drivable"):
         BrakingPlanner(VIEW, ("cat", "dog"), lambda: 0.0, lambda advice: None)
     with pytest.raises(ValueError, match="more than 0"):
-        View(focal_px=0, height_m=1, horizon_row=1)
+        CameraView(focal_px=0, height_m=1, horizon_row=1)

@@ -13,10 +13,13 @@ from rtseg.data.classes import CAMVID, CITYSCAPES
 from rtseg.data.datasets import open_data
 from rtseg.errors import DataError
 from rtseg.models import build
-from rtseg.train.evaluate import evaluate_frames
-from rtseg.train.metric import Confusion
+from rtseg.train.evaluate import (
+    Confusion,
+    build_table,
+    draw_worst_frames,
+    evaluate_frames,
+)
 from rtseg.train.predictor import Predictor, normalize, starts
-from rtseg.train.report import table, worst_frames
 from rtseg.train.submit import submit
 from tiny_camvid import write_camvid
 
@@ -156,8 +159,8 @@ def test_report_and_worst_frames(data):
 
     result = evaluate_frames(mostly_right, data)
     assert [name for _, _, name in result.worst(2)] == ["frame_5", "frame_4"]
-    assert table(result).row_count == 11 + 2
-    assert worst_frames(result, mostly_right, data, count=2, width=100).shape[1] == 200
+    assert len(build_table(result).rows) == 11 + 2
+    assert draw_worst_frames(result, mostly_right, data, count=2, width=100).shape[1] == 200
 
 
 def test_submit_writes_label_ids(tmp_path):

@@ -17,7 +17,7 @@ from rtseg.data.frames import open_source
 from rtseg.data.scenes import scenes
 from rtseg.export import export
 from rtseg.fleet import run_lengths
-from rtseg.fleet.fleet import Options, fleet, local_opener, single_process
+from rtseg.fleet.fleet import FleetOptions, fleet, local_opener, single_process
 from rtseg.fleet.logs import find_logs
 from rtseg.fleet.workers import Labeller, read_log
 from rtseg.models.loading import Model
@@ -27,7 +27,7 @@ ray: Any = pytest.importorskip("ray", reason='needs Ray: pip install "rtseg[flee
 pytest.importorskip("ray.data", reason='needs Ray Data: pip install "rtseg[fleet]"')
 SIZE = (64, 96)
 FRAMES = 4
-HERE = Options(workers=1, batch=2, backend="onnxruntime")
+HERE = FleetOptions(workers=1, batch=2, backend="onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -207,4 +207,4 @@ def test_the_plain_loop_counts_frames(artifact: Path, logs: Path) -> None:
 
 def test_an_unknown_form_is_refused(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="png or rle"):
-        fleet([str(tmp_path)], artifact, tmp_path / "out", Options(form="jpeg"))
+        fleet([str(tmp_path)], artifact, tmp_path / "out", FleetOptions(form="jpeg"))

@@ -38,7 +38,6 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for path in SOURCES}
 
 
-@pytest.mark.xfail(reason="until files are merged")
 def test_no_basename_occurs_twice() -> None:
     """Outside `cli/`, whose files are named by their commands."""
     places = defaultdict(list)
@@ -148,7 +147,6 @@ def test_public_names_are_what_the_reference_documents() -> None:
     assert sorted({*documented, "__version__"}) == rtseg.__all__
 
 
-@pytest.mark.xfail(reason="until sections are written")
 def test_docstrings_have_their_sections() -> None:
     """What ruff's pydocstyle, in Google's convention, says of public names."""
     done = subprocess.run(

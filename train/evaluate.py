@@ -9,12 +9,64 @@ from typing import Any
 
 import numpy as np
 
-from ..data.classes import ClassSet
+from ..data.classes import IGNORE, ClassSet
 from ..data.datasets import Cached, SegmentationData
-from ..errors import DataError
-from .metric import Confusion
+from ..data.images import legend, overlaid, sheet, titled
+from ..errors import DataError, UsageError
+from ..reporting import Table
 
 Segment = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 BGR -> (H, W) uint8 class ids
+
+
+class Confusion:
+    """Exact pixel counts: `matrix` (K, K) int64, rows the truth, columns the prediction."""
+
+    def __init__(self, classes: int, matrix: np.ndarray | None = None):
+        self.classes = classes
+        self.matrix = np.zeros((classes, classes), np.int64) if matrix is None else matrix
+
+    def update(self, label: np.ndarray, prediction: np.ndarray) -> None:
+        """Count a frame: both (H, W) uint8; pixels labeled 255 do not count.
+
+        Raises ValueError for different shapes or a prediction that is no class.
+        """
+        if label.shape != prediction.shape:
+            raise UsageError(f"prediction is {prediction.shape}, its label {label.shape}")
+        valid = label != IGNORE
+        truth, guess = label[valid].astype(np.int64), prediction[valid]
+        if guess.size and (worst := max(int(guess.max()), int(truth.max()))) >= self.classes:
+            raise UsageError(f"class id {worst} in an evaluation of {self.classes} classes")
+        counts = np.bincount(truth * self.classes + guess, minlength=self.classes**2)
+        self.matrix += counts.reshape(self.classes, self.classes)
+
+    def iou(self) -> np.ndarray:
+        """(K,) float64 in 0..1; NaN for classes in neither truth nor prediction."""
+        hit = np.diag(self.matrix)
+        union = self.matrix.sum(0) + self.matrix.sum(1) - hit
+        return _divided(hit, union)
+
+    def miou(self) -> float:
+        """Mean over the classes that occur; 0 where nothing was counted."""
+        return _mean(self.iou())
+
+    def accuracy(self) -> np.ndarray:
+        """(K,) the part of each class's pixels that was found; NaN for classes not in the truth."""
+        return _divided(np.diag(self.matrix), self.matrix.sum(1))
+
+    def mean_accuracy(self) -> float:
+        return _mean(self.accuracy())
+
+    def pixel_accuracy(self) -> float:
+        return float(np.trace(self.matrix) / max(1, self.matrix.sum()))
+
+
+def _divided(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+
+def _mean(shares: np.ndarray) -> float:
+    seen = shares[~np.isnan(shares)]
+    return float(seen.mean()) if seen.size else 0.0
 
 
 @dataclass
@@ -73,3 +125,43 @@ def evaluate_frames(
         result.frames.append((frame.miou(), index, sample.name))
         seen(index)
     return result
+
+
+def build_table(result: Evaluation, title: str = "") -> Table:
+    """Per class: IoU, accuracy and the part of all pixels, in %; the means below."""
+    counts = result.confusion
+    share = counts.matrix.sum(1) / max(1, counts.matrix.sum())
+    rows = [
+        (name, *(percent(float(value)) for value in shares))
+        for name, *shares in zip(
+            result.classes.names, counts.iou(), counts.accuracy(), share, strict=True
+        )
+    ]
+    rows.append(("mean", percent(counts.miou()), percent(counts.mean_accuracy()), ""))
+    rows.append(("pixel accuracy", "", percent(counts.pixel_accuracy()), ""))
+    return Table(("class", "IoU %", "accuracy %", "pixels %"), rows, title)
+
+
+def percent(share: float) -> str:
+    return "-" if np.isnan(share) else f"{100 * share:.2f}"
+
+
+def draw_worst_frames(
+    result: Evaluation,
+    segment: Segment,
+    data: SegmentationData | Cached,
+    count: int = 6,
+    width: int = 480,
+) -> np.ndarray:
+    """(H, 2 * width, 3) uint8 BGR: the truth and the prediction of the frames with the lowest
+    mIoU, worst first, over the legend."""
+    pictures = []
+    for miou, index, name in result.worst(count):
+        sample = data[index]
+        if sample.label is None:
+            continue
+        truth = overlaid(sample.image, sample.label, data.classes)
+        guess = overlaid(sample.image, segment(sample.image), data.classes)
+        pictures.append(titled(truth, f"{name}: truth", width))
+        pictures.append(titled(guess, f"predicted, mIoU {percent(miou)} %", width))
+    return np.vstack([sheet(pictures, 2), legend(data.classes, 2 * width)])

@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines for machines, a progress bar for people, TensorBoard if wanted."""
+"""Log of a run: JSON lines for machines, a progress bar for people, TensorBoard if wanted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-class Log:
+class TrainingLog:
     """Rows appended to a JSONL file; on resume, rows after the resumed iteration are dropped."""
 
     def __init__(self, path: Path, iteration: int = 0, tensorboard: bool = False):
@@ -59,7 +59,7 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-class Bar:
+class TrainingBar:
     """Iterations done, loss, mIoU, images a second and the time that is left, on the terminal."""
 
     def __init__(self, total: int, done: int, show: bool):
@@ -76,7 +76,7 @@ class Bar:
             "train", total=total, completed=done, loss="-", miou="-", speed="-"
         )
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> TrainingBar:
         self.progress.start()
         return self
 

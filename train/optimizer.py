@@ -63,6 +63,7 @@ def state_by_name(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
 def load_state_by_name(
     optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]
 ) -> None:
+    """Fill the optimizer from `state_by_name`, whatever the order of its parameters now."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[p] for group in optimizer.param_groups for p in group["params"]]
     numbered = {number: saved[name] for number, name in enumerate(order) if name in saved}

@@ -1,4 +1,4 @@
-"""How a network starts: its backbone from ImageNet weights, or all of it from a checkpoint."""
+"""Starting weights: its backbone from ImageNet weights, or all of it from a checkpoint."""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
 
 
 def find_recipe(source: str | Path, beside: Path = Path()) -> Path:
+    """The file of a recipe: a path, one in the folder `beside`, or a shipped one by name."""
     for path in (beside / source, Path(source), RECIPES / f"{source}.yaml"):
         if path.is_file():
             return path

@@ -1,4 +1,4 @@
-"""What a recipe says: every knob of a training run with its unit and default."""
+"""Sections of a recipe: every knob of a training run with its unit and default."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from .sections import Recipe
 
 
 def load(recipe: Recipe, split: str, labels_optional: bool = False) -> SegmentationData | Cached:
+    """The data set of a recipe, its frames kept in memory where it says so."""
     options = recipe.data
     classes = load_class_set(options.classes) if options.classes else None
     data = open_data(options.name, options.root, split, classes)

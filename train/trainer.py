@@ -22,7 +22,7 @@ from .curves import draw_curves
 from .distill import SoftSource, soft_loss
 from .evaluate import Evaluation, evaluate_frames
 from .loader import Batch, Positions, Stream, epoch_frames, make_loader
-from .log import Bar, Log, read_log
+from .log import TrainingBar, TrainingLog, read_log
 from .loss import Criterion, balance
 from .optimizer import (
     Average,
@@ -161,11 +161,11 @@ class Run:
     def go(self, stop: Stop, show: bool) -> Outcome:
         recipe, log = self.recipe, None
         if self.place.first:
-            log = Log(self.path(LOG), self.iteration, recipe.tensorboard)
+            log = TrainingLog(self.path(LOG), self.iteration, recipe.tensorboard)
             log.write(self.iteration, **self._facts())
         batches = iter(self._loader())
         seconds, losses = time.perf_counter(), []
-        with Bar(self.total, self.iteration, show) as bar:
+        with TrainingBar(self.total, self.iteration, show) as bar:
             while self.iteration < self.total:
                 losses.append(averaged(self.step(batches), self.place))
                 self.iteration += 1

@@ -1,4 +1,4 @@
-"""What PIDNet and DDRNet share: pooling pyramids for a small deep map, a head, and a bottleneck."""
+"""Parts of PIDNet and DDRNet: pooling pyramids for a small deep map, a head, and a bottleneck."""
 
 from __future__ import annotations
 

@@ -29,6 +29,7 @@ DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
 def main(arguments: list[str]) -> None:
+    """Load the segmenters, then answer frames until told to stop; arguments: from the parent."""
     connection, memory = Connection(int(arguments[0])), SharedPicture(int(arguments[1]))
     task = json.loads(arguments[2])
     _belong_to(task["parent"])
