@@ -109,7 +109,9 @@ def open_source(where: str | os.PathLike[str]) -> Source:
     path = Path(where)
     if path.is_dir():
         return _of_paths(_images_in(path), path)
-    if path.suffix.lower() in VIDEOS and path.is_file():
+    if path.suffix.lower() in VIDEOS and not glob.has_magic(str(path)):
+        if not path.is_file():
+            raise UsageError(f"no video at {path}")
         return _open_video(path)
     if path.is_file():
         return Source((path,), None, 1)

@@ -226,7 +226,7 @@ class Drive:
             return
 
         def caught(number: int, frame: object) -> None:
-            # Only a flag: ringing takes a lock, which the interrupted thread may hold.
+            # Only a flag: waking takes a lock, which the interrupted thread may hold.
             self._stopped_by = signal.Signals(number).name
 
         before = {each: signal.signal(each, caught) for each in (signal.SIGTERM, signal.SIGINT)}

@@ -75,6 +75,7 @@ class PageServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 64
 
     def __init__(self, pages: Mapping[str, Page], port: int, host: str = "127.0.0.1"):
         if not 0 <= port <= 65535:

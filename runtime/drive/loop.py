@@ -100,7 +100,7 @@ class Loop:
         self.submit_newest()
 
     def wake_s(self) -> float:
-        """Until a step has something to do that no clock will tell, in seconds."""
+        """Seconds until a step has something to do that nothing will wake the loop for."""
         now = self.clock.now_ns()
         times = [now + int(IDLE_S * 1e9), self._camera_due_ns()]
         if (due := self.supervisor.wake_ns()) is not None:
@@ -120,15 +120,11 @@ class Loop:
         if self.mailbox.take() is not None:
             self.counters.drop(cause)
 
-    def tell(
-        self, kind: StatusKind, cause: str, text: str, captured: CapturedFrame | None = None
-    ) -> None:
-        """A status to all sinks."""
-        frame_id = captured.frame_id if captured else None
-        captured_ns = captured.frame.captured_ns if captured else None
+    def _tell(self, kind: StatusKind, cause: str, text: str, *frame: int) -> None:
+        """Send a status to all sinks. frame: id and capture time of the one concerned, if any."""
         now, wall = self.clock.now_ns(), self.clock.wall_ns()
         self.statuses[kind.value] += 1
-        self._offer(Status(kind, cause, text, now, wall, frame_id, captured_ns))
+        self._offer(Status(kind, cause, text, now, wall, *frame))
 
     def _offer(self, message: Message) -> None:
         for queue in self.queues:
@@ -137,10 +133,10 @@ class Loop:
     def _drop(self, kind: StatusKind, cause: str, text: str, captured: CapturedFrame) -> None:
         self.counters.drop(cause)
         self.trouble[cause] = self.clock.now_ns(), text
-        self.tell(kind, cause, text, captured)
+        self._tell(kind, cause, text, captured.frame_id, captured.frame.captured_ns)
 
     def submit_newest(self) -> None:
-        """The newest frame to whoever serves."""
+        """Hand the newest frame to whoever serves."""
         slot = self.supervisor.serving()
         waits = self.capture.every_frame and slot is None
         if self.job is not None or waits or (captured := self.mailbox.take()) is None:
@@ -266,15 +262,11 @@ class Loop:
             self._drop(StatusKind.LOST, cause, reason, job.captured)
 
     def report_dropped_frames(self) -> None:
-        """Frames that the capture thread counted and skipped."""
+        """Tell the sinks of frames that the capture thread counted and skipped."""
         while self.capture.skipped:
             skipped = self.capture.skipped.popleft()
-            now, wall = self.clock.now_ns(), self.clock.wall_ns()
-            self.trouble[skipped.cause] = now, skipped.reason
-            self.statuses[StatusKind.LOST.value] += 1
-            self._offer(
-                Status(StatusKind.LOST, skipped.cause, skipped.reason, now, wall, skipped.frame_id)
-            )
+            self.trouble[skipped.cause] = self.clock.now_ns(), skipped.reason
+            self._tell(StatusKind.LOST, skipped.cause, skipped.reason, skipped.frame_id)
 
     def silent_s(self) -> float:
         """Since the last good frame, or since the start."""
@@ -307,7 +299,7 @@ class Loop:
             return
         self._told_camera_ns = now
         text = capture.lost or f"no frame for {self.silent_s() * 1000:.0f} ms"
-        self.tell(StatusKind.LOST if lost else StatusKind.STALE, "camera", text)
+        self._tell(StatusKind.LOST if lost else StatusKind.STALE, "camera", text)
 
     def _reopen(self, now: int) -> None:
         if now - self._reopened_ns >= self.limits.silence_s * 1e9:

@@ -76,9 +76,7 @@ class Result:
 
     def facts(self) -> dict[str, Any]:
         """All but the pictures, for JSON."""
-        facts = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        del facts["labels"], facts["image"]
-        return facts
+        return {key: value for key, value in vars(self).items() if key not in ("labels", "image")}
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,8 @@ class Status:
     captured_ns: int | None = None
 
     def facts(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
-            "kind": self.kind.value
-        }
+        """All of it, for JSON."""
+        return vars(self) | {"kind": self.kind.value}
 
 
 Message = Result | Status

@@ -35,9 +35,11 @@ def main(arguments: list[str]) -> None:
     _belong_to(task["parent"])
     granted = apply_realtime(RealtimeOptions(**task["realtime"])) if task["realtime"] else {}
     try:
-        segmenters = loader(task["loader"])(**task["arguments"])
+        segmenters = import_loader(task["loader"])(**task["arguments"])
         baselines = [measure_baseline(segmenter) for segmenter in segmenters]
-        digests = [digest_of(*each) for each in zip(task["levels"], segmenters, strict=True)]
+        digests = [
+            known_frame_digest(*each) for each in zip(task["levels"], segmenters, strict=True)
+        ]
     except Exception as error:  # told to the parent, whatever it is
         connection.send(("refused", f"{type(error).__name__}: {error}"))
         return
@@ -49,11 +51,11 @@ def main(arguments: list[str]) -> None:
         "realtime": granted,
     }
     connection.send(("ready", facts))
-    answer(connection, memory, segmenters)
+    answer_frames(connection, memory, segmenters)
 
 
-def answer(connection: Connection, memory: SharedPicture, segmenters: list[Segment]) -> None:
-    """Until the parent hangs up."""
+def answer_frames(connection: Connection, memory: SharedPicture, segmenters: list[Segment]) -> None:
+    """Answer frames until the parent hangs up."""
     while True:
         try:
             _, job, shape, level = connection.recv()
@@ -72,7 +74,7 @@ def load_artifacts(paths: list[str], backend: str | None, device: str | None) ->
     return [load(path, backend, device) for path in paths]
 
 
-def digest_of(level: str, segmenter: Segment) -> str:
+def known_frame_digest(level: str, segmenter: Segment) -> str:
     """Of the known frame's labels; only artifacts have one. Raises ArtifactError if it is wrong."""
     return known_frame.prove(segmenter, level) if isinstance(segmenter, Segmenter) else ""
 
@@ -106,7 +108,7 @@ def _timed(segmenter: Segment, image: Picture) -> list[float]:
     return times
 
 
-def loader(name: str) -> Any:
+def import_loader(name: str) -> Any:
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
 
