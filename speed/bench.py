@@ -107,7 +107,8 @@ def measure_latency(setup: Setup) -> Report:
     rows: list[BenchResult] = []
     for contest in setup.contests:
         rows += host.race(contest)
-    host.noises[:] = [row.noise for row in rows]  # while timing, not while loading
+    # What ran while exports and compilers did says nothing of the figures.
+    host.noises[:] = [row.noise for row in rows]
     facts = [row.facts() for row in rows]
     ceilings = next(iter(host.ceilings.values()), None)
     settings = {

@@ -66,6 +66,7 @@ class Host:
             opened: list[Opened] = []
             for entry in contest.entries:
                 self._open_or_note(contest, entry, entry.asked_for, stack, opened)
+            # Peers alone would be a table of what others do.
             if not opened:
                 raise ArtifactError("; ".join(each.why for each in self.absent))
             for peer in self._peers(contest, opened):

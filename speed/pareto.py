@@ -243,6 +243,7 @@ def _times(
         call = partial(_next, segment, following)
         warm_up(call)
         lanes.append(Lane({"call": call}))
+    # By runs, not by seconds: the 99th percentiles are compared, and need as many of each.
     race(lanes, Limits(runs=runs, seconds=float("inf")))
     return [lane.times("call") for lane in lanes]
 

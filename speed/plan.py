@@ -90,6 +90,7 @@ class PeerEntry:
         on = device if device and device.startswith(self.device) else self.device
         if issubclass(kind, PlainExport):
             kind = kind.of(source, size)
+        # Only a busy machine asks for fewer threads: on a quiet one eager gets all of them.
         watch = NoiseWatch()
         peer = kind(network, size, weights, macs, frames, on, threads, source.trained)
         peer.frame_to_labels()
@@ -173,7 +174,7 @@ class _Planner:
         if path is None:
             return load_source(measured, self.config.weights, self.config.classes), ""
         if not (self.config.eager or self.config.peers or self.config.roofline):
-            return None, ""
+            return None, ""  # a vehicle's install has no PyTorch, and needs none for its own rows
         card = read_card(path)
         if importlib.util.find_spec("torch") is None:
             return None, NO_TORCH

@@ -316,6 +316,7 @@ def _torch(side: int, device: str, threads: int | None) -> Iterator[Trial]:
         call = _product(torch.mm, left.to(kind), right.to(kind), threads, precision == "tf32")
         yield precision, f"PyTorch {side}", side**3, call
     if device != "cpu" and hasattr(torch, "_int_mm"):
+        # cuBLASLt takes int8 only where the right side is stored by columns.
         small = [(64 * matrix).to(torch.int8) for matrix in (left, right)]
         call = _product(torch._int_mm, small[0], small[1].t().contiguous().t(), threads)
         yield "int8", f"PyTorch {side}", side**3, call

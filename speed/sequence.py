@@ -97,6 +97,7 @@ def sequence(
 
     Raises ValueError where a model answers in other classes than the labels are in.
     """
+    # Decoded before the clock starts: a camera's frames come from no disk.
     samples = data if isinstance(data, Cached) else Cached(data)
     played: list[_Played] = []
     for contest in setup.contests:
