@@ -161,7 +161,7 @@ def graph_precision(device: str | None) -> str:
 def _built_for_gpu(backend: str) -> bool:
     """Whether the installed package uses a GPU here."""
     try:
-        devices = BACKENDS[backend].diagnose(gpus()).devices
+        devices = BACKENDS[backend].load().diagnose(gpus()).devices
     except Exception:  # a broken install can raise anything; `rtseg doctor` says what
         return False
     return any(device.startswith("cuda") for device in devices)

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,7 +118,7 @@ class ArtifactContestant:
         )
         self._random = random_frame(card.size)[None]
         self._stopwatch = _Stopwatch(segmenter.backend)
-        self._staged = Segmenter(self._stopwatch)
+        self._staged = Segmenter(cast(Backend, self._stopwatch))
         self.frame_to_labels()
 
     @classmethod

@@ -111,7 +111,7 @@ def _backend(name: str, found: Sequence[Gpu]) -> Finding:
         note = f"{' or '.join(entry.packages)} is not installed"
         return Finding(name, False, {}, (), loads, note, fix)
     try:
-        here = entry.diagnose(found)
+        here = entry.load().diagnose(found)
     except Exception as error:  # a broken install can raise anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         note = f"installed, but does not load: {reason[0][:200]}"

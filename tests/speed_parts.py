@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from rtseg.runtime import Card
-from rtseg.runtime.backends.backend import BackendBase, Info
+from rtseg.runtime.backends.backend import Backend, Diagnosis, Info
 from rtseg.speed import plan
 from rtseg.speed.config import BenchConfig
 from rtseg.speed.result import STAGES, BenchResult, Speedup, Subject
@@ -51,7 +51,7 @@ CARD = Card(
 )
 
 
-class FakeBackend(BackendBase):
+class FakeBackend(Backend):
     card = CARD
     info = Info("fake", "1.0", "cpu", 2, "fp32", (("hint", "latency"),))
 
@@ -69,6 +69,13 @@ class FakeBackend(BackendBase):
     def download(self):
         self.log.append("download")
         return np.ones((1, 4, 8), np.uint8)
+
+    def _fetch(self, name):
+        raise AssertionError("downloads are faked")
+
+    @classmethod
+    def diagnose(cls, found):
+        return Diagnosis({}, ("cpu",))
 
     def synchronize(self):
         self.log.append("synchronize")

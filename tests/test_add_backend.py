@@ -18,10 +18,10 @@ from speed_parts import CARD
 
 FILE = '''
 from rtseg.runtime.artifact import read_card
-from rtseg.runtime.backends.backend import BackendBase, Diagnosis, Info
+from rtseg.runtime.backends.backend import Backend, Diagnosis, Info
 
 
-class Constant(BackendBase):
+class Constant(Backend):
     """Its file is the class id that it gives every pixel."""
 
     def __init__(self, path, device=None):

@@ -1,4 +1,4 @@
-"""The protocol that every backend keeps, and the registry with one row for each."""
+"""What every backend offers, and the registry with one row for each."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import importlib
 import importlib.util
 import logging
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,55 +57,51 @@ class Diagnosis:
     fix: str = ""
 
 
-class Backend(Protocol):
+class Backend(ABC):
     """A loaded model. Not thread-safe; the next call may overwrite the labels, so copy to keep.
 
     A call is `upload`, `compute` and `download` in turn; they are apart so that each can be timed,
-    with `synchronize` between them where work is only queued.
+    with `synchronize` between them where work is only queued. names: outputs of its artifact.
     """
 
     card: Card
     info: Info
-
-    def __call__(self, image: Image) -> Labels:
-        """image (1, H, W, 3) uint8 BGR of the card's size -> labels (1, H, W) uint8."""
-        ...
-
-    def upload(self, image: Image) -> None: ...
-
-    def compute(self) -> None: ...
-
-    def download(self) -> Labels: ...
-
-    def synchronize(self) -> None: ...
-
-    def logits(self) -> NDArray[np.floating[Any]] | None:
-        """The logits of the last call (1, K, h, w), if the artifact gives them."""
-        ...
-
-    def close(self) -> None:
-        """Free everything; a later call raises."""
-        ...
-
-
-class BackendBase:
-    """The call of a backend, made of its steps.
-
-    A backend gives `upload`, `compute`, `_fetch`, which copies the output of a name from the last
-    `compute`, and `diagnose`; `names` are the outputs that its artifact has.
-    """
-
     names: Sequence[str]
 
     def __call__(self, image: Image) -> Labels:
-        self.upload(image)  # type: ignore[attr-defined]
-        self.compute()  # type: ignore[attr-defined]
+        """image (1, H, W, 3) uint8 BGR of the card's size -> labels (1, H, W) uint8."""
+        self.upload(image)
+        self.compute()
         return self.download()
+
+    @abstractmethod
+    def upload(self, image: Image) -> None: ...
+
+    @abstractmethod
+    def compute(self) -> None: ...
+
+    @abstractmethod
+    def _fetch(self, name: str) -> NDArray[Any]:
+        """The output `name` of the last `compute`, in host memory."""
+
+    @abstractmethod
+    def synchronize(self) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything; a later call raises."""
+
+    @classmethod
+    @abstractmethod
+    def diagnose(cls, found: Sequence[Gpu]) -> Diagnosis:
+        """Look at the installed package on a machine with these GPUs; a broken one may raise
+        anything."""
 
     def download(self) -> Labels:
         return self._output("labels")
 
     def logits(self) -> NDArray[np.floating[Any]] | None:
+        """The logits of the last call (1, K, h, w), if the artifact gives them."""
         return self._output("logits") if "logits" in self.names else None
 
     def _output(self, name: str) -> NDArray[Any]:
@@ -113,8 +110,7 @@ class BackendBase:
                 f"this artifact has no {name}, only {', '.join(self.names)}: "
                 "export it with --output both"
             )
-        value: NDArray[Any] = self._fetch(name)  # type: ignore[attr-defined]
-        return value
+        return self._fetch(name)
 
     @classmethod
     def open_scores(cls, path: Path, **options: Any) -> Scores | None:
@@ -159,17 +155,11 @@ class BackendSpec:
     def install(self) -> str:
         return pip_line(self.extra)
 
-    def load(self) -> type[BackendBase]:
+    def load(self) -> type[Backend]:
         """Import the backend's class, and its package with it."""
         module = importlib.import_module(f".{self.module}", __package__)
-        found: type[BackendBase] = getattr(module, self.cls)
+        found: type[Backend] = getattr(module, self.cls)
         return found
-
-    def diagnose(self, found: Sequence[Gpu]) -> Diagnosis:
-        """Look at the installed package on a machine with these GPUs; a broken one may raise
-        anything."""
-        diagnosis: Diagnosis = self.load().diagnose(found)  # type: ignore[attr-defined]
-        return diagnosis
 
 
 GRAPHS: Mapping[str, tuple[str, str | None]] = {

@@ -21,7 +21,7 @@ from ..argmax import LabelMaker
 from ..artifact import coarse_graph, read_card
 from ..packages import INSTALL_CUDA
 from .backend import (
-    BackendBase,
+    Backend,
     Diagnosis,
     Image,
     Info,
@@ -36,7 +36,7 @@ from .backend import (
 RUNS = 10  # of a profile
 
 
-class OnnxRuntime(BackendBase):
+class OnnxRuntime(Backend):
     """An ONNX artifact. Inputs and outputs are bound once: no allocation per frame on CUDA, and no
     copy of the frame on the CPU.
 

@@ -17,7 +17,7 @@ from ...system import Gpu, usable_cores
 from ..argmax import LabelMaker
 from ..artifact import Card, read_card
 from .backend import (
-    BackendBase,
+    Backend,
     Diagnosis,
     Image,
     Info,
@@ -44,7 +44,7 @@ def the_core() -> openvino.Core:
     return openvino.Core()
 
 
-class OpenVino(BackendBase):
+class OpenVino(Backend):
     """An OpenVINO or ONNX artifact, tuned for latency. Frames are shared with it, not copied.
 
     Args:

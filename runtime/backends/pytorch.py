@@ -28,13 +28,13 @@ from ..argmax_torch import (
     median_ms,
 )
 from ..artifact import read_card
-from .backend import BackendBase, Diagnosis, Image, Info, LayerTimes, Scores, check_argmax
+from .backend import Backend, Diagnosis, Image, Info, LayerTimes, Scores, check_argmax
 
 log = logging.getLogger("rtseg")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class PyTorch(BackendBase):
+class PyTorch(Backend):
     """Weights with a card (`rtseg export --to torch`), run in their deployed form.
 
     On CUDA the whole graph from frame to labels is captured once and replayed, with pinned host

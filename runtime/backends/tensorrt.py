@@ -19,7 +19,7 @@ from ..packages import cache_folder, import_package, make_log, slug
 from ..preflight import BINDINGS, Machine, check_machine, this_machine
 from ..verify import EngineHost, prove_once
 from .argmax_kernel import COARSE, LABELS, KernelFile, LabelKernel, kernel_path
-from .backend import BackendBase, Diagnosis, Image, Info, Labels
+from .backend import Backend, Diagnosis, Image, Info, Labels
 from .cuda import Cuda, DeviceArray, device_address, stream_handle
 from .tensorrt_engine import Plan, Tensor
 from .tensorrt_self_test import self_test
@@ -28,7 +28,7 @@ from .tensorrt_self_test import self_test
 HOPELESS = ("no_gpu", "no_package", "flavour", "driver", "compute_capability")
 
 
-class TensorRT(BackendBase):
+class TensorRT(Backend):
     """An engine, its buffers on the GPU and in pinned memory, and a stream. Nothing is allocated
     per frame.
 
