@@ -115,7 +115,7 @@ def test_large_frames_are_sent_smaller() -> None:
     png = picture.body[picture.facts["jpeg_bytes"] :]
     labels = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     assert labels.shape == (640, 1280)
-    assert page.newer_than(-1, 0) is picture  # encode_picture once for all viewers
+    assert page.newer_than(-1, 0) is picture  # encoded once for all viewers
 
 
 def test_the_numbers_are_those_of_the_results() -> None:
