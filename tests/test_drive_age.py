@@ -15,7 +15,7 @@ from conftest import load_script
 from rtseg.data.frames import Frame
 from rtseg.data.scenes import scenes
 from rtseg.export import export
-from rtseg.models.loading import Source
+from rtseg.models.loading import Model
 from rtseg.runtime import Drive
 
 script = load_script("age_beside_bench")
@@ -94,7 +94,7 @@ def test_a_drive_without_masks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_script_compares(
-    nano: Source, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    nano: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (made,) = export(nano, (64, 96), "onnx", out=tmp_path)
     frames = tmp_path / "frames"
