@@ -40,6 +40,7 @@ DRIVE = [  # logs in and out, metrics, faults on purpose
 TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it is asked for
 WEB = ["starlette>=0.40", "uvicorn>=0.30"]
 FLEET = ["ray[data]>=2.40", "pyarrow>=17"]
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 TESTS = ["pytest>=8", "playwright>=1.45", "tritonclient>=2.41", "grpcio>=1.60", *TRITON]
 MOST = [*TRAIN, *OPENVINO, *TENSORRT, *DRIVE, *WEB]  # fleets apart: Ray is large
 ALL = [*MOST, *CPU]
@@ -160,7 +161,17 @@ setup(
         "drive": DRIVE,
         "all": ALL,
         "all-gpu": [*MOST, *GPU, *TRITON],
-        "dev": [*ALL, *FLEET, *TESTS, "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-psutil"],
+        "docs": [*EXPORT, *DOCS],
+        "dev": [
+            *ALL,
+            *FLEET,
+            *TESTS,
+            *DOCS,
+            "ruff>=0.9",
+            "mypy>=1.14",
+            "types-PyYAML",
+            "types-psutil",
+        ],
     },
     entry_points={"console_scripts": ["rtseg=rtseg.cli:main"]},
 )

@@ -146,13 +146,16 @@ def _family(module: ModuleType, title: str, rest: str, rows: list[dict[str, Any]
     """What the family's file says: the paper, its parts with their shapes, its variants."""
     file = module.__name__.removeprefix("rtseg.").replace(".", "/") + ".py"
     first = rows[0]
-    known = f"`{first['reference']}`, license {first['license'] or 'not stated'}"
     size = first["reported"]["size"]
     parts = [
         f"# {title.rstrip('.')}",
         rest.strip(),
         f"Source: [{file}](../../{file}). "
-        + (f"Reference implementation: {known}." if first["reference"] else ""),
+        + (
+            f"License of the reference: {first['license'] or 'not stated'}."
+            if first["reference"]
+            else ""
+        ),
         "```console\n"
         f"$ rtseg export {first['model']} --weights checkpoint.pth --size {size} --to onnx\n"
         f"$ rtseg models {first['model']}\n```",
@@ -173,7 +176,7 @@ def _variants(rows: list[dict[str, Any]]) -> str:
         scores = ", ".join(
             f"{score['single']:g} {score['data']}" for score in row["published"] if score["single"]
         )
-        recipes = ", ".join(f"`{name}`" for name in row["recipes"])
+        recipes = ", ".join(name for name in row["recipes"])
         lines.append(
             f"| `{row['model']}` | {row['params'] / 1e6:.2f} M | {row['macs_1024x2048'] / 1e9:.2f} "
             f"| {scores or '-'} | {recipes or '-'} | {row['weights'] or '-'} |"
