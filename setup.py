@@ -134,6 +134,7 @@ setup(
     ],
     package_data={
         "rtseg": ["py.typed"],
+        "rtseg.data": ["class_maps/*.yaml"],
         "rtseg.demo": ["page/*", "frames/*"],
         "rtseg.models": ["pretrained/*.safetensors", "costs.json"],
         "rtseg.train": ["recipes/*.yaml"],

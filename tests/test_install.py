@@ -77,6 +77,22 @@ def test_the_home_page_is_where_the_clone_came_from(
     assert script["find_home"]() == home
 
 
+def test_every_file_that_the_code_reads_is_in_the_wheel(script: dict[str, Any]) -> None:
+    """A file of another kind than Python's that setup.py does not name is in a checkout only."""
+    told, missing = script["told"], []
+    for folder in map(Path, script["FOLDERS"]):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_dir() or path.suffix in (".pyc", ".sh"):  # scripts are for checkouts
+                continue
+            package = "rtseg." + ".".join(path.relative_to(ROOT).parts[:-1])
+            shipped = path.suffix == ".py" and package in told["packages"]
+            for name, patterns in told["package_data"].items():
+                home = ROOT.joinpath(*name.split(".")[1:])
+                shipped |= any(path in home.glob(pattern) for pattern in patterns)
+            missing += [] if shipped else [str(path.relative_to(ROOT))]
+    assert not missing
+
+
 def left_over(folder: Path) -> Path:
     """What uninstalling version 0.1 leaves in a folder of packages."""
     package = folder / "rtseg"
