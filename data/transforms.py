@@ -78,7 +78,7 @@ class Augment(BaseModel):
     JPEG's quality is 20 to 95. `noise`: the largest standard deviation, in grey values of 0..255.
     `brightness`, `contrast`, `saturation`: a factor in 1 - x .. 1 + x; `hue`: a turn of -x .. x of
     the whole circle.
-    `photometric`: the probability of each step of the toolbox's own distortion, see `distorted`.
+    `photometric`: the probability of each step of the toolbox's own distortion, see `distort`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -132,8 +132,8 @@ class Augment(BaseModel):
             image, label = image[:, ::-1], label[:, ::-1]
         image = np.ascontiguousarray(image)
         if random.random() < self.blur:
-            image = blurred(image, radius=random.uniform(0, self.blur_radius))
-        image = self._distorted(image, random)
+            image = blur(image, radius=random.uniform(0, self.blur_radius))
+        image = self._distort(image, random)
         view = View(size, top, left, self.crop, mirrored)
         return image, np.ascontiguousarray(label), view
 
@@ -144,22 +144,24 @@ class Augment(BaseModel):
                 return corner
         return random_corner(label, self.crop, self.category_cap, random)
 
-    def _distorted(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        image = brightened(
+    def _distort(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        image = change_brightness(
             image,
             factor=random.uniform(1 - self.brightness, 1 + self.brightness),
             contrast=random.uniform(1 - self.contrast, 1 + self.contrast),
         )
         if self.saturation:
-            image = saturated(image, random.uniform(1 - self.saturation, 1 + self.saturation))
+            image = change_saturation(
+                image, random.uniform(1 - self.saturation, 1 + self.saturation)
+            )
         if self.hue:
-            image = turned_hue(image, random.uniform(-self.hue, self.hue))
+            image = turn_hue(image, random.uniform(-self.hue, self.hue))
         if self.photometric:
-            image = distorted(image, self.photometric, random)
+            image = distort(image, self.photometric, random)
         if self.noise:
-            image = noisy(image, random.uniform(0, self.noise), random)
+            image = add_noise(image, random.uniform(0, self.noise), random)
         if self.jpeg and random.random() < self.jpeg:
-            image = recompressed(image, int(random.integers(*JPEG_QUALITY)))
+            image = recompress(image, int(random.integers(*JPEG_QUALITY)))
         return image
 
 
@@ -231,7 +233,7 @@ def _largest_part(label: np.ndarray) -> float:
     return float(counts.max() / max(1, counts.sum()))
 
 
-def brightened(image: np.ndarray, factor: float, contrast: float) -> np.ndarray:
+def change_brightness(image: np.ndarray, factor: float, contrast: float) -> np.ndarray:
     """Brightness by `factor`, then contrast about the mean gray value; clipped to 0..255."""
     if factor == 1 and contrast == 1:
         return image
@@ -241,13 +243,13 @@ def brightened(image: np.ndarray, factor: float, contrast: float) -> np.ndarray:
     return cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8))
 
 
-def saturated(image: np.ndarray, factor: float) -> np.ndarray:
+def change_saturation(image: np.ndarray, factor: float) -> np.ndarray:
     """0: gray; 1: as it was; more: stronger colors."""
     gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     return cv2.addWeighted(image, factor, gray, 1 - factor, 0)
 
 
-def turned_hue(image: np.ndarray, turn: float) -> np.ndarray:
+def turn_hue(image: np.ndarray, turn: float) -> np.ndarray:
     """Every hue moved by `turn` of the whole circle."""
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
     table = ((np.arange(256) + round(turn * 256)) % 256).astype(np.uint8)
@@ -255,25 +257,25 @@ def turned_hue(image: np.ndarray, turn: float) -> np.ndarray:
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
 
 
-def blurred(image: np.ndarray, radius: float) -> np.ndarray:
+def blur(image: np.ndarray, radius: float) -> np.ndarray:
     """Gaussian blur with a standard deviation of `radius` pixels."""
     return cv2.GaussianBlur(image, (0, 0), radius) if radius > 0.1 else image
 
 
-def noisy(image: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
+def add_noise(image: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
     """Gaussian noise of a standard `deviation` in grey values, the same in all channels."""
     noise = random.normal(0, deviation, image.shape[:2]).astype(np.float32)
     return np.clip(np.rint(image + noise[..., None]), 0, 255).astype(np.uint8)
 
 
-def recompressed(image: np.ndarray, quality: int) -> np.ndarray:
+def recompress(image: np.ndarray, quality: int) -> np.ndarray:
     """As a JPEG of `quality` (0 to 100) gives it back."""
     done, content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     assert done, image.shape
     return np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR), np.uint8)
 
 
-def distorted(image: np.ndarray, probability: float, random: np.random.Generator) -> np.ndarray:
+def distort(image: np.ndarray, probability: float, random: np.random.Generator) -> np.ndarray:
     """The photometric distortion of the segmentation toolbox: brightness moved by -32 .. 32,
     contrast and saturation multiplied by 0.5 .. 1.5, hue turned by a tenth of the circle at most,
     each with `probability`."""

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from rtseg.data.transforms import (
     Augment,
-    blurred,
-    brightened,
-    distorted,
+    blur,
+    change_brightness,
+    change_saturation,
+    distort,
     fitting_factor,
     pad,
     random_corner,
     resize,
-    saturated,
-    turned_hue,
+    turn_hue,
 )
 
 LABEL = np.array([[0, 1, 2], [3, 4, 255]], np.uint8)
@@ -93,31 +93,34 @@ def test_the_defaults_change_nothing(random):
 
 def test_brightness_and_contrast():
     image = np.array([[[0] * 3, [200] * 3]], np.uint8)
-    assert brightened(image, 0.5, 1)[0, :, 0].tolist() == [0, 100]
-    assert brightened(image, 1, 0.5)[0, :, 0].tolist() == [50, 150]  # about the mean, 100
-    assert brightened(image, 1, 1.5)[0, :, 0].tolist() == [0, 250]  # -50 is clipped, not folded
-    assert brightened(image, 2, 1)[0, :, 0].tolist() == [0, 255]
+    assert change_brightness(image, 0.5, 1)[0, :, 0].tolist() == [0, 100]
+    assert change_brightness(image, 1, 0.5)[0, :, 0].tolist() == [50, 150]  # about the mean, 100
+    assert change_brightness(image, 1, 1.5)[0, :, 0].tolist() == [
+        0,
+        250,
+    ]  # -50 is clipped, not folded
+    assert change_brightness(image, 2, 1)[0, :, 0].tolist() == [0, 255]
 
 
 def test_saturation_none_is_gray():
     image = np.array([[[10, 200, 90]]], np.uint8)
-    gray = saturated(image, 0)[0, 0]
+    gray = change_saturation(image, 0)[0, 0]
     assert gray[0] == gray[1] == gray[2]
-    assert np.array_equal(saturated(image, 1), image)
+    assert np.array_equal(change_saturation(image, 1), image)
 
 
 def test_hue_turned_by_half_gives_the_complement():
     red = np.array([[[0, 0, 255]]], np.uint8)
-    assert np.abs(turned_hue(red, 0.5)[0, 0].astype(int) - [255, 255, 0]).max() <= 6
-    assert np.abs(turned_hue(red, 0.0)[0, 0].astype(int) - [0, 0, 255]).max() <= 6
+    assert np.abs(turn_hue(red, 0.5)[0, 0].astype(int) - [255, 255, 0]).max() <= 6
+    assert np.abs(turn_hue(red, 0.0)[0, 0].astype(int) - [0, 0, 255]).max() <= 6
 
 
 def test_blur_spreads_a_point():
     image = np.zeros((9, 9, 3), np.uint8)
     image[4, 4] = 255
-    out = blurred(image, 1.0)
+    out = blur(image, 1.0)
     assert 0 < out[4, 5, 0] < out[4, 4, 0] < 255
-    assert np.array_equal(blurred(image, 0.0), image)
+    assert np.array_equal(blur(image, 0.0), image)
 
 
 def test_the_generator_decides_everything():
@@ -185,16 +188,16 @@ class Drawn:
 def test_photometric_steps_by_hand():
     image = np.array([[[10, 100, 240]]], np.uint8)
     no, yes = 0.9, 0.1
-    same = distorted(image, 0.5, Drawn(no, no, no, no))
+    same = distort(image, 0.5, Drawn(no, no, no, no))
     assert np.array_equal(same, image)
-    brighter = distorted(image, 0.5, Drawn(yes, 20.0, no, no, no))
+    brighter = distort(image, 0.5, Drawn(yes, 20.0, no, no, no))
     assert brighter.ravel().tolist() == [30, 120, 255]
-    flatter = distorted(image, 0.5, Drawn(no, yes, 0.5, no, no))
+    flatter = distort(image, 0.5, Drawn(no, yes, 0.5, no, no))
     assert flatter.ravel().tolist() == [5, 50, 120]
     # Red at full strength, half as saturated: 255 stays, 0 rises to about its half.
     red = np.array([[[0, 0, 255]]], np.uint8)
-    paler = distorted(red, 0.5, Drawn(no, no, yes, 0.5, no)).ravel()
+    paler = distort(red, 0.5, Drawn(no, no, yes, 0.5, no)).ravel()
     assert np.abs(paler.astype(int) - [127, 127, 255]).max() <= 1
     # A tenth of the circle from red, towards yellow.
-    turned = distorted(red, 0.5, Drawn(no, no, no, yes, 0.1)).ravel().astype(int)
+    turned = distort(red, 0.5, Drawn(no, no, no, yes, 0.1)).ravel().astype(int)
     assert np.abs(turned - [0, 0.6 * 255, 255]).max() <= 3

@@ -27,8 +27,8 @@ from rtseg.train.distill import SoftSource, soft_loss
 from rtseg.train.loader import Stream
 from rtseg.train.log import read_log
 from rtseg.train.predictor import Predictor
-from rtseg.train.pretrained import start_classifier
-from rtseg.train.sections import Teacher
+from rtseg.train.recipe import Teacher
+from rtseg.train.state import start_classifier
 from rtseg.train.trainer import BEST, LOG, STATE, train
 from tiny_camvid import tiny_recipe, write_camvid
 from typer.testing import CliRunner

@@ -19,7 +19,7 @@ from rtseg.train.evaluate import (
     draw_worst_frames,
     evaluate_frames,
 )
-from rtseg.train.predictor import Predictor, normalize, starts
+from rtseg.train.predictor import Predictor, normalize, window_starts
 from rtseg.train.submit import submit
 from tiny_camvid import write_camvid
 
@@ -145,7 +145,7 @@ def test_windows_are_cut_and_averaged(network, frame):
 
 @pytest.mark.parametrize(("length", "window"), [(64, 64), (65, 64), (1024, 512), (97, 32)])
 def test_windows_cover_everything(length, window):
-    places = starts(length, window)
+    places = window_starts(length, window)
     seen = {i for start in places for i in range(start, start + window)}
     assert seen == set(range(length))
 

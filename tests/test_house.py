@@ -50,7 +50,6 @@ def test_no_basename_occurs_twice() -> None:
         assert len(paths) == 1 or twins, f"{name} in {', '.join(sorted(folders))}"
 
 
-@pytest.mark.xfail(reason="until classes are renamed")
 def test_no_public_class_name_occurs_twice() -> None:
     places = defaultdict(list)
     for path, tree in TREES.items():

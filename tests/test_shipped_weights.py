@@ -15,8 +15,8 @@ from rtseg.errors import UsageError
 from rtseg.models import loading, save_checkpoint
 from rtseg.models.loading import build_untrained, load_model, shipped_weights
 from rtseg.train.predictor import Predictor
-from rtseg.train.pretrained import start
 from rtseg.train.recipe import load_recipe
+from rtseg.train.state import start_network
 from tiny_camvid import write_camvid
 from typer.testing import CliRunner
 
@@ -95,7 +95,7 @@ def test_a_command_with_a_data_set_takes_those_of_its_classes(tmp_path, caplog):
 def test_a_recipe_starts_from_weights_that_ship(pretrained):
     recipe = load_recipe("csfcn_nano_streets")
     network = build_untrained("csfcn_nano", 19, seed=2)
-    started = start(network, recipe)
+    started = start_network(network, recipe)
     assert started.file == str(pretrained / "csfcn_nano_camvid.safetensors")
     shipped = load_model("csfcn_nano:camvid").network.state_dict()
     ours = network.state_dict()

@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 import torch
 from rtseg.models import build
-from rtseg.train.borders import border_weights, bordered, edge_loss, edges
-from rtseg.train.loss import Criterion, balance, cross_entropy, dice, ohem
+from rtseg.train.loss import (
+    Criterion,
+    balance_classes,
+    border_cross_entropy,
+    border_weights,
+    cross_entropy,
+    dice,
+    edge_loss,
+    find_edges,
+    ohem,
+)
 from rtseg.train.optimizer import Average, factor, make_optimizer, set_learning_rate
-from rtseg.train.sections import Group, Loss, Optimizer, Schedule, Term
+from rtseg.train.recipe import Group, Loss, Optimizer, Schedule, Term
 from torch import nn
 
 
@@ -99,11 +108,11 @@ def test_ohem_and_dice_are_chosen_by_the_recipe():
 
 
 def test_balance_evens_out_frequencies():
-    weights = balance(np.array([800, 100, 0, 100]), 1.0)
+    weights = balance_classes(np.array([800, 100, 0, 100]), 1.0)
     assert weights[2] == 0
     assert weights[1] / weights[0] == pytest.approx(8)
     assert weights[weights > 0].mean().item() == pytest.approx(1)
-    assert balance(np.array([800, 100]), 0.0).tolist() == [1, 1]
+    assert balance_classes(np.array([800, 100]), 0.0).tolist() == [1, 1]
 
 
 def test_norms_and_biases_do_not_decay_and_the_backbone_is_slower():
@@ -240,14 +249,14 @@ def test_compared_at_the_output_s_size_with_the_nearest_labels():
 def test_edges_between_classes():
     plane = np.zeros((20, 20), np.uint8)
     plane[:, 10:] = 1
-    found = edges(plane)
+    found = find_edges(plane)
     columns = np.flatnonzero(found[10])
     assert len(columns) == 4  # a line, widened to four pixels
     assert {9, 10} & set(columns)
     assert set(columns) <= set(range(7, 13))
     assert (found == found[10]).all()
-    assert edges(np.full((20, 20), 7, np.uint8)).sum() == 0
-    kept = np.flatnonzero(edges(plane, margin=6).any(axis=1))
+    assert find_edges(np.full((20, 20), 7, np.uint8)).sum() == 0
+    kept = np.flatnonzero(find_edges(plane, margin=6).any(axis=1))
     assert (kept.min(), kept.max()) == (6 - 1, 13 + 2)  # what begins inside still grows out
 
 
@@ -268,7 +277,9 @@ def test_bordered_loss_by_hand():
     logits, target = pixels(0.5, 0.25, 0.9), label(0, 0, 255)
     weights = torch.tensor([8, 1, 0]).byte()[None, None]
     expected = 8 * math.exp(0.25) * math.log(2) + math.exp(0.375) * math.log(4)
-    assert bordered(logits, target, weights).item() == pytest.approx(expected / 2, rel=1e-5)
+    assert border_cross_entropy(logits, target, weights).item() == pytest.approx(
+        expected / 2, rel=1e-5
+    )
 
 
 def test_edge_loss_by_hand():

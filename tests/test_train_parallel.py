@@ -65,13 +65,13 @@ def test_two_gloo_processes_equal_one_with_the_double_batch(tmp_path):
 
 
 def test_shared_norms_keep_names_and_statistics():
-    from rtseg.train.parallel import SharedBatchNorm, with_shared_norms
+    from rtseg.train.parallel import SharedBatchNorm, share_norms
 
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
     model[1].running_mean.fill_(3)
     scale = model[1].weight
     keys = list(model.state_dict())
-    shared = with_shared_norms(model)
+    shared = share_norms(model)
     assert list(shared.state_dict()) == keys
     assert isinstance(shared[1], SharedBatchNorm)
     assert isinstance(shared[2][0], SharedBatchNorm)

@@ -9,7 +9,7 @@ from rtseg.models import VARIANTS, NetworkInfo, build
 from rtseg.models.backbones.swin import ORIGINAL, ORIGINAL_KEYS, UNFOLDED, Swin
 from rtseg.models.checkpoints import official_names, rename_keys
 from rtseg.models.families.senformer import SenFormer
-from rtseg.train.pretrained import start_backbone
+from rtseg.train.state import start_backbone
 
 STEM = {"conv1.0": "stem.0", "conv1.1": "stem.1", "conv1.3": "stem.3", "conv1.4": "stem.4",
         "conv1.6": "stem.6", "bn1": "stem.7"}  # fmt: skip

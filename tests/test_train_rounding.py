@@ -21,7 +21,7 @@ from rtseg.train import qat as rounding
 from rtseg.train.log import read_log
 from rtseg.train.parallel import Place
 from rtseg.train.predictor import normalize
-from rtseg.train.qat import ranges, round_layers, set_ranges
+from rtseg.train.qat import get_ranges, round_layers, set_ranges
 from rtseg.train.state import read_state
 from rtseg.train.trainer import BEST, LOG, STATE, Run, train
 from tiny_camvid import tiny_recipe, write_camvid
@@ -42,7 +42,7 @@ def camvid(tmp_path_factory):
 @pytest.fixture
 def anything(monkeypatch):
     """Lets round_layers take modules that are no networks."""
-    monkeypatch.setattr(rounding, "positions", lambda *_: set())
+    monkeypatch.setattr(rounding, "position_layers", lambda *_: set())
 
 
 def nearest(values, scale):
@@ -92,12 +92,12 @@ def test_a_range_follows_what_its_layer_reads_in_training(anything):
     values = torch.linspace(-1, 0.5, 30_001)[:, None]
     values[0] = -100.0  # one value in 10,000 may lie outside
     network.train()(values)
-    first = float(ranges(network)["0"])
+    first = float(get_ranges(network)["0"])
     assert first == pytest.approx(1, abs=1e-3)
     network(10 * values)
-    assert float(ranges(network)["0"]) == pytest.approx(first + 0.05 * 9 * first)
+    assert float(get_ranges(network)["0"]) == pytest.approx(first + 0.05 * 9 * first)
     network.eval()(100 * values)
-    assert float(ranges(network)["0"]) == pytest.approx(first + 0.05 * 9 * first)
+    assert float(get_ranges(network)["0"]) == pytest.approx(first + 0.05 * 9 * first)
 
 
 def test_state_dict_and_names_stay(nano):
@@ -145,7 +145,7 @@ def test_it_computes_what_the_exported_graph_computes(nano, plain, spans, monkey
     graph = quantize._insert_rounding(plain, [layer.node], spans)
     network = copy.deepcopy(nano.network)
     others = {other for other, _ in network.named_modules()} - {name}
-    monkeypatch.setattr(rounding, "positions", lambda *_: others)
+    monkeypatch.setattr(rounding, "position_layers", lambda *_: others)
     assert round_layers(network, SIZE) == [name]
     set_ranges(network, {name: reach_in(graph, layer.node)})
     frame = scenes(1, SIZE, seed=4)[0]
@@ -229,7 +229,7 @@ def test_validation_rounds_the_averaged_weights_too(camvid, tmp_path):
     batches = iter(run._loader())
     run.step(batches)
     run.validate()
-    ours, theirs = ranges(run.network), ranges(run.average.model)
+    ours, theirs = get_ranges(run.network), get_ranges(run.average.model)
     assert ours.keys() == theirs.keys()
     assert all(reach > 0 for reach in ours.values())
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

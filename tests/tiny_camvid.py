@@ -7,8 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from rtseg.train.recipe import checked, merged
-from rtseg.train.sections import Recipe
+from rtseg.train.recipe import Recipe, check_recipe, merge
 
 SIZE = (40, 64)
 RECIPE = {
@@ -41,5 +40,5 @@ def write_camvid(root: Path, frames: int = 6) -> Path:
 
 
 def tiny_recipe(root: Path, **changes: Any) -> Recipe:
-    content = merged(RECIPE, {"data": {"root": str(root)}})
-    return checked(merged(content, changes))
+    content = merge(RECIPE, {"data": {"root": str(root)}})
+    return check_recipe(merge(content, changes))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._package import CallablePackage
 
 if TYPE_CHECKING:
-    from .sections import Recipe
+    from .recipe import Recipe
     from .trainer import Outcome
 
 __all__ = ["train"]
@@ -42,8 +42,7 @@ def train(
         DataError: the data set is missing or a file of it is damaged.
         TrainingError: the loss is not finite, or a data worker died.
     """
-    from .recipe import load_recipe
-    from .sections import Recipe
+    from .recipe import Recipe, load_recipe
     from .trainer import train as run
 
     if isinstance(changes, Mapping):

@@ -19,7 +19,7 @@ from ..data.soft_labels import FACTS, SoftLabels, load_class_map, write_soft_lab
 from ..data.transforms import View
 from ..errors import DataError, UsageError
 from .parallel import Place, any_process
-from .sections import Recipe, Teacher
+from .recipe import Recipe, Teacher
 from .teacher import open_teacher
 
 ONE = 255  # stands for probability 1

@@ -43,7 +43,7 @@ class Confusion:
         """(K,) float64 in 0..1; NaN for classes in neither truth nor prediction."""
         hit = np.diag(self.matrix)
         union = self.matrix.sum(0) + self.matrix.sum(1) - hit
-        return _divided(hit, union)
+        return _divide(hit, union)
 
     def miou(self) -> float:
         """Mean over the classes that occur; 0 where nothing was counted."""
@@ -51,7 +51,7 @@ class Confusion:
 
     def accuracy(self) -> np.ndarray:
         """(K,) the part of each class's pixels that was found; NaN for classes not in the truth."""
-        return _divided(np.diag(self.matrix), self.matrix.sum(1))
+        return _divide(np.diag(self.matrix), self.matrix.sum(1))
 
     def mean_accuracy(self) -> float:
         return _mean(self.accuracy())
@@ -60,7 +60,7 @@ class Confusion:
         return float(np.trace(self.matrix) / max(1, self.matrix.sum()))
 
 
-def _divided(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 

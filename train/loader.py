@@ -23,8 +23,8 @@ from ..data.classes import IGNORE
 from ..data.datasets import Cached, SegmentationData
 from ..data.transforms import Augment
 from ..errors import DataError
-from .borders import border_weights, edges
 from .distill import SoftSource
+from .loss import border_weights, find_edges
 
 NO_REPEATS: Mapping[str, int] = {}
 
@@ -84,7 +84,7 @@ class Stream(Dataset[Item]):
                 raise DataError(f"{sample.name} has no label: this split is not for training")
             label = np.full(sample.image.shape[:2], IGNORE, np.uint8)
         if "edges" in self.maps:
-            label = np.dstack([label, edges(label, self.edge_margin)])
+            label = np.dstack([label, find_edges(label, self.edge_margin)])
         random = np.random.default_rng((self.seed, 1, position))
         image, label, view = self.augment.augment(sample.image, label, random)
         if "edges" in self.maps:
@@ -126,11 +126,11 @@ class Positions(Sampler[list[int]]):
 
 def collate(items: list[Item]) -> Batch:
     images, labels, indices, maps = zip(*items, strict=True)
-    stacked = {name: _stacked([each[name] for each in maps]) for name in maps[0]}
-    return Batch(_stacked(images), _stacked(labels), [*indices], stacked)
+    stacked = {name: _stack([each[name] for each in maps]) for name in maps[0]}
+    return Batch(_stack(images), _stack(labels), [*indices], stacked)
 
 
-def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
+def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
 
 

@@ -1,4 +1,8 @@
-"""Losses. logits (N, K, H, W) of any float type, label (N, H, W) int64 with 255 not counted."""
+"""Losses, and the maps of borders between classes that some of them need.
+
+Throughout: logits (N, K, H, W) of any float type, label (N, H, W) int64 with 255 not counted. The
+data loader makes the maps, (H, W) uint8, from labels (H, W) uint8; in batches they are (N, H, W).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,65 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 import torch.distributed as distributed
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.classes import IGNORE
 from ..errors import UsageError
-from .borders import bordered, edge_loss
-from .sections import Loss, Term
+from .recipe import Loss, Term
+
+EDGE_WIDTH = 4  # pixels
+NEAR = ((16, 8), (64, 4), (128, 2))  # closer to a border than so many pixels: the weight
+SHARPNESS = 0.5
+
+
+def find_edges(label: np.ndarray, margin: int = 0) -> np.ndarray:
+    """1 along the borders between classes (what does not count is one), a few pixels wide, else 0;
+    none begins within `margin` pixels of the image's border."""
+    found = cv2.Canny(label, 0.1, 0.2)
+    if margin:
+        inner = np.zeros_like(found)
+        inner[margin:-margin, margin:-margin] = found[margin:-margin, margin:-margin]
+        found = inner
+    wide = cv2.dilate(found, np.ones((EDGE_WIDTH, EDGE_WIDTH), np.uint8))
+    return np.asarray(wide > 0, np.uint8)
+
+
+def border_weights(label: np.ndarray) -> np.ndarray:
+    """How much a pixel counts by its distance to the next pixel of another class: 8 next to it, 1
+    far away; 0 for pixels that do not count."""
+    weights: NDArray[np.uint8] = (label != IGNORE).astype(np.uint8)
+    for train_id in np.unique(label[label != IGNORE]):
+        own = label == train_id
+        distance = cv2.distanceTransform(own.astype(np.uint8), cv2.DIST_L2, 5)
+        for limit, weight in reversed(NEAR):
+            weights[own & (distance < limit)] = weight
+    return weights
+
+
+def edge_loss(logits: Tensor, edge: Tensor) -> Tensor:
+    """Binary cross-entropy, in which edges weigh as much as all the rest.
+
+    logits (N, 1, H, W), edge (N, H, W) of 0 and 1.
+    """
+    truth = edge[:, None].to(logits.dtype)
+    part = truth.mean()
+    weight = truth * (1 - part) + (1 - truth) * part
+    return F.binary_cross_entropy_with_logits(logits, truth, weight)
+
+
+def border_cross_entropy(logits: Tensor, label: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy in which pixels count by `weights` (N, H, W), see `border_weights`, and by how
+    unlikely their true class still is: exp((1 - p) / 2). Over the pixels of weight above 0."""
+    losses = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    unsure = (SHARPNESS * (1 - torch.exp(-losses.detach()))).exp()
+    return (weights * unsure * losses).sum() / (weights > 0).sum().clamp(min=1)
+
 
 Mean = Literal["weights", "pixels", "all"]
 NO_MAPS: Mapping[str, Tensor] = {}
@@ -72,15 +125,15 @@ class Criterion(nn.Module):
             output = output.clamp(min=SMALLEST).log()
         if output.shape[-2:] != label.shape[-2:]:
             if term.at == "output":
-                label = _shrunk(label, output)
+                label = _shrink(label, output)
             else:
-                output = self._enlarged(output, label)
+                output = self._upsample(output, label)
         if term.kind == "edges":
             return edge_loss(output, maps["edges"])
         if term.kind == "bordered":
-            value = bordered(output, label, maps["bordered"])
+            value = border_cross_entropy(output, label, maps["bordered"])
         elif term.kind == "ohem":
-            kept = self._kept(term, label)
+            kept = self._count_kept(term, label)
             weights = self.class_weights
             value = ohem(output, label, term.threshold, kept, weights, term.mean)
         else:
@@ -89,11 +142,11 @@ class Criterion(nn.Module):
             value = value + term.dice * dice(output, label)
         return value
 
-    def _enlarged(self, output: Tensor, label: Tensor) -> Tensor:
+    def _upsample(self, output: Tensor, label: Tensor) -> Tensor:
         size = label.shape[-2:]
         return F.interpolate(output, size, mode="bilinear", align_corners=self.align_corners)
 
-    def _kept(self, term: Term, label: Tensor) -> int:
+    def _count_kept(self, term: Term, label: Tensor) -> int:
         if term.kept_per == "batch":
             return round(term.kept)
         counted = len(label) if term.kept_per == "image" else int((label != IGNORE).sum())
@@ -102,7 +155,7 @@ class Criterion(nn.Module):
     def _at_edges(self, outputs: Mapping[str, Tensor], label: Tensor) -> Tensor:
         """The label where the edge output sees a border; elsewhere nothing counts."""
         assert self.loss.edges is not None
-        edge = self._enlarged(outputs[self.loss.edges].detach().float(), label)
+        edge = self._upsample(outputs[self.loss.edges].detach().float(), label)
         return label.masked_fill(edge[:, 0].sigmoid() <= SEEN, IGNORE)
 
     def _check(self, outputs: Mapping[str, Tensor]) -> None:
@@ -126,7 +179,7 @@ class Criterion(nn.Module):
                 )
 
 
-def _shrunk(label: Tensor, output: Tensor) -> Tensor:
+def _shrink(label: Tensor, output: Tensor) -> Tensor:
     small = F.interpolate(label[:, None].float(), output.shape[-2:], mode="nearest-exact")
     return small[:, 0].long()
 
@@ -192,7 +245,7 @@ def dice(logits: Tensor, label: Tensor, smooth: float = 1.0) -> Tensor:
     return 1 - score[present > 0].mean() if (present > 0).any() else probability.sum() * 0
 
 
-def balance(counts: np.ndarray, power: float) -> Tensor:
+def balance_classes(counts: np.ndarray, power: float) -> Tensor:
     """Class weights (median frequency / frequency) ** power from pixel counts, of mean 1.
 
     Classes that never occur get weight 0.

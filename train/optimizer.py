@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import UsageError
 from ..models import Network
 from ..models.checkpoints import official_names
-from .sections import Group, Optimizer, Schedule
+from .recipe import Group, Optimizer, Schedule
 
 UNCHANGED = Group(names=("",))
 
@@ -83,10 +83,10 @@ def factor(schedule: Schedule, iteration: int, total: int, epoch: int = 1) -> fl
     else:
         left = float((1 - progress) ** schedule.power)
     rate = schedule.last + (1 - schedule.last) * left
-    return rate * _warmed(schedule, iteration / warmup) if iteration < warmup else rate
+    return rate * _warm_up(schedule, iteration / warmup) if iteration < warmup else rate
 
 
-def _warmed(schedule: Schedule, progress: float) -> float:
+def _warm_up(schedule: Schedule, progress: float) -> float:
     if schedule.warmup_shape == "exponential":
         return float(schedule.warmup_from ** (1 - progress))
     return schedule.warmup_from + (1 - schedule.warmup_from) * progress

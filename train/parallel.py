@@ -29,7 +29,7 @@ class Place:
 
 
 @contextmanager
-def joined() -> Iterator[Place]:
+def join_processes() -> Iterator[Place]:
     """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), and leave at the end.
 
     Alone: one process on the first GPU, or the CPU.
@@ -49,7 +49,7 @@ def joined() -> Iterator[Place]:
         distributed.destroy_process_group()
 
 
-class Summed(torch.autograd.Function):
+class SumOverProcesses(torch.autograd.Function):
     """A tensor added up over all processes; so are its gradients on the way back."""
 
     @staticmethod
@@ -74,7 +74,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         x = input.float()
         sums = torch.stack([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3))])
         count = x.numel() // x.shape[1] * distributed.get_world_size()
-        total: Tensor = Summed.apply(sums)  # type: ignore[no-untyped-call]
+        total: Tensor = SumOverProcesses.apply(sums)  # type: ignore[no-untyped-call]
         mean, square = (total / count).unbind()
         variance = (square - mean.square()).clamp(min=0)
         self._follow(mean.detach(), variance.detach(), count)
@@ -94,7 +94,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
 
 
-def with_shared_norms(model: nn.Module) -> nn.Module:
+def share_norms(model: nn.Module) -> nn.Module:
     """Every BatchNorm2d of `model` replaced by one that counts the images of all processes."""
     if next(model.parameters()).is_cuda:
         convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
@@ -119,12 +119,12 @@ def distribute(model: nn.Module, place: Place, sync_norm: bool) -> nn.Module:
     if place.processes == 1:
         return model
     if sync_norm:
-        model = with_shared_norms(model)
+        model = share_norms(model)
     devices = [place.device] if place.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices)
 
 
-def summed(counts: np.ndarray, place: Place) -> np.ndarray:
+def sum_over_processes(counts: np.ndarray, place: Place) -> np.ndarray:
     """int64 counts, added up over all processes."""
     if place.processes == 1:
         return counts
@@ -133,7 +133,7 @@ def summed(counts: np.ndarray, place: Place) -> np.ndarray:
     return np.asarray(total.cpu().numpy())
 
 
-def averaged(value: float, place: Place) -> float:
+def average_over_processes(value: float, place: Place) -> float:
     """The mean of a number over all processes."""
     if place.processes == 1:
         return value
@@ -146,4 +146,4 @@ def any_process(flag: bool, place: Place) -> bool:
     """Whether the flag is set in any process; the same answer everywhere."""
     if place.processes == 1:
         return flag
-    return bool(summed(np.array([flag], np.int64), place)[0])
+    return bool(sum_over_processes(np.array([flag], np.int64), place)[0])

@@ -75,7 +75,7 @@ class Predictor:
         image = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
         image = normalize(image[None], self.network.info)
         views = [
-            resized(self._logits(view, flip)[..., :high, :wide], (height, width))
+            resize(self._logits(view, flip)[..., :high, :wide], (height, width))
             for view, flip, (high, wide) in self._views(image)
         ]
         if len(views) == 1:
@@ -103,7 +103,7 @@ class Predictor:
                 (height, width),
                 "letterbox" if self.size else "stretch",
             )
-            view = resized(image, own)
+            view = resize(image, own)
             if own != (height, width):
                 black = normalize(image.new_zeros(1, height, width, 3), self.network.info)
                 black[..., : own[0], : own[1]] = view
@@ -119,7 +119,7 @@ class Predictor:
 
     def _whole(self, view: Tensor) -> Tensor:
         logits: Tensor = self.network(view)
-        return resized(logits, view.shape[-2:], self.network.info.align_corners)
+        return resize(logits, view.shape[-2:], self.network.info.align_corners)
 
     def _slid(self, view: Tensor) -> Tensor:
         """Windows are averaged where they overlap; a smaller view is padded in the mean color."""
@@ -129,8 +129,8 @@ class Predictor:
         view = F.pad(view, (0, wide - width, 0, low - height))
         total = view.new_zeros(1, self.network.info.num_classes, low, wide)
         seen = view.new_zeros(1, 1, low, wide)
-        for top in starts(low, self.window[0]):
-            for left in starts(wide, self.window[1]):
+        for top in window_starts(low, self.window[0]):
+            for left in window_starts(wide, self.window[1]):
                 part = (..., slice(top, top + self.window[0]), slice(left, left + self.window[1]))
                 total[part] += self._whole(view[part])
                 seen[part] += 1
@@ -143,13 +143,13 @@ def channels_last(network: Network) -> Network:
     return network
 
 
-def starts(length: int, window: int) -> list[int]:
+def window_starts(length: int, window: int) -> list[int]:
     """Where windows begin so that they cover 0..length, each moved by at most two thirds."""
     stride = max(1, window * 2 // 3)
     return [*range(0, length - window, stride), length - window]
 
 
-def resized(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+def resize(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=align_corners)

@@ -72,9 +72,9 @@ def round_layers(network: Network, size: tuple[int, int]) -> list[str]:
     size: (height, width) that the network takes. In float stay, as in export, transposed
     convolutions and the layers that make sampling positions, and with them what only training uses.
     """
-    left = positions(network, size)
+    left = position_layers(network, size)
     names = []
-    for name, layer in _exported(network):
+    for name, layer in _exported_layers(network):
         if type(layer) not in ROUNDED or name in left:
             continue
         reach = torch.zeros((), device=next(layer.parameters()).device)
@@ -84,7 +84,7 @@ def round_layers(network: Network, size: tuple[int, int]) -> list[str]:
     return names
 
 
-def ranges(network: nn.Module) -> dict[str, Tensor]:
+def get_ranges(network: nn.Module) -> dict[str, Tensor]:
     """{layer: its `reach`}, the tensors themselves; empty where nothing is rounded."""
     kinds = tuple(ROUNDED.values())
     layers = ((n, m) for n, m in network.named_modules() if isinstance(m, kinds))
@@ -93,7 +93,7 @@ def ranges(network: nn.Module) -> dict[str, Tensor]:
 
 def set_ranges(network: nn.Module, saved: Mapping[str, Tensor]) -> None:
     """Layers that `saved` does not know take their range from the next batch."""
-    for name, reach in ranges(network).items():
+    for name, reach in get_ranges(network).items():
         if name in saved:
             reach.copy_(saved[name])
 
@@ -121,15 +121,15 @@ def _follow(reach: Tensor, x: Tensor) -> None:
     reach.copy_(torch.where(reach > 0, reach.lerp(new, PACE), new))
 
 
-def _exported(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _exported_layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """(name, module) of all parts that a deployed network has too."""
     for name, child in module.named_children():
         if not isinstance(child, TrainingOnly):
             yield prefix + name, child
-            yield from _exported(child, f"{prefix}{name}.")
+            yield from _exported_layers(child, f"{prefix}{name}.")
 
 
-def positions(network: Network, size: tuple[int, int]) -> set[str]:
+def position_layers(network: Network, size: tuple[int, int]) -> set[str]:
     """Names of the layers whose results are positions that grid_sample reads at.
 
     Found in the gradient's graph of a shadow without data, the way `export.candidates` finds them

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.classes import CLASS_SETS, IGNORE, ClassSet, load_class_set
+from ..data.datasets import Cached, SegmentationData, open_data
 from ..errors import DataError, TrainingError, UsageError
 from ..models import build, save_checkpoint
-from .curves import draw_curves
 from .distill import SoftSource, soft_loss
 from .evaluate import Evaluation, evaluate_frames
 from .loader import Batch, Positions, Stream, epoch_frames, make_loader
-from .log import TrainingBar, TrainingLog, read_log
-from .loss import Criterion, balance
+from .log import TrainingBar, TrainingLog, draw_curves, read_log
+from .loss import Criterion, balance_classes
 from .optimizer import (
     Average,
     factor,
@@ -32,14 +34,18 @@ from .optimizer import (
     set_learning_rate,
     state_by_name,
 )
-from .parallel import Place, any_process, averaged, distribute, joined, summed
+from .parallel import (
+    Place,
+    any_process,
+    average_over_processes,
+    distribute,
+    join_processes,
+    sum_over_processes,
+)
 from .predictor import Predictor, autocast, channels_last, normalize
-from .pretrained import start
-from .qat import ranges, round_layers, set_ranges
-from .sections import Recipe
-from .splits import class_counts, described, load
-from .state import SaveError, git_revision, read_state, save_state
-from .stop import Stop, stop_signals
+from .qat import get_ranges, round_layers, set_ranges
+from .recipe import Recipe
+from .state import SaveError, git_revision, read_state, save_state, start_network
 
 STATE, BEST, LOG, CURVES = "last.pt", "best.safetensors", "log.jsonl", "curves.png"
 
@@ -65,7 +71,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True)
     Raises TrainingError for a loss that is not finite (with the batch's file names) and for a
     worker that died; SaveError where the disk is full; DataError for files that cannot be read.
     """
-    with joined() as place:
+    with join_processes() as place:
         run = Run(recipe, Path(folder), place)
         if resume:
             run.restore()
@@ -90,11 +96,13 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path, place: Place):
         self.recipe, self.folder, self.place = recipe, folder, place
         torch.manual_seed(recipe.seed)
-        self.data = load(recipe, recipe.data.train, labels_optional=recipe.teacher is not None)
-        self.val = load(recipe, recipe.data.val)
+        self.data = open_split(
+            recipe, recipe.data.train, labels_optional=recipe.teacher is not None
+        )
+        self.val = open_split(recipe, recipe.data.val)
         self.network = build(recipe.model, len(self.data.classes), **recipe.options).train()
         self.network.info.check_size(*recipe.augment.crop)
-        self.started = start(self.network, recipe)
+        self.started = start_network(self.network, recipe)
         self.rounded = round_layers(self.network, recipe.augment.crop) if recipe.quantize else []
         channels_last(self.network.to(place.device))
         self.average = Average(self.network, recipe.ema) if recipe.ema else None
@@ -127,7 +135,7 @@ class Run:
 
     def _class_weights(self) -> Tensor | None:
         power = self.recipe.loss.class_balance
-        return balance(class_counts(self.data), power) if power else None
+        return balance_classes(class_counts(self.data), power) if power else None
 
     def restore(self) -> None:
         """Go on from the folder's state, bit for bit."""
@@ -149,7 +157,7 @@ class Run:
             "iteration": self.iteration,
             "best": self.best,
             "network": self.network.state_dict(),
-            "ranges": ranges(self.network),
+            "ranges": get_ranges(self.network),
             "optimizer": state_by_name(self.optimizer, self.network),
             "scaler": self.scaler.state_dict(),
             "average": average.model.state_dict() if average else {},
@@ -167,7 +175,7 @@ class Run:
         seconds, losses = time.perf_counter(), []
         with TrainingBar(self.total, self.iteration, show) as bar:
             while self.iteration < self.total:
-                losses.append(averaged(self.step(batches), self.place))
+                losses.append(average_over_processes(self.step(batches), self.place))
                 self.iteration += 1
                 if self.iteration % recipe.log_every == 0 and log:
                     speed = self._images * len(losses) / (time.perf_counter() - seconds)
@@ -288,7 +296,7 @@ class Run:
         recipe, network = self.recipe, self.network
         if self.average:
             network = self.average.model
-            set_ranges(network, ranges(self.network))
+            set_ranges(network, get_ranges(self.network))
         segment = Predictor(
             network,
             recipe.val_size,
@@ -299,8 +307,8 @@ class Run:
         mine = range(self.place.process, len(self.val), self.place.processes)
         result = evaluate_frames(segment, self.val, mine)
         self.network.train()
-        result.confusion.matrix = summed(result.confusion.matrix, self.place)
-        result.images = int(summed(np.array([result.images]), self.place)[0])
+        result.confusion.matrix = sum_over_processes(result.confusion.matrix, self.place)
+        result.images = int(sum_over_processes(np.array([result.images]), self.place)[0])
         miou = result.confusion.miou()
         if miou > self.best:
             self.best = miou
@@ -310,7 +318,7 @@ class Run:
 
     def _keep(self, network: Any, result: Evaluation) -> None:
         facts = {
-            "classes": described(self.data.classes),
+            "classes": describe_classes(self.data.classes),
             "metrics": {"split": self.recipe.data.val, "iteration": self.iteration}
             | {key: result.as_dict()[key] for key in ("miou", "iou", "pixel_accuracy", "images")},
             "recipe": json.loads(self.recipe.model_dump_json()),
@@ -320,3 +328,58 @@ class Run:
             save_checkpoint(network, self.path(BEST), metadata=facts)
         except OSError as error:
             raise SaveError(f"cannot write {self.path(BEST)}: {error.strerror or error}") from error
+
+
+def open_split(
+    recipe: Recipe, split: str, labels_optional: bool = False
+) -> SegmentationData | Cached:
+    """The data set of a recipe, its frames kept in memory where it says so."""
+    options = recipe.data
+    classes = load_class_set(options.classes) if options.classes else None
+    data = open_data(options.name, options.root, split, classes)
+    data.labels_optional = labels_optional
+    return Cached(data) if options.cache else data
+
+
+def describe_classes(classes: ClassSet) -> str | dict[str, Any]:
+    """For a checkpoint's header: the name of a known set, another one in full."""
+    if CLASS_SETS.get(classes.name) == classes:
+        return classes.name
+    return {"name": classes.name, "names": classes.names, "palette": classes.palette}
+
+
+def class_counts(data: SegmentationData | Cached) -> np.ndarray:
+    """(K,) int64: the pixels of each class in the whole split."""
+    counts = np.zeros(256, np.int64)
+    for index in range(len(data)):
+        label = data[index].label
+        if label is not None:
+            counts += np.bincount(label.ravel(), minlength=256)
+    return counts[: min(IGNORE, len(data.classes))]
+
+
+class Stop:
+    """Set by a signal, read between iterations."""
+
+    wanted = False
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """SIGTERM and SIGINT ask for a stop; the handlers of before come back at the end."""
+    stop = Stop()
+
+    def handle(number: int, frame: object) -> None:
+        stop.wanted = True
+
+    kinds = (signal.SIGTERM, signal.SIGINT)
+    try:
+        before = {kind: signal.signal(kind, handle) for kind in kinds}
+    except ValueError:  # only the main thread may set handlers
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
