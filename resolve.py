@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,7 @@ def load_source(
     weights: str | os.PathLike[str] | None = None,
     classes: str | os.PathLike[str] | ClassSet | None = None,
     ignore: Sequence[str] = (),
+    **own: Any,
 ) -> Model:
     """`load_model`, or one line on how to get along where PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
@@ -65,7 +67,56 @@ def load_source(
         )
     from .models.loading import load_model
 
-    return load_model(what, weights, classes, ignore)
+    return load_model(what, weights, classes, ignore, **own)
+
+
+def read_own_options(
+    sizes: Sequence[Size],
+    normalize: str | None,
+    mean: str | None,
+    std: str | None,
+    order: str | None,
+    output: str | None,
+) -> dict[str, Any]:
+    """What the command line says of a network of the user's own, as `load_model` takes it.
+
+    Args:
+        sizes: (height, width) in pixels; the network is tried at the first.
+        normalize: a name of `NORMALIZATIONS`.
+        mean: in its place, of each channel in 0..1, as "0.5,0.5,0.5".
+        std: with `mean`, in the same form.
+        order: "rgb" or "bgr".
+        output: key or place of the logits.
+
+    Raises:
+        UsageError: both ways are used, a number is none, or the name is unknown.
+    """
+    found: dict[str, Any] = {"size": sizes[0]} if sizes else {}
+    if output is not None:
+        found["output"] = output
+    if normalize is None and mean is None and std is None and order is None:
+        return found
+    from .models.own import Normalization, find_normalization
+
+    if (mean is None) != (std is None) or (mean is not None and normalize is not None):
+        raise UsageError("give either --normalize NAME, or --mean and --std together")
+    known = (
+        find_normalization(normalize)
+        if mean is None or std is None
+        else Normalization(_read_triple(mean), _read_triple(std))
+    )
+    found["normalize"] = replace(known, order=order or known.order)  # type: ignore[arg-type]
+    if known.order != found["normalize"].order and mean is None:  # its values are named in RGB
+        found["normalize"] = replace(found["normalize"], mean=known.mean[::-1], std=known.std[::-1])
+    return found
+
+
+def _read_triple(text: str) -> tuple[float, float, float]:
+    try:
+        first, second, third = map(float, text.split(","))
+    except ValueError as error:
+        raise UsageError(f"three numbers with commas between them, not {text!r}") from error
+    return first, second, third
 
 
 def resolve_artifact(

@@ -29,6 +29,7 @@ from ._options import (
 PROOF = "Proof"
 INT8 = "int8"
 ENGINES = "TensorRT engines"
+OWN = "A network of your own"
 ZOO = "The whole zoo"
 
 
@@ -36,7 +37,8 @@ def export(
     model: Annotated[
         str | None,
         Argument(
-            help="A name that `rtseg models` lists, NAME:WEIGHTS or a checkpoint.",
+            help="A name that `rtseg models` lists, NAME:WEIGHTS, a checkpoint, or your own: "
+            "package.module:callable, file.py:callable, program.pt2.",
             autocompletion=complete_models,
         ),
     ] = None,
@@ -87,6 +89,19 @@ def export(
         in_group(ENGINES, "--label-kernel", help="Labels by a GPU kernel behind it, not in it."),
     ] = False,
     log: Annotated[str, in_group(ENGINES, help="Level of the build log.")] = "warning",
+    normalize: Annotated[
+        str | None, in_group(OWN, help="Of its pixels: imagenet, unit (0..1) or none (0..255).")
+    ] = None,
+    mean: Annotated[
+        str | None, in_group(OWN, help="Instead: of each channel in 0..1, such as 0.5,0.5,0.5.")
+    ] = None,
+    std: Annotated[str | None, in_group(OWN, help="And their standard deviations.")] = None,
+    order: Annotated[
+        str | None, in_group(OWN, help="Of the channels that it reads: rgb (by default) or bgr.")
+    ] = None,
+    logits: Annotated[
+        str | None, in_group(OWN, help="Key or place of the logits in what it returns.")
+    ] = None,
     whole_zoo: Annotated[
         bool, in_group(ZOO, "--all", help="Every variant instead, and a table: zoo.md, zoo.json.")
     ] = False,
@@ -102,6 +117,7 @@ def export(
 
     rtseg export csfcn_tiny --size 512x1024 --to onnx --to tensorrt --precision fp16
     rtseg export csfcn_nano --to openvino --precision int8 --calib drives/frames
+    rtseg export nets.py:make_net --weights mine.pth --normalize imagenet --size 512x1024
     rtseg export --all --size 512x1024 --no-keep -o zoo
     """
     if (model is None) != whole_zoo:
@@ -141,9 +157,10 @@ def export(
     from ..export.artifacts import build_table as build_artifact_table
     from ..export.artifacts import list_notes
     from ..export.calibrate import Calibration
-    from ..resolve import load_source
+    from ..resolve import load_source, read_own_options
 
-    source = load_source(model, weights, classes, ignore_keys or ())
+    own = read_own_options(sizes, normalize, mean, std, order, logits)
+    source = load_source(model, weights, classes, ignore_keys or (), **own)
     note(
         f"{source.network.info.name}, {len(source.classes)} classes ({source.classes.name}), "
         f"weights: {source.weights_from}"

@@ -99,8 +99,10 @@ def load_model(
     named = os.fspath(what) if isinstance(what, (str, os.PathLike)) else ""
     if is_factory(named) and named.partition(":")[0] not in VARIANTS:  # else it is NAME:WEIGHTS
         return _open_own(load_module(named), weights, classes, own)
-    if own:
-        raise UsageError(f"{', '.join(own)} are for modules of your own, not for {_title(what)}")
+    if given := own.keys() - {"size"}:  # the size is asked of exports, too
+        raise UsageError(
+            f"{', '.join(sorted(given))} are for modules of your own, not for {_title(what)}"
+        )
     if isinstance(what, (Network, Model)):
         if weights is not None:
             raise UsageError("a network has its weights already: name a variant to load some into")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import Run, as_json
 from rtseg import load_model
 from rtseg.errors import CheckpointError, UsageError
 from rtseg.models.own import (
@@ -23,6 +24,8 @@ from rtseg.models.own import (
     wrap_module,
 )
 from rtseg.models.preprocessing import check_preprocess
+from rtseg.resolve import read_own_options
+from rtseg.runtime import read_card
 from torch import Tensor, nn
 
 SIZE = (64, 96)
@@ -308,3 +311,41 @@ def test_a_network_of_the_zoo_needs_none_of_it() -> None:
     with pytest.raises(UsageError, match="for modules of your own"):
         load_model("csfcn_nano", normalize="unit")
     assert load_model("csfcn_nano:camvid").network.info.name == "csfcn_nano"
+
+
+def test_the_command_exports_a_network_of_the_users_own(rtseg: Run, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))\n"
+    )
+    (tmp_path / "classes.yaml").write_text("[road, car, tree, sky]")
+    command = ["export", "nets.py:make", "--size", "64x96", "--classes", "classes.yaml"]
+    done = rtseg(*command, "-o", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "how are this network's pixels normalized?" in done.stderr
+    assert not (tmp_path / "out").exists()
+    done = rtseg(*command, "--normalize", "imagenet", "-o", "out", "--json", cwd=tmp_path)
+    (artifact,) = as_json(done)
+    card = read_card(tmp_path / artifact["file"])
+    assert (card.model, card.classes) == ("sequential", ("road", "car", "tree", "sky"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("imagenet", "0,0,0", "1,1,1", None), "either --normalize"),
+        ((None, "0,0,0", None, None), "either --normalize"),
+        ((None, "0,0", "1,1,1", None), "three numbers"),
+        (("imagnet", None, None, None), "unknown"),
+        (("unit", None, None, "gbr"), "channel order"),
+    ],
+)
+def test_words_of_the_command_line_that_do_not_fit(words: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        read_own_options([SIZE], *words, None)
+
+
+def test_a_named_normalization_follows_the_channel_order() -> None:
+    found = read_own_options([SIZE], "imagenet", None, None, "bgr", None)["normalize"]
+    assert found.rgb == IMAGENET.rgb
