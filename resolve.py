@@ -34,7 +34,6 @@ Size = tuple[int, int]  # (height, width) in pixels
 Progress = Callable[[str, float], None]  # (what is being done, share done)
 logger = logging.getLogger("rtseg")
 
-TARGETS = {"onnxruntime": "onnx"}  # what `export` writes for a backend, where the names differ
 ROOT = Path(__file__).parent
 # Networks whose weights ship: the more accurate one to look at, the faster one to keep up.
 BEST_TO_LOOK_AT, BEST_TO_DRIVE = "csfcn_tiny", "csfcn_nano"
@@ -184,9 +183,9 @@ def check_backends(backends: Iterable[str]) -> None:
             raise UsageError(f"no backend is called {backend!r}: choose from {known}")
         if not installed(backend):
             raise MissingPackage(f"{backend} is not installed: {BACKENDS[backend].install}")
-        if backend == "tensorrt" and not gpus():
+        if "cpu" not in BACKENDS[backend].devices and not gpus():
             raise ArtifactError(
-                "tensorrt runs engines on an NVIDIA GPU, and none answers here: take "
+                f"{backend} runs on an NVIDIA GPU, and none answers here: take "
                 f"{' or '.join(default_backends('cpu'))}"
             )
 
@@ -253,7 +252,7 @@ def cached_export(
     if precision == "int8":
         folder /= f"int8-{hashlib.sha256(str(Path(str(calib)).resolve()).encode()).hexdigest()[:8]}"
     stem = f"{model.network.info.name}_{size[0]}x{size[1]}_{precision}"
-    targets = {backend: TARGETS.get(backend, backend) for backend in backends}
+    targets = {backend: _target_for(backend) for backend in backends}
     paths = {backend: folder / (stem + ENDINGS[target][0]) for backend, target in targets.items()}
     if missing := [targets[backend] for backend, path in paths.items() if not path.exists()]:
         logger.info("export into the cache", extra={"artifact": stem, "folder": str(folder)})
@@ -267,6 +266,17 @@ def cached_export(
             progress=lambda step: progress(f"exporting {step}", 0.0),
         )
     return paths
+
+
+def _target_for(backend: str) -> str:
+    """What `export` writes for a backend: the files made for it, or others that it reads."""
+    from .export.export import TARGETS
+
+    for target, (_, runs_in) in TARGETS.items():
+        if runs_in == backend:
+            return target
+    suffixes = BACKENDS[backend].suffixes
+    return next(target for target, (suffix, _) in TARGETS.items() if suffix in suffixes)
 
 
 def export_cache(model: Model) -> Path:

@@ -58,7 +58,12 @@ data.command("check", cls=Command, context_settings=CONTEXT)(check_data)
 data.command("pack", cls=Command, context_settings=CONTEXT)(pack_data)
 
 RENAMED = {"--colour-blind": "--color-blind"}  # options of 0.1
+GONE = {  # commands and options of 0.1 that are programs now
+    "bench-labels": "python scripts/label_cost.py",
+    "--compare-bench": "python scripts/age_beside_bench.py",
+}
 JSON_LOGS = ("drive", "fleet")  # commands that run for hours beside other programs
+TOLD = (*JSON_LOGS, "eval", "submit")  # whose log says what ran, where no level is asked for
 
 
 @app.callback()
@@ -66,7 +71,7 @@ def options(
     debug: Annotated[bool, Option("--debug", help="Show the traceback of every error.")] = False,
     log_level: Annotated[
         str, Option("--log-level", metavar="LEVEL", help=f"{', '.join(LEVELS)}; on stderr.")
-    ] = "info",
+    ] = "warning",
     version: Annotated[
         bool,
         Option(
@@ -117,6 +122,8 @@ def _take_common(arguments: list[str]) -> list[str]:
     words = iter(arguments)
     for word in words:
         option, equals, value = word.partition("=")
+        if option in GONE:
+            raise UsageError(f"{option} is a program of its own now: {GONE[option]}")
         if option in RENAMED:
             sys.stderr.write(f"rtseg: {option} is called {RENAMED[option]} now: use that\n")
             left.append(RENAMED[option] + equals + value)
@@ -126,8 +133,8 @@ def _take_common(arguments: list[str]) -> list[str]:
                 raise UsageError(f"--log-level is {', '.join(LEVELS)}, not {level!r}")
         elif word != "--debug":
             left.append(word)
-    as_json = next((word for word in left if not word.startswith("-")), "") in JSON_LOGS
-    start_log(level or "info", as_json)
+    command = next((word for word in left if not word.startswith("-")), "")
+    start_log(level or ("info" if command in TOLD else "warning"), command in JSON_LOGS)
     return left
 
 

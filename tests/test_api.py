@@ -144,3 +144,26 @@ def test_train_takes_a_name_or_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None
     (named, folder, resume, _), (given, here, *_) = seen  # type: ignore[misc]
     assert (named.optimizer.clip, folder, resume) == (3, Path("runs/csfcn_camvid"), True)
     assert (given.model, here) == ("csfcn", Path("here"))
+
+
+def test_evaluate_takes_what_load_model_and_load_take(tmp_path: Path) -> None:
+    from rtseg.data.datasets import open_data
+    from tiny_camvid import write_camvid
+
+    root = write_camvid(tmp_path / "camvid", frames=1)
+    model = rtseg.load_model("csfcn_nano:camvid")
+    size = open_data("camvid", root, "val")[0].image.shape[:2]
+    of_network = rtseg.evaluate(model, "camvid", root=root, worst=tmp_path / "worst.png")
+    assert (tmp_path / "worst.png").stat().st_size > 0
+    (artifact,) = rtseg.export(model, size=size, out=tmp_path / "out")
+    of_artifact = rtseg.evaluate(artifact.path, "camvid", root=root)
+    with rtseg.load(artifact.path) as segment:
+        assert rtseg.evaluate(segment, "camvid", root).to_json() == of_artifact.to_json()
+    miou = of_network.as_dict()["miou"]
+    assert of_artifact.as_dict()["miou"] == pytest.approx(miou, abs=0.01)
+    with pytest.raises(UsageError, match="an artifact runs as exported"):
+        rtseg.evaluate(artifact.path, "camvid", root, flip=True)
+    with pytest.raises(UsageError, match="the model knows 19 classes"):
+        rtseg.evaluate("sfnet_r18", "camvid", root)
+    with pytest.raises(UsageError, match=r"add root \(--root DIR\)"):
+        rtseg.evaluate(model, "camvid")

@@ -163,6 +163,7 @@ def test_an_official_checkpoint_is_exported(rtseg: Run, tmp_path: Path) -> None:
         (["bench", "absent.onnx"], 2, "absent.onnx"),
         (["bench", "csfcn_nano", "--backend", "mxnet"], 2, "no backend is called 'mxnet'"),
         (["frobnicate"], 2, "No such command"),
+        (["bench-labels", "csfcn_nano"], 2, "now: python scripts/label_cost.py"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
