@@ -22,12 +22,8 @@ def python(code: str) -> str:
     return done.stdout.strip()
 
 
-def test_import_is_instant() -> None:
-    code = "import time; t = time.perf_counter(); import rtseg; print(time.perf_counter() - t)"
-    assert min(float(python(code)) for _ in range(3)) < 0.1
-
-
 def test_import_reads_nothing_heavy() -> None:
+    """What makes it instant: none of these, each of which takes longer than a tenth of a second."""
     code = "import sys, rtseg; print(*{n.split('.')[0] for n in sys.modules})"
     assert not {"torch", "numpy", "cv2", "onnxruntime", "pydantic"} & set(python(code).split())
 
