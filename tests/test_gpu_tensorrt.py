@@ -30,7 +30,7 @@ from rtseg.runtime.packages import import_package, make_log  # noqa: E402
 from rtseg.runtime.verify import (  # noqa: E402
     BARS,
     compare,
-    faults,
+    find_faults,
     record_path,
 )
 
@@ -100,7 +100,7 @@ def wrong(segment, reference, precision):
             reference.frames, reference.labels, reference.margins, strict=True
         )
     ]
-    return faults(figures, precision, trained=False)
+    return find_faults(figures, precision, trained=False)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
