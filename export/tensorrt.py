@@ -36,9 +36,15 @@ ONNX_NAMES = {"float32": "float", "half": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Built:
-    """An engine that was written. census: values held in the weights of the network that TensorRT
-    parsed, by data type; layer_types: its layer outputs likewise; log: beside the engine."""
+class BuiltEngine:
+    """An engine that was written.
+
+    Attributes:
+        card: beside it.
+        census: values held in the weights of the network that TensorRT parsed, by data type.
+        layer_types: its layer outputs likewise.
+        log: TensorRT's own, beside the engine.
+    """
 
     card: Card
     census: dict[str, int]
@@ -56,18 +62,25 @@ def build_engine(
     flavour: Flavour | None = None,
     reference: Reference | None = None,
     label_kernel: Callable[[Sequence[str]], bytes] | None = None,
-) -> Built:
-    """Build `target` from a typed ONNX graph, and write its log, reference and card beside it.
+) -> BuiltEngine:
+    """Build an engine from a typed ONNX graph, and write its log, reference and card beside it.
 
-    card: of the graph; the engine's card is it with the engine's facts and no proof.
-    compute_capabilities: such as ("8.6", "8.9"), by default all that one engine serves well (with
-    `tensorrt`: the GPU here). log_level: "verbose", "info", "warning" or "error". flavour: by
-    default `tensorrt` where it is installed and finds a GPU, else `tensorrt_rtx`. reference: what
-    the engine is proven against on the first machine that loads it. label_kernel: gives the kernel
-    file that makes labels of the engine's coarse logits, for these compute capabilities.
+    Args:
+        onnx: the graph.
+        target: the engine's path.
+        card: of the graph; the engine's is this one with the engine's facts and no proof.
+        compute_capabilities: such as ("8.6", "8.9"), by default all that one engine serves well
+            (with `tensorrt`: that of the GPU here).
+        log_level: "verbose", "info", "warning" or "error".
+        flavour: by default `tensorrt` where it is installed and finds a GPU, else `tensorrt_rtx`.
+        reference: what the engine is proven against on the first machine that loads it.
+        label_kernel: gives the kernel file that makes labels of the engine's coarse logits, for
+            these compute capabilities.
 
-    Raises MissingPackage without a TensorRT package; ArtifactError if TensorRT cannot parse or
-    build the graph, and then only the log is left; ValueError for an unknown option.
+    Raises:
+        MissingPackage: no TensorRT package is installed.
+        ArtifactError: TensorRT cannot parse or build the graph; only the log is left.
+        UsageError: an option is unknown.
     """
     package = choose_package(flavour)
     trt = import_package(package.flavour)
@@ -94,7 +107,7 @@ def build_engine(
         build_seconds=round(time.perf_counter() - began, 3),
     )
     written = _write(target, plan, card, facts, reference, kernel)
-    return Built(written, census(trt, network), layer_types(network), log_path)
+    return BuiltEngine(written, census(trt, network), layer_types(network), log_path)
 
 
 def choose_package(flavour: Flavour | None = None) -> Package:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from ..data.files import write_atomically
+from ..data.files import scratch_folder, write_atomically
 from ..errors import ArtifactError
 from ..runtime.artifact import Card, read_card, sidecar, verify_artifact
 
@@ -44,14 +43,21 @@ class TensorSpec:
 def write_model(
     artifact: Path, repository: Path, tensorrt: bool = False, gpus: int | None = None
 ) -> Path:
-    """Add an ONNX artifact or a TensorRT engine to a model repository; gives the model's folder.
+    """Add an ONNX artifact or a TensorRT engine to a model repository, in place of an older model
+    of its name.
 
-    It is named as the file is. tensorrt: the server's ONNX Runtime makes TensorRT engines of the
-    ONNX file where it runs. gpus: instances on that many GPUs each; None leaves it to the server.
-    An older model of the same name is replaced.
+    Args:
+        artifact: a proven file; the model is named as it is.
+        repository: of the Triton server.
+        tensorrt: the server's ONNX Runtime makes TensorRT engines of the ONNX file where it runs.
+        gpus: instances on that many GPUs each; None leaves it to the server.
 
-    Raises ArtifactError for another kind of file, for one that was not proven, and for an engine of
-    TensorRT-RTX, which Triton cannot load.
+    Returns:
+        The model's folder.
+
+    Raises:
+        ArtifactError: another kind of file, one that was not proven, or an engine of TensorRT-RTX,
+            which Triton cannot load.
     """
     card = read_card(artifact)
     verify_artifact(artifact, card)
@@ -60,24 +66,21 @@ def write_model(
     if is_engine and tensorrt:
         raise ArtifactError(f"{artifact.name} is an engine already: leave tensorrt out")
     outputs = _labels(card) if is_engine else _outputs(artifact)
-    repository.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=repository, prefix=".new-"))
-    try:
-        (scratch / VERSION).mkdir(mode=0o755)
+    with scratch_folder(repository, "new") as scratch:
+        made, folder = scratch / artifact.stem, repository / artifact.stem
+        (made / VERSION).mkdir(parents=True)
         name = "model.plan" if is_engine else "model.onnx"
-        shutil.copyfile(artifact, scratch / VERSION / name)
+        shutil.copyfile(artifact, made / VERSION / name)
         if is_engine:
-            shutil.copyfile(sidecar(artifact), scratch / VERSION / f"{name}.json")
-        write_atomically(scratch / LABELS, "".join(f"{c}\n" for c in card.classes).encode())
+            shutil.copyfile(sidecar(artifact), made / VERSION / f"{name}.json")
+        write_atomically(made / LABELS, "".join(f"{c}\n" for c in card.classes).encode())
         config = _config(artifact.stem, card, outputs, is_engine, tensorrt, gpus)
-        write_atomically(scratch / "config.pbtxt", config.encode())
-        scratch.chmod(0o755)  # the server may run as another user
-        folder = repository / artifact.stem
+        write_atomically(made / "config.pbtxt", config.encode())
+        for each in (made, made / VERSION):  # the server may run as another user
+            each.chmod(0o755)
         if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            folder.rename(scratch / "old")
+        made.rename(folder)
     return folder
 
 
