@@ -35,8 +35,13 @@ THREADS_A_WARP = 32
 
 @dataclass(frozen=True)
 class CutGraph:
-    """`graph`: gives COARSE, of `shape` (1, C, h, w) and type `dtype`, in place of labels. weight,
-    bias: of the 1x1 convolution that read it, where `enlarge` is a shuffle."""
+    """A graph without its end.
+
+    Attributes:
+        graph: gives COARSE in place of labels.
+        shape, dtype: of COARSE, (1, C, h, w).
+        weight, bias: of the 1x1 convolution that read it, where `enlarge` is a shuffle.
+    """
 
     graph: onnx.ModelProto
     enlarge: Enlargement
@@ -63,8 +68,12 @@ def cut_before_labels(
 
 
 def cut(graph: onnx.ModelProto) -> CutGraph:
-    """Raises ArtifactError where the graph's labels are no argmax of a bilinear resize, or of a
-    pixel shuffle of a 1x1 convolution."""
+    """Take the last upsampling and the argmax off a graph.
+
+    Raises:
+        ArtifactError: its labels are no argmax of a bilinear resize, or of a pixel shuffle of a 1x1
+            convolution.
+    """
     found = find_coarse(graph)
     if found is None:
         raise ArtifactError(
@@ -130,7 +139,9 @@ def compile_kernel(
 ) -> KernelFile:
     """The kernel for a frame of `size`, on GPUs of those compute capabilities ("8.6").
 
-    Raises MissingPackage without Triton, ArtifactError for what the kernels cannot take.
+    Raises:
+        MissingPackage: Triton is not installed.
+        ArtifactError: the kernels cannot take these logits.
     """
     if importlib.util.find_spec("triton") is None:
         raise MissingPackage("label kernels are compiled by triton: pip install triton")

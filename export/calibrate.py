@@ -1,4 +1,4 @@
-"""Calibration of int8: the frames for it, and the ranges that tensors take on them."""
+"""Calibration of int8: frames of a folder, and the ranges that tensors take on them."""
 
 from __future__ import annotations
 
@@ -47,8 +47,14 @@ class CalibrationError(ExportError):
 
 @dataclass(frozen=True)
 class Calibration:
-    """A wish: from which `folder` of real frames, by which `method` ("percentile", "entropy" or
-    "minmax"), on how many `frames`, picked by which `seed`."""
+    """How int8 is to be calibrated.
+
+    Attributes:
+        folder: of real frames, with its subfolders.
+        method: "percentile", "entropy" or "minmax".
+        frames: how many of them to take.
+        seed: of the picking.
+    """
 
     folder: Path
     method: str = "percentile"
@@ -71,8 +77,9 @@ def pick_frames(wish: Calibration) -> CalibrationFrames:
     """Frames of the folder and its subfolders, spread over all of it: one at random out of each of
     equally long stretches, every third held out.
 
-    Raises CalibrationError for an unknown method, a folder that does not exist, too few images, and
-    frames that are blank, noise or all alike.
+    Raises:
+        CalibrationError: the method is unknown, the folder does not exist or holds too few images,
+            or its frames are blank, noise or all alike.
     """
     if wish.method not in METHODS:
         raise CalibrationError(f"calibration is {', '.join(METHODS)}, not {wish.method!r}")

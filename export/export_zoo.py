@@ -62,9 +62,14 @@ class ZooJob:
 
 @dataclass
 class ZooRow:
-    """What became of a job. Sizes are bytes of the files by target, weights included; `layers` and
-    `build_seconds` are the engine's; `runs` the verdicts of every way it was run; `faults` empty if
-    nothing failed."""
+    """What became of a job.
+
+    Attributes:
+        bytes: of the files by target, weights included.
+        layers, build_seconds: of the engine.
+        runs: results of every way it was run.
+        faults: empty if nothing failed.
+    """
 
     model: str
     size: str
@@ -107,14 +112,26 @@ def export_all(
     keep: bool = True,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[ZooRow]:
-    """Export variants at `size` (height, width), those of few parameters first, one at a time.
+    """Export variants one at a time, those of few parameters first.
 
     Each variant and precision runs in a process of its own, which gives its memory back, and a
-    failure of it, a crash too, becomes its row's fault. `frames`: drawn scenes to prove it on.
-    keep=False deletes its files once they are in the table. After every row `zoo.json` in `out` is
-    written anew; passed rows that stand there already are not made again. Returns the wanted rows.
+    failure of it, a crash too, becomes its row's fault. After every row `zoo.json` in `out` is
+    written anew; passed rows that stand there already are not made again.
 
-    Raises ValueError for an unknown variant or precision, or a table of another format.
+    Args:
+        names: of variants.
+        size: (height, width) in pixels.
+        out: folder for the table and the files.
+        precisions, targets: as `export` takes them.
+        frames: drawn scenes to prove each on.
+        keep: False deletes its files once they are in the table.
+        progress: called with a line before each row.
+
+    Returns:
+        The wanted rows.
+
+    Raises:
+        UsageError: a variant or precision is unknown, or the table is of another format.
     """
     if unknown := [name for name in names if name not in VARIANTS]:
         build(unknown[0])  # says what the name might have been
@@ -138,7 +155,8 @@ def export_all(
 def select_variants(patterns: Sequence[str]) -> list[str]:
     """The variants that one of the patterns, such as "sfnet_*", fits; all without a pattern.
 
-    Raises ValueError for a pattern that fits none.
+    Raises:
+        UsageError: a pattern fits none.
     """
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in VARIANTS):

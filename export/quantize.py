@@ -1,4 +1,4 @@
-"""Float graph -> int8 graph: which layers, how exact, and what stays in float."""
+"""Quantization: a float graph becomes int8, but for the layers that cost too much."""
 
 from __future__ import annotations
 

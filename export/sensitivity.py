@@ -1,4 +1,4 @@
-"""Layers that lose most to int8: all of them ranked in one pass, the worst ones tried alone."""
+"""Sensitivity to int8: all layers ranked in one pass, the worst ones tried alone."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ ROUNDED = "/int8"  # suffix of a layer's result with rounded inputs
 class LayerCost:
     """What int8 costs in one layer.
 
-    noise: root mean square error of the layer's result over that of the result, from rounding its
-    own input and weights. logits_error, labels_moved: of the network's answers with this layer
-    alone in int8, for the noisiest layers. excluded: left in float.
+    Attributes:
+        layer, macs: its name, and its multiply-adds for a frame.
+        noise: root mean square error of its result over that of the result, from rounding its own
+            input and weights.
+        logits_error, labels_moved: of the network's answers with this layer alone in int8, for the
+            noisiest layers.
+        excluded: left in float.
     """
 
     layer: str
