@@ -122,7 +122,8 @@ def export_all(
         names: of variants.
         size: (height, width) in pixels.
         out: folder for the table and the files.
-        precisions, targets: as `export` takes them.
+        precisions: as `export` takes them.
+        targets: likewise.
         frames: drawn scenes to prove each on.
         keep: False deletes its files once they are in the table.
         progress: called with a line before each row.
