@@ -1,4 +1,4 @@
-"""What is measured: what a contestant offers, and artifacts through their backends."""
+"""Contestants of a measurement: what each offers, and artifacts through their backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which precision pays on this machine: time against mIoU, and what the worst class loses."""
+"""Precisions that pay on this machine: time against mIoU, and what the worst class loses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to be measured: from names and files to contests, exporting what is not there yet."""
+"""Plan of a measurement: from names and files to contests, exporting what is not there yet."""
 
 from __future__ import annotations
 

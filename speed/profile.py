@@ -1,4 +1,4 @@
-"""Where a network's time goes: its costliest layers, as the runtime itself counts them."""
+"""Profile of a network: its costliest layers, as the runtime itself counts them."""
 
 from __future__ import annotations
 

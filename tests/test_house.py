@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,7 +105,6 @@ def test_no_import_circle() -> None:
         visit(name, ())
 
 
-@pytest.mark.xfail(reason="until heads are rewritten")
 def test_module_docstrings_begin_with_a_noun_or_a_verb() -> None:
     wrong = []
     for path, tree in TREES.items():
@@ -146,18 +144,6 @@ def test_public_names_are_what_the_reference_documents() -> None:
     assert sorted({*documented, "__version__"}) == rtseg.__all__
 
 
-def test_docstrings_have_their_sections() -> None:
-    """What ruff's pydocstyle, in Google's convention, says of public names."""
-    done = subprocess.run(
-        ["ruff", "check", "--isolated", "--select", "D417,D405,D406,D407,D410,D411,D412,D414,D416",
-         "--config", "lint.pydocstyle.convention='google'", "--output-format", "concise",
-         *map(str, SOURCES)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.xfail(reason="until docstrings are written")
 def test_public_functions_and_classes_have_docstrings() -> None:
     bare = [
         f"{name_of(path)}: {node.name}"
@@ -171,17 +157,27 @@ def test_public_functions_and_classes_have_docstrings() -> None:
     assert bare == []
 
 
-def test_errors_on_purpose_are_the_package_s_own() -> None:
-    """`raise ValueError` means a bug here: what a user did wrong is a UsageError."""
-    allowed = {"cli", "tests"}
-    raised = Counter(
+def test_what_a_user_did_wrong_is_no_value_error() -> None:
+    """A plain ValueError means a bug here; where it stays, a caller close by takes it in."""
+    taken_in = {
+        "data/mcap_reader.py",
+        "data/transforms.py",  # pydantic's validators
+        "models/families/csfcn.py",
+        "runtime/argmax.py",
+        "runtime/argmax_triton.py",
+        "runtime/drive/capture.py",
+        "runtime/drive/engine.py",
+        "runtime/verify.py",
+        "speed/timing.py",
+        "train/recipe.py",
+    }
+    raising = {
         name_of(path)
         for path, tree in TREES.items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Raise)
         and isinstance(node.exc, ast.Call)
         and isinstance(node.exc.func, ast.Name)
-        and node.exc.func.id == "Exception"
-        and path.parent.name not in allowed
-    )
-    assert raised == Counter()
+        and node.exc.func.id in ("ValueError", "Exception")
+    }
+    assert raising - taken_in == set()

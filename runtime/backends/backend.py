@@ -1,4 +1,4 @@
-"""What every backend offers, and the registry with one row for each."""
+"""Backends: the class that each one is, and the registry with one row for each."""
 
 from __future__ import annotations
 
