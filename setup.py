@@ -79,7 +79,7 @@ HOME = find_home()
 class Editable(editable_wheel):
     """`pip install -e`, which makes this checkout visible.
 
-    Version 0.1 wrote compiled loops into its installed folder. pip leaves what it did not write,
+    Older versions wrote compiled loops into their installed folder. pip leaves what it did not write,
     and the folder that remains hides the checkout: Python takes it for the package.
     """
 

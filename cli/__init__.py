@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line on `sys.argv`."""
     if (hidden := hidden_by()) is not None:
-        sys.exit(f"rtseg: {hidden} is a left-over of version 0.1 and hides this one: delete it")
+        sys.exit(f"rtseg: {hidden} was left by an older version and hides this one: delete it")
     from .app import main
 
     main()

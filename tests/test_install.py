@@ -1,4 +1,4 @@
-"""How the package installs: its extras, and an environment that version 0.1 left broken."""
+"""How the package installs: its extras, and an environment that an older version left broken."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_every_file_that_the_code_reads_is_in_the_wheel(script: dict[str, Any]) 
 
 
 def left_over(folder: Path) -> Path:
-    """What uninstalling version 0.1 leaves in a folder of packages."""
+    """What uninstalling an older version leaves in a folder of packages."""
     package = folder / "rtseg"
     compiled = package / "runtime" / "__pycache__"
     compiled.mkdir(parents=True)
@@ -152,7 +152,7 @@ def test_a_hidden_checkout_says_what_hides_it(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        f"rtseg: {package} is a left-over of version 0.1 and hides this one: delete it\n"
+        f"rtseg: {package} was left by an older version and hides this one: delete it\n"
     )
 
 
