@@ -79,8 +79,8 @@ HOME = find_home()
 class Editable(editable_wheel):
     """`pip install -e`, which makes this checkout visible.
 
-    Older versions wrote compiled loops into their installed folder. pip leaves what it did not write,
-    and the folder that remains hides the checkout: Python takes it for the package.
+    Older versions wrote compiled loops into their installed folder. pip leaves what it did not
+    write, and the folder that remains hides the checkout: Python takes it for the package.
     """
 
     def run(self) -> None:
