@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hmac
 import ipaddress
@@ -11,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs
 
 import uvicorn
@@ -22,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..data.camera import is_camera
 from ..data.sources import open_drive_source
@@ -32,7 +34,7 @@ from .live import LivePage, header
 
 PAGE = Path(__file__).with_name("page")
 WAIT_S = 2.0  # that a request for the next frame may hang; each holds a thread
-MOST_CONNECTIONS = 64
+MOST_CONNECTIONS = 48
 COOKIE = "rtseg_token"
 HEADERS = {
     "Cache-Control": "no-store",
@@ -135,6 +137,24 @@ class Guard:
         return answer
 
 
+class Connection(H11Protocol):
+    """One of few: one more closes the oldest that waits without a request, else the oldest, so that
+    idle connections neither lock viewers out nor use up the process's descriptors."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.since = self.loop.time()
+        others = cast("set[Connection]", self.connections)
+        if len(others) > MOST_CONNECTIONS:
+            oldest = min(others, key=lambda each: (not each.idle, each.since))
+            others.discard(oldest)  # it ends later, and may be counted out but once
+            oldest.transport.abort()
+
+    @property
+    def idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+
 class Server:
     """Serves a LivePage from a thread until it is closed; a context manager.
 
@@ -165,7 +185,9 @@ class Server:
             access_log=False,
             lifespan="off",
             ws="none",
-            limit_concurrency=MOST_CONNECTIONS,
+            http=Connection,
+            backlog=MOST_CONNECTIONS,  # as many are accepted at once, before any is closed
+            limit_concurrency=MOST_CONNECTIONS + 16,  # while the oldest are being closed
             timeout_graceful_shutdown=1,
             server_header=False,
         )

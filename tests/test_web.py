@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,6 +174,17 @@ def test_a_short_token_is_refused() -> None:
         Server(fed(), port=0, token="short")
     with pytest.raises(ValueError, match="a port is 0 to 65535, not 70000"):
         Server(fed(), port=70000)
+
+
+def test_idle_connections_lock_no_viewer_out() -> None:
+    page = fed()
+    page(result(0))
+    with Server(page, port=0) as server, ExitStack() as opened:
+        for _ in range(150):
+            idle = socket.create_connection(("127.0.0.1", server.port), 60)
+            opened.enter_context(closing(idle))
+        assert get(server.url, "status")[0] == 200
+        assert get(server.url, "frame?after=-1")[0] == 200
 
 
 def test_clients_that_stop_reading_do_not_slow_the_loop() -> None:
