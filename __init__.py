@@ -12,6 +12,7 @@ instant and a vehicle never loads PyTorch:
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from .train import train
 
 __version__ = "0.1.0"
+# A small file may claim a picture of many gigabytes. OpenCV reads this when it is loaded, and would
+# take up to 2**30 pixels; whoever has larger ones sets it.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
 __all__ = [
     "Artifact",
     "ArtifactError",

@@ -14,8 +14,7 @@ import numpy as np
 
 from .data.classes import IGNORE, ClassSet
 from .data.datasets import SegmentationData, open_data
-from .data.files import write_atomically
-from .data.images import png
+from .data.images import write_png
 from .errors import UsageError
 from .resolve import is_artifact, load_source, open_segmenter
 from .runtime import Segmenter
@@ -63,7 +62,7 @@ def evaluate(
         if worst is not None:
             from .train.evaluate import draw_worst_frames
 
-            write_atomically(Path(worst), png(draw_worst_frames(result, segment, data)))
+            write_png(Path(worst), draw_worst_frames(result, segment, data))
     return result
 
 

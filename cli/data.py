@@ -31,15 +31,14 @@ def check_data(
     from ..api import open_dataset
     from ..data.check import check as run
     from ..data.check import contact_sheet
-    from ..data.files import write_atomically
-    from ..data.images import png
+    from ..data.images import write_png
     from ..reporting import Table
 
     data = open_dataset(dataset, root, split, classes)
     with steps("check", len(data)) as advance:
         found = run(data, seen=advance)
     if sheet:
-        write_atomically(sheet, png(contact_sheet(data)))
+        write_png(sheet, contact_sheet(data))
     facts = found.as_dict()
     rows = [
         (name, f"{100 * row['frequency']:.2f}", row["images"])

@@ -68,7 +68,7 @@ def demo(
     rtseg demo drive.mp4 --model csfcn_nano --model csfcn_tiny -o both.mp4
     rtseg demo 0 --web
     """
-    from ..data.sources import open_recording
+    from ..data.playback import open_recording
     from ..demo.palettes import color_blind_safe
     from ..demo.video import Look
     from ..demo.video import demo as run

@@ -110,8 +110,8 @@ def drive(
     """
     from rich.console import Group
 
-    from ..data.sources import open_drive_source
-    from ..demo.overlay import blend
+    from ..data.images import blend
+    from ..data.playback import open_drive_source
     from ..resolve import BEST_TO_DRIVE, resolve_artifact
     from ..runtime import Drive, DriveLimits, read_card
     from ..runtime.drive.drive import build_artifact_task

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..errors import DataError
 from .classes import IGNORE, ClassSet
-from .images import legend, overlaid, sheet, titled
-from .pairs import SegmentationData, read_image
+from .datasets import SegmentationData
+from .images import add_title, arrange, blend, draw_legend, read_image
 
 SHOWN = 12  # frames on the contact sheet
 
@@ -124,8 +124,8 @@ def contact_sheet(data: SegmentationData, columns: int = 3, width: int = 400) ->
             continue
         shown = sample.image
         if sample.label is not None:
-            shown = overlaid(sample.image, sample.label, data.classes)
-        pictures.append(titled(shown, sample.name, width))
+            shown = blend(sample.image, sample.label, data.classes.palette)
+        pictures.append(add_title(shown, sample.name, width))
     if not pictures:
         raise DataError(f"nothing to show: no {data.split} image under {data.root} can be read")
-    return np.vstack([sheet(pictures, columns), legend(data.classes, columns * width)])
+    return np.vstack([arrange(pictures, columns), draw_legend(data.classes, columns * width)])

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from ..errors import DataError, UsageError
+from .images import IMAGES, read_image
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -74,7 +74,7 @@ class Source:
         for index, path in enumerate(self.paths):
             try:
                 image = read_image(path)
-            except ValueError as error:
+            except DataError as error:
                 yield Unreadable(path.name, str(error))
                 continue
             yield Frame(image, index, time.monotonic_ns(), path.stem)
@@ -115,6 +115,8 @@ def open_source(where: str | os.PathLike[str]) -> Source:
         return _open_video(path)
     if path.is_file():
         return Source((path,), None, 1)
+    if not glob.has_magic(str(where)):
+        raise UsageError(f"no such file or folder: {where}")
     return _of_paths([Path(p) for p in glob.glob(str(where), recursive=True)], path)
 
 
@@ -150,19 +152,6 @@ def _open_video(path: Path) -> Source:
         return Source((), path, max(0, count), capture.get(cv2.CAP_PROP_FPS) or 25.0)
     finally:
         capture.release()
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 BGR. Raises ValueError if the file is missing or no picture."""
-    try:
-        content = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    # imread would print its own complaint, and hides why it failed.
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    if image is None:
-        raise UsageError(f"{path} is damaged or not an image")
-    return np.asarray(image, np.uint8)
 
 
 def read_folder(folder: Path) -> list[tuple[str, NDArray[np.uint8]]]:

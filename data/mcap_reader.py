@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 
-from ..errors import MissingPackage, UsageError
+from ..errors import DataError, MissingPackage, UsageError
 from .frames import Frame, Unreadable
+from .images import decode_image
 
 SCHEMAS = (
     "sensor_msgs/msg/CompressedImage",
@@ -134,10 +134,11 @@ def _frame(decode: Decoder, message: Any, index: int, name: str) -> Frame | Unre
         content = np.frombuffer(decode(message.data), np.uint8)
     except Exception:  # a decoder's, of a damaged message; the next one may be whole
         content = np.empty(0, np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-    if image is None:
-        return Unreadable(name, f"{name} is damaged or not an image")
-    return Frame(np.asarray(image, np.uint8), index, time.monotonic_ns(), name, message.log_time)
+    try:
+        image = decode_image(content, name)
+    except DataError as error:
+        return Unreadable(name, str(error))
+    return Frame(image, index, time.monotonic_ns(), name, message.log_time)
 
 
 def _decoder(encoding: str, schema: Any) -> Decoder | None:

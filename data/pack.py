@@ -13,10 +13,9 @@ import yaml
 
 from ..errors import DataError
 from .classes import CAMVID, CITYSCAPES, IGNORE, ClassSet
-from .datasets import CamVid
+from .datasets import CamVid, identity_ids, images_in
 from .files import write_atomically
-from .images import png
-from .pairs import identity_ids, images_in, read_image, read_png
+from .images import encode_png, read_image, read_png
 from .soft_labels import load_class_map, read_probabilities
 
 LEVELS = 32  # of a probability: as good to learn from, and a third of the size
@@ -143,7 +142,7 @@ def _write(
     write_atomically(folder / "images" / frame.split / f"{name}.jpg", content)
     if label is not None:
         write_atomically(
-            folder / "labels" / frame.split / f"{name}.png", png(label.astype(np.uint8))
+            folder / "labels" / frame.split / f"{name}.png", encode_png(label.astype(np.uint8))
         )
     if soft is not None:
         rounded = np.rint(np.rint(soft / 255 * (LEVELS - 1)) * 255 / (LEVELS - 1))

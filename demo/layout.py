@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.classes import ClassSet
-from .lettering import BOLD, Picture, width_of, write
-from .overlay import blend, legend_strip
+from ..data.images import blend, draw_legend
+from ..data.lettering import BOLD, Picture, text_width, write_text
 
 PAPER = 255  # gray of the ground between panels
 GAP = 4  # pixels between panels
@@ -57,7 +57,7 @@ def compose(frame: Picture, seen: Sequence[Seen], layout: Layout) -> Picture:
         panels.append(_panel(over, layout.panel, each.title, each.readout))
     grid = _grid(panels, layout)
     sets = dict.fromkeys(each.classes for each in seen)
-    strips = [legend_strip(classes, grid.shape[1]) for classes in sets]
+    strips = [draw_legend(classes, grid.shape[1]) for classes in sets]
     return _even(np.vstack([grid, *strips]))
 
 
@@ -80,12 +80,12 @@ def _stamp(panel: Picture, title: str, readout: str) -> None:
     """Title and readout on a darkened ground in the upper left corner."""
     size = max(13, min(22, panel.shape[0] // 24))
     lines = [(title, BOLD), (readout, 400)] if readout else [(title, BOLD)]
-    width = max(width_of(text, size, weight) for text, weight in lines) + size
+    width = max(text_width(text, size, weight) for text, weight in lines) + size
     height = round(len(lines) * size * 1.3 + size * 0.5)
     ground = panel[:height, :width]
     ground[:] = ground // 4
     for number, (text, weight) in enumerate(lines, start=1):
-        write(panel, text, (size // 2, round(number * size * 1.3)), size, weight=weight)
+        write_text(panel, text, (size // 2, round(number * size * 1.3)), size, weight=weight)
 
 
 def _grid(panels: Sequence[Picture], layout: Layout) -> Picture:

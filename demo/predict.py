@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.frames import Frame, Source, Unreadable
+from ..data.images import blend, write_png
 from ..errors import UsageError
 from ..runtime import Segmenter
-from .overlay import blend
-from .writers import Video, write_png
+from .writers import Video
 
 
 @dataclass

@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 
 from ..data.files import write_atomically
 from ..data.frames import read_folder
+from ..data.images import blend, draw_legend
 from ..export import Artifact, export
 from ..export.artifacts import build_table
 from ..export.export import TARGETS
@@ -25,7 +26,6 @@ from ..runtime.backends.backend import installed
 from ..runtime.preflight import check
 from ..speed import bench
 from ..speed.doctor import examine
-from .overlay import blend, legend
 
 FRAMES = Path(__file__).with_name("frames")  # of a motorway; their license lies beside them
 SCALES = (2 / 3, 1, 4 / 3)  # of the training's size: no network is shown where it fails
@@ -131,9 +131,9 @@ def _segment(
                 cv2.resize(each, (WIDTH, high), interpolation=cv2.INTER_AREA)
                 for each in (frame, over)
             ]
-            strip = legend(segmenter.card.class_table, high)
+            strip = draw_legend(segmenter.card.class_table, 2 * WIDTH)
             path = out / f"{name.replace(' ', '_')}.jpg"
-            encoded = cv2.imencode(".jpg", np.hstack([*small, strip]))[1]
+            encoded = cv2.imencode(".jpg", np.vstack([np.hstack(small), strip]))[1]
             write_atomically(path, encoded.tobytes())
             written.append(path)
     return written

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..data.camera import is_camera
-from ..data.sources import open_drive_source
+from ..data.playback import open_drive_source
 from ..errors import UsageError
 from ..runtime import Drive, DriveLimits
 from ..runtime.drive.report import DriveReport

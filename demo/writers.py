@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import cv2
 
 from ..data.files import write_atomically
+from ..data.images import write_png
+from ..data.lettering import Picture
 from ..errors import UsageError
-from .lettering import Picture
 
 CODECS = {".mp4": "mp4v", ".webm": "VP90", ".avi": "MJPG", ".mkv": "mp4v"}
-GIF_ColorS = 128
+GIF_COLORS = 128
 ESCAPE, NO_KEY = 27, 255  # as OpenCV gives them, of which the last byte counts
 
 
@@ -111,7 +112,7 @@ class Gif:
         from PIL import Image
 
         rgb = Image.fromarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
-        self.pictures.append(rgb.quantize(GIF_ColorS, dither=Image.Dither.NONE))
+        self.pictures.append(rgb.quantize(GIF_COLORS, dither=Image.Dither.NONE))
         return True
 
     def finish(self) -> list[str]:
@@ -225,7 +226,3 @@ def has_display() -> bool:
     if sys.platform in ("win32", "darwin"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
-def write_png(path: Path, picture: Picture) -> None:
-    write_atomically(path, cv2.imencode(".png", picture)[1].tobytes())

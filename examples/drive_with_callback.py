@@ -6,7 +6,7 @@ python drive_with_callback.py 0 artifacts/csfcn_nano_360x480_fp32.onnx
 import sys
 
 import rtseg
-from rtseg.data.sources import open_drive_source
+from rtseg.data.playback import open_drive_source
 from rtseg.runtime import Result, read_card
 
 source, model = sys.argv[1:3]

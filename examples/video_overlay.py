@@ -8,7 +8,7 @@ from pathlib import Path
 
 import rtseg
 from rtseg.data.frames import Frame, open_source
-from rtseg.demo.overlay import blend
+from rtseg.data.images import blend
 from rtseg.demo.writers import open_writer
 
 source, model, out = sys.argv[1:4]

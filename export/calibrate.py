@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod
 
-from ..data.frames import IMAGES, numeric_order, read_image
+from ..data.frames import numeric_order
+from ..data.images import IMAGES, read_image
 from ..errors import ExportError
 
 Image = NDArray[np.uint8]  # (H, W, 3) BGR

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..data.frames import open_source, read_image
+from ..data.frames import open_source
+from ..data.images import read_image
 from ..data.letterbox import Fit, fit_frame, fit_labels
 from ..data.scenes import scenes
 from ..errors import UsageError

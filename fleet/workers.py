@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.files import write_atomically
 from ..data.frames import Frame, Unreadable, open_source
+from ..data.images import write_png
 from ..data.mcap_reader import McapLog
 from ..runtime import Segmenter
 from .run_lengths import encode
@@ -104,5 +103,5 @@ class Labeller:
                 "lengths": lengths.tobytes(),
             }
         path = self.out / row["log"] / "labels" / f"{row['name']}.png"
-        write_atomically(path, cv2.imencode(".png", labels)[1].tobytes())
+        write_png(path, labels)
         return {"ms": ms, "pixels": pixels}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rtseg.data.files import write_atomically
 from rtseg.data.frames import Frame
-from rtseg.data.sources import open_drive_source
+from rtseg.data.playback import open_drive_source
 from rtseg.errors import BackendError, DataError
 from rtseg.runtime import Drive, Result, Status
 from rtseg.runtime.backends.backend import choose

@@ -7,10 +7,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from rtseg.data.classes import CAMVID, CITYSCAPES, CLASS_SETS, ClassSet, load_class_set
-from rtseg.data.datasets import DATASETS, CAMVID_ColorS, open_data, segnet_split
-from rtseg.data.large_sets import devkit_color
-from rtseg.data.pairs import Cached
+from rtseg.data.classes import (
+    CAMVID,
+    CITYSCAPES,
+    CLASS_SETS,
+    ClassSet,
+    devkit_color,
+    load_class_set,
+)
+from rtseg.data.datasets import CAMVID_COLORS, DATASETS, Cached, open_data, segnet_split
 from rtseg.errors import DataError
 from tiny_camvid import write_camvid
 
@@ -71,7 +76,7 @@ def test_camvid_in_32_colors(tmp_path):
 
 
 def test_camvid_has_32_colors_in_all_11_classes():
-    rows = CAMVID_ColorS.strip().splitlines()
+    rows = CAMVID_COLORS.strip().splitlines()
     assert len(rows) == len({row.split(":")[1].split("->")[0] for row in rows}) == 32
     assert {row.split("-> ")[1] for row in rows} == {*CAMVID.names, "void"}
 
@@ -219,7 +224,7 @@ def test_load_class_set_by_name_and_file(tmp_path):
     ("text", "message"),
     [
         ("road: 1", "should be a list"),
-        ("- {name: road, color: [1, 2, 3]}\n- kerb", "unknown key 'color'"),
+        ("- {name: road, shade: [1, 2, 3]}\n- kerb", "unknown key 'shade'"),
         ("- {color: [1, 2, 3]}\n- kerb", "class 0: write a name"),
         ("- {name: road, color: [1, 2, 300]}\n- kerb", "each 0..255"),
         ("- {name: road", "is no YAML"),

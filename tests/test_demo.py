@@ -14,10 +14,10 @@ import pytest
 from conftest import Run, as_json
 from rtseg.data.classes import CAMVID, CITYSCAPES, ClassSet
 from rtseg.data.frames import open_source
+from rtseg.data.images import blend, colorize, draw_legend
+from rtseg.data.playback import open_recording
 from rtseg.data.scenes import scenes
-from rtseg.data.sources import open_recording
 from rtseg.demo.layout import Seen, compose, plan
-from rtseg.demo.overlay import blend, color, legend, legend_strip
 from rtseg.demo.palettes import color_blind_safe, nearest_pair
 from rtseg.demo.video import Look, demo, rounded
 from rtseg.demo.writers import has_display, open_writer
@@ -151,17 +151,18 @@ def test_the_first_frame_pays_for_the_warm_up(clip: Path, tmp_path: Path) -> Non
 
 def test_colors_and_blending_are_the_palette_s() -> None:
     labels = np.array([[0, 10], [255, 3]], np.uint8)
-    colored = color(labels, CAMVID.palette)
+    colored = colorize(labels, CAMVID.palette)
     assert colored[0, 1].tolist() == list(CAMVID.palette[10][::-1])
     assert colored[1, 0].tolist() == [0, 0, 0]
     frame = np.full((2, 2, 3), 100, np.uint8)
     np.testing.assert_array_equal(blend(frame, labels, CAMVID.palette, 0.0), frame)
+    colored[1, 0] = 100  # what counts for nothing shows the frame
     np.testing.assert_array_equal(blend(frame, labels, CAMVID.palette, 1.0), colored)
 
 
 @pytest.mark.parametrize("classes", [CITYSCAPES, CAMVID], ids=lambda c: c.name)
 def test_legends_have_every_color(classes: ClassSet) -> None:
-    for picture in (legend(classes, 480), legend_strip(classes, 900), legend_strip(classes, 90)):
+    for picture in (draw_legend(classes, 900), draw_legend(classes, 90)):
         colors = set(map(tuple, picture.reshape(-1, 3).tolist()))
         assert {rgb[::-1] for rgb in classes.palette} <= colors
 

@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 import pytest
 from conftest import Run, as_json
-from rtseg.data.frames import Frame, read_image
+from rtseg.data.frames import Frame
+from rtseg.data.images import read_image
 from rtseg.data.playback import Paced
 from rtseg.data.scenes import scene
 from rtseg.errors import UsageError
@@ -384,7 +385,7 @@ def _until_running(health: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["absent", "--model", "ARTIFACT"], "no images at absent"),
+        (["absent", "--model", "ARTIFACT"], "no such file or folder: absent"),
         (["absent.mp4", "--model", "ARTIFACT"], "no video at absent.mp4"),
         (["CLIP", "--model", "absent.onnx"], "no artifact at absent.onnx"),
         (["CLIP", "--model", "ARTIFACT", "--model", "ARTIFACT"], "give --deadline MS"),

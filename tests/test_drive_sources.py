@@ -13,8 +13,7 @@ import pytest
 from rtseg.data import playback as pace
 from rtseg.data.camera import Camera, is_camera
 from rtseg.data.frames import Frame, Unreadable, open_source
-from rtseg.data.playback import Paced
-from rtseg.data.sources import open_drive_source
+from rtseg.data.playback import Paced, open_drive_source
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 

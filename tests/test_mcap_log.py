@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rtseg.data.frames import Frame, Unreadable
 from rtseg.data.mcap_reader import MAGIC, McapLog
-from rtseg.data.sources import open_recording
+from rtseg.data.playback import open_recording
 
 pytest.importorskip("mcap", reason='needs the mcap packages: pip install "rtseg[drive]"')
 pytest.importorskip("mcap_ros2", reason='needs the mcap packages: pip install "rtseg[drive]"')

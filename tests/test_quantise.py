@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from rtseg.data.frames import read_image
+from rtseg.data.images import read_image
 from rtseg.data.scenes import scenes
 from rtseg.errors import ExportError, ProofError
 from rtseg.export import calibrate, export, reference, sensitivity

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from rtseg.data.classes import CAMVID
 from rtseg.data.frames import Frame, Unreadable
+from rtseg.data.images import blend
 from rtseg.data.mcap_reader import McapLog
-from rtseg.demo.overlay import blend
 from rtseg.errors import MissingPackage, UsageError
 from rtseg.runtime.drive.messages import Message, Result, Status, StatusKind
 from rtseg.runtime.drive.report import DriveSnapshot

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from rtseg.data.classes import IGNORE, ClassSet
-from rtseg.data.pairs import Cached, Sample
+from rtseg.data.datasets import Cached, Sample
 from rtseg.speed import sequence
 from rtseg.speed.camera_rate import Shot, play
 from speed_parts import Clock

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.classes import IGNORE, ClassSet
 from ..data.datasets import Cached, SegmentationData
-from ..data.images import legend, overlaid, sheet, titled
+from ..data.images import add_title, arrange, blend, draw_legend
 from ..errors import DataError, UsageError
 from ..reporting import Table
 
@@ -160,8 +160,8 @@ def draw_worst_frames(
         sample = data[index]
         if sample.label is None:
             continue
-        truth = overlaid(sample.image, sample.label, data.classes)
-        guess = overlaid(sample.image, segment(sample.image), data.classes)
-        pictures.append(titled(truth, f"{name}: truth", width))
-        pictures.append(titled(guess, f"predicted, mIoU {percent(miou)} %", width))
-    return np.vstack([sheet(pictures, 2), legend(data.classes, 2 * width)])
+        truth = blend(sample.image, sample.label, data.classes.palette)
+        guess = blend(sample.image, segment(sample.image), data.classes.palette)
+        pictures.append(add_title(truth, f"{name}: truth", width))
+        pictures.append(add_title(guess, f"predicted, mIoU {percent(miou)} %", width))
+    return np.vstack([arrange(pictures, 2), draw_legend(data.classes, 2 * width)])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.datasets import SegmentationData
-from ..data.images import png
+from ..data.images import encode_png
 from ..errors import UsageError
 from .evaluate import Segment
 
@@ -34,7 +34,7 @@ def submit(
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
         for index in range(len(data)):
             labels = segment(data[index].image)
-            target.writestr(f"{data.name(index)}_pred_labelIds.png", png(table[labels]))
+            target.writestr(f"{data.name(index)}_pred_labelIds.png", encode_png(table[labels]))
             seen(index)
     partial.replace(archive)
     return len(data)

@@ -10,22 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]  # (H, W, 3) BGR
-Color = tuple[int, int, int]  # blue, green, red
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 REGULAR, BOLD = 400, 700  # weights of the typeface
 STROKE = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def write(
+def write_text(
     picture: Picture,
     text: str,
     where: tuple[int, int],
     size: int,
-    color: Color = WHITE,
+    color: tuple[int, int, int] = WHITE,
     weight: int = REGULAR,
 ) -> None:
-    """Draw `text` into `picture`; where: (x, y) of its left end on the baseline; size: in pixels,
-    of a line's height."""
+    """Draw text into a picture.
+
+    Args:
+        picture: (H, W, 3) uint8 BGR, which is changed.
+        text: One line.
+        where: (x, y) of its left end on the baseline, in pixels.
+        size: Of a line's height, in pixels.
+        color: Blue, green, red.
+        weight: REGULAR or BOLD.
+    """
     if face := _typeface():
         cv2.putText(picture, text, where, color, face, size, weight)
         return
@@ -33,8 +40,8 @@ def write(
     cv2.putText(picture, text, where, STROKE, scale, color, thick, cv2.LINE_AA)
 
 
-def width_of(text: str, size: int, weight: int = REGULAR) -> int:
-    """How many pixels `write` will take."""
+def text_width(text: str, size: int, weight: int = REGULAR) -> int:
+    """How many pixels `write_text` will take."""
     if face := _typeface():
         _, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), face, size, weight)
         return int(width)
