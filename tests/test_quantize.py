@@ -338,18 +338,18 @@ def _zero_points(model: onnx.ModelProto) -> int:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"calibration": None}, "int8 is calibrated on real frames"),
+        ({"calib": None}, "int8 is calibrated on real frames"),
         ({"precision": "fp16"}, "calibration frames are for int8, not for fp16"),
         ({"to": ["torch"]}, "int8 is a precision of graphs"),
-        ({"calibration": Calibration(Path("nowhere"))}, "no folder of frames at nowhere"),
-        ({"calibration": Calibration(Path(), "guess")}, "calibration is percentile, entropy"),
+        ({"calib": Calibration(Path("nowhere"))}, "no folder of frames at nowhere"),
+        ({"calib": Calibration(Path(), "guess")}, "calibration is percentile, entropy"),
     ],
     ids=["no frames", "fp16", "torch", "no folder", "method"],
 )
 def test_bad_wishes_write_nothing(
     change: dict[str, Any], message: str, nano: Model, street: Path, tmp_path: Path
 ) -> None:
-    wish = {"to": ["onnx"], "precision": "int8", "calibration": Calibration(street)} | change
+    wish = {"to": ["onnx"], "precision": "int8", "calib": Calibration(street)} | change
     with pytest.raises(ExportError, match=message):
         export(nano, SIZE, out=tmp_path / "out", **wish)
     assert not (tmp_path / "out").exists()
