@@ -60,7 +60,7 @@ def demo(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Lay labels over a video, or over the live picture of a camera.
+    """Lay labels over a video or a camera's live picture.
 
     Several models lie side by side, with legend, latency and FPS.
 

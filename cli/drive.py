@@ -106,7 +106,7 @@ def drive(
     Log lines on stderr are JSON.
 
     rtseg drive drive.mp4 -o labels/ --report drive.json
-    rtseg drive 0 --model artifacts/csfcn_512x1024_fp16.engine --deadline 40 --health 8080
+    rtseg drive 0 --model artifacts/csfcn_512x1024_fp16.engine --deadline 40
     """
     from rich.console import Group
 

@@ -32,7 +32,9 @@ def pseudo_label(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Write class probabilities of frames, for `rtseg train teacher=OUT`.
+    """Write class probabilities of frames, to train others on.
+
+    `rtseg train RECIPE teacher=OUT` learns from them.
 
     rtseg pseudo-label csfcn_tiny data/drive --flip -o data/drive_soft
     """

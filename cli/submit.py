@@ -39,7 +39,9 @@ def submit(
         "cityscapes_test.zip"
     ),
 ) -> None:
-    """Predict Cityscapes test as its server wants it: ids in a zip.
+    """Predict Cityscapes test as its server wants it.
+
+    That is label ids, a PNG a frame, in a zip.
 
     rtseg submit runs/csfcn/best.safetensors --root data/cityscapes -o submission.zip
     """
