@@ -13,5 +13,5 @@ SIZES = [(512, 1024), (768, 1536), (1024, 2048)]
 
 names = [word for word in sys.argv[1:] if not re.fullmatch(r"\d+x\d+", word)]
 sizes = [tuple(map(int, word.split("x"))) for word in sys.argv[1:] if word not in names]
-report = rtseg.bench(names or ["csfcn_nano"], sizes=sizes or SIZES, seconds=1, camera_hz=None)
+report = rtseg.bench(names or ["csfcn_nano"], size=sizes or SIZES, seconds=1, camera_hz=None)
 print(report.tables[0].latex())

@@ -19,10 +19,10 @@ from .roofline import Ceilings, measure_ceilings
 
 
 def bench(
-    models: Any,
-    sizes: Any = (),
-    backends: Any = (),
-    precisions: Any = (),
+    model: Any,
+    size: Any = (),
+    backend: Any = (),
+    precision: Any = (),
     *,
     progress: Progress = lambda step, share: None,
     **settings: Any,
@@ -30,10 +30,10 @@ def bench(
     """Measure each model at each size through each backend in each precision.
 
     Args:
-        models: one or several: what `BenchConfig.models` takes.
-        sizes: (height, width), one or several; by default the model's own.
-        backends: one or several; by default the fastest that are installed.
-        precisions: one or several; by default each backend's own.
+        model: one or several: what `BenchConfig.models` takes.
+        size: (height, width), one or several; by default the model's own.
+        backend: one or several; by default the fastest that are installed.
+        precision: one or several; by default each backend's own.
         progress: is told what is being done, and the share done of it, 0..1.
         settings: further fields of `BenchConfig`.
 
@@ -45,7 +45,7 @@ def bench(
         ArtifactError: for an artifact or a named peer that does not run here.
     """
     config = BenchConfig(
-        listed(models), listed(sizes), listed(backends), listed(precisions), **settings
+        listed(model), listed(size), listed(backend), listed(precision), **settings
     )
     return measure_latency(set_up(config, progress))
 
