@@ -19,6 +19,7 @@ from ..runtime import Card, Segmenter, load, read_card
 from .logs import DriveLog, LogProgress, find_logs
 from .workers import Labeller, Row, read_log
 
+logger = logging.getLogger("rtseg")
 FORMS = ("png", "rle")
 Opener = Callable[[], Segmenter]
 
@@ -173,9 +174,12 @@ def _close(
 ) -> None:
     if not progress.error:
         facts = progress.write(out, job, card.classes)
+    told = {"log": progress.log.name, "input": progress.log.input}
     if progress.error:
+        logger.warning("log failed", extra=told | {"error": progress.error})
         summary.failed[progress.log.input] = progress.error
     else:
+        logger.info("log done", extra=told | {"frames": len(progress.rows)})
         summary.logs[progress.log.name] = facts
         summary.frames += len(progress.rows)
         summary.skipped += len(progress.skipped)

@@ -208,3 +208,26 @@ def test_the_plain_loop_counts_frames(artifact: Path, logs: Path) -> None:
 def test_an_unknown_form_is_refused(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="png or rle"):
         fleet([str(tmp_path)], artifact, tmp_path / "out", FleetOptions(form="jpeg"))
+
+
+def test_the_log_tells_each_log_s_end(
+    artifact: Path,
+    logs: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rtseg.fleet.fleet import FleetSummary, _close
+    from rtseg.fleet.logs import DriveLog, LogProgress
+    from rtseg.runtime import read_card
+
+    caplog.set_level("INFO", logger="rtseg")
+    monkeypatch.setattr(LogProgress, "write", lambda *arguments: {})
+    card, summary = read_card(artifact), FleetSummary()
+    for name, error in (("good", ""), ("bad", "its reader ended early")):
+        progress = LogProgress(DriveLog(str(logs / "log0"), name))
+        progress.error = error
+        _close(progress, tmp_path, {}, card, summary, lambda log, error: None)
+    done, failed = caplog.records
+    assert (done.message, vars(done)["log"], vars(done)["frames"]) == ("log done", "good", 0)
+    assert (failed.levelname, vars(failed)["error"]) == ("WARNING", "its reader ended early")
