@@ -46,6 +46,8 @@ def check_data(
     ]
     table = Table(("class", "frequency %", "images"), rows, title=f"{found.images} images")
     show(json.dumps(facts), table, as_json)
+    if found.absent:
+        note(f"classes in no image: {', '.join(found.absent)}")
     for kind, lines in found.problems.items():
         note(f"{kind}: {len(lines)}, first {lines[0]}")
     if not found.good:

@@ -23,7 +23,12 @@ def train(
         list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Such as data.root=DIR.")
     ] = None,
     out: Annotated[
-        Path | None, Option("-o", "--out", help="Folder for the run; else runs/RECIPE.")
+        Path | None,
+        Option(
+            "-o",
+            "--out",
+            help="Folder for the run; else runs/RECIPE, for own data runs/MODEL_ROOT.",
+        ),
     ] = None,
     resume: Annotated[bool, Option("--resume", help="Go on where the run stopped.")] = False,
     as_json: Json = False,
@@ -33,6 +38,7 @@ def train(
     Its best weights are OUT/best.safetensors.
 
     rtseg train csfcn_nano_camvid data.root=data/camvid schedule.epochs=2
+    rtseg train csfcn_nano_camvid data.name=folder data.root=mine
     """
     from ..train import train as run
     from ..train.trainer import BEST

@@ -22,7 +22,8 @@ class DataReport:
     """What a split holds, and what is wrong with it.
 
     `pixels` (K,) int64 and `frames` (K,) int64 count each class's pixels and the images it is in.
-    `problems` maps a kind of mistake to what was found, a line each.
+    `problems` maps a kind of mistake to what was found, a line each; `absent` are classes that no
+    label has, which is no mistake.
     """
 
     classes: ClassSet
@@ -33,6 +34,7 @@ class DataReport:
     frames: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     uncounted: int = 0
     problems: dict[str, list[str]] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -52,6 +54,7 @@ class DataReport:
             "sizes": self.sizes,
             "classes": {name: {"frequency": f, "images": n} for name, f, n in rows},
             "uncounted": self.uncounted / max(1, every),
+            "absent": self.absent,
             "problems": self.problems,
         }
 
@@ -67,9 +70,8 @@ def check(data: SegmentationData, seen: Callable[[int], None] = lambda index: No
         seen(index)
     for path in data.strays():
         found.note("label without image", str(path))
-    absent = np.flatnonzero((found.frames == 0) & (found.labels > 0))
-    for absentee in absent:
-        found.note("class in no image", data.classes.names[absentee])
+    if found.labels:
+        found.absent = [data.classes.names[i] for i in np.flatnonzero(found.frames == 0)]
     return found
 
 

@@ -74,6 +74,7 @@ def devkit_color(index: int) -> tuple[int, int, int]:
 
 
 Color = tuple[int, int, int]  # red, green, blue, 0..255
+ENTRY = "`- {name: road, color: [128, 64, 128]}`"
 IGNORE = 255  # in training labels: a pixel that counts for nothing
 
 
@@ -186,14 +187,18 @@ CLASS_SETS = {
 
 def load_class_set(source: str | Path) -> ClassSet:
     """A class set by name, or from a YAML file: a list of `{name: road, color: [128, 64, 128]}`
-    by class id; a class without a color gets one by the devkit's rule.
+    by class id; a class without a color gets one by the devkit's rule. The set is called by the
+    file, or by the folder of a `classes.yaml`.
 
-    Raises ValueError, naming the entry that is wrong.
+    Raises:
+        UsageError: if there is no such set or file, or an entry is wrong, which is named.
     """
     if str(source) in CLASS_SETS:
         return CLASS_SETS[str(source)]
     path = Path(source)
     if not path.is_file():
+        if path.suffix in (".yaml", ".yml"):
+            raise UsageError(f"no file {path}: it should list the classes, {ENTRY}")
         near = get_close_matches(str(source), CLASS_SETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(CLASS_SETS)}"
         raise UsageError(f"no class set is called {str(source)!r}, nor is it a YAML file: {hint}")
@@ -204,11 +209,11 @@ def load_class_set(source: str | Path) -> ClassSet:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not 2 <= len(entries) <= IGNORE:
-        raise UsageError(
-            f"{path} should be a list of 2 to 255 entries `- {{name: ..., color: ...}}`"
-        )
+        raise UsageError(f"{path} should be a list of 2 to 255 entries {ENTRY}")
     rows = [_entry(entry, number, path) for number, entry in enumerate(entries)]
-    return ClassSet(path.stem, tuple(name for name, _ in rows), tuple(color for _, color in rows))
+    # A data set's classes.yaml is called by its folder: `classes` would be every set's name.
+    name = path.stem if path.stem != "classes" else path.resolve().parent.name
+    return ClassSet(name, tuple(name for name, _ in rows), tuple(color for _, color in rows))
 
 
 def _entry(entry: object, number: int, path: Path) -> tuple[str, Color]:

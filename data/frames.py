@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -71,13 +71,14 @@ class Source:
         return self._of_video(self.video) if self.video else self._of_images()
 
     def _of_images(self) -> Iterator[Frame | Unreadable]:
+        names = name_apart(self.paths)
         for index, path in enumerate(self.paths):
             try:
                 image = read_image(path)
             except DataError as error:
                 yield Unreadable(path.name, str(error))
                 continue
-            yield Frame(image, index, time.monotonic_ns(), path.stem)
+            yield Frame(image, index, time.monotonic_ns(), names[index])
 
     def _of_video(self, path: Path) -> Iterator[Frame | Unreadable]:
         capture = cv2.VideoCapture(str(path))
@@ -133,6 +134,26 @@ def _of_paths(paths: list[Path], where: Path) -> Source:
         )
     ordered = sorted((p for p in paths if p.is_file()), key=numeric_order)
     return Source(tuple(ordered), None, len(ordered))
+
+
+def name_apart(paths: Sequence[Path]) -> list[str]:
+    """A name for what is made of each image, no two alike: its stem; where stems occur twice, its
+    folders too, below the one that all share; where that is not enough, its ending.
+
+    Raises:
+        UsageError: if two names are alike even so.
+    """
+    shared = os.path.commonpath([path.parent for path in paths]) if paths else ""
+    below = [Path(os.path.relpath(path, shared)) for path in paths]
+    for names in (
+        [path.stem for path in paths],
+        ["_".join(path.with_suffix("").parts) for path in below],
+        ["_".join([*path.parts[:-1], path.stem, path.suffix[1:]]) for path in below],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    twice = next(name for name in names if names.count(name) > 1)
+    raise UsageError(f"two images of {shared} would be called {twice}: rename one")
 
 
 def numeric_order(path: Path) -> list[tuple[int, str]]:

@@ -42,8 +42,19 @@ def predict(
     """Write `out/labels/NAME.png` (uint8 class ids, or the data set's own ids) and, for images,
     `out/overlays/NAME.png`, for a video one `out/NAME.mp4` of overlays.
 
-    An unreadable frame is counted and passed over. Raises ValueError if label ids are asked for
-    but the class set has none.
+    An unreadable frame is counted and passed over.
+
+    Args:
+        source: Frames.
+        segmenter: Labels them.
+        out: Folder, made if it is not there.
+        label_ids: Write the ids that the data set's own files use.
+        opacity: 0..1 of the colors.
+        progress: Called with each frame.
+
+    Raises:
+        UsageError: if label ids are asked for, but the class set has none.
+        OSError: if the video is not whole, on a full disk say; it stays as NAME.partial.
     """
     if label_ids and segmenter.card.label_ids is None:
         raise UsageError(
@@ -69,9 +80,12 @@ def predict(
                 video.add(picture)
             else:
                 summary.written.append(_write(out / "overlays" / f"{frame.name}.png", picture))
-    finally:
+    except BaseException:
         if video is not None:
-            summary.written += video.finish()
+            video.abandon()
+        raise
+    if video is not None:
+        summary.written += video.finish()
     return summary
 
 

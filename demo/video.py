@@ -97,8 +97,8 @@ def demo(
     """Play `source` through every model into `out`, whose ending says what it is; None: a window.
 
     fps: of the video, by default the source's own, or 17 as Cityscapes' sequences have. limit:
-    frames to play. An unreadable frame is counted and passed over. Whatever stops it, a file in
-    `out` is whole or absent.
+    frames to play. An unreadable frame is counted and passed over. Whatever stops it, a
+    file in `out` is whole or absent; a video that is cut short stays as NAME.partial.
     """
     look = look or Look()
     contestants = [DemoModel(each, look.palette(each.card.class_table)) for each in segmenters]

@@ -1,4 +1,4 @@
-"""Pictures out: a video, a GIF, PNGs or a window. Files appear whole or not at all."""
+"""Pictures out: a video, a GIF, PNGs or a window. No file that is cut short has a final name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Writer(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Leave nothing behind."""
+        """Give no file its name; of a video what there is stays, as NAME.partial."""
         ...
 
 
@@ -61,17 +61,23 @@ def open_writer(out: Path | None, fps: float) -> Writer:
 
 
 class Video:
-    """A video that gets its name when it is finished. Its size is that of its first picture."""
+    """A video that gets its name when it is whole; one that is cut short stays NAME.partial.
+
+    Args:
+        path: Its ending says the codec; its size is that of the first picture.
+        fps: Frames a second.
+    """
 
     def __init__(self, path: Path, fps: float):
-        self.path, self.fps = path, fps
-        self.partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+        self.path, self.fps, self.count = path, fps, 0
+        self.partial = path.with_name(f"{path.stem}.partial{path.suffix}")
         self.writer: cv2.VideoWriter | None = None
 
     def add(self, picture: Picture, name: str = "") -> bool:
         if self.writer is None:
             self.writer = self._open(picture)
         self.writer.write(picture)
+        self.count += 1
         return True
 
     def _open(self, picture: Picture) -> cv2.VideoWriter:
@@ -90,13 +96,18 @@ class Video:
         if self.writer is None:
             return []
         self.writer.release()
+        # OpenCV says nothing of a full disk. WebM and Matroska store no count: it may be one off.
+        there = max(0, int(cv2.VideoCapture(str(self.partial)).get(cv2.CAP_PROP_FRAME_COUNT)))
+        if there < max(1, self.count - 1):
+            raise OSError(
+                f"{self.partial} holds {there} of {self.count} frames: the disk may be full"
+            )
         self.partial.replace(self.path)
         return [str(self.path)]
 
     def abandon(self) -> None:
         if self.writer is not None:
             self.writer.release()
-        self.partial.unlink(missing_ok=True)
 
 
 class Gif:

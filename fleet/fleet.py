@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..runtime import Card, Segmenter, load, read_card
-from .logs import DriveLog, LogProgress, find_logs
+from .logs import REPORT, DriveLog, LogProgress, find_logs
 from .workers import Labeller, Row, read_log
 
 logger = logging.getLogger("rtseg")
@@ -85,6 +85,8 @@ def fleet(
     logs = find_logs(inputs)
     waiting = [log for log in logs if not log.is_done(out, job)]
     summary = FleetSummary(done=len(logs) - len(waiting))
+    for log in waiting:  # or a report of other labels would stand beside those that come now
+        (out / log.name / REPORT).unlink(missing_ok=True)
     if waiting:
         opener, asked_at = opener or local_opener(artifact, options), time.time()
         with started(options) as workers:

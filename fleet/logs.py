@@ -6,6 +6,7 @@ import glob
 import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,7 @@ def find_logs(inputs: Sequence[str]) -> list[DriveLog]:
             paths.append(Path(each))  # a missing one is reported as a bad log
     if not paths:
         raise UsageError(f"no logs at {', '.join(inputs)}: give folders, videos or quoted globs")
-    paths = [path.absolute() for path in dict.fromkeys(paths)]
+    paths = [Path(os.path.abspath(path)) for path in dict.fromkeys(paths)]  # `..` is no name
     stems = [path.stem for path in paths]
     return [DriveLog(str(path), _name(path, stems.count(path.stem) > 1)) for path in paths]
 

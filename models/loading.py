@@ -240,8 +240,9 @@ def shipped_weights(variant: str, classes: ClassSet | None = None) -> list[Path]
     those for them alone. A file VARIANT_WEIGHTS.safetensors is named VARIANT:WEIGHTS."""
     found = [
         path
-        for path in sorted(PRETRAINED.glob(f"{variant}_*.safetensors"))
-        if read_metadata(path).get("variant") == variant
+        for path in sorted(PRETRAINED.glob("*.safetensors"))  # `variant` may be a path
+        if path.name.startswith(f"{variant}_")
+        and read_metadata(path).get("variant") == variant
         and (classes is None or classes == read_classes(path))
     ]
     return sorted(found, key=lambda path: not path.stem.endswith("_streets"))

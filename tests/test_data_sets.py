@@ -16,7 +16,7 @@ from rtseg.data.classes import (
     load_class_set,
 )
 from rtseg.data.datasets import CAMVID_COLORS, DATASETS, Cached, open_data, segnet_split
-from rtseg.errors import DataError
+from rtseg.errors import DataError, UsageError
 from tiny_camvid import write_camvid
 
 
@@ -232,6 +232,8 @@ def test_load_class_set_by_name_and_file(tmp_path):
 )
 def test_class_files_that_are_wrong(tmp_path, text, message):
     path = tmp_path / "classes.yaml"
+    with pytest.raises(UsageError, match=r"no file .*classes\.yaml: it should list the classes"):
+        load_class_set(path)
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_class_set(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +14,16 @@ import numpy as np
 import pytest
 from conftest import Run, as_json
 from rtseg.data.classes import CAMVID, CITYSCAPES, ClassSet
-from rtseg.data.frames import open_source
+from rtseg.data.frames import name_apart, open_source
 from rtseg.data.images import blend, colorize, draw_legend
 from rtseg.data.playback import open_recording
 from rtseg.data.scenes import scenes
 from rtseg.demo.layout import Seen, compose, plan
 from rtseg.demo.palettes import color_blind_safe, nearest_pair
+from rtseg.demo.predict import predict
 from rtseg.demo.video import Look, demo, rounded
 from rtseg.demo.writers import has_display, open_writer
+from rtseg.errors import UsageError
 from rtseg.export import export
 from rtseg.models.loading import Model
 
@@ -97,7 +100,7 @@ def test_unreadable_frames_are_counted(clip: Path, tmp_path: Path) -> None:
     assert (summary.frames, len(summary.skipped)) == (FRAMES - 1, 1)
 
 
-def test_a_model_that_fails_leaves_no_file(clip: Path, tmp_path: Path) -> None:
+def test_a_model_that_fails_leaves_a_partial_video(clip: Path, tmp_path: Path) -> None:
     class Failing(Fake):
         def __call__(self, frame: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             if self.calls == 2:
@@ -106,7 +109,68 @@ def test_a_model_that_fails_leaves_no_file(clip: Path, tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="out of memory"):
         run(clip, tmp_path / "demo.mp4", Failing())
-    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip", "demo.partial.mp4"]
+
+
+def test_a_video_on_a_full_disk_keeps_its_partial_name(tmp_path: Path) -> None:
+    noise, writer = np.random.default_rng(0), open_writer(tmp_path / "demo.mp4", 5)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        for number in range(20):
+            writer.add(noise.integers(0, 255, (*SIZE, 3), np.uint8), str(number))
+        with pytest.raises(OSError, match=r"demo\.partial\.mp4 holds 0 of 20 frames"):
+            writer.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.partial.mp4"]
+
+
+def test_a_prediction_that_is_stopped_leaves_a_partial_video(tmp_path: Path) -> None:
+    class Stopped(Fake):
+        def __call__(self, frame: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            if self.calls == 2:
+                raise KeyboardInterrupt
+            return super().__call__(frame)
+
+    video = open_writer(tmp_path / "drive.mp4", 5)
+    for scene in scenes(FRAMES, SIZE):
+        video.add(scene, "")
+    video.finish()
+    segmenter: Any = Stopped()
+    segmenter.card.palette = CAMVID.palette
+    with pytest.raises(KeyboardInterrupt):
+        predict(open_source(tmp_path / "drive.mp4"), segmenter, tmp_path / "out")
+    names = [path.name for path in (tmp_path / "out").iterdir() if path.is_file()]
+    assert names == ["drive.partial.mp4"]
+
+
+def test_images_of_one_name_get_names_apart(tmp_path: Path) -> None:
+    for name in ("left/000.png", "right/000.png"):
+        (tmp_path / name).parent.mkdir()
+        cv2.imwrite(str(tmp_path / name), np.zeros((*SIZE, 3), np.uint8))
+    segmenter: Any = Fake()
+    segmenter.card.palette = CAMVID.palette
+    summary = predict(open_source(tmp_path), segmenter, tmp_path / "out")
+    labels = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
+    assert (summary.frames, labels) == (2, ["left_000.png", "right_000.png"])
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["x/1/a.png", "x/2/b.png"], ["a", "b"]),
+        (["x/1/a.png", "x/2/a.png"], ["1_a", "2_a"]),
+        (["x/a.png", "x/a.jpg"], ["a_png", "a_jpg"]),
+    ],
+)
+def test_names_apart(paths: list[str], names: list[str]) -> None:
+    assert name_apart([Path(path) for path in paths]) == names
+
+
+def test_names_that_cannot_be_told_apart() -> None:
+    with pytest.raises(UsageError, match="would be called 1_a_png: rename one"):
+        name_apart([Path("1/a.png"), Path("1_a.png"), Path("a.png"), Path("a.jpg")])
 
 
 def test_panels_show_the_frame_and_every_model(clip: Path, tmp_path: Path) -> None:

@@ -133,6 +133,27 @@ def test_a_killed_worker_loses_nothing(
     assert_equal(labels_in(out / "log0"), expected(logs / "log0", artifact))
 
 
+def test_labels_of_another_model_are_not_called_done(
+    artifact: Path, logs: Path, tmp_path: Path, cluster: str
+) -> None:
+    out, log = tmp_path / "out", str(logs / "log0")
+    other = tmp_path / "other.onnx"
+    other.write_bytes(artifact.read_bytes())
+    assert list(fleet([log], artifact, out, HERE).logs) == ["log0"]
+
+    def cut_off() -> Segmenter:
+        raise OSError("killed")
+
+    with pytest.raises(Exception, match="killed"):
+        fleet([log], other, out, HERE, opener=cut_off)
+    assert fleet([log], artifact, out, HERE).done == 0
+
+
+def test_a_log_s_folder_lies_in_the_output(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "x").mkdir(parents=True)
+    assert [log.name for log in find_logs([str(tmp_path / "logs" / "x" / "..")])] == ["logs"]
+
+
 def test_the_command_writes_runs_and_measures(
     artifact: Path, logs: Path, tmp_path: Path, rtseg: Run, cluster: str
 ) -> None:

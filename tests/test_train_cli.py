@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import yaml
 from rtseg.cli.app import app
+from rtseg.models.checkpoints import read_metadata
 from rtseg.train.trainer import BEST
 from tiny_camvid import RECIPE, write_camvid
 from typer.testing import CliRunner
@@ -34,6 +36,23 @@ def test_train_says_what_it_made(trained):
     assert facts["weights"] == str(folder / BEST)
     assert (facts["iterations"], facts["finished"]) == (4, True)
     assert (folder / BEST).is_file()
+
+
+def test_own_data_name_the_run_and_its_classes(tmp_path, monkeypatch):
+    """A shipped recipe's folder would tell of another data set."""
+    for split in ("train", "val"):
+        for kind, picture in (("images", np.zeros((40, 64, 3))), ("labels", np.zeros((40, 64)))):
+            (tmp_path / "mine" / kind / split).mkdir(parents=True)
+            file = tmp_path / "mine" / kind / split / "a.png"
+            cv2.imwrite(str(file), picture.astype(np.uint8))
+    (tmp_path / "mine" / "classes.yaml").write_text("- road\n- kerb\n")
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+    monkeypatch.chdir(tmp_path)
+    result = run("train", "tiny.yaml", "data.name=folder", "data.root=mine", "--json")
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout)["weights"]
+    assert made == f"runs/{RECIPE['model']}_mine/{BEST}"
+    assert read_metadata(Path(made))["classes"]["name"] == "mine"
 
 
 def test_eval_gives_the_number_that_training_measured(trained):

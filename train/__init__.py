@@ -30,7 +30,8 @@ def train(
     Args:
         recipe: the name of a shipped recipe, a YAML file, or a `Recipe`.
         changes: of the recipe: {"data.root": "camvid"} or ["data.root=camvid"].
-        out: folder for the run, by default `runs/RECIPE`; its best weights are `best.safetensors`.
+        out: folder for the run, by default `runs/RECIPE`, or `runs/MODEL_ROOT` for data of one's
+            own (`data.name=folder`); its best weights are `best.safetensors`.
         resume: go on where the run in that folder stopped.
         show: print progress on stderr.
 
@@ -47,10 +48,13 @@ def train(
 
     if isinstance(changes, Mapping):
         changes = [f"{key}={value}" for key, value in changes.items()]
+    changes = list(changes)
     if isinstance(recipe, Recipe):
         name, chosen = recipe.model, recipe
     else:
         name, chosen = Path(recipe).stem, load_recipe(os.fspath(recipe), changes)
+        if "data.name=folder" in changes:  # the recipe's name tells of another data set
+            name = f"{chosen.model}_{chosen.data.root.resolve().name}"
     return run(chosen, Path(out) if out is not None else Path("runs") / name, resume, show)
 
 

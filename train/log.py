@@ -65,17 +65,19 @@ class TrainingBar:
     """Iterations done, loss, mIoU, images a second and the time that is left, on the terminal."""
 
     def __init__(self, total: int, done: int, show: bool):
+        self.total = total
         self.progress = Progress(
             TextColumn("{task.completed}/{task.total}"),
             BarColumn(),
             TextColumn("loss {task.fields[loss]}  mIoU {task.fields[miou]}"),
-            TextColumn("{task.fields[speed]} images/s  left"),
+            TextColumn("{task.fields[speed]} images/s"),
             TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[word]}"),
             console=Console(stderr=True),
             disable=not show,
         )
         self.task = self.progress.add_task(
-            "train", total=total, completed=done, loss="-", miou="-", speed="-"
+            "train", total=total, completed=done, loss="-", miou="-", speed="-", word="left"
         )
 
     def __enter__(self) -> TrainingBar:
@@ -91,7 +93,8 @@ class TrainingBar:
         self.progress.stop()
 
     def show(self, iteration: int, **fields: Any) -> None:
-        self.progress.update(self.task, completed=iteration, **fields)
+        word = "left" if iteration < self.total else "taken"
+        self.progress.update(self.task, completed=iteration, word=word, **fields)
 
 
 def draw_curves(rows: Iterable[dict[str, Any]], path: Path) -> Path:
