@@ -30,10 +30,6 @@ class JobFailed(RtsegError):
     """The command ran and its answer is no: exit code 1, after the message if there is one."""
 
 
-def need(module: str, title: str, extra: str, command: str) -> None:
-    """Nothing: `explain_import` says what is missing."""
-
-
 def stdout() -> Console:
     return _console(sys.stdout)
 
