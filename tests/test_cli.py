@@ -271,10 +271,11 @@ def test_names_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     (tmp_path / "artifacts").mkdir()
     (tmp_path / "artifacts" / "a.onnx").touch()
     (tmp_path / "artifacts" / "a.txt").touch()
-    assert options.complete_models("csfcn_") == ["csfcn_tiny", "csfcn_nano"]
+    assert {"csfcn_tiny", "csfcn_nano"} <= set(options.complete_models("csfcn_"))
+    assert options.complete_models("csfcn_t") == ["csfcn_tiny"]
     assert options.complete_models("art") == ["artifacts/"]
     assert options.complete_models("artifacts/") == ["artifacts/a.onnx"]
-    assert options.complete_recipes("csfcn_nano") == ["csfcn_nano_camvid", "csfcn_nano_cityscapes"]
+    assert {"csfcn_nano_camvid"} <= set(options.complete_recipes("csfcn_nano"))
     assert options.complete_data("cam") == ["camvid", "camvid32"]
     assert options.complete_classes("camv") == ["camvid", "camvid32"]
     assert options.complete_backends("open") == ["openvino"]
