@@ -276,8 +276,8 @@ def test_names_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert options.complete_models("art") == ["artifacts/"]
     assert options.complete_models("artifacts/") == ["artifacts/a.onnx"]
     assert {"csfcn_nano_camvid"} <= set(options.complete_recipes("csfcn_nano"))
-    assert options.complete_data("cam") == ["camvid", "camvid32"]
-    assert options.complete_classes("camv") == ["camvid", "camvid32"]
+    assert "camvid" in options.complete_data("cam")
+    assert "camvid" in options.complete_classes("camv")
     assert options.complete_backends("open") == ["openvino"]
 
 
