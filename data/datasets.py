@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -45,13 +46,15 @@ class Sample:
     name: str
 
 
-class SegmentationData:
+class SegmentationData(ABC):
     """A split of a data set. Subclasses say where files lie (`find`) and what ids mean.
 
     `ids`: 256 train ids, one for each value in a label file; 255 for values that do not count.
     `void`: those of them that may occur; others are mistakes. `label_pattern`: names of all label
     files beside a split's own; "" where a folder serves several splits.
-    Raises DataError where the split has no files.
+
+    Raises:
+        DataError: if the split has no files.
     """
 
     classes: ClassSet
@@ -75,13 +78,13 @@ class SegmentationData:
     def title(self) -> str:
         return type(self).__name__
 
+    @abstractmethod
     def layout(self) -> str:
         """The files of a split, for messages."""
-        raise TypeError(f"{self.title} does not say where its files lie")
 
+    @abstractmethod
     def find(self) -> Iterable[Files]:
         """The split's files in a fixed order; they need not exist."""
-        raise TypeError(f"{self.title} does not say where its files lie")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -450,9 +453,17 @@ DATASETS: dict[str, type[SegmentationData]] = {
 def open_data(
     name: str, root: Path, split: str, classes: ClassSet | None = None
 ) -> SegmentationData:
-    """The split of a data set; `classes` is for "folder" alone.
+    """Open a split of a data set.
 
-    Raises ValueError for a name that is not in DATASETS, DataError where files are missing.
+    Args:
+        name: One of DATASETS.
+        root: The data set's folder.
+        split: Such as train or val.
+        classes: For "folder" alone; else its `classes.yaml`.
+
+    Raises:
+        UsageError: if there is no data set of that name.
+        DataError: if files are missing.
     """
     if name not in DATASETS:
         near = get_close_matches(name, DATASETS, n=1)

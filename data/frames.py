@@ -105,7 +105,8 @@ def open_source(where: str | os.PathLike[str]) -> Source:
     A folder that has no images itself gives those of the folders in it, as Cityscapes lays out its
     sequences (`leftImg8bit_sequence/SPLIT/CITY`, `demoVideo/stuttgart_00`).
 
-    Raises ValueError if nothing is there, or a video cannot be opened.
+    Raises:
+        UsageError: if nothing is there, or a video cannot be opened.
     """
     path = Path(where)
     if path.is_dir():
@@ -176,6 +177,6 @@ def _open_video(path: Path) -> Source:
 
 
 def read_folder(folder: Path) -> list[tuple[str, NDArray[np.uint8]]]:
-    """(name, image) of every image in `folder`; ValueError if there is none, or a bad one."""
+    """(name, image) of every image in `folder`; UsageError if there is none, or a bad one."""
     source = open_source(folder)
     return [(path.stem, read_image(path)) for path in source.paths]

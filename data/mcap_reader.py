@@ -31,12 +31,20 @@ Decoder = Callable[[bytes], bytes]  # message -> the compressed picture in it
 class McapLog:
     """The compressed images of one topic of an MCAP file, in the log's order.
 
-    topic: None takes the only one that has such images. A picture that cannot be decoded gives an
-    Unreadable. count: of its images; fps: of them, on average, 0 for a single one.
+    A picture that cannot be decoded gives an Unreadable.
 
-    Raises ValueError if the file is no MCAP log or damaged, which may also come to light while it
-    is iterated, has no such topic, or several and none is named; MissingPackage where the mcap
-    packages are missing.
+    Args:
+        path: The log.
+        topic: None takes the only one that has such images.
+
+    Attributes:
+        count: Number of its images.
+        fps: Of them, on average; 0 for a single one.
+
+    Raises:
+        UsageError: if the file is no MCAP log or damaged, which may also come to light while it is
+            iterated, has no such topic, or several and none is named.
+        MissingPackage: if the mcap packages are not installed.
     """
 
     def __init__(self, path: Path, topic: str | None = None):

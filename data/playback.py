@@ -19,8 +19,11 @@ CITYSCAPES_HZ = 17.0
 class Paced:
     """Plays recorded frames in real time; `captured_ns` is the moment at which each one is due.
 
-    rate_hz: frames a second; None: by the capture times in the log (`wall_ns`), 0: as fast as they
-    are taken. loops: from the beginning again at the end, for ever; frames are counted on.
+    Args:
+        frames: A recording.
+        rate_hz: Frames a second; None: by the capture times in the log (`wall_ns`), 0: as fast as
+            they are taken.
+        loops: From the beginning again at the end, for ever; frames are counted on.
     """
 
     recorded = True  # a drive waits for inference before it plays it
@@ -91,11 +94,15 @@ def open_drive_source(
 ) -> Iterable[Frame | Unreadable]:
     """The frames of a camera as they come, or of a recording in real time.
 
-    where: what `Camera` takes, an MCAP log, or what `open_source` takes. rate_hz: of a recording;
-    None: a log's own times, a video's own rate, 17 Hz for images (that of Cityscapes' sequences);
-    0: as fast as frames are taken. loops, topic: of a recording, of a log.
+    Args:
+        where: What `Camera` takes, an MCAP log, or what `open_source` takes.
+        rate_hz: Of a recording; None: a log's own times, a video's own rate, 17 Hz for images (that
+            of Cityscapes' sequences); 0: as fast as frames are taken.
+        loops: Play a recording for ever.
+        topic: Of a log.
 
-    Raises ValueError for a source that is not there or an option that does not go with it.
+    Raises:
+        UsageError: if the source is not there, or an option does not go with it.
     """
     if is_camera(where):
         if loops or rate_hz == 0:
@@ -111,7 +118,8 @@ def open_drive_source(
 def open_recording(where: str, topic: str | None = None) -> Recording:
     """The frames of an MCAP log, or of what `open_source` takes. topic: of a log.
 
-    Raises ValueError if nothing is there, or it cannot be read.
+    Raises:
+        UsageError: if nothing is there, or it cannot be read.
     """
     if where.endswith(".mcap"):
         if not Path(where).is_file():

@@ -31,7 +31,8 @@ class CameraView:
     """How the camera looks: focal_px in pixels, height_m over the road, horizon_row of the
     picture, lane_m: the width that the vehicle needs.
 
-    Raises ValueError for what is no camera.
+    Raises:
+        UsageError: if it is no camera.
     """
 
     focal_px: float
@@ -95,7 +96,9 @@ class BrakingPlanner:
     """A sink: advice for every result, and "blind" for every status, since an old mask is none.
 
     classes: names by id, as the artifact's card has them; speed: asked for at each frame, in m/s.
-    Raises ValueError if none of the classes is a road.
+
+    Raises:
+        UsageError: if none of the classes is a road.
     """
 
     name = "braking planner"

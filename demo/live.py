@@ -164,7 +164,7 @@ def histogram(ages_ms: list[float], deadline_ms: float | None) -> dict[str, Any]
 
 def encode(result: Result) -> Picture:
     """A result at most `WIDEST` pixels wide."""
-    image, labels = _fitted(result.image, result.labels)
+    image, labels = _fit_width(result.image, result.labels)
     jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
     fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
     png = cv2.imencode(".png", labels, fast)[1].tobytes()
@@ -177,7 +177,7 @@ def encode(result: Result) -> Picture:
     return Picture(facts, jpeg + png)
 
 
-def _fitted(
+def _fit_width(
     image: NDArray[np.uint8], labels: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     height, width = labels.shape

@@ -54,7 +54,7 @@ class DemoModel:
         self.times_ms.append((perf_counter() - began) * 1000)
         self._recent.append(self.times_ms[-1])
         latency = median(self._recent)
-        readout = f"{rounded(latency)} ms   {rounded(1000 / latency)} FPS"
+        readout = f"{format_figures(latency)} ms   {format_figures(1000 / latency)} FPS"
         return Seen(self.title, readout, self.classes, labels)
 
     def facts(self) -> dict[str, object]:
@@ -70,7 +70,7 @@ class DemoModel:
         }
 
 
-def rounded(value: float) -> str:
+def format_figures(value: float) -> str:
     """To three figures: more of them only flicker."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 

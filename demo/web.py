@@ -161,7 +161,9 @@ class Server:
     host: beyond this machine's own addresses a token is needed, and made up where none is given.
     port: 0 takes a free one. url: what to open, token included.
 
-    Raises ValueError for a token that is too short, OSError for an address that cannot be had.
+    Raises:
+        UsageError: if the token is too short.
+        OSError: if the address cannot be had.
     """
 
     def __init__(

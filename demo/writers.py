@@ -41,7 +41,8 @@ def open_writer(out: Path | None, fps: float) -> Writer:
     """By the ending of `out`: .mp4, .webm, .mkv, .avi, .gif, .png (one frame); no ending is a
     folder of PNGs; None is a window.
 
-    Raises ValueError for another ending, and where there is no display or no Pillow.
+    Raises:
+        UsageError: if it has another ending, or there is no display or no Pillow.
     """
     if out is None:
         return Window(fps)

@@ -26,9 +26,16 @@ Opener = Callable[[], Segmenter]
 
 @dataclass(frozen=True)
 class FleetOptions:
-    """workers: actors that hold a Segmenter; by default a core or GPU each. batch: frames that one
-    takes at a time. address: of a Ray cluster ("auto": the one that this machine is part of); None
-    starts Ray on this machine alone. form: "png" or "rle". gpus: per worker."""
+    """How a fleet works.
+
+    Attributes:
+        form: "png" or "rle".
+        workers: Actors that hold a Segmenter; by default a core or GPU each.
+        batch: Frames that one takes at a time.
+        address: Of a Ray cluster ("auto": the one that this machine is part of); None starts Ray
+            on this machine alone.
+        gpus: For each worker.
+    """
 
     form: str = "png"
     workers: int | None = None
@@ -70,11 +77,19 @@ def fleet(
 
     A log that has one is done and is passed over, so the same call goes on where it was cut off.
     A log that fails is reported and the rest finish; a worker that dies is replaced, and what it
-    had in hand is done again. opener: makes a worker's Segmenter, by default of `artifact`, whose
-    path must hold on all machines of a cluster. finished: called with each log's name and its
-    error, or "".
+    had in hand is done again.
 
-    Raises ValueError for bad options, ArtifactError for a file that is no artifact.
+    Args:
+        inputs: Folders, videos, globs, or `@FILE` with one in each line.
+        artifact: Its path must hold on all machines of a cluster.
+        out: Folder of the logs' folders.
+        options: Workers and form.
+        opener: Makes a worker's Segmenter, by default of `artifact`.
+        finished: Called with each log's name and its error, or "".
+
+    Raises:
+        UsageError: if options are wrong.
+        ArtifactError: if the file is no artifact.
     """
     options = options or FleetOptions()
     if options.form not in FORMS:
@@ -89,8 +104,8 @@ def fleet(
         (out / log.name / REPORT).unlink(missing_ok=True)
     if waiting:
         opener, asked_at = opener or local_opener(artifact, options), time.time()
-        with started(options) as workers:
-            rows = _labeled(waiting, opener, out, options, workers)
+        with start_ray(options) as workers:
+            rows = _label_logs(waiting, opener, out, options, workers)
             began_at = _collect(rows, waiting, out, job, card, summary, finished)
             summary.start_s, summary.seconds = began_at - asked_at, time.time() - began_at
     return summary
@@ -103,7 +118,7 @@ def local_opener(artifact: Path, options: FleetOptions) -> Opener:
 
 
 @contextmanager
-def started(options: FleetOptions) -> Iterator[int]:
+def start_ray(options: FleetOptions) -> Iterator[int]:
     """Ray, here or joined; gives the number of workers. A Ray that this process is part of already
     is used, and left as it is."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -188,7 +203,7 @@ def _close(
     finished(progress.log.name, progress.error)
 
 
-def _labeled(
+def _label_logs(
     logs: Sequence[DriveLog], opener: Opener, out: Path, options: FleetOptions, workers: int
 ) -> Iterator[Row]:
     """Answers to all frames of all logs as they come, in any order."""

@@ -40,7 +40,11 @@ class DriveLog:
 
 def find_logs(inputs: Sequence[str]) -> list[DriveLog]:
     """A log for every folder, video or image; a glob gives one for each match, `@FILE` one for
-    each line of that file. Raises ValueError where there are none."""
+    each line of that file.
+
+    Raises:
+        UsageError: if there are none.
+    """
     paths: list[Path] = []
     for each in inputs:
         if each.startswith("@"):

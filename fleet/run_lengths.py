@@ -24,7 +24,11 @@ def encode(labels: NDArray[np.uint8]) -> Runs:
 def decode(
     values: NDArray[np.uint8], lengths: NDArray[np.uint32], height: int
 ) -> NDArray[np.uint8]:
-    """The label map (height, W). Raises ValueError if the runs do not fill whole rows."""
+    """The label map (height, W) uint8.
+
+    Raises:
+        UsageError: if the runs do not fill whole rows.
+    """
     flat = np.repeat(values, lengths)
     if height <= 0 or flat.size % height:
         raise UsageError(f"runs of {flat.size} pixels do not fill {height} rows: a damaged file?")

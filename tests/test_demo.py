@@ -21,7 +21,7 @@ from rtseg.data.scenes import scenes
 from rtseg.demo.layout import Seen, compose, plan
 from rtseg.demo.palettes import color_blind_safe, nearest_pair
 from rtseg.demo.predict import predict
-from rtseg.demo.video import Look, demo, rounded
+from rtseg.demo.video import Look, demo, format_figures
 from rtseg.demo.writers import has_display, open_writer
 from rtseg.errors import UsageError
 from rtseg.export import export
@@ -273,7 +273,7 @@ def test_a_log_plays_at_its_own_rate(clip: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("value", "text"), [(394.07, "394"), (25.41, "25.4"), (100.0, "100")])
 def test_figures_in_the_corner_are_short(value: float, text: str) -> None:
-    assert rounded(value) == text
+    assert format_figures(value) == text
 
 
 def test_the_command_lays_models_side_by_side(

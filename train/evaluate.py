@@ -28,7 +28,8 @@ class Confusion:
     def update(self, label: np.ndarray, prediction: np.ndarray) -> None:
         """Count a frame: both (H, W) uint8; pixels labeled 255 do not count.
 
-        Raises ValueError for different shapes or a prediction that is no class.
+        Raises:
+            UsageError: if shapes differ, or the prediction is no class.
         """
         if label.shape != prediction.shape:
             raise UsageError(f"prediction is {prediction.shape}, its label {label.shape}")
@@ -109,9 +110,17 @@ def evaluate_frames(
     indices: Iterable[int] | None = None,
     seen: Callable[[int], None] = lambda index: None,
 ) -> Evaluation:
-    """Label every frame of `data` (or those at `indices`) and compare; `seen` is told of each.
+    """Label frames and compare with the truth.
 
-    Raises DataError for a split without labels, ValueError for labels that do not fit.
+    Args:
+        segment: A frame (H, W, 3) uint8 BGR -> labels (H, W) uint8.
+        data: A split with labels.
+        indices: Of the frames; None: all.
+        seen: Told of each index done.
+
+    Raises:
+        DataError: if the split has no labels.
+        UsageError: if labels do not fit.
     """
     result = Evaluation(data.classes, Confusion(len(data.classes)))
     for index in range(len(data)) if indices is None else indices:

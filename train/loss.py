@@ -96,8 +96,16 @@ class Criterion(nn.Module):
     def forward(
         self, outputs: Mapping[str, Tensor], label: Tensor, maps: Mapping[str, Tensor] = NO_MAPS
     ) -> Tensor:
-        """maps: those that `loss.maps` names, (N, H, W). Raises ValueError for outputs and terms
-        that do not go together."""
+        """The loss of a batch, a float32 scalar.
+
+        Args:
+            outputs: By name, (N, K, h, w); "logits" is the main one.
+            label: (N, H, W) int64.
+            maps: Those that `loss.maps` names, (N, H, W) uint8.
+
+        Raises:
+            UsageError: if outputs and terms do not go together.
+        """
         self._check(outputs)
         total = label.new_zeros((), dtype=torch.float32)
         for name, output in outputs.items():

@@ -20,7 +20,10 @@ UNCHANGED = Group(names=("",))
 
 def make_optimizer(model: Network, options: Optimizer) -> torch.optim.Optimizer:
     """Groups of parameters by weight decay and by what their learning rate is multiplied with, in
-    each group's `multiplier`. Raises ValueError for a group of the recipe that fits no parameter.
+    each group's `multiplier`.
+
+    Raises:
+        UsageError: if a group of the recipe fits no parameter.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     official, unseen = official_names(model), set(options.groups)

@@ -102,11 +102,11 @@ def share_norms(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d:
-                setattr(module, name, _shared(child))
+                setattr(module, name, _share_norm(child))
     return model
 
 
-def _shared(norm: nn.BatchNorm2d) -> SharedBatchNorm:
+def _share_norm(norm: nn.BatchNorm2d) -> SharedBatchNorm:
     """With the same parameters, which an optimizer may hold already."""
     shared = SharedBatchNorm(norm.num_features, norm.eps, norm.momentum)
     shared.load_state_dict(norm.state_dict())

@@ -38,12 +38,16 @@ def autocast(device: torch.device, precision: str) -> Any:
 class Predictor:
     """frame (H, W, 3) uint8 BGR, any size -> labels (H, W) uint8.
 
-    `size`: (height, width) the frame is brought to first, letterboxed where its aspect is another,
-    as an artifact does; None: its own, rounded up to what the network takes. `fit`: (short, long)
-    side that it is fitted into, keeping its ratio. `scales`: further factors on that size, whose
-    probabilities are averaged.
-    `flip`: the mirrored frame counts as well. `window`: (height, width) of a sliding window with
-    an overlap of a third; None: the whole frame at once.
+    Args:
+        network: Put into eval mode.
+        size: (height, width) the frame is brought to first, letterboxed where its aspect is
+            another, as an artifact does; None: its own, rounded up to what the network takes.
+        scales: Factors on that size, whose probabilities are averaged.
+        flip: The mirrored frame counts as well.
+        window: (height, width) of a sliding window with an overlap of a third; None: the whole
+            frame at once.
+        precision: fp32, bf16 or fp16.
+        fit: (short, long) side that the frame is fitted into, keeping its ratio.
     """
 
     def __init__(

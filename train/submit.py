@@ -23,7 +23,10 @@ def submit(
     """Write the predictions for all frames of `data` to `archive`; returns how many.
 
     A file is named CITY_SEQUENCE_FRAME_pred_labelIds.png and holds, at the frame's size, the ids
-    that the data set's own files use. Raises ValueError for a class set without such ids.
+    that the data set's own files use.
+
+    Raises:
+        UsageError: if the class set has no such ids.
     """
     if data.classes.label_ids is None:
         raise UsageError(f"{data.classes.name} has no label ids of a test server: use cityscapes")

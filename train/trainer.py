@@ -68,8 +68,16 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True)
     validation split, `log.jsonl` the log, drawn in `curves.png`. SIGTERM and
     SIGINT save the state and stop.
 
-    Raises TrainingError for a loss that is not finite (with the batch's file names) and for a
-    worker that died; SaveError where the disk is full; DataError for files that cannot be read.
+    Args:
+        recipe: What to train, on what and how.
+        folder: New, or with `resume` that of the run.
+        resume: Go on from `last.pt`.
+        show: A bar on stderr.
+
+    Raises:
+        TrainingError: if the loss is not finite (with the batch's file names), or a worker died.
+        SaveError: if the disk is full.
+        DataError: if a file cannot be read.
     """
     with join_processes() as place:
         run = Run(recipe, Path(folder), place)
