@@ -120,7 +120,8 @@ def test_a_loss_that_is_not_finite_names_the_files(camvid, tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_state_unharmed(camvid, tmp_path):
-    recipe = tiny_recipe(camvid, schedule={"iterations": 4}, save_every=2)
+    # Validated at the end alone: whether best.safetensors is written too depends on the mIoU.
+    recipe = tiny_recipe(camvid, schedule={"iterations": 6}, save_every=2, val_every=100)
     train(tiny_recipe(camvid, schedule={"iterations": 2}), tmp_path, show=False)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
