@@ -44,6 +44,18 @@ def read_png(path: Path) -> Picture:
     return decode_image(_read(path), str(path), cv2.IMREAD_UNCHANGED)
 
 
+def read_gray(path: Path) -> Picture:
+    """A label file as class ids, whatever the PNG's own type.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    return decode_image(_read(path), str(path), cv2.IMREAD_GRAYSCALE)
+
+
 def _read(path: Path) -> NDArray[np.uint8]:
     # imread would print its own complaint, and hides why it failed.
     try:

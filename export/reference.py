@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.frames import open_source
-from ..data.images import read_image
+from ..data.images import read_gray, read_image
 from ..data.letterbox import Fit, fit_frame, fit_labels
 from ..data.scenes import scenes
 from ..errors import UsageError
@@ -59,7 +58,8 @@ def read_frames(folder: Path, labels: Path | None = None, most: int = MOST_FRAME
     """At most `most` images of a folder, spread over it, and their label PNGs in `labels`.
 
     Raises:
-        UsageError: the folder holds no image or an unreadable one, or no label map fits by name.
+        UsageError: the folder holds no image, or no label map fits by name.
+        DataError: an image or a label map is damaged.
     """
     paths = open_source(folder).paths
     chosen = [paths[place] for place in spread(len(paths), most)]
@@ -69,8 +69,7 @@ def read_frames(folder: Path, labels: Path | None = None, most: int = MOST_FRAME
     truth: list[LabelMap | None] = []
     for name, _ in frames:
         path = labels / f"{name}.png"
-        found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
-        truth.append(None if found is None else np.asarray(found, np.uint8))
+        truth.append(read_gray(path) if path.is_file() else None)
     if all(each is None for each in truth):
         raise UsageError(f"{labels} has no label PNG of any frame, such as {frames[0][0]}.png")
     return ProofFrames(frames, "given", len(paths), truth)

@@ -17,12 +17,12 @@ import pytest
 from rtseg.data.classes import CAMVID
 from rtseg.data.files import scratch_folder
 from rtseg.data.scenes import scenes
-from rtseg.errors import ProofError, UsageError
+from rtseg.errors import DataError, ProofError, UsageError
 from rtseg.export import conditions, export
 from rtseg.export.artifacts import list_notes
 from rtseg.export.calibrate import Calibration, pick_frames
 from rtseg.export.export import make_card
-from rtseg.export.reference import ProofFrames, run_reference
+from rtseg.export.reference import ProofFrames, read_frames, run_reference
 from rtseg.models import build, save_checkpoint
 from rtseg.models.loading import Model, load_model, read_trained_size
 from rtseg.runtime import read_card
@@ -201,3 +201,12 @@ def test_what_a_killed_export_left_is_no_artifact_and_goes(tmp_path: Path) -> No
         with scratch_folder(tmp_path, "export"):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_label_of_the_proof_is_one_line(tmp_path: Path) -> None:
+    for folder in ("frames", "labels"):
+        (tmp_path / folder).mkdir()
+    cv2.imwrite(str(tmp_path / "frames/a.png"), np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "labels/a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"a\.png is damaged or not an image"):
+        read_frames(tmp_path / "frames", tmp_path / "labels")
