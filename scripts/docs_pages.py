@@ -17,9 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@event_priority(100)  # before mkdocstrings reads where to look
 def on_config(config: Any) -> Any:
     """Let the reference find the package, whose folder need not be called `rtseg`."""
     link = Path(tempfile.mkdtemp()) / "rtseg"
@@ -31,8 +35,6 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to those that lie in docs/."""
-    from mkdocs.structure.files import File
-
     texts = {file.src_uri: file.content_string for file in files.documentation_pages()}
     texts |= dict(pages())
     for path in sorted({path for name, text in texts.items() for _, path in _outside(name, text)}):
