@@ -114,7 +114,7 @@ def street_frames(shared_data: Path) -> list[tuple[str, np.ndarray[Any, Any]]]:
 @pytest.fixture(scope="session")
 def nano() -> Model:
     """csfcn_nano with the weights that ship."""
-    return load_model("csfcn_nano")
+    return load_model("csfcn_nano:camvid")
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

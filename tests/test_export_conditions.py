@@ -33,7 +33,7 @@ SIZE = 64, 128
 @pytest.fixture
 def network() -> Any:
     """csfcn_nano's own, to be spoiled."""
-    return load_model("csfcn_nano").network
+    return load_model("csfcn_nano:camvid").network
 
 
 def write(folder: Path, frames: list[np.ndarray[Any, Any]]) -> Path:

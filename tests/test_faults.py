@@ -102,7 +102,7 @@ def test_a_planted_fault_is_caught(
     nano: Model,
 ) -> None:
     card = make_card(nano, SIZE, precision, "labels")
-    network = load_model("csfcn_nano").network
+    network = load_model("csfcn_nano:camvid").network
     fault(monkeypatch, network)
     verdict = judged(to_onnx(network, SIZE, precision, ("labels",)), card, expected, tmp_path)
     assert verdict.status == "failed"

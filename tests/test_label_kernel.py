@@ -368,7 +368,7 @@ def test_an_engine_with_its_kernel(name, tmp_path):
 
 
 def test_label_kernels_are_for_engines_that_give_labels(tmp_path):
-    source = load_model("csfcn_nano")
+    source = load_model("csfcn_nano:camvid")
     for targets, outputs in ((["onnx"], "labels"), (["tensorrt"], "both")):
         with pytest.raises(ExportError, match="label kernel is for engines"):
             export(source, (64, 128), targets, output=outputs, out=tmp_path, label_kernel=True)

@@ -215,7 +215,7 @@ def test_the_whole_export(nano: Model, street: Path, tmp_path: Path) -> None:
 def test_a_layer_that_int8_ruins_stays_in_float(street: Path, tmp_path: Path) -> None:
     """One channel 300 times the others, with the layers behind it made to undo that: the same
     function, but one scale for the whole tensor leaves the other channels nothing."""
-    source = load_model("csfcn_nano")
+    source = load_model("csfcn_nano:camvid")
     backbone: Any = source.network.backbone
     norm, block = backbone.stem[1].norm, backbone.layer2[0]
     for of in (norm.weight, norm.bias):
