@@ -147,11 +147,11 @@ def open_labeler(
         UsageError: the classes differ, or an artifact is asked to look in another way.
     """
     artifact = isinstance(model, (str, os.PathLike)) and is_artifact(model)
-    if artifact or backend or isinstance(model, Segmenter):
-        if size or scale or flip or window or precision != "fp32":
-            raise UsageError("an artifact runs as exported: leave out --size, --scale, --flip, ...")
-    elif isinstance(model, (str, os.PathLike)) and not weights and not classes and not class_map:
-        classes = _shipped_for(os.fspath(model), expected)
+    looks = size or scale or flip or window or precision != "fp32"
+    if looks and (artifact or backend or isinstance(model, Segmenter)):
+        raise UsageError("an artifact runs as exported: leave out --size, --scale, --flip, ...")
+    if not artifact and weights is None and classes is None and class_map is None:
+        classes = shipped_for(model, expected)
     with ExitStack() as opened:
         segment: Segment
         if isinstance(model, Segmenter):
@@ -188,13 +188,15 @@ def open_labeler(
         yield segment
 
 
-def _shipped_for(model: str, classes: ClassSet) -> ClassSet | None:
-    """The classes, if weights for them ship with the named network."""
+def shipped_for(model: object, classes: ClassSet) -> ClassSet | None:
+    """The classes of a data set, if weights for them ship with the network of that name."""
+    if not isinstance(model, (str, os.PathLike)):
+        return None
     if importlib.util.find_spec("torch") is None:
         return None
     from .models.loading import shipped_weights
 
-    return classes if shipped_weights(model, classes) else None
+    return classes if shipped_weights(os.fspath(model), classes) else None
 
 
 def _map_labels(segment: Segment, names: Sequence[str], source: str, to: ClassSet) -> Segment:

@@ -318,10 +318,15 @@ def sequence(
 
     rtseg bench sequence csfcn_nano --size 184x240 --size 360x480 --data camvid --root data/camvid
     """
+    from ..api import shipped_for
     from ..data.datasets import open_data
     from ..speed.sequence import sequence as play_sequence
 
-    return play_sequence(start(), open_data(data, root, split), data, rate)
+    frames, own = open_data(data, root, split), {}
+    if start.options["weights"] is None and start.options["classes"] is None:
+        fitting = {shipped_for(model, frames.classes) for model in start.options["models"]}
+        own = {"classes": frames.classes} if fitting == {frames.classes} else {}
+    return play_sequence(start(**own), frames, data, rate)
 
 
 @protocol

@@ -47,13 +47,14 @@ def pareto(
 
     rtseg pareto csfcn_nano camvid --root data/camvid --calib data/camvid/train
     """
-    from ..api import check_classes, open_dataset
+    from ..api import check_classes, open_dataset, shipped_for
     from ..export.calibrate import Calibration
     from ..resolve import load_source
     from ..speed.pareto import pareto as run
 
     data = open_dataset(dataset, root, split, classes)
-    source = load_source(model, weights, classes)
+    fitting = shipped_for(model, data.classes) if weights is None and classes is None else None
+    source = load_source(model, weights, classes or fitting)
     check_classes(source.classes.names, data.classes)
     with working() as step:
         front = run(

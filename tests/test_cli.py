@@ -39,7 +39,16 @@ def folder(rtseg: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of csfcn_nano, made by the command itself."""
     out = tmp_path_factory.mktemp("export")
     done = rtseg(
-        "export", "csfcn_nano", "--size", "64x128", "--to", "onnx", "--to", "openvino", "-o", out
+        "export",
+        "csfcn_nano:camvid",
+        "--size",
+        "64x128",
+        "--to",
+        "onnx",
+        "--to",
+        "openvino",
+        "-o",
+        out,
     )
     assert done.returncode == 0, done.stderr
     assert "csfcn_nano_64x128_fp32.onnx" in done.stdout
