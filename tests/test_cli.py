@@ -317,7 +317,7 @@ def test_quickstart_makes_a_report(rtseg: Run, tmp_path: Path) -> None:
     for picture in pictures:
         assert (tmp_path / "qs" / picture).stat().st_size > 10_000
     sizes = {p.name.split("_")[2] for p in (tmp_path / "qs" / "artifacts").glob("*.onnx")}
-    assert sizes == {"240x424", "360x640", "480x856"}
+    assert sizes == {"344x608", "512x912", "680x1216"}
     assert json.loads((tmp_path / "qs" / "bench.json").read_text())["rows"]
 
 
