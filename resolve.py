@@ -114,7 +114,9 @@ def _read_triple(text: str) -> tuple[float, float, float]:
     try:
         first, second, third = map(float, text.split(","))
     except ValueError as error:
-        raise UsageError(f"three numbers with commas between them, not {text!r}") from error
+        raise UsageError(
+            f"--mean and --std are three numbers, as 0.5,0.5,0.5, not {text!r}"
+        ) from error
     return first, second, third
 
 

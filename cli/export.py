@@ -53,8 +53,9 @@ def export(
     ),
     output: Annotated[Outputs, Option(help="What the graph gives.")] = Outputs.labels,
     fit: Annotated[
-        Fit, Option(help="How frames of another aspect come to the size.")
-    ] = Fit.letterbox,
+        Fit | None,
+        Option(help="How frames of another aspect come to the size."),
+    ] = None,
     weights: Weights = None,
     ignore_keys: Annotated[
         list[str] | None,
@@ -173,7 +174,7 @@ def export(
             (precision or Precision.fp32).value,
             out=out,
             output=output.value,
-            fit=fit.value,
+            fit=fit.value if fit else None,
             frames=frames,
             labels=labels,
             proof_frames=proof_frames,

@@ -42,7 +42,7 @@ class UNet(nn.Module):
 
 
 def preprocess(frame: np.ndarray) -> np.ndarray:
-    """As in training; it is held against what the export will do to the same frame."""
+    """As in training, which stretched frames; it is held against what the export will do."""
     image = cv2.resize(frame, SIZE[::-1])[..., ::-1].astype(np.float32) / 255
     return ((image - MEAN) / STD).transpose(2, 0, 1)
 
@@ -50,7 +50,7 @@ def preprocess(frame: np.ndarray) -> np.ndarray:
 if __name__ == "__main__":
     torch.manual_seed(0)
     model = rtseg.load_model(
-        UNet(classes=19), classes="cityscapes", size=SIZE, normalize="imagenet",
+        UNet(classes=19), classes="cityscapes", size=SIZE, normalize="imagenet", fit="stretch",
         preprocess=preprocess,
     )  # fmt: skip
     out = sys.argv[1] if len(sys.argv) > 1 else "artifacts"

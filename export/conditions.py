@@ -69,6 +69,18 @@ def find_warnings(card: Card, proof: ProofFrames) -> list[str]:
     return found
 
 
+def find_missing_classes(card: Card, expected: ReferenceOutputs) -> list[str]:
+    """A line where the network itself gives one class alone: any such file would equal it, so the
+    proof shows little. Wrong weights or a wrong normalization do that."""
+    seen = np.unique(expected.reference.labels)
+    if len(seen) > 1 or not card.trained:
+        return []
+    return [
+        f"the network labels every pixel of the proof's frames {card.classes[int(seen[0])]!r}: are "
+        "its weights and its normalization right? this proof shows little"
+    ]
+
+
 def compare_calibration(
     card: Card, picked: CalibrationFrames, expected: ReferenceOutputs
 ) -> list[str]:

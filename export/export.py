@@ -29,7 +29,7 @@ from ..runtime.backends.backend import BACKENDS, installed
 from . import parity
 from .artifacts import Artifact, publish, write_report
 from .calibrate import Calibration, CalibrationFrames, pick_frames
-from .conditions import compare_calibration, find_warnings, text_of
+from .conditions import compare_calibration, find_missing_classes, find_warnings, text_of
 from .graph import DTYPES, census, find_coarse, to_onnx, write_artifact
 from .reference import MOST_FRAMES, Frames, ProofFrames, draw_frames, read_frames, run_reference
 from .sensitivity import LayerCost
@@ -61,7 +61,7 @@ def export(
     classes: str | os.PathLike[str] | ClassSet | None = None,
     out: str | os.PathLike[str] = "artifacts",
     output: str = "labels",
-    fit: Fit = "letterbox",
+    fit: Fit | None = None,
     frames: str | os.PathLike[str] | Frames | None = None,
     labels: str | os.PathLike[str] | None = None,
     proof_frames: int = MOST_FRAMES,
@@ -88,7 +88,8 @@ def export(
         classes: of a network, as `load_model` takes them.
         out: folder for the artifacts.
         output: "labels", "logits" or "both".
-        fit: "letterbox" or "stretch", how frames of another aspect come to the size.
+        fit: "letterbox" or "stretch", how frames of another aspect come to the size; by default
+            the model's own.
         frames: a folder, or (name, (H, W, 3) uint8 BGR) each, to prove it on; else drawn scenes.
         labels: folder with label PNGs of those frames, by the same names.
         proof_frames: how many of the folder's frames to take, spread over it.
@@ -121,7 +122,7 @@ def export(
     artifacts: list[Artifact] = []
     for each in dict.fromkeys(sizes):
         with scratch_folder(out, "export") as folder:
-            card = make_card(model, each, precision, output, fit)
+            card = make_card(model, each, precision, output, fit or model.fit)
             job = _SizeExport(model, card, given or draw_frames(DRAWN, each), folder, progress)
             if set(targets) - {"torch"}:
                 job.make_graph(picked)
@@ -277,6 +278,7 @@ class _SizeExport:
         self.expected = run_reference(
             self.network, proof, card.size, card.fit, self._count("float32 reference")
         )
+        self.warnings += tuple(find_missing_classes(card, self.expected))
 
     def _count(self, what: str) -> Progress:
         """A sign of life where frames make a step long."""

@@ -15,6 +15,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..data.classes import CITYSCAPES, CLASS_SETS, ClassSet, load_class_set
+from ..data.letterbox import Fit
 from ..errors import CheckpointError, UsageError
 from .checkpoints import (
     COMPUTED,
@@ -57,6 +58,7 @@ class Model:
         trained: False for random weights.
         trained_size: (height, width) in pixels of the training; where nothing names it, the
             size of the variant.
+        fit: "letterbox" or "stretch", how frames of another aspect come to its size.
     """
 
     network: Network
@@ -64,6 +66,7 @@ class Model:
     weights_from: str
     trained: bool
     trained_size: tuple[int, int]
+    fit: Fit = "letterbox"
 
 
 def load_model(
@@ -134,10 +137,11 @@ def _open_own(
     if weights is not None:
         state = unwrap_state_dict(read_checkpoint(Path(weights)), str(weights))
         load_own_weights(network.module, state, str(weights))
+    fit = own.get("fit", "letterbox")
     if preprocess := own.get("preprocess"):
-        check_preprocess(normalization, size, preprocess)
+        check_preprocess(normalization, size, preprocess, fit)
     origin = "memory" if weights is None else Path(weights).name
-    return replace(_with_classes(network, classes), weights_from=origin, trained_size=size)
+    return replace(_with_classes(network, classes), weights_from=origin, trained_size=size, fit=fit)
 
 
 def _with_classes(what: Network | Model, classes: ClassSet | None) -> Model:

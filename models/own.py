@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..data.letterbox import Fit
 from ..errors import CheckpointError, UsageError
 from .network import IMAGENET_MEAN, IMAGENET_STD, Network, NetworkInfo
 
@@ -84,10 +86,14 @@ def find_normalization(what: str | Normalization | None) -> Normalization:
         return what
     if what in NORMALIZATIONS:
         return NORMALIZATIONS[what]
-    asked = "how are this network's pixels normalized?" if what is None else f"{what!r} is unknown:"
+    near = get_close_matches(str(what), NORMALIZATIONS, n=1)
+    asked = f"no normalization is called {what!r}{f', but {near[0]!r} is' if near else ''}:"
+    if what is None:
+        asked = "how are this network's pixels normalized?"
     raise UsageError(
         f'{asked} say normalize="imagenet" (RGB in 0..1, ImageNet\'s mean and std, the usual one), '
-        '"unit" (RGB in 0..1), "none" (RGB in 0..255) or Normalization(mean, std, order, scale)'
+        '"unit" (RGB in 0..1), "none" (RGB in 0..255) or Normalization(mean, std, order, scale); '
+        "on the command line --normalize NAME, or --mean and --std, and --order"
     )
 
 
@@ -99,6 +105,8 @@ class OwnOptions(TypedDict, total=False):
         normalize: a name of NORMALIZATIONS, or a Normalization; required.
         name: for files and reports; by default its class's.
         output: where the logits are in what it returns: a key, an attribute or a place.
+        fit: "letterbox" (the default) or "stretch", how frames of another aspect than the size's
+            come to it; letterboxed ones lie at the top left, over black.
         preprocess: what makes its input of a camera's frame, (H, W, 3) uint8 BGR -> (1, 3, h, w):
             held against what an export would do.
     """
@@ -107,6 +115,7 @@ class OwnOptions(TypedDict, total=False):
     normalize: str | Normalization
     name: str
     output: str | int
+    fit: Fit
     preprocess: Callable[[NDArray[np.uint8]], Any]
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from ..data.letterbox import Fit, fit_size
 from ..data.scenes import scenes
 from ..errors import UsageError
 from .own import Normalization
@@ -29,6 +30,8 @@ Preprocess = Callable[[Frame], Any]
 # Roundings of a resize in uint8, as a share of the spread of what a network reads; a neighboring
 # way to resize is off by 0.03 and more on a drawn scene.
 SAME = 0.012
+LETTERBOX = "bilinear with padding (letterbox, the frame at the top left)"
+STRETCHED = '; if you stretch frames, say so: fit="stretch", --fit stretch'
 SAME_STD = 0.02  # relative
 SAME_MEAN = 0.01  # in units of 0..1
 
@@ -52,29 +55,38 @@ class Found:
     residual: float
 
 
-def check_preprocess(normalization: Normalization, size: Size, preprocess: Preprocess) -> None:
+def check_preprocess(
+    normalization: Normalization, size: Size, preprocess: Preprocess, fit: Fit = "letterbox"
+) -> None:
     """Hold the user's `preprocess` against what the exported graph will do to the same frame.
 
     Args:
-        normalization: what the graph does after a bilinear resize to `size`.
+        normalization: what the graph does once the frame is at `size`.
         size: (height, width) of the network's input in pixels.
         preprocess: (H, W, 3) uint8 BGR, as a camera gives it -> (3, h, w) or (1, 3, h, w) float, a
             tensor or an array.
+        fit: how a frame of another aspect comes to `size`.
 
     Raises:
         UsageError: naming each step that differs and what it is on either side.
     """
-    (frame,) = scenes(1, (size[0] * 3 // 2, size[1] * 3 // 2 + size[1] // 8))
-    theirs = _as_pixels(preprocess(frame), size)
-    if differences := explain(theirs, frame, normalization):
-        raise UsageError(
-            "your preprocessing is not what this export would do: " + "; ".join(differences)
-        )
+    # A frame of the network's own aspect tells how it is resized, the others what becomes of the
+    # aspect: one that is wider, one that is higher.
+    for height, width in ((18, 18), (18, 27), (27, 18)):
+        (frame,) = scenes(1, (size[0] * height // 12, size[1] * width // 12))
+        theirs = _as_pixels(preprocess(frame), size)
+        if differences := explain(theirs, frame, normalization, fit):
+            raise UsageError(
+                f"your preprocessing is not what this export would do to a frame of "
+                f"{frame.shape[0]}x{frame.shape[1]}: " + "; ".join(differences)
+            )
 
 
-def explain(theirs: NDArray[np.float32], frame: Frame, ours: Normalization) -> list[str]:
+def explain(
+    theirs: NDArray[np.float32], frame: Frame, ours: Normalization, fit: Fit = "letterbox"
+) -> list[str]:
     """A line for each step in which `theirs`, (h, w, 3) float32, differs from what `ours` makes of
-    `frame` after a bilinear resize; none if they are the same."""
+    `frame` that was brought to (h, w) by `fit`; none if they are the same."""
     found = identify(theirs, frame)
     if found.resize == "unknown":
         return [
@@ -82,8 +94,12 @@ def explain(theirs: NDArray[np.float32], frame: Frame, ours: Normalization) -> l
             "frames bilinearly to the network's size, without cropping or augmentation"
         ]
     lines = []
-    if found.resize != "bilinear":
-        lines.append(f"resize: yours is {found.resize}, this export's bilinear")
+    size = (theirs.shape[0], theirs.shape[1])
+    whole = fit_size((frame.shape[0], frame.shape[1]), size, fit) == size
+    expected = "bilinear" if whole else LETTERBOX
+    if found.resize != expected:
+        other = "" if "bilinear" not in (found.resize, expected) or whole else STRETCHED
+        lines.append(f"resize: yours is {found.resize}, this export's {expected}{other}")
     if found.order != ours.order:
         lines.append(f"order: yours is {found.order}, this export's {ours.order}")
     return lines + _explain_values(found, ours)
@@ -161,20 +177,24 @@ def _resized(frame: Frame, size: tuple[int, ...]) -> list[tuple[str, Pixels]]:
     }.items():
         image = F.interpolate(tensor, (height, width), mode="bilinear", **options)
         made.append((name, image[0].permute(1, 2, 0).numpy()))
-    made += [("with padding (letterbox)", image) for image in _letterboxed(rgb, height, width)]
+    made += _letterboxed(rgb, height, width)
     return [(name, image.astype(np.float32)) for name, image in made]
 
 
-def _letterboxed(rgb: Frame, height: int, width: int) -> list[NDArray[Any]]:
-    """The frame's aspect kept, the rest black: in the middle, and at the upper left."""
+def _letterboxed(rgb: Frame, height: int, width: int) -> list[tuple[str, NDArray[Any]]]:
+    """The frame's aspect kept, the rest black: at the top left, and in the middle."""
     factor = min(height / rgb.shape[0], width / rgb.shape[1])
     h, w = round(rgb.shape[0] * factor), round(rgb.shape[1] * factor)
     small = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_LINEAR)
-    made = []
-    for top, left in (((height - h) // 2, (width - w) // 2), (0, 0)):
+    made: list[tuple[str, NDArray[Any]]] = []
+    middle = "bilinear with padding (letterbox, the frame in the middle)"
+    for name, top, left in (
+        (LETTERBOX, 0, 0),
+        (middle, (height - h) // 2, (width - w) // 2),
+    ):
         canvas = np.zeros((height, width, 3), np.uint8)
         canvas[top : top + h, left : left + w] = small
-        made.append(canvas)
+        made.append((name, canvas))
     return made
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from conftest import Run, as_json
 from rtseg import load_model
 from rtseg.errors import CheckpointError, UsageError
+from rtseg.export import export
 from rtseg.models.own import (
     NORMALIZATIONS,
     Normalization,
@@ -240,7 +241,8 @@ def prepare(
             image = image.transpose(1, 2, 0)
         elif pad:
             factor = min(height / frame.shape[0], width / frame.shape[1])
-            inner = cv2.resize(frame, None, fx=factor, fy=factor)[:height, :width]
+            h, w = round(frame.shape[0] * factor), round(frame.shape[1] * factor)
+            inner = cv2.resize(frame, (w, h))
             image = np.zeros((height, width, 3), np.uint8)
             image[: inner.shape[0], : inner.shape[1]] = inner
         else:
@@ -254,7 +256,24 @@ def prepare(
 
 
 def test_the_same_preprocessing_passes() -> None:
-    check_preprocess(IMAGENET, SIZE, prepare())
+    check_preprocess(IMAGENET, SIZE, prepare(), "stretch")
+    check_preprocess(IMAGENET, SIZE, prepare(pad=True), "letterbox")
+
+
+@pytest.mark.parametrize(
+    ("fit", "pad", "says"),
+    [
+        (
+            "letterbox",
+            False,
+            'yours is bilinear, this export\'s bilinear with padding.*fit="stretch"',
+        ),
+        ("stretch", True, "yours is bilinear with padding.*, this export's bilinear"),
+    ],
+)
+def test_another_rule_for_another_aspect_is_named(fit: Any, pad: bool, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        check_preprocess(IMAGENET, SIZE, prepare(pad=pad), fit)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +295,7 @@ def test_the_same_preprocessing_passes() -> None:
 )
 def test_a_planted_fault_is_named(fault: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError) as error:
-        check_preprocess(IMAGENET, SIZE, prepare(**fault))
+        check_preprocess(IMAGENET, SIZE, prepare(**fault), "stretch")
     assert named in str(error.value)
 
 
@@ -288,10 +307,17 @@ def test_another_shape_is_named() -> None:
 def test_a_module_is_loaded_with_its_weights_and_exported_names(tmp_path: Path) -> None:
     torch.save({"state_dict": Tiny().state_dict()}, tmp_path / "mine.pth")
     model = load_model(
-        Tiny(), tmp_path / "mine.pth", size=SIZE, normalize="imagenet", preprocess=prepare()
+        Tiny(),
+        tmp_path / "mine.pth",
+        size=SIZE,
+        normalize="imagenet",
+        fit="stretch",
+        preprocess=prepare(),
     )
     assert (model.network.info.name, model.weights_from) == ("tiny", "mine.pth")
     assert model.classes.names[0] == "class 0"
+    (artifact,) = export(model, out=tmp_path)
+    assert (artifact.card.fit, artifact.card.size) == ("stretch", SIZE)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +325,7 @@ def test_a_module_is_loaded_with_its_weights_and_exported_names(tmp_path: Path) 
     [
         ({"normalize": "unit"}, "which size"),
         ({"size": SIZE}, "how are this network's pixels normalized"),
-        ({"size": SIZE, "normalize": "unit", "preprocess": prepare()}, "mean: yours"),
+        ({"size": SIZE, "normalize": "unit", "preprocess": prepare(pad=True)}, "mean: yours"),
     ],
 )
 def test_what_cannot_be_guessed_is_asked_for(own: Any, says: str) -> None:
@@ -336,8 +362,8 @@ def test_the_command_exports_a_network_of_the_users_own(rtseg: Run, tmp_path: Pa
     [
         (("imagenet", "0,0,0", "1,1,1", None), "either --normalize"),
         ((None, "0,0,0", None, None), "either --normalize"),
-        ((None, "0,0", "1,1,1", None), "three numbers"),
-        (("imagnet", None, None, None), "unknown"),
+        ((None, "0,0", "1,1,1", None), "are three numbers"),
+        (("imagnet", None, None, None), "but 'imagenet' is"),
         (("unit", None, None, "gbr"), "channel order"),
     ],
 )
@@ -349,3 +375,13 @@ def test_words_of_the_command_line_that_do_not_fit(words: Any, says: str) -> Non
 def test_a_named_normalization_follows_the_channel_order() -> None:
     found = read_own_options([SIZE], "imagenet", None, None, "bgr", None)["normalize"]
     assert found.rgb == IMAGENET.rgb
+
+
+def test_a_network_that_knows_one_class_is_told(tmp_path: Path) -> None:
+    module = Tiny()
+    module.head.bias.data[2] += 100
+    model = load_model(module, size=SIZE, normalize="imagenet")
+    (artifact,) = export(model, out=tmp_path)
+    assert any(
+        "every pixel of the proof's frames 'class 2'" in w for w in artifact.card.proof.warnings
+    )

@@ -256,7 +256,8 @@ def open_backend(name: str, path: Path, device: str | None, **options: Any) -> B
         )
     make: Any = BACKENDS[name].load()
     backend: Backend = make(path, device, **options)
-    log.info("%s loaded in %s: %s", path.name, name, backend.info)
+    info = backend.info
+    log.info("%s loaded in %s %s, %s", path.name, info.name, info.version, info.precision)
     return backend
 
 

@@ -165,8 +165,9 @@ class DriveReport(DriveSnapshot):
         """
         found = [
             Table(("", ""), list(self._summary()), words=("",)),
-            _table("Sinks", _COUNTS, (_row(sink, _COUNTS) for sink in self.sinks)),
         ]
+        if self.sinks:
+            found.append(_table("Sinks", _COUNTS, (_row(sink, _COUNTS) for sink in self.sinks)))
         if self.injected is not None:
             found.append(_table("Faults on purpose", _FATES, map(_fate, self.injected.faults)))
         for title, rows in (("Levels", self.level_changes), ("Failures", self.engine_failures)):
@@ -194,7 +195,7 @@ class DriveReport(DriveSnapshot):
         yield "answered by", _counts(self.results_by_level)
         yield "workers replaced", str(self.replaced_workers)
         yield "source opened again", str(self.reopened_source)
-        yield "from the signal to the end", f"{self.end_s:.2f} s"
+        yield "to end it took", f"{self.end_s:.2f} s"
         yield from self.realtime.items()
 
     def _usage(self) -> Iterator[tuple[object, ...]]:
