@@ -98,7 +98,7 @@ def demo(
         return
     frames = open_recording(source, topic)
     if not model:
-        note(f"no --model: {BEST_TO_LOOK_AT} with its shipped weights, exported here if need be")
+        note(f"no --model: {BEST_TO_LOOK_AT} with shipped weights, exported here if need be")
     with ExitStack() as opened:
         with working() as step:
             segmenters = [
