@@ -19,7 +19,7 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    (made,) = export("csfcn_nano", (96, 128), out=tmp_path_factory.mktemp("artifacts"))
+    (made,) = export("csfcn_nano:camvid", (96, 128), out=tmp_path_factory.mktemp("artifacts"))
     return made.path
 
 
