@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.letterbox import Fit, fit_frame, restore_labels
 from ..errors import ArtifactError, MissingPackage, RtsegError, UsageError
 from ..resolve import export_cache
 from ..runtime.segmenter import as_bgr
@@ -73,9 +73,11 @@ class Eager:
         device: str = "cpu",
         threads: int | None = None,
         trained: bool = False,
+        fit: Fit = "letterbox",
     ):
         import torch
 
+        self.fit: Fit = fit
         self.torch, self.size, self.frames = torch, size, itertools.cycle(frames)
         self.laps: list[dict[str, float]] = []
         self.device = torch.device(device)
@@ -192,7 +194,7 @@ class Eager:
     def _run(self, frame: Frame, stop: Callable[[str], None]) -> NDArray[np.uint8]:
         """frame -> labels (H, W) uint8; `stop(stage)` is called where a stage ends."""
         frame = as_bgr(frame)
-        fitted = _fit(frame, self.size, cv2.INTER_LINEAR)
+        fitted = fit_frame(frame, self.size, self.fit)
         stop("preprocess")
         with self._settings():
             uploaded = self.torch.from_numpy(fitted).to(self.device)
@@ -205,7 +207,7 @@ class Eager:
             stop("post")
             downloaded = labels.cpu().numpy()
         stop("device_to_host")
-        mapped = _fit(downloaded, frame.shape[:2], cv2.INTER_NEAREST_EXACT)
+        mapped = restore_labels(downloaded, (frame.shape[0], frame.shape[1]), self.fit)
         stop("post")
         return mapped
 
@@ -420,13 +422,6 @@ class Torch2Trt(_HalfEngine):
 
     def _version(self) -> str:
         return str(getattr(importlib.import_module("torch2trt"), "__version__", "unknown"))
-
-
-def _fit(image: NDArray[np.uint8], size: tuple[int, ...], method: int) -> NDArray[np.uint8]:
-    """`image` (H, W, ...) resized to `size` (height, width), or itself if it has that size."""
-    if image.shape[:2] == size:
-        return image
-    return np.asarray(cv2.resize(image, size[::-1], interpolation=method), np.uint8)
 
 
 def write_plain_export(model: Model, size: tuple[int, int]) -> Path:

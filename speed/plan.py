@@ -92,7 +92,8 @@ class PeerEntry:
             kind = kind.of(source, size)
         # Only a busy machine asks for fewer threads: on a quiet one eager gets all of them.
         watch = NoiseWatch()
-        peer = kind(network, size, weights, macs, frames, on, threads, source.trained)
+        fit = self.contest.card.fit
+        peer = kind(network, size, weights, macs, frames, on, threads, source.trained, fit)
         peer.frame_to_labels()
         if on == "cpu" and self.peer == "eager" and not watch.noise().quiet:
             peer.keep_faster_thread_count()
