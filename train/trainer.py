@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,19 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True)
             ) from error
 
 
+@contextmanager
+def _end_workers(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+    """Ends the data workers with the block, after an error too: as long as PyTorch knows of one
+    that died, it may raise wherever a signal finds this process."""
+    try:
+        yield batches
+    finally:
+        end = getattr(batches, "_shutdown_workers", None)  # none where data.workers is 0
+        if end is not None:
+            with suppress(RuntimeError):
+                end()
+
+
 class Run:
     """A recipe made real on this process's device, and how far it has come."""
 
@@ -179,9 +192,11 @@ class Run:
         if self.place.first:
             log = TrainingLog(self.path(LOG), self.iteration, recipe.tensorboard)
             log.write(self.iteration, **self._facts())
-        batches = iter(self._loader())
         seconds, losses = time.perf_counter(), []
-        with TrainingBar(self.total, self.iteration, show) as bar:
+        with (
+            _end_workers(iter(self._loader())) as batches,
+            TrainingBar(self.total, self.iteration, show) as bar,
+        ):
             while self.iteration < self.total:
                 losses.append(average_over_processes(self.step(batches), self.place))
                 self.iteration += 1
