@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
 from tiny_camvid import tiny_recipe
-from rtseg.train.loop import train
+from rtseg.train.trainer import train
 train(tiny_recipe(Path(sys.argv[2]), **eval(sys.argv[4])), Path(sys.argv[3]), show=False)
 """
 CHANGES = {

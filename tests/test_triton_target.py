@@ -27,7 +27,7 @@ def artifact(rtseg: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made by the command, which writes the model repository beside it."""
     out = tmp_path_factory.mktemp("artifacts")
     graph = ("--size", f"{SIZE[0]}x{SIZE[1]}", "--output", "both")
-    done = rtseg("export", "csfcn_nano", *graph, "--to", "onnx", "--to", "triton", "-o", out)
+    done = rtseg("export", "csfcn_nano:camvid", *graph, "--to", "onnx", "--to", "triton", "-o", out)
     assert done.returncode == 0, done.stderr
     return out / "csfcn_nano_64x96_fp32.onnx"
 

@@ -333,10 +333,12 @@ class Run:
         result.confusion.matrix = sum_over_processes(result.confusion.matrix, self.place)
         result.images = int(sum_over_processes(np.array([result.images]), self.place)[0])
         miou = result.confusion.miou()
-        if miou > self.best:
+        better = miou > self.best
+        if better:
             self.best = miou
-            if self.place.first:
-                self._keep(network, result)
+        # A first mIoU of 0 is no better than none, but a run must not end without weights.
+        if self.place.first and (better or not self.path(BEST).exists()):
+            self._keep(network, result)
         return result
 
     def _keep(self, network: Any, result: Evaluation) -> None:
