@@ -258,7 +258,7 @@ def test_windows_are_cut_rolled_and_put_back() -> None:
     cut = groups.split(x, (height, width))
     assert torch.equal(cut, windows)
     assert torch.equal(groups.join(cut, (height, width)), x)
-    scores = groups.separate(torch.zeros(12, 1, 16, 16), (height, width))
+    scores = groups.penalize(torch.zeros(12, 1, 16, 16), (height, width))
     assert torch.equal(scores[:6], scores[6:])
     # Top left: all together; bottom right: the four corners of the map apart.
     assert scores[0].max() == scores[0].min() == 0
@@ -381,7 +381,7 @@ def test_six_equal_blocks_are_one_shared_block() -> None:
     assert torch.equal(network.state_dict()[ours], state[names[ours]])
     key = "decode_head.learners.1.layers.4.norm2.bias"
     six[key] = six[key] + 1
-    with pytest.raises(CheckpointError, match=r"1 unexpected: head\.learners\.1\.blocks\.4"):
+    with pytest.raises(CheckpointError, match=r"1 unexpected: decode_head\.learners\.1\.layers\.4"):
         load_checkpoint(network, six)
 
 
