@@ -146,9 +146,11 @@ def _notes(
     if not source.trained:
         notes.append("These weights are random: speed and parity are real, the pictures are not.")
     if frames is None:
+        # The streets weights learned from frames of this very video, these three among them.
+        seen = " that the weights were trained on" if "_streets." in source.weights_from else ""
         notes.append(
-            "The frames are of a motorway (Udacity, MIT License) that the network has not seen; "
-            "your own: rtseg quickstart --frames FOLDER"
+            f"The frames are of a motorway (Udacity, MIT License){seen}: see how it does on your "
+            "own, rtseg quickstart --frames FOLDER"
         )
     if source.classes.name == "camvid":
         notes.append("The weights were trained on CamVid, streets of one town; see the model card.")

@@ -18,6 +18,7 @@ from rtseg.data.frames import name_apart, open_source
 from rtseg.data.images import blend, colorize, draw_legend
 from rtseg.data.playback import open_recording
 from rtseg.data.scenes import scenes
+from rtseg.demo import quickstart
 from rtseg.demo.layout import Seen, compose, plan
 from rtseg.demo.palettes import color_blind_safe, nearest_pair
 from rtseg.demo.predict import predict
@@ -25,7 +26,7 @@ from rtseg.demo.video import Look, demo, format_figures
 from rtseg.demo.writers import has_display, open_writer
 from rtseg.errors import UsageError
 from rtseg.export import export
-from rtseg.models.loading import Model
+from rtseg.models.loading import Model, load_model
 
 SIZE = (120, 160)
 FRAMES = 3
@@ -287,3 +288,9 @@ def test_the_command_lays_models_side_by_side(
     assert (facts["frames"], facts["written"]) == (FRAMES, [str(out)])
     assert [model["size"] for model in facts["models"]] == ["64x96", "96x128"]
     assert frames_of(out)[0].shape[1] == 3 * SIZE[1] + 2 * 4
+
+
+@pytest.mark.parametrize(("weights", "seen"), [("streets", True), ("camvid", False)])
+def test_the_quick_start_says_if_its_frames_were_trained_on(tmp_path, weights, seen):
+    notes = quickstart._notes(load_model(f"csfcn_nano:{weights}"), None, [], tmp_path)
+    assert any("trained on: see" in note for note in notes) is seen
