@@ -135,7 +135,9 @@ class _JsonLines(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _PLAIN}
+    """What the caller added; other libraries (Ray) mark every record with a private name."""
+    fields = vars(record).items()
+    return {name: value for name, value in fields if name not in _PLAIN and name[0] != "_"}
 
 
 def start_log(level: str, as_json: bool) -> None:

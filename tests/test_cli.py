@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import cv2
@@ -222,6 +223,14 @@ def test_the_log_is_lines_or_json(
 ) -> None:
     from rtseg.cli import app
 
+    make_record = logging.getLogRecordFactory()
+
+    def make_marked(*args: Any, **keywords: Any) -> logging.LogRecord:
+        record = make_record(*args, **keywords)
+        vars(record)["_ray_timestamp_ns"] = 1  # as Ray does from its import on
+        return record
+
+    monkeypatch.setattr(logging, "_logRecordFactory", make_marked)
     monkeypatch.setattr(app, "app", Mock())
     for command, options in (("bench", ["--log-level", "info"]), ("drive", [])):
         monkeypatch.setattr("sys.argv", ["rtseg", command, *options, "x"])
