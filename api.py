@@ -180,6 +180,7 @@ def open_labeler(
                 flip=flip,
                 window=window,
                 precision=precision,
+                aspect=source.fit,
             )
         if class_map is not None:
             segment = _map_labels(segment, names, class_map, expected)
@@ -210,7 +211,8 @@ def _map_labels(segment: Segment, names: Sequence[str], source: str, to: ClassSe
             f"--class-map gives {len(ids) - ids.count(IGNORE)} of its {len(ids)} classes a place, "
             f"and the model has {len(names)}: it must give each one of them a class of {to.name}"
         )
-    table = np.array(ids, np.uint8)
+    table = np.full(256, IGNORE, np.uint8)  # what a model does not see stays unlabeled
+    table[: len(ids)] = ids
     return lambda frame: table[segment(frame)]
 
 

@@ -175,6 +175,7 @@ class Fit(str, Enum):
     """How frames of another aspect come to a size."""
 
     letterbox = "letterbox"
+    crop = "crop"
     stretch = "stretch"
 
 

@@ -1,34 +1,73 @@
-"""Letterbox: a frame at a model's size without squashing it, and its labels back at the frame's.
+"""Letterbox, crop or stretch: a frame at a model's size, and its labels back at the frame's.
 
 A frame whose aspect (width over height) is within ASPECT_TOLERANCE of the model's is resized to the
-model's size. Any other is scaled to fit inside it and lies at its top left, the rest black, as
-training pads frames that are smaller than its crops; the labels of the rest are cut off again.
+model's size. What becomes of any other, the card names:
+
+- `letterbox`: it is scaled to fit inside and lies at the top left, the rest black, as training pads
+  frames that are smaller than its crops; the labels of the rest are cut off again.
+- `crop`: its middle, as much as has the model's aspect, is resized; the labels beside it are 255,
+  which no class has: evaluation leaves those pixels out and says how many they were.
+- `stretch`: it is resized all the same.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
+from .classes import IGNORE
+
 Size = tuple[int, int]  # (height, width) in pixels
-Fit = Literal["stretch", "letterbox"]
+Fit = Literal["stretch", "letterbox", "crop"]
 # Training scales frames by 0.5 to 2 but keeps their aspect; a tenth is what rounding a size to the
 # network's multiple changes, and the difference between 4:3 and 5:4.
 ASPECT_TOLERANCE = 0.1
 
 
+def check_fit(fit: str) -> None:
+    """Raises UsageError if there is no such way to bring a frame to a size."""
+    if fit not in get_args(Fit):
+        raise UsageError(f"fit is {', '.join(get_args(Fit))}, not {fit!r}")
+
+
 def fit_size(frame: Size, model: Size, fit: Fit) -> Size:
-    """The size that a frame takes at the top left of a model's input."""
+    """The size that what a model sees of a frame takes at the top left of its input."""
     (height, width), (high, wide) = frame, model
-    ratio = (width * high) / (height * wide)  # of the aspects
-    if fit == "stretch" or max(ratio, 1 / ratio) <= 1 + ASPECT_TOLERANCE:
+    ratio = _aspects(frame, model)
+    if fit != "letterbox" or _same_aspect(ratio):
         return model
     if ratio > 1:
         return max(1, round(wide * height / width)), wide
     return high, max(1, round(high * width / height))
+
+
+def find_view(frame: Size, model: Size, fit: Fit) -> tuple[slice, slice]:
+    """The rows and columns of a frame that a model sees."""
+    height, width = frame
+    ratio = _aspects(frame, model)
+    if fit != "crop" or _same_aspect(ratio):
+        return slice(0, height), slice(0, width)
+    if ratio > 1:
+        return slice(0, height), _middle(width, width / ratio)
+    return _middle(height, height * ratio), slice(0, width)
+
+
+def _aspects(frame: Size, model: Size) -> float:
+    """The frame's aspect over the model's."""
+    return (frame[1] * model[0]) / (frame[0] * model[1])
+
+
+def _same_aspect(ratio: float) -> bool:
+    return max(ratio, 1 / ratio) <= 1 + ASPECT_TOLERANCE
+
+
+def _middle(side: int, part: float) -> slice:
+    length = max(1, round(part))
+    return slice((side - length) // 2, (side - length) // 2 + length)
 
 
 def fit_frame(image: NDArray[np.uint8], size: Size, fit: Fit) -> NDArray[np.uint8]:
@@ -42,18 +81,24 @@ def fit_frame(image: NDArray[np.uint8], size: Size, fit: Fit) -> NDArray[np.uint
 
 def fit_labels(labels: NDArray[np.uint8], size: Size, fit: Fit) -> NDArray[np.uint8]:
     """A true label map (H, W) placed as its frame is by `fit_frame`; the rest is 255, unlabeled."""
-    return _resize_into(labels, size, fit, cv2.INTER_NEAREST_EXACT, 255)
+    return _resize_into(labels, size, fit, cv2.INTER_NEAREST_EXACT, IGNORE)
 
 
 def restore_labels(labels: NDArray[np.uint8], frame: Size, fit: Fit) -> NDArray[np.uint8]:
     """A model's labels (h, w) of a frame of size `frame`, at that size; a view of them where
-    nothing is scaled."""
-    height, width = fit_size(frame, (labels.shape[0], labels.shape[1]), fit)
-    own = labels[:height, :width]
-    if own.shape == frame:
-        return own
-    back = cv2.resize(own, frame[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(back, np.uint8)
+    nothing is scaled. Beside what the model saw they are 255, unlabeled."""
+    size = (labels.shape[0], labels.shape[1])
+    height, width = fit_size(frame, size, fit)
+    rows, columns = find_view(frame, size, fit)
+    seen = (rows.stop - rows.start, columns.stop - columns.start)
+    back: NDArray[np.uint8] = labels[:height, :width]
+    if back.shape != seen:
+        back = cv2.resize(back, seen[::-1], interpolation=cv2.INTER_NEAREST_EXACT)  # type: ignore[assignment]
+    if seen == frame:
+        return back
+    whole = np.full(frame, IGNORE, np.uint8)
+    whole[rows, columns] = back
+    return whole
 
 
 def _resize_into(
@@ -61,7 +106,9 @@ def _resize_into(
 ) -> NDArray[np.uint8]:
     if image.shape[:2] == size:
         return image
-    height, width = fit_size((image.shape[0], image.shape[1]), size, fit)
+    frame = (image.shape[0], image.shape[1])
+    image = image[find_view(frame, size, fit)]
+    height, width = fit_size(frame, size, fit)
     own = np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.uint8)
     if (height, width) == size:
         return own

@@ -20,7 +20,7 @@ import torch
 from .. import __version__
 from ..data.classes import ClassSet
 from ..data.files import digest_of, scratch_folder, write_atomically
-from ..data.letterbox import Fit
+from ..data.letterbox import Fit, check_fit
 from ..errors import ArtifactError, ExportError, ProofError
 from ..models import VARIANTS, Network, count, digest, save_checkpoint
 from ..models.loading import Model, load_model
@@ -88,8 +88,8 @@ def export(
         classes: of a network, as `load_model` takes them.
         out: folder for the artifacts.
         output: "labels", "logits" or "both".
-        fit: "letterbox" or "stretch", how frames of another aspect come to the size; by default
-            the model's own.
+        fit: "letterbox", "crop" or "stretch", how frames of another aspect come to the size; by
+            default the model's own.
         frames: a folder, or (name, (H, W, 3) uint8 BGR) each, to prove it on; else drawn scenes.
         labels: folder with label PNGs of those frames, by the same names.
         proof_frames: how many of the folder's frames to take, spread over it.
@@ -103,6 +103,7 @@ def export(
     Raises:
         ExportError: before anything is written, for a bad size, target, precision, class set or
             calibration frames.
+        UsageError: likewise, for a bad `fit`.
         ProofError: an artifact falls below the bar (the report is written), or no int8 graph
             reaches it.
     """
@@ -112,6 +113,7 @@ def export(
     targets = list(dict.fromkeys("onnx" if name == TRITON else name for name in wanted))
     engine = {"compute_capabilities": tuple(compute_capability), "log_level": log}
     _check(model, sizes, targets, precision, output)
+    check_fit(fit or model.fit)
     if label_kernel and ("tensorrt" not in targets or output != "labels"):
         raise ExportError("a label kernel is for engines that give labels only: add --to tensorrt")
     if isinstance(calib, (str, os.PathLike)):

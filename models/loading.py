@@ -15,7 +15,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..data.classes import CITYSCAPES, CLASS_SETS, ClassSet, load_class_set
-from ..data.letterbox import Fit
+from ..data.letterbox import Fit, check_fit
 from ..errors import CheckpointError, UsageError
 from .checkpoints import (
     COMPUTED,
@@ -58,7 +58,7 @@ class Model:
         trained: False for random weights.
         trained_size: (height, width) in pixels of the training; where nothing names it, the
             size of the variant.
-        fit: "letterbox" or "stretch", how frames of another aspect come to its size.
+        fit: "letterbox", "crop" or "stretch", how frames of another aspect come to its size.
     """
 
     network: Network
@@ -138,6 +138,7 @@ def _open_own(
         state = unwrap_state_dict(read_checkpoint(Path(weights)), str(weights))
         load_own_weights(network.module, state, str(weights))
     fit = own.get("fit", "letterbox")
+    check_fit(fit)
     if preprocess := own.get("preprocess"):
         check_preprocess(normalization, size, preprocess, fit)
     origin = "memory" if weights is None else Path(weights).name

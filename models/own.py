@@ -105,8 +105,9 @@ class OwnOptions(TypedDict, total=False):
         normalize: a name of NORMALIZATIONS, or a Normalization; required.
         name: for files and reports; by default its class's.
         output: where the logits are in what it returns: a key, an attribute or a place.
-        fit: "letterbox" (the default) or "stretch", how frames of another aspect than the size's
-            come to it; letterboxed ones lie at the top left, over black.
+        fit: "letterbox" (the default), "crop" or "stretch", how frames of another aspect than the
+            size's come to it; letterboxed ones lie at the top left, over black, of cropped ones
+            only the middle is seen.
         preprocess: what makes its input of a camera's frame, (H, W, 3) uint8 BGR -> (1, 3, h, w):
             held against what an export would do.
     """

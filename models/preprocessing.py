@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from ..data.letterbox import Fit, fit_size
+from ..data.letterbox import Fit, find_view, fit_size
 from ..data.scenes import scenes
 from ..errors import UsageError
 from .own import Normalization
@@ -31,7 +31,8 @@ Preprocess = Callable[[Frame], Any]
 # way to resize is off by 0.03 and more on a drawn scene.
 SAME = 0.012
 LETTERBOX = "bilinear with padding (letterbox, the frame at the top left)"
-STRETCHED = '; if you stretch frames, say so: fit="stretch", --fit stretch'
+CROPPED = "bilinear of the frame's middle (cropped to the aspect)"
+RULES = {"bilinear": "stretch", LETTERBOX: "letterbox", CROPPED: "crop"}  # what `fit` they are
 SAME_STD = 0.02  # relative
 SAME_MEAN = 0.01  # in units of 0..1
 
@@ -96,10 +97,13 @@ def explain(
     lines = []
     size = (theirs.shape[0], theirs.shape[1])
     whole = fit_size((frame.shape[0], frame.shape[1]), size, fit) == size
-    expected = "bilinear" if whole else LETTERBOX
+    rows, columns = find_view((frame.shape[0], frame.shape[1]), size, fit)
+    cropped = (rows.stop - rows.start, columns.stop - columns.start) != frame.shape[:2]
+    expected = CROPPED if cropped else "bilinear" if whole else LETTERBOX
     if found.resize != expected:
-        other = "" if "bilinear" not in (found.resize, expected) or whole else STRETCHED
-        lines.append(f"resize: yours is {found.resize}, this export's {expected}{other}")
+        rule = RULES.get(found.resize)
+        hint = f'; if frames shall come so, say fit="{rule}", --fit {rule}' if rule else ""
+        lines.append(f"resize: yours is {found.resize}, this export's {expected}{hint}")
     if found.order != ours.order:
         lines.append(f"order: yours is {found.order}, this export's {ours.order}")
     return lines + _explain_values(found, ours)
@@ -178,6 +182,8 @@ def _resized(frame: Frame, size: tuple[int, ...]) -> list[tuple[str, Pixels]]:
         image = F.interpolate(tensor, (height, width), mode="bilinear", **options)
         made.append((name, image[0].permute(1, 2, 0).numpy()))
     made += _letterboxed(rgb, height, width)
+    middle = rgb[find_view((rgb.shape[0], rgb.shape[1]), (height, width), "crop")]
+    made.append((CROPPED, cv2.resize(middle, (width, height), interpolation=cv2.INTER_LINEAR)))
     return [(name, image.astype(np.float32)) for name, image in made]
 
 

@@ -114,7 +114,7 @@ class Card(_Facts):
 
     size: (height, width) in pixels of the frame that goes in: uint8 NHWC in BGR order, batch 1.
     trained_size: likewise, what the weights were trained at. fit: how a frame of another aspect
-    comes to that size; `stretch` in files of versions that named none.
+    comes to that size (`data/letterbox.py`); `stretch` in files of versions that named none.
     outputs: "labels" (uint8, H x W), "logits" (the network's own, float), "coarse" (of an
     engine: what its label kernel reads, float; `enlarge` names what that replaces). mean,
     std: of RGB in 0..1; they are inside the graph already. weights: digest of the network's state.

@@ -35,10 +35,10 @@ class Segmenter:
     def __call__(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
         """frame (H, W, 3) uint8 BGR, any size -> labels (H, W) uint8 class ids, the caller's own.
 
-        A frame of another size than the artifact's is resized (bilinear), and letterboxed where
-        its card says so and the aspects differ; its labels are brought back (nearest). Grey, BGRA
-        and other number types are converted where that loses
-        nothing; ValueError says what to do where it would.
+        A frame of another size than the artifact's is resized (bilinear), and letterboxed or
+        cropped where its card says so and the aspects differ; its labels are brought back
+        (nearest), 255 beside a crop. Gray, BGRA and other number types are converted where that
+        loses nothing; ValueError says what to do where it would.
         """
         self._check_process()  # before the lock, which another thread may have held at the fork
         image = as_bgr(frame)

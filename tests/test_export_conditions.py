@@ -25,7 +25,7 @@ from rtseg.export.export import make_card
 from rtseg.export.reference import ProofFrames, read_frames, run_reference
 from rtseg.models import build, save_checkpoint
 from rtseg.models.loading import Model, load_model, read_trained_size
-from rtseg.runtime import read_card
+from rtseg.runtime import load, read_card
 
 SIZE = 64, 128
 
@@ -177,6 +177,21 @@ def test_frames_of_another_aspect_are_letterboxed_in_the_proof(nano: Model, tmp_
     assert not frame[32:].any()
     (artifact,) = export(nano, SIZE, "onnx", out=tmp_path, fit="stretch")
     assert read_card(artifact.path).fit == "stretch"
+
+
+def test_an_artifact_that_crops_answers_for_the_middle_as_its_proof_did(
+    nano: Model, tmp_path: Path
+) -> None:
+    wide = scenes(1, (64, 256))[0]
+    (artifact,) = export(nano, SIZE, "onnx", out=tmp_path, fit="crop", frames=[("wide", wide)])
+    with load(artifact.path) as segment:
+        assert segment.card.fit == "crop"
+        labels = segment(wide)
+        assert (labels[:, :64] == 255).all()
+        assert (labels[:, 192:] == 255).all()
+        assert (labels[:, 64:192] == segment(wide[:, 64:192])).all()
+    with pytest.raises(UsageError, match="fit is"):
+        export(nano, SIZE, "onnx", out=tmp_path, fit="middle")  # type: ignore[arg-type]
 
 
 def test_what_a_killed_export_left_is_no_artifact_and_goes(tmp_path: Path) -> None:

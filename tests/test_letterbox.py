@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rtseg.data.letterbox import fit_frame, fit_labels, fit_size, restore_labels
+from rtseg.data.classes import CAMVID
+from rtseg.data.datasets import Sample
+from rtseg.data.letterbox import check_fit, fit_frame, fit_labels, fit_size, restore_labels
+from rtseg.errors import UsageError
 from rtseg.runtime import Segmenter
 from speed_parts import CARD
 
@@ -24,6 +27,7 @@ GRAY = (0.2, 0.4, 0.6)  # RGB
         ((100, 110), (100, 100), "letterbox", (100, 100)),  # a tenth is stretched
         ((100, 111), (100, 100), "letterbox", (90, 100)),
         ((1, 5000), (64, 64), "letterbox", (1, 64)),
+        ((100, 200), (100, 100), "crop", (100, 100)),
     ],
 )
 def test_how_much_of_the_input_is_the_frame(frame: Any, model: Any, fit: Any, size: Any) -> None:
@@ -49,6 +53,25 @@ def test_labels_come_back_without_the_rest() -> None:
 def test_true_labels_go_the_same_way_and_the_rest_does_not_count() -> None:
     truth = np.array([[1, 2, 3, 4]], np.uint8)
     assert fit_labels(truth, (3, 4), "letterbox").tolist() == [[1, 2, 3, 4], [255] * 4, [255] * 4]
+
+
+def test_a_crop_sees_the_middle_and_leaves_the_rest_unlabeled() -> None:
+    wide = np.arange(6, dtype=np.uint8).reshape(1, 6).repeat(2, axis=0)
+    assert fit_labels(wide, (2, 2), "crop").tolist() == [[2, 3], [2, 3]]
+    assert (
+        restore_labels(np.array([[7, 8], [7, 8]], np.uint8), (2, 6), "crop").tolist()
+        == [[255, 255, 7, 8, 255, 255]] * 2
+    )
+    high = restore_labels(np.full((2, 2), 3, np.uint8), (8, 4), "crop")
+    assert high.tolist() == [[255] * 4] * 2 + [[3] * 4] * 4 + [[255] * 4] * 2
+    assert (fit_frame(np.ones((9, 1, 3), np.uint8), (64, 64), "crop") == 1).all()
+    near = np.full((10, 10), 3, np.uint8)  # a tenth is stretched
+    assert (restore_labels(near, (10, 11), "crop") == 3).all()
+
+
+def test_a_fit_that_is_none_is_told() -> None:
+    with pytest.raises(UsageError, match="stretch, letterbox, crop, not 'zoom'"):
+        check_fit("zoom")
 
 
 class Red:
@@ -82,6 +105,28 @@ def test_a_segmenter_gives_labels_of_the_frame_and_of_nothing_else(shape: tuple[
     assert padded == (shape != (60, 60))
 
 
+def test_evaluation_leaves_out_what_a_crop_does_not_see_and_says_so() -> None:
+    from rtseg.train.evaluate import build_table, evaluate_frames
+
+    class Frames:
+        classes = CAMVID
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> Sample:
+            truth = np.full((30, 60), 4, np.uint8)
+            truth[:, :15] = 9  # what a crop to a square never sees
+            return Sample(np.full((30, 60, 3), 4, np.uint8), truth, "one")
+
+    result = evaluate_frames(Segmenter(Red("crop")), Frames())  # type: ignore[arg-type]
+    assert (result.confusion.miou(), result.unseen) == (1.0, 0.5)
+    assert result.as_dict()["unseen"] == 0.5
+    assert build_table(result).rows[-1] == ("not seen (cropped away)", "", "", "50.00")
+    whole = evaluate_frames(Segmenter(Red("letterbox")), Frames())  # type: ignore[arg-type]
+    assert (whole.confusion.pixel_accuracy(), whole.unseen) == (0.75, 0.0)
+
+
 def test_a_frame_of_the_models_size_is_not_copied() -> None:
     frame = np.zeros((60, 60, 3), np.uint8)
     backend = Red("letterbox")
@@ -107,3 +152,5 @@ def test_a_network_is_evaluated_in_the_same_box(flip: bool) -> None:
     frame[:, :4, 2], frame[:, 4:, 0] = 255, 255  # red left, blue right; BGR
     labels = Predictor(Colors(), size=(8, 8), flip=flip)(frame)  # type: ignore[arg-type]
     assert labels.tolist() == [[0] * 4 + [2] * 4] * 4
+    cropped = Predictor(Colors(), size=(8, 8), flip=flip, aspect="crop")(frame)  # type: ignore[arg-type]
+    assert cropped.tolist() == [[255] * 2 + [0] * 2 + [2] * 2 + [255] * 2] * 4

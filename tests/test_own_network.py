@@ -229,6 +229,7 @@ def prepare(
     std: Any = IMAGENET.std,
     way: int = cv2.INTER_LINEAR,
     pad: bool = False,
+    crop: bool = False,
     corners: bool = False,
 ) -> Any:
     """A preprocessing as people write it, with a fault planted."""
@@ -239,6 +240,11 @@ def prepare(
             x = torch.from_numpy(frame.transpose(2, 0, 1).copy())[None].float()
             image = F.interpolate(x, SIZE, mode="bilinear", align_corners=True)[0].numpy()
             image = image.transpose(1, 2, 0)
+        elif crop:
+            factor = max(height / frame.shape[0], width / frame.shape[1])
+            h, w = round(height / factor), round(width / factor)
+            top, left = (frame.shape[0] - h) // 2, (frame.shape[1] - w) // 2
+            image = cv2.resize(frame[top : top + h, left : left + w], (width, height))
         elif pad:
             factor = min(height / frame.shape[0], width / frame.shape[1])
             h, w = round(frame.shape[0] * factor), round(frame.shape[1] * factor)
@@ -258,22 +264,25 @@ def prepare(
 def test_the_same_preprocessing_passes() -> None:
     check_preprocess(IMAGENET, SIZE, prepare(), "stretch")
     check_preprocess(IMAGENET, SIZE, prepare(pad=True), "letterbox")
+    check_preprocess(IMAGENET, SIZE, prepare(crop=True), "crop")
 
 
 @pytest.mark.parametrize(
-    ("fit", "pad", "says"),
+    ("fit", "way", "says"),
     [
+        ("letterbox", {}, 'yours is bilinear, this export\'s bilinear with pad.*fit="stretch"'),
+        ("stretch", {"pad": True}, "yours is bilinear with padding.*, this export's bilinear"),
         (
-            "letterbox",
-            False,
-            'yours is bilinear, this export\'s bilinear with padding.*fit="stretch"',
+            "stretch",
+            {"crop": True},
+            r"yours is .*\(cropped.*, this export's bilinear; .*--fit crop",
         ),
-        ("stretch", True, "yours is bilinear with padding.*, this export's bilinear"),
+        ("crop", {"pad": True}, r"yours is .*with padding.*, this export's .*\(cropped"),
     ],
 )
-def test_another_rule_for_another_aspect_is_named(fit: Any, pad: bool, says: str) -> None:
+def test_another_rule_for_another_aspect_is_named(fit: Any, way: Any, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        check_preprocess(IMAGENET, SIZE, prepare(pad=pad), fit)
+        check_preprocess(IMAGENET, SIZE, prepare(**way), fit)
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,15 @@ Segment = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 BGR -> (H, W) ui
 
 
 class Confusion:
-    """Exact pixel counts: `matrix` (K, K) int64, rows the truth, columns the prediction."""
+    """Exact pixel counts: `matrix` (K, K) int64, rows the truth, columns the prediction; `unseen`,
+    the labeled pixels that got no prediction."""
 
     def __init__(self, classes: int, matrix: np.ndarray | None = None):
-        self.classes = classes
+        self.classes, self.unseen = classes, 0
         self.matrix = np.zeros((classes, classes), np.int64) if matrix is None else matrix
 
     def update(self, label: np.ndarray, prediction: np.ndarray) -> None:
-        """Count a frame: both (H, W) uint8; pixels labeled 255 do not count.
+        """Count a frame: both (H, W) uint8; pixels that either labels 255 do not count.
 
         Raises:
             UsageError: if shapes differ, or the prediction is no class.
@@ -34,6 +35,8 @@ class Confusion:
         if label.shape != prediction.shape:
             raise UsageError(f"prediction is {prediction.shape}, its label {label.shape}")
         valid = label != IGNORE
+        self.unseen += int((valid & (prediction == IGNORE)).sum())
+        valid &= prediction != IGNORE
         truth, guess = label[valid].astype(np.int64), prediction[valid]
         if guess.size and (worst := max(int(guess.max()), int(truth.max()))) >= self.classes:
             raise UsageError(f"class id {worst} in an evaluation of {self.classes} classes")
@@ -79,6 +82,13 @@ class Evaluation:
     frames: list[tuple[float, int, str]] = field(default_factory=list)
     images: int = 0
 
+    @property
+    def unseen(self) -> float:
+        """Share of the labeled pixels that a crop kept from the model; mIoU does not count them."""
+        return self.confusion.unseen / max(
+            1, self.confusion.unseen + int(self.confusion.matrix.sum())
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: fractions; null for classes that never occur."""
         counts = self.confusion
@@ -89,6 +99,7 @@ class Evaluation:
             "mean_accuracy": counts.mean_accuracy(),
             "accuracy": _by_class(self.classes, counts.accuracy()),
             "images": self.images,
+            "unseen": self.unseen,
             "confusion": counts.matrix.tolist(),
         }
 
@@ -130,6 +141,7 @@ def evaluate_frames(
         frame = Confusion(len(data.classes))
         frame.update(sample.label, segment(sample.image))
         result.confusion.matrix += frame.matrix
+        result.confusion.unseen += frame.unseen
         result.images += 1
         result.frames.append((frame.miou(), index, sample.name))
         seen(index)
@@ -148,6 +160,8 @@ def build_table(result: Evaluation, title: str = "") -> Table:
     ]
     rows.append(("mean", percent(counts.miou()), percent(counts.mean_accuracy()), ""))
     rows.append(("pixel accuracy", "", percent(counts.pixel_accuracy()), ""))
+    if result.unseen:
+        rows.append(("not seen (cropped away)", "", "", percent(result.unseen)))
     return Table(("class", "IoU %", "accuracy %", "pixels %"), rows, title)
 
 

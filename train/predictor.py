@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from ..data.letterbox import fit_size
+from ..data.classes import IGNORE
+from ..data.letterbox import Fit, find_view, fit_size
 from ..data.transforms import fitting_factor
 from ..models import Network, NetworkInfo
 
@@ -40,14 +41,16 @@ class Predictor:
 
     Args:
         network: Put into eval mode.
-        size: (height, width) the frame is brought to first, letterboxed where its aspect is
-            another, as an artifact does; None: its own, rounded up to what the network takes.
+        size: (height, width) the frame is brought to first; None: its own, rounded up to what the
+            network takes.
         scales: Factors on that size, whose probabilities are averaged.
         flip: The mirrored frame counts as well.
         window: (height, width) of a sliding window with an overlap of a third; None: the whole
             frame at once.
         precision: fp32, bf16 or fp16.
         fit: (short, long) side that the frame is fitted into, keeping its ratio.
+        aspect: how a frame of another aspect comes to `size`, as an artifact does it; labels beside
+            a crop are 255.
     """
 
     def __init__(
@@ -59,18 +62,23 @@ class Predictor:
         window: tuple[int, int] | None = None,
         precision: str = "fp32",
         fit: tuple[int, int] | None = None,
+        aspect: Fit = "letterbox",
     ):
         self.network = channels_last(network.eval())
         self.device = next(network.parameters()).device
         self.size, self.scales, self.flip = size, tuple(scales), flip
         self.window, self.precision, self.fit = window, precision, fit
+        self.aspect: Fit = aspect
         if window is not None:
             network.info.check_size(*window)
 
     @torch.no_grad()
     def __call__(self, frame: np.ndarray) -> np.ndarray:
-        labels = self.scores(frame).argmax(dim=1)[0].to(torch.uint8)
-        return np.asarray(labels.cpu().numpy())
+        height, width = frame.shape[:2]
+        view = find_view((height, width), self.size or (height, width), self.aspect)
+        labels = np.full((height, width), IGNORE, np.uint8)
+        labels[view] = self.scores(frame[view]).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+        return labels
 
     @torch.no_grad()
     def scores(self, frame: np.ndarray) -> Tensor:
@@ -105,7 +113,7 @@ class Predictor:
             own = fit_size(
                 (image.shape[-2], image.shape[-1]),
                 (height, width),
-                "letterbox" if self.size else "stretch",
+                self.aspect if self.size else "stretch",
             )
             view = resize(image, own)
             if own != (height, width):
