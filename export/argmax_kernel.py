@@ -2,7 +2,7 @@
 of `runtime/argmax_triton.py` is compiled for what comes out there.
 
 Compiling needs PyTorch and Triton, but no GPU. The machine code and its tables travel with the
-engine; `runtime/backends/argmax_kernel.py` runs them with neither package.
+engine; `runtime/backends/argmax_kernel.py` runs them without either package.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..runtime.argmax_triton import Launch
 
 POINTERS = {"float32": "*fp32", "float16": "*fp16", "int32": "*i32", "uint8": "*u8"}
-ALIGNED = 16  # bytes; what cudaMalloc gives is aligned to 256
+ALIGNED = 16  # bytes that pointers are promised to be aligned to; cudaMalloc aligns to 256
 CARRIERS = ("Reshape", "Identity")  # between a head's convolution and the argmax
 THREADS_A_WARP = 32
 
@@ -84,6 +84,7 @@ def cut(graph: onnx.ModelProto) -> CutGraph:
     weight = bias = None
     if enlarge == "shuffle":
         source, weight, bias = _head(graph, source)
+    # The extractor takes types and shapes over only where the graph states them.
     typed = onnx.shape_inference.infer_shapes(graph, strict_mode=True)
     part = onnx.utils.Extractor(typed).extract_model(["frame"], [source])
     rename(part.graph, source, COARSE)
@@ -98,6 +99,7 @@ def _head(graph: onnx.ModelProto, scores: str) -> tuple[str, NDArray[Any], NDArr
     makers = {output: node for node in graph.graph.node for output in node.output}
     held = {tensor.name: tensor for tensor in graph.graph.initializer}
     node = makers.get(scores)
+    # Only nodes that move nothing: behind any other the argmax reads something else.
     while node is not None and node.op_type in CARRIERS:
         node = makers.get(node.input[0])
     if node is None or node.op_type != "Conv" or not _is_plain(node):
@@ -124,6 +126,8 @@ def _constant(
     """A weight as a float array, also where the graph holds it in int8."""
     if name in held:
         return np.asarray(numpy_helper.to_array(held[name]))
+    # Held as int8 behind a DequantizeLinear: brought back here, since the kernel computes in
+    # floats.
     back = makers[name]
     rounded, scale = (numpy_helper.to_array(held[each]) for each in back.input[:2])
     sides = (-1, *[1] * (rounded.ndim - 1))
@@ -174,6 +178,7 @@ def compile_kernel(
 def _targets(compute_capabilities: Sequence[str]) -> list[str]:
     """As few as run on all of these GPUs."""
     chosen: list[tuple[int, ...]] = []
+    # Lowest first: code for an older GPU of a generation runs on its younger ones too.
     for gpu in sorted(tuple(map(int, each.split("."))) for each in compute_capabilities):
         if not any(runs_on(target, gpu) for target in chosen):
             chosen.append(gpu)
@@ -189,6 +194,7 @@ def _machine_code(
     from triton.compiler import ASTSource
 
     names = launch.kernel.arg_names
+    # Pointers are arguments; every number becomes a constant of the machine code.
     signature = {name: POINTERS[types[name]] if name in types else "constexpr" for name in names}
     hints = {
         (place,): [["tt.divisibility", ALIGNED]]
@@ -205,6 +211,7 @@ def _machine_code(
 
 
 def _call(ending: CutGraph, launch: Launch, types: dict[str, str], made: dict[str, Any]) -> Call:
+    # Name, threads and parameters are the same for every GPU; code and shared memory are not.
     first = next(iter(made.values()))
     _, *others = launch.kernel.arg_names
     arguments = [COARSE, *(name for name in others if name in types)]

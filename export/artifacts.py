@@ -137,7 +137,9 @@ def _percent(share: float | None) -> str:
 def publish(artifact: Artifact, out: Path) -> Artifact:
     """Move an artifact's files from the scratch folder to `out`, under `.failed` if it failed."""
     path, suffix = artifact.path, "" if artifact.passed else ".failed"
+    # Whatever begins with its name: log, reference, card, kernel.
     own = [p for p in path.parent.iterdir() if p.name.startswith(path.name)]
+    # Weights of OpenVINO, the one file that does not begin with the artifact's whole name.
     if path.suffix == ".xml":
         own.append(path.with_suffix(".bin"))
     # The artifact itself last: whoever sees it finds its card and weights beside it.
@@ -152,6 +154,7 @@ def write_report(out: Path, artifacts: Sequence[Artifact]) -> None:
     path = out / "report.json"
     try:
         report = json.loads(path.read_text())
+    # A damaged report is written anew; nothing but people and tables reads it.
     except (OSError, ValueError):
         report = {}
     report |= {artifact.path.name: artifact.as_dict() for artifact in artifacts}

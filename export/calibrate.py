@@ -25,6 +25,7 @@ from ..errors import ExportError
 
 Image = NDArray[np.uint8]  # (H, W, 3) BGR
 METHODS = {
+    # One outlier in ten thousand values must not stretch the range, and the step with it.
     "percentile": (CalibrationMethod.Percentile, {"percentile": 99.99}),
     "entropy": (CalibrationMethod.Entropy, {}),
     "minmax": (CalibrationMethod.MinMax, {}),
@@ -93,12 +94,14 @@ def pick_frames(wish: Calibration) -> CalibrationFrames:
             left_out.append(f"{path.name} {fault}")
         else:
             good.append((path.stem, image))
+    # A few bad frames in a recording are usual; more of them mean the wrong folder.
     if len(left_out) > FAULTY * len(paths):
         raise CalibrationError(
             f"{len(left_out)} of {len(paths)} frames picked from {wish.folder} are no camera "
             f"frames: {left_out[0]}. Give a folder of real frames, such as the camera records"
         )
     _check_alike(good, wish.folder)
+    # Every third, not the last third: both parts see all of the drive.
     held_out = good[HELD_OUT - 1 :: HELD_OUT]
     used = [frame for place, frame in enumerate(good) if place % HELD_OUT != HELD_OUT - 1]
     return CalibrationFrames(wish.method, used, held_out, tuple(left_out))
@@ -108,6 +111,7 @@ def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise CalibrationError(f"no folder of frames at {folder}: --calib takes one")
     found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
+    # By number, so that stretches of the folder are stretches of the drive.
     paths = sorted((path for path in found if path.is_file()), key=numeric_order)
     if len(paths) < FEWEST:
         raise CalibrationError(
@@ -120,6 +124,7 @@ def _images(folder: Path) -> list[Path]:
 
 def _draw_stretches(paths: list[Path], wish: Calibration) -> list[Path]:
     """One path at random out of each of as many stretches as frames are wanted."""
+    # As many more as are held out, so that `frames` are left to calibrate.
     wanted = max(wish.frames * HELD_OUT // (HELD_OUT - 1), FEWEST)
     if len(paths) <= wanted:
         return paths
@@ -131,6 +136,7 @@ def _draw_stretches(paths: list[Path], wish: Calibration) -> list[Path]:
 def find_fault(image: Image) -> str | None:
     """Why a picture cannot be a camera frame of a street: None if it can."""
     height, width = SEEN
+    # One size for all, so that the limits above, which were measured at it, mean the same.
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(small, cv2.COLOR_BGR2GRAY).astype(np.float32)
     spread = float(gray.std())

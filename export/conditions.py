@@ -64,6 +64,7 @@ def find_warnings(card: Card, proof: ProofFrames) -> list[str]:
                 f"{text_of(card.size)} is {' and '.join(far)} than the {text_of(trained)} of the "
                 "training: labels may be worse, which `rtseg eval` measures"
             )
+    # Drawn scenes have a light of their own, which says nothing about the user's frames.
     if proof.origin == "given":
         found += _compare_light("the proof's frames", [f for _, f in proof.frames], card)
     return found

@@ -110,6 +110,7 @@ def export(
     model, out = load_model(model, weights, classes), Path(out)
     sizes = [model.trained_size] if size is None else _as_list(size, int)
     wanted = _as_list(to, str)
+    # Triton serves what another target wrote; alone it asks for an ONNX file.
     targets = list(dict.fromkeys("onnx" if name == TRITON else name for name in wanted))
     engine = {"compute_capabilities": tuple(compute_capability), "log_level": log}
     _check(model, sizes, targets, precision, output)
@@ -120,6 +121,7 @@ def export(
         calib = Calibration(Path(calib))
     picked = _pick_calibration(precision, calib)
     given = _gather_frames(frames, labels, proof_frames, picked)
+    # Only now: a wish that cannot be met has raised above, and left nothing behind.
     out.mkdir(parents=True, exist_ok=True)
     artifacts: list[Artifact] = []
     for each in dict.fromkeys(sizes):
@@ -134,7 +136,9 @@ def export(
                 else job.make_file(target)
                 for target in targets
             ]
+            # A size at a time, so that an error at the second keeps what the first has made.
             artifacts += [publish(artifact, out) for artifact in made]
+    # Before the verdict: the figures of what failed are what a user needs to see.
     write_report(out, artifacts)
     if failed := [artifact for artifact in artifacts if not artifact.passed]:
         faults = [
@@ -178,6 +182,7 @@ def _check(
         )
     if precision not in PRECISIONS:
         raise ExportError(f"precision is {', '.join(PRECISIONS)}, not {precision!r}")
+    # The file holds weights alone, and the runtime builds the network by its name in the zoo.
     if "torch" in targets and model.network.info.name not in VARIANTS:
         raise ExportError(
             f"{model.network.info.name} is not of the zoo, so its weights alone say nothing: "
@@ -294,6 +299,7 @@ class _SizeExport:
             self.graph = to_onnx(self.network, card.size, card.precision, card.outputs)
         else:
             self.graph = self._quantize(picked)
+        # protobuf would fail while it writes, with a message that names neither file nor limit.
         if self.graph.ByteSize() >= ONNX_LIMIT:
             raise ExportError(f"{self.stem} is above 2 GB, more than one ONNX file holds")
         if card.precision == "fp16":
@@ -308,6 +314,7 @@ class _SizeExport:
     def _quantize(self, picked: CalibrationFrames) -> onnx.ModelProto:
         from .quantize import quantize
 
+        # From float32: float16's own rounding would be charged to int8.
         plain = to_onnx(self.network, self.card.size, "fp32", self.card.outputs)
         made = quantize(plain, self.card, picked, self.expected, self.step)
         self.card = self.card.model_copy(update={"int8": made.facts})
@@ -320,8 +327,11 @@ class _SizeExport:
         again with the proof in its card."""
         self.step(target)
         path = self.folder / (self.stem + TARGETS[target][0])
+        # Twice: the proof runs on the file as it will be served, and then goes into its card.
         held = self._write(target, path, self.card)
         ways: list[tuple[Precision | None, dict[str, Any]]] = [(None, {})]
+        # OpenVINO computes in bfloat16 where the processor can, unless it is told not to: both ways
+        # are proven, and the card tells the runtime whether it may.
         if target == "openvino":
             ways = [(None, {"precision": "fp32"})]
             if _cpu_has_bf16():
@@ -368,6 +378,7 @@ class _SizeExport:
         from .openvino import census as openvino_census
         from .openvino import to_openvino
 
+        # The second time only the card beside it changes.
         if not path.exists():
             to_openvino(self._graph_path, path, card.precision)
         files = {p.name: digest_of(p) for p in (path, path.with_suffix(".bin"))}
@@ -387,6 +398,7 @@ class _SizeExport:
             from .argmax_kernel import cut_before_labels
 
             path = path.with_stem(f"{self.stem}_kernel")
+            # Each file's name says it: such an engine needs the kernel file beside it.
             graph, card, kernel = cut_before_labels(graph, card)
         reference = self.expected.reference
         built = build_engine(graph, path, card, reference=reference, label_kernel=kernel, **options)

@@ -142,6 +142,7 @@ def export_all(
     jobs = [
         ZooJob(name, size, precision, tuple(targets), frames)
         for precision in precisions
+        # Small ones first: what is wrong everywhere shows early.
         for name in sorted(names, key=_params)
     ]
     for number, job in enumerate(jobs, 1):
@@ -149,6 +150,7 @@ def export_all(
             continue
         progress(f"{number} of {len(jobs)}: {job.name}")
         held[job.name] = run_in_process(job, out, keep)
+        # After every row: a run that is killed goes on from here.
         write_rows(out / TABLE, list(held.values()))
     return [held[job.name] for job in jobs]
 
@@ -174,10 +176,12 @@ def _params(name: str) -> int:
 def run_in_process(job: ZooJob, out: Path, keep: bool) -> ZooRow:
     """The job's row, made in a fresh process; if that fails or dies, the row says how."""
     began = time.monotonic()
+    # Not fork: PyTorch and ONNX Runtime have threads running by now.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             row = pool.submit(run_job, job, out, keep).result()
+        # A crash too: the pool then raises that its process died.
         except Exception as error:
             row = _failed_row(job, error, out)
     row.seconds = round(time.monotonic() - began, 1)

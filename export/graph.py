@@ -22,6 +22,7 @@ from ..errors import ExportError
 from ..models import FrameToLabels, Network, deploy
 from ..runtime.artifact import GRAPH, Card, CoarseLogits, Enlargement, append_card, field
 
+# The lowest that holds all we export; see `_opset` for why not simply the newest.
 OPSET = 18
 GELU_OPSET = 20  # knows GELU as one operator, where 18 spells it out in five
 SCORES = "scores"  # the tensor that the labels are the argmax of
@@ -46,6 +47,8 @@ def to_onnx(
     Input "frame" (1, H, W, 3) uint8 BGR; outputs "labels" (1, H, W) uint8 and "logits"
     (1, K, h, w), as asked for. Weights and activations are of `precision`, but for float32 islands.
     """
+    # With the size: constants that depend on it are made before the trace, and stay out of the
+    # graph.
     deployed = deploy(network, size)
     whole = FrameToLabels(deployed, outputs).eval().to(DTYPES[precision])
     frame = torch.zeros(1, *size, 3, dtype=torch.uint8)
@@ -66,16 +69,17 @@ def to_onnx(
 
 
 def _opset(traced: torch.export.ExportedProgram) -> int:
-    """The lowest that says what is needed in the fewest nodes. TensorRT reads the GridSample of
-    opset 20 as nearest (NVIDIA/TensorRT #4646)."""
+    """The lowest opset that says what is needed in the fewest nodes."""
     called = {str(node.target) for node in traced.graph.nodes}
     gelu = any(name.startswith("aten.gelu") for name in called)
     grid_sample = any(name.startswith("aten.grid_sampler") for name in called)
+    # TensorRT reads the GridSample of opset 20 as nearest (NVIDIA/TensorRT #4646).
     return GELU_OPSET if gelu and not grid_sample else OPSET
 
 
 def _finish(model: onnx.ModelProto) -> onnx.ModelProto:
     """Names the scores, drops what only the exporter needs, and checks the result."""
+    # The exporter's notes on each node hold stack traces, with the paths of this machine.
     del model.metadata_props[:]
     for node in model.graph.node:
         del node.metadata_props[:]
@@ -94,6 +98,7 @@ def _finish(model: onnx.ModelProto) -> onnx.ModelProto:
 def _name_scores(graph: onnx.GraphProto) -> None:
     """Give the argmax's input the name SCORES, unless it is an output and has one already."""
     argmaxes = [node for node in graph.node if node.op_type == "ArgMax"]
+    # A network with an argmax of its own: which one makes the labels is not for a name to say.
     if len(argmaxes) != 1:
         return
     old = argmaxes[0].input[0]
@@ -138,6 +143,7 @@ def find_coarse(model: onnx.ModelProto) -> CoarseLogits | None:
         node = makers.get(node.input[0])
     if node is None or node.op_type != "ArgMax" or _facts(node).get("axis", 0) != 1:
         return None
+    # Ties would go to the last class; the runtime's loops give them to the first, as PyTorch does.
     if _facts(node).get("select_last_index", 0):
         return None
     resize = makers.get(node.input[0])
@@ -163,6 +169,7 @@ def write_artifact(path: Path, model: onnx.ModelProto, card: Card) -> None:
     if coarse is None:
         path.write_bytes(append_card(model.SerializeToString(), card))
         return
+    # Backwards, so that a node's readers are known before the node itself.
     needed = {coarse.tensor, *(each.name for each in model.graph.output if each.name != "labels")}
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
@@ -175,10 +182,13 @@ def write_artifact(path: Path, model: onnx.ModelProto, card: Card) -> None:
     end.output.extend(graph.output)
     del graph.node[:], graph.output[:]
     graph.node.extend(kept)
+    # protobuf messages that follow each other are merged as they are read: the graph field may be
+    # cut at a byte into what the runtime always reads and the end that it may leave out.
     core, ending = graph.SerializeToString(), end.SerializeToString()
     rest.ClearField("graph")
     head = rest.SerializeToString()
     content = head + field(GRAPH, core + ending)
+    # From the end: how long the field's header is depends on the graph's length.
     start = len(content) - len(core) - len(ending)
     parts = len(head), start, start + len(core)
     coarse = coarse.model_copy(update={"parts": parts})
@@ -273,6 +283,8 @@ def find_positions(graph: onnx.ModelProto) -> set[str]:
     """Names of the nodes whose results are positions that a GridSample reads at."""
     makers = {output: node for node in graph.graph.node for output in node.output}
     found: set[str] = set()
+    # Upwards from the positions, through what only moves or scales them, to the layers that made
+    # them: int8 there would move whole pixels.
     todo = [n.input[1] for n in graph.graph.node if n.op_type == "GridSample"]
     while todo:
         node = makers.get(todo.pop())
@@ -286,11 +298,9 @@ def find_positions(graph: onnx.ModelProto) -> set[str]:
 
 
 def with_peaks(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """(a copy that gives the largest magnitude of every float16 result; the result by output).
-
-    ONNX Runtime computes float16 graphs in float32 on CPUs, so that what overflows on a GPU comes
-    out right here and only its magnitude tells.
-    """
+    """(a copy that gives the largest magnitude of every float16 result; the result by output)."""
+    # ONNX Runtime computes float16 graphs in float32 on CPUs: what overflows on a GPU comes out
+    # right here, and only its magnitude tells.
     probe = onnx.shape_inference.infer_shapes(model)
     graph = probe.graph
     half = {
@@ -301,6 +311,7 @@ def with_peaks(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]
     results = [
         output
         for node in graph.node
+        # Constants and what only moves values have no new peaks.
         if node.op_type not in ("Constant", "Shape", "Reshape", "Transpose", "Slice", "Identity")
         for output in node.output
         if output in half
@@ -311,6 +322,7 @@ def with_peaks(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]
         name = f"peak_{number}"
         graph.node.extend(
             [
+                # In float32, where 65504 and what is beyond it are different numbers.
                 helper.make_node("Cast", [result], [f"{name}/float"], to=TensorProto.FLOAT),
                 helper.make_node("Abs", [f"{name}/float"], [f"{name}/size"]),
                 helper.make_node("ReduceMax", [f"{name}/size"], [name], keepdims=0),

@@ -35,6 +35,7 @@ INT8_SHARE = 0.5  # of the values of an int8 file, at least; tables and a few la
 def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """The graph in ONNX Runtime on the CPU."""
     options = onnxruntime.SessionOptions()
+    # 3: errors and worse.
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -112,6 +113,7 @@ def prove_artifact(
     if not installed(backend):
         result.status, result.why = "not run", f"{backend} is not installed here"
         return result
+    # The backend that will serve the file, not a session of our own: its settings count too.
     runner = open_backend(backend, path, device, **options)
     scores = BACKENDS[backend].load().open_scores(path, **options)
 
@@ -182,6 +184,7 @@ def _compare_frames(
         *_check_types(card, result.census),
     ]
     change = result.miou_change
+    # Labels of random weights are noise: their mIoU moves with every rounding.
     if change is not None and card.trained and abs(change) > bars.miou_change:
         result.faults.append(f"mIoU moves by {change:+.3%}, at most {bars.miou_change:.2%} may")
     result.status = "failed" if result.faults else "passed"
@@ -215,10 +218,12 @@ def _fill_miou_change(
         return
     before, after = Confusion(len(card.classes)), Confusion(len(card.classes))
     for truth, ours, theirs in pairs:
+        # Ids beyond the classes are unlabeled pixels, whatever number the data set gives them.
         known = np.where(truth < len(card.classes), truth, IGNORE)
         before.update(known, ours)
         after.update(known, theirs)
     change = after.iou() - before.iou()
+    # A class that is in no frame has no IoU.
     counted = np.flatnonzero(~np.isnan(change))
     result.iou_change = {card.classes[i]: float(change[i]) for i in counted}
     result.miou_change = float(change[counted].mean()) if len(counted) else None
@@ -261,6 +266,7 @@ def find_overflow(graph: onnx.ModelProto, expected: ReferenceOutputs) -> list[st
     session = open_session(probe)
     for name, frame in zip(expected.reference.names, expected.reference.frames, strict=True):
         sizes = np.array(session.run(list(peaks), {"frame": frame[None]}))
+        # NaN is the worst of all: an overflow that has already met another.
         worst = int(np.nanargmax(np.where(np.isnan(sizes), np.inf, sizes)))
         if not sizes[worst] <= FLOAT16_MAX / HEADROOM:
             return [
@@ -279,6 +285,7 @@ def summarize(
     if not own:
         return None
     in_bf16 = [v.passed for v in results if v.precision == "bf16"]
+    # Sorted, so that the digest does not depend on the order of fields.
     content = json.dumps([asdict(v) for v in results], sort_keys=True)
     return Proof(
         report=hashlib.sha256(content.encode()).hexdigest()[:16],

@@ -27,10 +27,10 @@ OPTIONS = {
     # on its full result, and TensorRT and OpenVINO fuse them with it.
     "OpTypesToExcludeOutputQuantization": list(KINDS),
     "ActivationSymmetric": True,  # TensorRT knows no zero point
-    "WeightSymmetric": True,
+    "WeightSymmetric": True,  # likewise
     "QuantizeBias": False,  # TensorRT reads no int32 biases
-    "MatMulConstBOnly": True,
-    "QDQOpTypePerChannelSupportToAxis": {"MatMul": 1},
+    "MatMulConstBOnly": True,  # attention's products of two activations stay in float
+    "QDQOpTypePerChannelSupportToAxis": {"MatMul": 1},  # its columns are output channels
 }
 LEAST_SHARE = 0.5  # of the multiply-adds; below, the graph is not int8 but float with int8 in it
 
@@ -73,6 +73,7 @@ def quantize(
     if not found:
         raise QuantizeError(f"{card.model} has no layer that int8 could hold")
     progress(f"calibration ({calibration.method}) on {len(calibration.used)} frames")
+    # Fitted as the runtime will, black bars included: ranges are of what the network reads.
     frames = [fit_frame(frame, card.size, card.fit) for _, frame in calibration.used]
     spans = measure_ranges(plain, KINDS, frames, calibration.method)
 
@@ -99,12 +100,13 @@ def quantize(
 def move_rounding_before_pools(graph: onnx.ModelProto) -> None:
     """Let max poolings whose results are only read rounded take the largest of rounded values.
 
-    Rounding keeps the order, so the results are the same, bit for bit. The layer before the pooling
-    then writes a byte for each value: at csfcn_tiny's stem that is a quarter of 64 MiB.
+    The results are the same, bit for bit, since rounding keeps the order.
     """
     nodes = graph.graph.node
     for pool in [node for node in nodes if node.op_type == "MaxPool"]:
         roundings = _readers(graph, pool.output[0])
+        # With the indices as a second output, or a reader in float, the pooling needs the full
+        # values.
         if not roundings or len(pool.output) > 1 or not _one_rounding(roundings):
             continue
         facts = list(roundings[0].input[1:])
@@ -114,6 +116,8 @@ def move_rounding_before_pools(graph: onnx.ModelProto) -> None:
             ("DequantizeLinear", rounded, early),
         ):
             nodes.append(onnx.helper.make_node(kind, [source, *facts], [result], name=result))
+        # The layer before then writes a byte for each value: at csfcn_tiny's stem a quarter of 64
+        # MiB, and OpenVINO on two cores took 32 in place of 37 ms a frame (bf16, 512x1024).
         pool.input[0] = early
         for rounding in roundings:
             _remove_rounding(graph, rounding, pool.output[0])
@@ -140,11 +144,11 @@ def _remove_rounding(graph: onnx.ModelProto, rounding: onnx.NodeProto, value: st
 
 
 def infer_shapes(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with the shapes that the quantizer asks for, and otherwise unchanged: ONNX Runtime's
-    own rewriting would merge the casts that TensorRT needs."""
+    """A copy with the shapes that the quantizer asks for, and otherwise unchanged."""
     with tempfile.TemporaryDirectory() as folder, silence_quantizer():
         source, target = Path(folder) / "graph.onnx", Path(folder) / "prepared.onnx"
         onnx.save(graph, source)
+        # Without its optimization, which would merge the casts that TensorRT needs.
         quant_pre_process(source, target, skip_optimization=True, skip_symbolic_shape=True)
         return onnx.load(target)
 
@@ -155,6 +159,7 @@ def _insert_rounding(plain: onnx.ModelProto, nodes: list[str], spans: Any) -> on
         return plain
     with silence_quantizer():
         quantizer = quantization.QDQQuantizer(
+            # The quantizer changes the model that it is given.
             copy.deepcopy(plain),
             True,  # a scale for each output channel
             False,  # all 8 bits
@@ -212,6 +217,7 @@ def _hold_the_bar(
         return tried[count][1].passed
 
     most = _most_left_out(worst_first)
+    # `high` passes at the end and `low` does not: -1 layers in float is less than nothing.
     low, high = -1, 0
     while not passes(high):
         if high == most:

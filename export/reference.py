@@ -130,6 +130,7 @@ class ReferenceOutputs:
         as (K, H, W) float32 of the frame's size."""
         tensor = torch.from_numpy(np.asarray(scores, np.float32))
         if tensor.ndim == 5:
+            # p positions of a shuffle are factor x factor pixels.
             factor = round(tensor.shape[2] ** 0.5)
             tensor = functional.pixel_shuffle(tensor.flatten(1, 2), factor)
         return _upsample(tensor, self.reference.labels.shape[1:], self.align_corners)[0].numpy()
@@ -153,6 +154,7 @@ def run_reference(
     fitted, labels, margins = [], [], []
     logits: list[Logits | None] = []
     one = info.num_classes * size[0] * size[1] * 4
+    # Spread over the frames, and two at least, however large one frame's logits are.
     kept = set(spread(len(proof.frames), max(2, LOGITS_LIMIT // one)))
     for place, (_, frame) in enumerate(proof.frames):
         progress(f"frame {place + 1} of {len(proof.frames)}")
@@ -162,6 +164,8 @@ def run_reference(
             best = full.topk(2, dim=0).values
             # A number added to all classes changes no label, but would make every margin small.
             largest = (full - full.mean(dim=0)).abs().max()
+            # In steps of the largest logit, so that a margin fits a byte and travels with an
+            # engine.
             lead = (best[0] - best[1]) / largest * MARGIN_STEPS
         fitted.append(image)
         labels.append(full.argmax(0).numpy().astype(np.uint8))

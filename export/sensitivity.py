@@ -15,7 +15,7 @@ from .graph import Layer
 from .parity import open_session, prove_graph
 from .reference import ReferenceOutputs
 
-FRAMES = 4  # that layers are judged on
+FRAMES = 4  # that layers are ranked by; the bar itself is held on all of them
 ALONE = 16  # layers that are tried alone, which takes a run of the network each
 ROUNDED = "/int8"  # suffix of a layer's result with rounded inputs
 
@@ -49,6 +49,8 @@ def measure_costs(
     card: Card,
 ) -> list[LayerCost]:
     """The costs of `layers`, worst first; `build` gives the graph with some of them in int8."""
+    # Noise of all layers takes one pass, each trial alone a pass of its own: so the first picks
+    # which.
     few = expected.sample(FRAMES)
     noises = measure_noise(plain, build(layers), layers, list(few.reference.frames))
     noisiest = sorted(layers, key=lambda layer: -noises[layer.node])
@@ -84,6 +86,8 @@ def measure_noise(
     names = [output.name for output in session.get_outputs()]
     sums = np.zeros(len(names))
     for frame in frames:
+        # Energies of all frames are added before the ratio, so that a dark frame does not decide
+        # it.
         sums += np.array([float(v) for v in session.run(names, {"frame": frame[None]})])
     total = dict(zip(names, sums.tolist(), strict=True))
     return {

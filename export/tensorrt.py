@@ -155,7 +155,9 @@ def _weights(trt: Any, layer: Any) -> Iterator[Any]:
     )
     if kind is None:
         return
-    layer.__class__ = getattr(trt, kind)  # how the binding turns an ILayer into what it is
+    # network.get_layer gives the base class, which hides the weights; the binding has no cast but
+    # this one.
+    layer.__class__ = getattr(trt, kind)
     for name in ("weights", "kernel", "bias"):
         weights = getattr(layer, name, None)
         if weights is not None and weights.size:
@@ -176,6 +178,7 @@ def _network(trt: Any, builder: Any) -> Any:
     """An empty network whose data types are those of the graph, where that is a choice."""
     flags = members(trt.NetworkDefinitionCreationFlag)
     typed = flags.get("STRONGLY_TYPED")
+    # Probed, not derived from a version: where the flag is gone, every network is strongly typed.
     return builder.create_network(0 if typed is None else 1 << int(typed))
 
 
@@ -189,6 +192,7 @@ def _parse(trt: Any, network: Any, log: Any, onnx: Path) -> None:
     if not parser.num_errors:
         raise ArtifactError(f"TensorRT cannot parse {onnx}: {last_line(log.errors)}")
     error = parser.get_error(0)
+    # Older TensorRTs know the node's number only.
     name = error.node_name() if hasattr(error, "node_name") else f"number {error.node()}"
     operator = f" ({error.node_operator()})" if hasattr(error, "node_operator") else ""
     reason = " ".join(error.desc().split())
@@ -200,9 +204,11 @@ def _parse(trt: Any, network: Any, log: Any, onnx: Path) -> None:
 def _configure(trt: Any, config: Any, package: Package, wanted: Sequence[str]) -> tuple[str, ...]:
     """Set flags, timing cache and compute capabilities; returns the capabilities."""
     flags = members(trt.BuilderFlag)
+    # TF32 has 10 bits of mantissa.
     if "TF32" in flags:  # float32 is where the range or the position counts, in fp16 engines too
         config.clear_flag(flags["TF32"])
     if package.flavour == "tensorrt":
+        # A rebuild on the same GPU reads the kernels' times instead of taking them anew.
         cache = _timing_cache(package)
         known = cache.read_bytes() if cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
@@ -295,10 +301,12 @@ def _write(
         if kernel is not None:
             write_atomically(kernel_path(target), kernel)
             files.append(kernel_path(target))
+        # By blocks as well, so that all cores of a vehicle check a large engine at once.
         facts = facts.model_copy(update={"blocks": block_digests(target)})
         digests = {path.name: digest_of(path) for path in files}
         card = card.model_copy(update={"engine": facts, "files": digests})
         write_atomically(sidecar(target), card.to_json().encode())
+    # An interrupt too: an engine without its card must not be found later.
     except BaseException:
         for path in (target, reference_path(target), kernel_path(target), sidecar(target)):
             path.unlink(missing_ok=True)

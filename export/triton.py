@@ -79,6 +79,7 @@ def write_model(
         for each in (made, made / VERSION):  # the server may run as another user
             each.chmod(0o755)
         if folder.exists():
+            # Two renames: a server that polls the repository sees no half-written model.
             folder.rename(scratch / "old")
         made.rename(folder)
     return folder
@@ -152,6 +153,7 @@ def _config(
 
 def _accelerated(precision: str) -> str:
     """TensorRT inside ONNX Runtime. FP16 is let in only where the graph itself is of FP16."""
+    # The provider's switch lowers precision by itself, which the graph was not proven with.
     mode = "FP16" if precision == "fp16" else "FP32"
     return (
         "optimization {\n  execution_accelerators {\n    gpu_execution_accelerator [\n      {\n"

@@ -54,6 +54,7 @@ def group(
     places[:height, :width] = np.arange(height * width).reshape(height, width)
     places = np.roll(places, (-shift, -shift), (0, 1))
     cells = places.reshape(down, rows, interval, across, columns, interval)
+    # The two `interval` axes number groups, not tokens: tokens that far apart share a group.
     return cells.transpose(0, 3, 2, 5, 1, 4).reshape(-1, rows * columns).astype(np.int64)
 
 
@@ -67,6 +68,7 @@ def _order(planner: Planner, height: int, width: int) -> Tensor:
 def _places(planner: Planner, height: int, width: int) -> Tensor:
     """Where each token of the map is found in the groups."""
     tokens = planner(height, width).tokens.reshape(-1)
+    # Padded places hold the token count, the largest number: sorting puts them last, to be cut off.
     places = np.argsort(tokens, kind="stable")[: height * width]
     return torch.from_numpy(places.astype(np.int64))
 
@@ -106,6 +108,7 @@ class Groups(nn.Module):
     def join(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """(N * groups, tokens of a group, C) -> (N, height * width, C), padding dropped."""
         plan = self.planner(*size)
+        # As in `split`, which left the tokens where they were.
         if plan.trivial:
             return x
         x = x.reshape(-1, plan.tokens.size, x.shape[2])
@@ -154,7 +157,9 @@ class GroupAttention(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         x = self.groups.split(x, size)
+        # qkv's rows are all queries, then all keys, then all values: heads of a kind are neighbors.
         query, key, value = split_heads(self.qkv(x), 3 * self.heads).chunk(3, dim=1)
+        # 1 in the deployed form, which would else carry a multiplication that does nothing.
         if self.scale != 1:
             query = query * self.scale
         scores = query @ key.transpose(-2, -1)
@@ -223,12 +228,13 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+# Asked for by split, join, shape and penalize of every block, always with the same few sizes.
 @lru_cache(maxsize=64)
 def window_plan(height: int, width: int, window: int, shift: int = 0) -> GroupPlan:
     """Windows of window x window tokens, shifted up and left on the padded map.
 
     Padded tokens take part. The shift brings the map's opposite edges together: scores between such
-    regions get -100, as the reference has it.
+    regions get a penalty.
     """
     shape = (window, window)
     tokens = group(height, width, window, window, shift=shift)
@@ -242,7 +248,9 @@ def window_plan(height: int, width: int, window: int, shift: int = 0) -> GroupPl
     )
     regions = down[:, None] * 3 + across
     by_window = regions.reshape(-1)[group(padded[0], padded[1], window, window)]
+    # By broadcasting over heads, None in the middle: a shift hides the same keys from all of them.
     hidden = by_window[:, None, :, None] != by_window[:, None, None, :]
+    # Not minus infinity: the reference adds -100, and weights are held against its outputs.
     return GroupPlan(tokens, shape, hidden, penalty=-100)
 
 
@@ -250,6 +258,7 @@ def relative_index(rows: int, columns: int) -> Index:
     """(tokens, tokens): for each query and key of a group, the number of their offset, counted row
     by row over the (2 rows - 1) x (2 columns - 1) offsets query - key."""
     y, x = (axis.reshape(-1) for axis in np.mgrid[:rows, :columns])
+    # Offsets run from 1 - rows to rows - 1: moved to begin at 0, to be rows of the table.
     down = y[:, None] - y[None] + rows - 1
     across = x[:, None] - x[None] + columns - 1
     return (down * (2 * columns - 1) + across).astype(np.int64)

@@ -99,6 +99,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: for a damaged `.safetensors` file.
     """
+    # Only safetensors has a header that is read without reading the tensors.
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     try:
@@ -125,11 +126,13 @@ def unwrap_state_dict(content: Mapping[str, Any], where: str = "the checkpoint")
     Raises:
         CheckpointError: if it holds no tensors.
     """
-    for _ in range(3):  # wrappers inside wrappers: {"model": {"state_dict": ...}}
+    # Wrappers inside wrappers: {"model": {"state_dict": ...}}.
+    for _ in range(3):
         inner = next((content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
         if inner is None:
             break
         content = inner
+    # Trainers keep the epoch, the optimizer's state and the like beside the tensors.
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
     prefix: str | None = ""
     while prefix is not None:  # a loss may hide behind a prefix, and a prefix behind a loss
@@ -182,6 +185,7 @@ def rename_to_ours(state: State, model: Network) -> State:
 
 def official_names(model: Network) -> dict[str, str]:
     """{our name: official name} for every entry of the model's state dict."""
+    # The same table read from right to left; rows without a name of ours have no way back.
     rows = [(ours, official) for official, ours in model.keys if ours]
     return rename_keys(model.state_dict(), rows)
 
@@ -247,6 +251,7 @@ def digest(model: Network) -> str:
     for name, value in sorted(model.state_dict().items()):
         if not name.endswith(COMPUTED):
             array = value.detach().cpu().contiguous().numpy()
+            # With names and shapes, since the same bytes under another name are another network.
             summary.update(f"{name} {array.dtype} {array.shape}\n".encode())
             summary.update(array.tobytes())
     return summary.hexdigest()

@@ -35,6 +35,7 @@ def _make_constants(model: nn.Module, size: tuple[int, int]) -> None:
         dtype = next(shadow.parameters()).dtype
         shadow(torch.empty(1, 3, *size, device="meta", dtype=dtype))
     for ours, theirs in zip(model.modules(), shadow.modules(), strict=True):
+        # `made` holds CPU tensors even here: only what is placed beside `like` is on meta.
         if isinstance(ours, Constant) and isinstance(theirs, Constant):
             ours.made.update(theirs.made)
 

@@ -50,7 +50,7 @@ class EncoderDecoder(Network):
 
 
 def fcn_head(inputs: int, width: int, num_classes: int) -> Head:
-    """The auxiliary head of the segmentation toolbox."""
+    """The auxiliary head of MMSegmentation."""
     head = Head(inputs, width, num_classes, dropout=0.1)
     he_normal(head)
     small_normal(head.classifier)
@@ -58,7 +58,7 @@ def fcn_head(inputs: int, width: int, num_classes: int) -> Head:
 
 
 def head_keys(theirs: str, ours: str) -> Keys:
-    """Of a `Head` of the segmentation toolbox."""
+    """Of a `Head` in MMSegmentation's names."""
     return (
         *conv_norm_keys(f"{theirs}.convs.0", f"{ours}.hidden"),
         (f"{theirs}.conv_seg", f"{ours}.classifier"),

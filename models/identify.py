@@ -59,6 +59,7 @@ def identify_variant(state: State, guess: str | None = None) -> Match:
         state: by our names or official ones.
         guess: a variant that is not compared with others if it fits nearly all.
     """
+    # To compare with every variant takes seconds, and the guess is right as a rule.
     if guess:
         known = _match(state, guess)
         if known.share > SURE:

@@ -37,6 +37,7 @@ class ConvNorm(nn.Module):
         # all speak of `.conv` and `.norm`.
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias)
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
+        # In place: the norm's result is nobody else's.
         self.act: nn.Module = nn.ReLU(inplace=True) if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,11 +84,13 @@ class RepConv(ConvNorm):
         if isinstance(self.point.norm, nn.BatchNorm2d):  # else its norm was folded before
             point = fuse_conv_bn_eval(point, copy.deepcopy(self.point.norm).double())
         weight, bias = one.weight.detach().clone(), bias_of(one) + bias_of(point)
+        # A 1x1 convolution is a 3x3 one whose middle tap alone is not zero.
         weight[:, :, 1:2, 1:2] += point.weight.detach()
         if self.identity is not None:
             norm = copy.deepcopy(self.identity).double()
             assert norm.running_var is not None
             assert norm.running_mean is not None
+            # The identity is a 1x1 convolution by the unit matrix; its norm scales the diagonal.
             scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
             weight[:, :, 1, 1] += torch.diag(scale)
             bias += norm.bias.detach() - norm.running_mean * scale
@@ -272,8 +275,7 @@ class Warp(nn.Module):
     """Reads a map where a flow points to: features (N, C, h, w), flow (N, 2, H, W) -> (N, C, H, W).
 
     The flow is added to the identity grid, x first, in units of 1 / W and 1 / H of -1..1; outside
-    there are zeros. `align_corners` is of the reading; the grid itself is aligned. Positions stay
-    in float32: half precision could not tell neighboring pixels of a large map apart.
+    there are zeros. `align_corners` is of the reading; the grid itself is aligned.
     """
 
     def __init__(self, align_corners: bool):

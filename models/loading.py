@@ -329,6 +329,8 @@ def load_checkpoint(
     if classifier == "new":
         state |= {k: own[k].clone() for k in class_entries(model.info.name) if k in own}
     _check(state, stored, model, where, ignore)
+    # load_state_dict's strict mode wants every entry: those that may be missing come from the
+    # network.
     kept = {k: v for k, v in own.items() if k not in state or k.endswith(COMPUTED)}
     model.load_state_dict(kept | {k: v for k, v in state.items() if k in own}, strict=True)
     return model

@@ -380,6 +380,7 @@ def _import(place: str) -> Any:
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        # A dataclass or a pickle in that file looks its own module up by name.
         sys.modules.setdefault(path.stem, module)
         spec.loader.exec_module(module)
         return module

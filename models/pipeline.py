@@ -36,6 +36,7 @@ class FrameToLabels(nn.Module):
         # A copy: folding scale and mean into the first convolution changes it.
         self.network: Network = copy.deepcopy(network).eval()
         self.outputs = outputs
+        # Reversed: frames are BGR, papers give RGB.
         mean = torch.tensor(network.info.mean[::-1]) * 255
         scale = 1 / (torch.tensor(network.info.std[::-1]) * 255)
         first = _first_convolution(self.network)
@@ -154,6 +155,7 @@ def _fold(first: nn.Conv2d, shift: Tensor, scale: Tensor) -> None:
         bias += first.bias.data
     first.weight.data = weight
     first.bias = nn.Parameter(bias, requires_grad=False)
+    # The frame is padded by hand from now on, see `_pad`.
     first.padding = (0, 0)
 
 

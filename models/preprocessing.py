@@ -156,6 +156,7 @@ def _fit(theirs: NDArray[np.float32], name: str, pixels: Pixels, order: str) -> 
         x, y = ours[..., channel].ravel().astype(float), theirs[..., channel].ravel().astype(float)
         slope = float(np.cov(x, y, bias=True)[0, 1] / max(x.var(), 1e-12))
         shift = float(y.mean() - slope * x.mean())
+        # A constant channel has no slope; the division below would end in infinities.
         slope = slope if abs(slope) > 1e-12 else 1e-12
         left = max(left, float((y - slope * x - shift).std() / max(y.std(), 1e-12)))
         means.append(-shift / slope / 255)

@@ -63,5 +63,6 @@ def _fit_norms(network: Network, frames: Iterable[np.ndarray[Any, Any]]) -> None
 
 
 def _fit_if_enough(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """A norm behind a global mean has no spread to measure in a frame; it stays as it was built."""
+    """Measure a norm's statistics, where its input has enough values for any."""
+    # Behind a global mean there is one value a channel and frame, and no spread to measure.
     norm.train(inputs[0][:, 0].numel() > 64)

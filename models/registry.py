@@ -76,9 +76,9 @@ def build_on_meta(variant: str, num_classes: int = 19, **options: Any) -> Networ
 
 
 class _SkipRandomValues(TorchFunctionMode):
-    """Random initialization left out: there is nothing to fill, and on the meta device it imports
-    PyTorch's compiler, which takes seconds."""
+    """Leaves random initialization out: on the meta device there is nothing to fill."""
 
+    # There these two import PyTorch's compiler, which takes seconds.
     SKIPPED = (torch.Tensor.normal_, torch.Tensor.uniform_)
 
     def __torch_function__(

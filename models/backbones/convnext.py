@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..layers import DropPath, init_narrow
 from ..variant import Keys
 
+# ConvNeXt's own; PyTorch's default is 1e-5.
 EPS = 1e-6
 
 
@@ -21,6 +22,7 @@ class ChannelNorm(nn.LayerNorm):
         super().__init__(width, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        # PyTorch norms the last axes only, so the channels go there and back.
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -65,11 +67,13 @@ class ConvNeXt(nn.Module):
     def __init__(self, depths: Sequence[int], widths: Sequence[int], drop_path: float):
         super().__init__()
         self.outputs = list(widths)
+        # On the CPU even where the network is built on meta, whose values nobody can read.
         rates = torch.linspace(0, drop_path, sum(depths), device="cpu").tolist()
         self.downs, self.stages = nn.ModuleList(), nn.ModuleList()
         inputs = 3
         for i, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             if i:
+                # Between stages the norm stands before the convolution, in the stem behind it.
                 down = [ChannelNorm(inputs), nn.Conv2d(inputs, width, kernel_size=2, stride=2)]
             else:
                 down = [nn.Conv2d(inputs, width, kernel_size=4, stride=4), ChannelNorm(width)]

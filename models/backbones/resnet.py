@@ -19,6 +19,7 @@ class Residual(nn.Module, ABC):
     """
 
     EXPANSION = 1  # output channels per `width`
+    # Random branches as strong as the shortcut let rounding errors grow from block to block.
     untrained_gain = 0.5  # strength of the branch while untrained
 
     def __init__(self, inputs: int, outputs: int, stride: int, act: bool):
@@ -33,8 +34,7 @@ class Residual(nn.Module, ABC):
         self.act = nn.ReLU(inplace=True) if act else nn.Identity()
 
     def init_untrained(self) -> None:
-        """For untrained weights: branches as strong as the shortcut let rounding errors grow from
-        block to block."""
+        """For untrained weights: the branch at `untrained_gain`, the shortcut at one."""
         last = [m for m in self.modules() if isinstance(m, ConvNorm) and m is not self.shortcut][-1]
         set_norm_scale(last, self.untrained_gain)
 
@@ -96,6 +96,7 @@ def blocks(
     stage = nn.Sequential()
     for i in range(depth):
         act = last_act or i < depth - 1
+        # Only the first block has the stride, and a dilation of its own where it is contracted.
         stage.append(kind(inputs, width, stride, dilations[min(i, 1)], act))
         inputs, stride = kind.EXPANSION * width, 1
     return stage
@@ -140,7 +141,8 @@ class ResNet(nn.Module):
             setattr(self, f"layer{index + 1}", stage)
             inputs = block.EXPANSION * width if depth else inputs
         for module in self.modules():
-            if isinstance(module, Residual):  # the more of them, the weaker each
+            # So scaled, all branches together have the variance of one.
+            if isinstance(module, Residual):
                 module.untrained_gain = sum(depths) ** -0.5
 
     def forward(self, image: Tensor, stages: int = 4) -> list[Tensor]:

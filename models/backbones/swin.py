@@ -16,8 +16,8 @@ from ..attention import Block, Groups, RelativeBias, window_plan
 from ..layers import init_narrow, to_map, to_tokens
 from ..variant import Keys
 
-# Which axis of (row, column, channel) of a 2x2 neighborhood is outermost in the merged channels:
-# the original release lays out whole maps, column by column; the toolbox unfolds by channel.
+# The order of (row, column, channel) of a 2x2 neighborhood in the merged channels: the original
+# release lays out whole maps, column by column; MMSegmentation unfolds, channel by channel.
 ORIGINAL, UNFOLDED = (1, 0, 2), (2, 0, 1)
 
 
@@ -108,8 +108,11 @@ class Swin(nn.Module):
         x = self.stem_norm(to_tokens(x))
         features = []
         for i, (stage, norm) in enumerate(zip(self.stages, self.norms, strict=True)):
+            # Merged at the start of the next stage: the map given back is the one before the
+            # merging.
             if i:
                 x = self.merges[i - 1](x, size)
+                # Rounded up, as PatchMerging padded odd sides.
                 size = (-(-size[0] // 2), -(-size[1] // 2))
             assert isinstance(stage, nn.ModuleList)
             for block in stage:
@@ -138,7 +141,7 @@ def _block_keys(theirs: str, ours: str, attention: str, mlp: tuple[str, str]) ->
     )
 
 
-# In the original release, which CrossFormer's names follow, and in the segmentation toolbox.
+# In the original release, which CrossFormer's names follow, and in MMSegmentation.
 original_block_keys = partial(_block_keys, attention="attn", mlp=("mlp.fc1", "mlp.fc2"))
 toolbox_block_keys = partial(
     _block_keys, attention="attn.w_msa", mlp=("ffn.layers.0.0", "ffn.layers.1")

@@ -89,6 +89,7 @@ class BiSeNetV1(Network):
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
+                # a=1: the reference initializes for a linear layer, though ReLUs follow.
                 nn.init.kaiming_normal_(module.weight, a=1)
 
     def forward_logits(self, image: Tensor) -> Tensor:
@@ -205,6 +206,8 @@ class BGA(nn.Module):
         return nn.Sequential(depthwise, nn.Conv2d(width, width, 1, bias=False))
 
     def forward(self, detail: Tensor, semantic: Tensor) -> Tensor:
+        # The sigmoid commutes with a nearest resize, and has a sixteenth of the positions before
+        # it.
         fine_gate = torch.sigmoid(self.semantic_up(semantic))
         fine = self.detail(detail) * repeat(fine_gate, like=detail)
         coarse = self.pool(self.detail_down(detail)) * torch.sigmoid(self.semantic(semantic))
@@ -223,6 +226,7 @@ class BoosterHead(nn.Module):
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
+        # In two steps, nearest then bilinear, and classified between: the reference's booster.
         x = F.interpolate(self.dropout(self.first(x)), scale_factor=2.0, mode="nearest")
         return _upsample(self.classifier(self.second(x)), self.factor // 2)
 
@@ -358,6 +362,7 @@ _variant = partial(
     size=(1024, 2048),
     reference="github.com/CoinCheung/BiSeNet",
     license="MIT",
+    # Not ImageNet's: the reference normalizes by Cityscapes' own statistics.
     mean=(0.3257, 0.3690, 0.3223),
     std=(0.2112, 0.2148, 0.2115),
     multiple=32,

@@ -32,7 +32,8 @@ from ..heads import (
 from ..layers import Constant, init_narrow, to_map, to_tokens
 from ..variant import ADE20K, Keys, Score, Variant
 
-G7 = ((7, 7, 7, 7), (8, 4, 2, 1))  # group sizes and intervals of the four stages
+# Group sizes and intervals of the four stages.
+G7 = ((7, 7, 7, 7), (8, 4, 2, 1))
 G14 = ((14, 14, 7, 7), (16, 8, 2, 1))
 HIDDEN = -3e4  # the score of a padded key: nothing is left of it, and half precision holds it
 
@@ -50,6 +51,7 @@ def crossing_plan(height: int, width: int, size: int, interval: int, code: int) 
         size, interval = (min if code == 2021 else max)(height, width), 0
     shape = (size, size)
     if interval and code == 2021:
+        # 2021: `interval` groups along each axis, as large as the map makes them.
         shape = (-(-height // interval), -(-width // interval))
     tokens = group(height, width, *shape, interval=interval or 1)
     padded = tokens == height * width
@@ -93,12 +95,14 @@ class PositionMlp(nn.Module):
 
 
 class ConstantBias(nn.Module):
-    """The bias of a PositionMlp, made once per size. `holder` is a plain list, which keeps the MLP
-    out of the network's weights."""
+    """The bias of a PositionMlp, made once per size."""
 
     def __init__(self, mlp: PositionMlp):
         super().__init__()
+        # In a plain list, which keeps the MLP out of the network's weights.
         self.bias = Constant(partial(_evaluate, [mlp]))
+        # Nothing but a device and a dtype to make the bias in: the module has no weight to take it
+        # from.
         self.register_buffer("like", torch.zeros(()), persistent=False)
 
     def forward(self, rows: int, columns: int) -> Tensor:

@@ -59,6 +59,7 @@ class CFC(nn.Module):
         scores = self.query(x).flatten(2).transpose(1, 2) @ keys
         # Unscaled dot products reach far, and half precision would flatten the largest ones.
         attention = scores.float().softmax(dim=-1).to(x.dtype)
+        # Values first: (N, width, S) times (N, S, positions) lands in the layout of a map.
         context = (values @ attention.transpose(1, 2)).unflatten(2, (height, width))
         return x + context * (1 + torch.tanh(self.mask(context)))
 
@@ -71,8 +72,7 @@ class CFC(nn.Module):
 
 
 class DeployedCFC(CFC):
-    """CFC with keys and values from one convolution, and without the keys' bias: it adds the same
-    to all scores of a query, which softmax takes out again."""
+    """CFC with keys and values from one convolution, and without the keys' bias."""
 
     def __init__(self, plain: CFC):
         nn.Module.__init__(self)
@@ -81,6 +81,7 @@ class DeployedCFC(CFC):
         self.split = [plain.key.out_channels, plain.value.out_channels]
         self.key_value = nn.Conv1d(plain.key.in_channels, sum(self.split), 1)
         weights = plain.key.weight, plain.value.weight
+        # A key's bias adds the same to all scores of a query, which softmax takes out again.
         biases = torch.zeros_like(bias_of(plain.key)), bias_of(plain.value)
         self.key_value.weight = nn.Parameter(torch.cat(weights).detach())
         self.key_value.bias = nn.Parameter(torch.cat(biases))
@@ -107,10 +108,16 @@ class SFC(nn.Module):
         self.shallow = ConvNorm(shallow, width)
         self.squeeze: nn.ModuleList | None = None
         if squeezed:
+            # One each for the deep and the shallow map; the letters are only counted.
             self.squeeze = nn.ModuleList(nn.Conv2d(width, squeezed, 1, bias=False) for _ in "ds")
         self.offset_hidden = ConvNorm(2 * (squeezed or width), offset_width, kernel=1)
         self.offset = nn.Conv2d(
-            offset_width, 4 * self.GROUPS + 2, kernel_size=3, padding=1, bias=False
+            # Two coordinates for each of 2 maps x GROUPS, and one gate a map.
+            offset_width,
+            4 * self.GROUPS + 2,
+            kernel_size=3,
+            padding=1,
+            bias=False,
         )
         self.move = Warp(align_corners=True)
 
@@ -124,14 +131,12 @@ class SFC(nn.Module):
         return self.warp(torch.cat([shallow, deep], dim=1), self.offset(hidden))
 
     def warp(self, features: Tensor, offset: Tensor) -> Tensor:
-        """features (N, 2C, h, w) shallow then deep, offset (N, 10, h, w) -> (N, C, h, w).
-
-        All groups go through one grid sample, as a larger batch.
-        """
+        """features (N, 2C, h, w) shallow then deep, offset (N, 10, h, w) -> (N, C, h, w)."""
         n, channels, height, width = features.shape
         groups = 2 * self.GROUPS
         # Splits, since TensorRT takes two dozen layers to work out the bounds of a Python slice.
         moves, gates = offset.split([2 * groups, 2], dim=1)
+        # All groups of both maps go through one grid sample, as a larger batch.
         warped = self.move(
             features.reshape(n * groups, channels // groups, height, width),
             moves.reshape(n * groups, 2, height, width),
@@ -148,9 +153,7 @@ class SFC(nn.Module):
 class DeployedSFC(SFC):
     """SFC with the linear chain in front of the offsets merged.
 
-    Squeezing, concatenation and the first offset convolution are one linear map of (shallow, deep);
-    its deep half is taken before the resize, at a sixteenth of the positions, since a 1x1
-    convolution and a bilinear resize commute.
+    Squeezing, concatenation and the first offset convolution are one linear map of (shallow, deep).
     """
 
     def __init__(self, plain: SFC):
@@ -172,6 +175,8 @@ class DeployedSFC(SFC):
 
     def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
         shallow, deep = self.shallow(shallow), self.deep(deep)
+        # A bilinear resize commutes with a 1x1 convolution: the deep half is taken at a sixteenth
+        # of the positions, then enlarged together with the features.
         both = resize(
             torch.cat([deep, self.hidden_deep(deep)], 1), like=shallow, align_corners=True
         )
@@ -225,6 +230,7 @@ class CSFCN(Network):
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module is not self.classifier:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            # Keys and values, which no ReLU follows.
             elif isinstance(module, nn.Conv1d):
                 nn.init.xavier_normal_(module.weight)
         for layer in (self.context.query, self.context.key, self.context.value):

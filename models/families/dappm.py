@@ -61,6 +61,7 @@ class DAPPM(PoolingPyramid):
     def combine(self, first: Tensor, pooled: list[Tensor]) -> list[Tensor]:
         levels = [first]
         for process, x in zip(self.process, pooled, strict=True):
+            # A chain: each level waits for the one before it.
             levels.append(process(x + levels[-1]))
         return levels
 
@@ -71,7 +72,7 @@ class PAPPM(PoolingPyramid):
     def __init__(self, inputs: int, width: int, outputs: int):
         super().__init__(inputs, width, outputs)
         levels = len(POOLS) + 1
-        # One grouped convolution, in place of DAPPM's four that wait for each other.
+        # One grouped convolution in place of DAPPM's chain of four.
         self.process = NormConv(levels * width, levels * width, kernel=3, groups=levels)
 
     def combine(self, first: Tensor, pooled: list[Tensor]) -> list[Tensor]:

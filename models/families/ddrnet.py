@@ -52,6 +52,7 @@ class DDRNet(Network):
         self.pyramid = DAPPM(16 * c, pyramid_width, 4 * c)
         self.head = NormHead(4 * c, head_width, num_classes)
         self.extra = TrainingOnly({"detail": NormHead(p, head_width, num_classes)})
+        # The reference returns logits at stride 8 and leaves the resize to its caller.
         self.upsample_logits = nn.Identity()
         he_normal(self)
 

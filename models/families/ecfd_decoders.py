@@ -60,6 +60,7 @@ class Pyramid(nn.Module):
         levels = [x]
         for i in (2, 1, 0):
             lateral = self.laterals[i](maps[i])
+            # Corners aligned here and below, unlike the rest of the decoder, as in the reference.
             x = resize(x, like=lateral, align_corners=True) + lateral
             levels.append(self.outputs[i](x))
         finest = levels[-1]

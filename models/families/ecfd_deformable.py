@@ -29,13 +29,15 @@ def corners(sizes: Sequence[Size]) -> tuple[list[Size], Size]:
     """Where each map's first token lies in the atlas (row, column), and the atlas' size.
 
     The first map is on top; under it, after an empty row, the others side by side, each followed by
-    an empty column. What is read just outside of a map is therefore zero, as it is at the atlas'
-    own edge.
+    an empty column.
     """
     (height, width), *others = sizes
     places, column = [(0, 0)], 0
     for _, side in others:
+        # An empty row and empty columns between maps: what is read just outside of one is zero, as
+        # it is at the atlas' own edge.
         places.append((height + 1, column))
+        # One column more than the map.
         column += side + 1
     below = 1 + max(side for side, _ in others) if others else 0
     return places, (height + below, max(width, column - 1))
@@ -60,6 +62,7 @@ def _tokens_to_atlas(*sides: int) -> Tensor:
 
 def _atlas_to_tokens(*sides: int) -> Tensor:
     """(tokens): where each token lies in the atlas."""
+    # Places without a token hold the largest number: sorted last, and cut off.
     places = np.argsort(_order(*sides), kind="stable")
     return torch.from_numpy(places[: sum(h * w for h, w in _pairs(sides))].astype(np.int64))
 
@@ -75,6 +78,7 @@ class Atlas(nn.Module):
         """(N, tokens, C) -> (N, C, height, width), zeros between the maps."""
         _, whole = corners(sizes)
         if len(sizes) > 1:
+            # The zero that every place without a token points to.
             x = torch.cat([x, x.new_zeros(x.shape[0], 1, x.shape[2])], dim=1)
             x = x.index_select(1, self.order(*sum(sizes, ()), like=x))
         return to_map(x, whole)
@@ -159,8 +163,11 @@ class DeformableAttention(nn.Module):
         places = places + self.base(*sides, *sum(asked, ()), like=moves)
         if self.levels > 1:
             low, high = self.bounds(*sides, like=moves)
+            # Beyond that a point would read another map of the atlas; one map alone ends at zeros
+            # anyway.
             places = torch.minimum(torch.maximum(places, low), high)
         by_head = maps.float().reshape(n * self.heads, width // self.heads, *maps.shape[-2:])
+        # Heads as a batch, points of all maps as one row of the grid: one sample for all of them.
         found = F.grid_sample(by_head, places.flatten(2, 3), align_corners=False)
         weights = weights.float().reshape(n, count, self.heads, -1).transpose(1, 2)
         weights = weights.softmax(dim=-1).flatten(0, 1)
@@ -178,6 +185,7 @@ class DeformableAttention(nn.Module):
         """Points at 1, 2, 3 and 4 pixels, a direction per head; even weights."""
         angles = [2 * math.pi * head / self.heads for head in range(self.heads)]
         directions = torch.tensor([(math.cos(a), math.sin(a)) for a in angles])
+        # On a square about the query, not a circle, as Deformable DETR starts.
         directions = directions / directions.abs().amax(dim=1, keepdim=True)
         reach = torch.arange(1.0, self.points + 1)[None, None, :, None]
         start = (directions[:, None, None] * reach).expand(-1, self.levels, -1, -1)

@@ -31,6 +31,8 @@ class FusedContext(nn.Module):
         fine, middle, deep = inputs
         self.fine = nn.Conv2d(fine, hidden, 1)
         self.middle = nn.Conv2d(middle, hidden, 1)
+        # A transposed convolution of kernel 1 is a plain one: kept for the shape of the official
+        # weights.
         self.deep = nn.ConvTranspose2d(deep, hidden, 1)
         self.fuse = nn.Conv2d(3 * hidden, outputs, 1)
 
@@ -53,6 +55,7 @@ class DeployedFusedContext(nn.Module):
         weights[2] = weights[2].T  # a transposed convolution's weight is (inputs, outputs)
         fuse = plain.fuse.weight.detach().double().flatten(1)
         parts = fuse.chunk(3, dim=1)
+        # In double: a product of two matrices is rounded once, when it is stored.
         merged = [part @ weight for part, weight in zip(parts, weights, strict=True)]
         bias = bias_of(plain.fuse).double()
         for part, layer in zip(parts, layers, strict=True):

@@ -79,6 +79,7 @@ class FGR(nn.Module):
     def __init__(self, inputs: int, num_classes: int, width: int):
         super().__init__()
         self.hidden = _conv(inputs, width)
+        # Eight maps a class, that the grouped convolution below makes four weights of.
         self.expand = nn.Conv2d(width, 8 * num_classes, 1, bias=False)
         self.weights = _conv(8 * num_classes, 4 * num_classes, groups=num_classes)
         self.maps = nn.ModuleList(_conv(width, 1) for _ in range(3))

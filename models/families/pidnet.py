@@ -42,8 +42,8 @@ class PagFM(nn.Module):
         self.context = ConvNorm(channels, width, kernel=1, act=False)
 
     def init_untrained(self) -> None:
-        """Of random weights the sum over channels is so large that rounding decides the gate; with
-        this it is about their mean."""
+        """The gate of random weights, brought from the sum over channels to about their mean."""
+        # The sum is so large that rounding, not the maps, would open and shut the gate.
         set_norm_scale(self.detail, 1 / self.detail.conv.out_channels)
 
     def forward(self, detail: Tensor, context: Tensor) -> Tensor:
@@ -137,6 +137,7 @@ class PIDNet(Network):
         self.extra = TrainingOnly(
             {"detail": NormHead(p, head_width, num_classes), "boundary": NormHead(p, c, 1)}
         )
+        # The reference returns logits at stride 8 and leaves the resize to its caller.
         self.upsample_logits = nn.Identity()
         he_normal(self)
 

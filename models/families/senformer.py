@@ -77,6 +77,8 @@ class SelfEnsemble(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         maps = zip(self.learners, self.neck(features), strict=True)
+        # Contrasts, not logits: softmax takes out what all classes share, and what is left keeps
+        # more of its digits.
         return ensemble(at_finest([learner.contrasts(x) for learner, x in maps]))  # type: ignore[operator]
 
     def votes(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -147,6 +149,8 @@ class SenFormer(EncoderDecoder):
         kept = {}
         for name, value in state.items():
             first = re.sub(r"^(head\.learners\.\d\.blocks)\.[1-5]\.", r"\1.0.", name)
+            # Only values that are equal bit for bit: a checkpoint of six trained blocks must not
+            # pass.
             copy = first != name and first in state and torch.equal(value, state[first])
             if not copy:
                 kept[name] = value

@@ -33,6 +33,7 @@ class StackedLinear(nn.Module):
                 torch.stack([getattr(norm, name).detach() for norm in norms])
                 for name in ("weight", "bias")
             )
+            # Before the scale is multiplied in: the shift comes after it in the norm.
             bias = bias + shift[:, None] @ weight
             weight = scale[:, :, None] * weight
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -110,6 +111,7 @@ class StackedLearners(nn.Module):
         n = len(tokens[0])
         x = self.queries.repeat_interleave(n, dim=0) if n > 1 else self.queries
         for block, sources in zip(self.blocks, self.sources, strict=True):
+            # Outside of the loop: a shared block reads the same tokens six times.
             pairs = self.keys_values(sources, tokens)  # type: ignore[arg-type]
             for _ in range(self.applied):
                 x = block(x, pairs)

@@ -1,6 +1,6 @@
 """SFANet: stage-aware feature alignment.
 
-Weng et al.: "Stage-Aware Feature FAA Network for Real-Time Semantic Segmentation of Street
+Weng et al.: "Stage-Aware Feature Alignment Network for Real-Time Semantic Segmentation of Street
 Scenes", IEEE Transactions on Circuits and Systems for Video Technology 32, 2022. Reference
 implementation: the model zoo of github.com/kaigelee/CSFCN.
 """
@@ -29,6 +29,7 @@ class SCA(nn.Module):
         self.channel = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        # The convolution runs along the channels: they become the one axis that Conv1d slides over.
         means = x.mean((2, 3)).unsqueeze(1)
         channel = torch.sigmoid(self.channel(means)).transpose(1, 2).unsqueeze(3)
         return x * (torch.sigmoid(self.spatial(x)) + channel)
@@ -130,6 +131,8 @@ class SFANet(Network):
         for stage, channels in enumerate(others, start=2):
             blocks = self.backbone.get_submodule(f"layer{stage}")
             assert isinstance(blocks, nn.Sequential)
+            # Between the two blocks of each deeper stage, where the reference's checkpoints have
+            # it.
             blocks.insert(1, SCA(channels))
         self.project = nn.ModuleList(ConvNorm(inputs, width) for inputs in others)
         self.align = nn.ModuleList(
@@ -168,6 +171,7 @@ class SFANet(Network):
         """(the backbone's stride-4 map, the aligned maps at strides 4, 8, 16 and 32)."""
         shallow, *others = self.backbone(image)
         projected = [unit(x) for unit, x in zip(self.project, others, strict=True)]
+        # The deepest alignment has no map below it: it takes the whole map's mean.
         x = global_mean(others[-1])
         aligned: list[Tensor] = []
         for align, high in zip(reversed(self.align), [*projected[::-1], shallow], strict=True):

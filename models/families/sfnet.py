@@ -66,7 +66,7 @@ class PPM(nn.Module):
 
 class DeployedPPM(nn.Module):
     """PPM with each level's two convolutions merged into one of a few cells, and all levels
-    enlarged by one matrix product: a 1x1 convolution and a bilinear resize commute."""
+    enlarged by one matrix product."""
 
     def __init__(self, plain: PPM):
         super().__init__()
@@ -92,6 +92,8 @@ class DeployedPPM(nn.Module):
         size = x.shape[-2:]
         cells = (x.flatten(2) @ self.pooling(*size, like=x)).split(CELLS, dim=2)
         levels = [level(c) for level, c in zip(self.levels, cells, strict=True)]
+        # After the convolutions, not before: a 1x1 convolution and a bilinear resize commute, and
+        # there are fifty cells in place of all positions.
         spread = torch.cat(levels, dim=2) @ self.spreading(*size, like=x)
         return F.relu(self.own(x) + spread.unflatten(2, size))
 
@@ -104,6 +106,7 @@ class FAM(nn.Module):
 
     def __init__(self, inputs: int, width: int, align_corners: bool):
         super().__init__()
+        # A bias before a norm does nothing, but the official checkpoints have it.
         self.lateral = ConvNorm(inputs, width, kernel=1, bias=True)
         self.shallow_down = nn.Conv2d(width, width // 2, 1, bias=False)
         self.deep_down = nn.Conv2d(width, width // 2, 1, bias=False)
@@ -194,6 +197,7 @@ class SFNet(Network):
             BilinearUpsample(4, align_corners=True) if official else nn.Identity()
         )
         he_normal(self)
+        # Classes nearly equal at the start, as MMSegmentation does.
         nn.init.normal_(self.head.classifier.weight, std=0.01)
 
     def forward_logits(self, image: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ class SwiftNet(Network):
         self.classifier = NormConv(WIDTH, num_classes, bias=True)
         self.upsample_logits = BilinearUpsample(4, align_corners=False)
         he_normal(self)
+        # Back to PyTorch's own: he_normal is for what a norm and a ReLU follow.
         self.classifier.conv.reset_parameters()
 
     def forward_logits(self, image: Tensor) -> Tensor:
@@ -125,6 +126,7 @@ class SharedResNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        # Skips without their last ReLU: the lateral convolutions read both signs.
         self.body = resnet18(skip_act=False)
         for name, module in self.body.named_modules():
             if isinstance(module, ConvNorm) and not name.endswith("shortcut"):
@@ -161,17 +163,16 @@ class UnsharedResNet(nn.Module):
 
 class Shrink(nn.Module):
     """Bicubic reduction to a half or a quarter, corners not aligned, no smoothing:
-    (N, C, H, W) -> (N, C, H / factor, W / factor).
+    (N, C, H, W) -> (N, C, H / factor, W / factor)."""
 
-    Every sample lies half way between two pixels, so that four fixed taps a side do it: a
-    convolution, which all runtimes compute alike.
-    """
-
+    # Every sample lies half way between two pixels, so that four fixed taps a side do it: a
+    # convolution, which all runtimes compute alike, unlike bicubic resizes.
     TAPS = (-0.09375, 0.59375, 0.59375, -0.09375)  # at 1/2 of the cubic with coefficient -0.75
 
     def __init__(self, factor: int):
         super().__init__()
         self.factor = factor
+        # Four taps about the middle of a cell of two reach one pixel beyond it; of four, none.
         self.padding = {2: 1, 4: 0}[factor]
         self.kernel = Constant(self._kernel)
 
@@ -204,6 +205,7 @@ class SwiftNetPyramid(Network):
         he_normal(self)
         for weight in self.laterals.parameters():
             nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+        # Back to PyTorch's own: he_normal is for what a norm and a ReLU follow.
         self.classifier.conv.reset_parameters()
 
     def forward_logits(self, image: Tensor) -> Tensor:
