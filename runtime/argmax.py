@@ -39,7 +39,7 @@ from .artifact import Enlargement
 
 Labels = NDArray[np.uint8]  # (1, H, W) class ids
 CHUNKS = 4  # a thread: borders are not spread evenly over a frame
-MOST_CLASSES = 255
+MOST_CLASSES = 255  # ids 0 to 254: 255 is "unlabeled" in every label map
 # Share of a band's cells that hold several classes, above which the whole band is interpolated:
 # with 11 and 19 classes that costs a cell 0.4 and 0.65 us, against up to 1.5 and 2.8 one by one.
 MOST_MIXED = 0.3
@@ -100,10 +100,13 @@ class LabelMaker:
                 Axis(coarse, fine, aligned) for coarse, fine in zip(shape[2:], size, strict=True)
             )
         steps = shape[2] if self.factor else len(self.rows)
+        # At their cuts neighboring pieces both read a row, which a single thread need not.
         pieces = 1 if self.threads == 1 else min(steps, self.threads * CHUNKS)
         cuts = np.linspace(0, steps, pieces + 1).round().astype(int).tolist()
         self._pieces = list(itertools.pairwise(cuts))
+        # One fewer: the calling thread takes its share.
         self._pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
+        # Compiles the loops, or reads compiled ones, now and not at the first frame.
         self(np.zeros(shape, np.float32))
 
     def __call__(self, coarse: NDArray[Any]) -> Labels:
@@ -160,6 +163,7 @@ class Axis:
         low = np.minimum(source.astype(np.int64), coarse - 1)
         self.far: NDArray[np.float32] = np.clip(source - low.astype(np.float32), 0, one)
         self.near: NDArray[np.float32] = one - self.far
+        # Where a position reads another pair than the one before it.
         begins = np.flatnonzero(np.diff(low, prepend=-1))
         self.starts: NDArray[np.int64] = np.append(begins, fine)
         self.pairs: NDArray[np.int64] = np.stack(

@@ -38,6 +38,7 @@ def compile_loop(function: Function) -> Function:
     folder, before = cache_for_loops(), numba_settings.CACHE_DIR
     try:
         numba_settings.CACHE_DIR = str(folder or "")  # numba looks at it here, and never again
+        # numpy's error model has no branch for a division by zero, which would keep loops scalar.
         made: Any = njit(nogil=True, cache=folder is not None, error_model="numpy")(function)
     finally:
         numba_settings.CACHE_DIR = before
@@ -79,6 +80,7 @@ def take_row(logits: Any, i: int, row: Any, best: Any, ids: Any, codes: Any) -> 
         for x in range(width):
             value = logits[k, i, x]
             row[k, x] = value
+            # Selections in place of branches, here and below, so that the loops can be vectorized.
             before = best[0, x]
             larger = value > before
             best[1, x] = before if larger else best[1, x]
@@ -140,6 +142,7 @@ def fill(codes: Any, starts: Any, pairs: Any, out: Any) -> None:
     """The band `out` (rows, W) with every cell's upper left code; mixed cells are written later."""
     for j in range(len(pairs)):
         out[0, starts[j] : starts[j + 1]] = codes[pairs[j, 0]]
+    # The first row is made cell by cell, the others are copies of it.
     for y in range(1, len(out)):
         out[y, :] = out[0, :]
 
@@ -232,6 +235,7 @@ def label_cell(
                 top[count, x] = mix(corners[0, k], near[x], corners[1, k], far[x])
                 bottom[count, x] = mix(corners[2, k], near[x], corners[3, k], far[x])
             count += 1
+    # Two classes are the usual border, and need no running maximum in memory.
     if count == 2:
         race_two(top, bottom, ids, row_near, row_far, out)
     else:
@@ -248,6 +252,7 @@ def find_mixed(upper: Any, lower: Any, pairs: Any, mixed: Any) -> int:
         code = upper[left]
         same = (code == upper[right]) & (code == lower[left])
         same &= (code == lower[right]) & (code != UNDECIDED)
+        # Written in any case and counted if mixed, without a branch.
         mixed[count] = j
         count += not same
     return count
@@ -281,6 +286,7 @@ def label_bilinear(
     upper_ids, lower_ids = np.empty((2, width), np.int32)
     upper_codes, lower_codes = np.empty((2, width), np.uint8)
     best = np.empty((2, width), np.float32)
+    # One more: `find_mixed` writes a cell before it knows whether it counts.
     mixed = np.empty(len(pairs) + 1, np.int64)
     corners, corner_ids = np.empty((4, classes), np.float32), np.empty(4, np.int32)
     kept = np.empty(classes, np.bool_)

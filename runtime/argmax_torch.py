@@ -83,6 +83,7 @@ def find_head(network: Any, size: tuple[int, int]) -> str | None:
     with torch.no_grad():
         coarse = shadow.forward_logits(torch.empty(1, 3, *size, device="meta", dtype=dtype))
     for name, module, output in made:
+        # By identity: a layer whose output is changed afterwards does not make the logits.
         if output is coarse and isinstance(module, nn.Conv2d):
             plain = module.kernel_size == module.stride == (1, 1) and module.groups == 1
             return name if plain and not any(module.padding) else None

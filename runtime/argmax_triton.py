@@ -41,9 +41,8 @@ MOST_ROWS = 8
 PIXELS = 4096  # of a program of `shuffled_kernel`: 32 a thread
 MOST_CHANNELS, MOST_FACTOR = 256, 16  # that one holds at once
 LEAST_SIDE = 16  # of a matrix that `tl.dot` multiplies
-STAGES = (
-    2  # matrices in flight; a third, in float32, is more than GPUs of 8.6 and 8.9 have room for
-)
+# Matrices in flight; a third, in float32, is more than GPUs of 8.6 and 8.9 have room for.
+STAGES = 2
 
 
 @triton.jit
@@ -70,6 +69,7 @@ def bilinear_kernel(
     piece = pieces + 4 * tl.program_id(0)
     first, count = tl.load(piece), tl.load(piece + 1)
     upper, lower = tl.load(piece + 2) * stride_y, tl.load(piece + 3) * stride_y
+    # Neighboring threads take neighboring columns, so that their reads lie side by side.
     x = tl.program_id(1) * columns + tl.arange(0, columns)
     y = tl.arange(0, rows)
     inside = x < width
@@ -115,6 +115,7 @@ def shuffled_kernel(
     best = tl.full((positions, places), float("-inf"), tl.float32)
     ids = tl.zeros((positions, places), tl.int32)
     for k in range(classes):
+        # As PyTorch's pixel shuffle has them: all pixels of a class one after another.
         row = k * factor * factor + place
         matrix = tl.load(
             weight + row[None, :] * channels + c[:, None],
@@ -122,6 +123,7 @@ def shuffled_kernel(
             0.0,
         )
         offset = tl.load(bias + row, used, 0.0)
+        # Not TF32, whose 10 bits of mantissa would decide between near classes.
         value = tl.dot(given, matrix, input_precision="ieee") + offset[None, :]
         larger = value > best
         best = tl.where(larger, value, best)
@@ -226,6 +228,7 @@ class _Launched:
         if given.shape != self.shape:
             raise ValueError(f"the kernel was made for {self.shape}, not {tuple(given.shape)}")
         launch = self.launch
+        # Triton launches on the current device, which need not be that of the tensor.
         with torch.cuda.device_of(given):
             launch.kernel[launch.grid](
                 given, labels=self.labels, **self.tables, **launch.constants,

@@ -34,6 +34,7 @@ _DIGEST = re.compile(rb'\{"digest":"([0-9a-f]{64})",')
 
 
 class _Facts(BaseModel):
+    # A field that is not known here was written by a newer version: refused, not half understood.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -172,6 +173,7 @@ class Card(_Facts):
         Raises:
             ArtifactError: if it is no card, of another version, or not as it was written.
         """
+        # Damaged text may hold half a surrogate pair: it fails by its digest, not as it is encoded.
         body = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         signed = _DIGEST.match(body)
         if signed:
@@ -224,11 +226,10 @@ def append_card(model: bytes, card: Card) -> bytes:
 
 
 def coarse_graph(path: Path, card: Card) -> bytes:
-    """The ONNX model that ends at the coarse logits instead of the labels.
-
-    ONNX Runtime computes every node of the graph that it loads, asked for or not, so the end has to
-    go. The exporter puts it last in the file, so that leaving it out takes no look inside.
-    """
+    """The ONNX model that ends at the coarse logits instead of the labels."""
+    # ONNX Runtime computes every output of a graph, asked for or not (in 1.31 RunOptions'
+    # only_execute_path_to_fetches skips nothing), so the end has to go. The exporter puts it last
+    # in the file, so that leaving it out takes no look inside and no onnx package.
     assert card.coarse is not None
     assert card.coarse.parts is not None
     content = path.read_bytes()
@@ -303,6 +304,7 @@ def digest_of_tensors(path: Path) -> str:
     """The SHA-256 of a safetensors file's tensors, their names, types and shapes."""
     header, start = _read_header(path)
     header.pop("__metadata__", None)
+    # Sorted, so that a tool that writes the header in another order keeps the digest.
     summary = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     with path.open("rb") as file:
         file.seek(start)
@@ -318,6 +320,7 @@ def _sha256(content: bytes) -> str:
 def _split_onnx(path: Path) -> tuple[bytes, bytes]:
     """(the model without its card, the card's JSON)."""
     content = path.read_bytes()
+    # The last one: a card goes to the end, and a model may hold such bytes by chance.
     start = content.rfind(_ENTRY)
     if start < 0:
         raise ArtifactError(
@@ -345,6 +348,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         raise ArtifactError(f"no file at {path}")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        # The format's own limit: a damaged length must not ask for all memory.
         text = file.read(min(length, 100_000_000))
     try:
         header = json.loads(text)

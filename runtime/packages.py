@@ -119,6 +119,7 @@ def read_header(path: Path) -> tuple[Flavour, str, int] | None:
     """
     with path.open("rb") as file:
         head = file.read(28)
+    # The magic words of the two packages' plans.
     flavour: Flavour | None = {b"ftrt": FLAVOURS[0], b"vtrt": FLAVOURS[1]}.get(head[:4])
     if flavour is None or len(head) < 28:
         return None
@@ -197,7 +198,9 @@ def can_write(folder: Path) -> bool:
     """Whether there is room for a file in `folder`, which is made if need be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # A real file: on a read-only mount, or for root, permission bits tell nothing.
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            # Written, not only opened: a full disk makes files, and fails later.
             file.write(bytes(1 << 20))
     except OSError:
         return False

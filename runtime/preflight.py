@@ -186,6 +186,7 @@ def block_digests(path: Path) -> tuple[str, ...]:
     blocks = -(-path.stat().st_size // BLOCK)
 
     def digest(place: int) -> str:
+        # hashlib lets other threads run while it hashes, so that blocks are hashed side by side.
         summary, buffer = hashlib.sha256(), memoryview(bytearray(1 << 18))
         with path.open("rb", buffering=0) as file:
             file.seek(place * BLOCK)
@@ -263,6 +264,7 @@ def _loads(installed: str, engine: EngineFacts) -> bool:
     here, built = _numbers(installed), _numbers(engine.version)
     if "VERSION_COMPATIBLE" in engine.flags:
         return here >= built and (here[0] == built[0] or (built[0], here[0]) == (10, 11))
+    # The package may name a build number that the engine does not.
     shorter = min(len(here), len(built))
     return here[:shorter] == built[:shorter]
 

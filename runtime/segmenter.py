@@ -46,7 +46,8 @@ class Segmenter:
         fitted = fit_frame(image, card.size, card.fit)
         with self._lock:
             labels: NDArray[np.uint8] = self.backend(fitted[None])[0]
-            # The backend writes its next labels over these; a resize makes an array of its own.
+            # The backend writes its next labels over these, which the caller may still hold; a
+            # resize has made an array of its own.
             restored = restore_labels(labels, size, card.fit)
             return restored.copy() if np.shares_memory(restored, labels) else restored
 
@@ -134,4 +135,5 @@ def _whole_bytes(frame: NDArray[Any]) -> bool:
     if not np.isfinite(frame).all() or frame.min() < 0 or frame.max() > 255:
         return False
     of_unit_range = frame.dtype.kind == "f" and 0 < frame.max() <= 1
+    # 0 and 1 alone may be an image scaled to 0..1: taken as bytes, it would be black.
     return not of_unit_range and bool((frame == np.floor(frame)).all())

@@ -116,6 +116,7 @@ class Reference:
         packed: dict[str, Any] = {"names": np.array(self.names)}
         for kind in ("frames", "labels", "margins"):
             for i, picture in enumerate(getattr(self, kind)):
+                # PNG keeps every value, and packs label maps well.
                 packed[f"{kind}_{i}"] = cv2.imencode(".png", picture)[1]
         buffer = io.BytesIO()
         np.savez(buffer, **packed)
@@ -197,6 +198,7 @@ def find_faults(figures: Sequence[Figures], precision: Precision, trained: bool)
             f"at most {UNEXPLAINED:.3%} may"
         )
     errors = [f.logits_error for f in figures if f.logits_error is not None]
+    # Written so that NaN fails.
     if errors and not max(errors) <= bars.logits_error:
         found.append(
             f"the logits are off by {max(errors):.2g} of their size, the bar for {precision} is "
@@ -297,6 +299,7 @@ def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:
 def read_labels(backend: Backend, card: Card, image: Image) -> Labels:
     """Labels (H, W) of an image (1, H, W, 3), from the logits where the engine gives only those."""
     if card.gives_labels:
+        # A copy: the next call overwrites the backend's labels.
         return np.array(backend(image)[0])
     backend.upload(image)
     backend.compute()

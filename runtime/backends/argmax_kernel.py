@@ -65,6 +65,7 @@ class KernelFile:
     def load(cls, path: Path) -> KernelFile:
         """Raises ArtifactError if the file is missing or damaged."""
         try:
+            # The file came from elsewhere, and a pickle runs code.
             with np.load(path, allow_pickle=False) as held:
                 arrays = dict(held)
             return cls(
@@ -131,6 +132,8 @@ class LabelKernel:
             self.labels = self._allocate(size[0] * size[1])
             places |= {COARSE: coarse, LABELS: self.labels}
             given = [places[name] for name in file.call.arguments]
+            # Null for pointers to scratch memory, which Triton adds and this kernel does not
+            # follow.
             self._arguments = _Arguments([*given, *[0] * file.call.unused])
             cuda.synchronize(stream)  # the tables were copied from memory that goes now
         except BaseException:

@@ -270,9 +270,7 @@ def check_argmax(argmax: str | None) -> None:
 def leaves_out_argmax(card: Card, argmax: str | None) -> bool:
     """Whether a graph is to end at its coarse logits, of which a `LabelMaker` makes labels on CPUs.
 
-    By default where it ends in a bilinear resize and numba is installed, which was 1.4 to 1.8 times
-    as fast (docs/speed-notes.md). Shuffled logits are as large as the frame's, so nothing is gained
-    by taking them out.
+    By default where it ends in a bilinear resize and numba is installed.
 
     Raises:
         ArtifactError: if that was asked for and the card names no coarse logits.
@@ -286,6 +284,8 @@ def leaves_out_argmax(card: Card, argmax: str | None) -> bool:
         )
     if coarse is None or argmax == "graph":
         return False
+    # Outside it was 1.4 to 1.8 times as fast (docs/speed-notes.md). Shuffled logits are as large as
+    # the frame's, so nothing is gained by taking them out.
     return argmax == "runtime" or (compiled_available() and coarse.enlarge != "shuffle")
 
 
@@ -293,5 +293,6 @@ def label_maker(card: Card, shape: Sequence[int], threads: int) -> LabelMaker:
     """What makes labels of a graph's coarse logits of `shape`; see `CoarseLogits`."""
     assert card.coarse is not None
     if len(shape) == 5:
+        # A graph that shuffles takes its argmax over (1, K, factor^2, h, w).
         shape = (1, shape[1] * shape[2], *shape[3:])
     return LabelMaker(tuple(shape), card.size, card.coarse.enlarge, threads)

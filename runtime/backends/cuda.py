@@ -72,6 +72,7 @@ class Cuda:
         size = int(np.prod(shape)) * kind.itemsize
         address = int(self._call("cudaHostAlloc", size, 0))
         memory = (ctypes.c_uint8 * size).from_address(address)
+        # NumPy's views keep this ctypes object alive, and it goes with the last of them.
         weakref.finalize(memory, self._runtime.cudaFreeHost, address)
         array: NDArray[Any] = np.frombuffer(memoryview(memory), kind).reshape(shape)
         return array
@@ -126,6 +127,7 @@ class Cuda:
         module = self._drive("cuModuleLoadData", code)
         try:
             kernel = self._drive("cuModuleGetFunction", module, name.encode())
+            # More has to be asked for, kernel by kernel, on GPUs that have it.
             if shared > STATIC_SHARED:
                 kinds = _bindings("driver").CUfunction_attribute
                 limit = kinds.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -148,6 +150,7 @@ class Cuda:
         arguments: int,
     ) -> None:
         """Queue `grid` blocks of `threads`. arguments: the address of pointers at each argument."""
+        # CUDA's grids always have three sides.
         sides = (*grid, 1, 1)[:3]
         self._drive("cuLaunchKernel", kernel, *sides, threads, 1, 1, shared, stream, arguments, 0)
 
@@ -161,6 +164,7 @@ class Cuda:
 
 
 def _checked(api: Any, reason_of: str, name: str, *arguments: Any) -> Any:
+    # The bindings raise nothing: every call returns its error code in front of its results.
     code, *results = getattr(api, name)(*arguments)
     if int(code):
         reason = getattr(api, reason_of)(code)[1]

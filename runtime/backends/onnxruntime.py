@@ -65,6 +65,7 @@ class OnnxRuntime(Backend):
         providers: list[Any] = ["CPUExecutionProvider"]
         missing = "" if on_cpu else _preload_cuda()
         if not on_cpu:
+            # In front: ONNX Runtime gives each node to the first provider that takes it.
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
         model = coarse_graph(path, self.card) if leave_out else str(path)
         try:
@@ -103,6 +104,7 @@ class OnnxRuntime(Backend):
         if self.kind == "cpu":
             self._input = image  # bound by address, so it has to live on
             self.binding.bind_cpu_input("frame", image)
+        # One buffer on the GPU for all frames, made of the first.
         elif self._input is None:
             self._input = onnxruntime.OrtValue.ortvalue_from_numpy(image, self.kind, self.index)
             self.binding.bind_ortvalue_input("frame", self._input)
@@ -177,11 +179,13 @@ def kernel_times(events: Sequence[dict[str, Any]]) -> LayerTimes:
             layer = event["name"].removesuffix("_kernel_time")
             key = layer, facts.get("op_name", ""), facts.get("provider", "")
             spent[key].append(event["dur"] / 1e3)
+    # The first run allocates, and chooses kernels.
     return {key: times[1:] or times for key, times in spent.items()}
 
 
 def _options(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
+    # 3: errors and worse.
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     return options

@@ -36,11 +36,9 @@ RUNS = 10  # of a profile
 
 @cache
 def the_core() -> openvino.Core:
-    """The one OpenVINO core of this process, which is never freed.
-
-    Its CPU plugin gives the thread that loads it a signal stack, and unmaps that when the last core
-    goes, from whatever thread: the next signal would end the process.
-    """
+    """The one OpenVINO core of this process, which is never freed."""
+    # Its CPU plugin gives the thread that loads it a signal stack, and unmaps that when the last
+    # core goes, from whatever thread: the next signal would end the process.
     return openvino.Core()
 
 
@@ -87,6 +85,7 @@ class OpenVino(Backend):
             self._coarse = self.card.coarse.tensor
             shape = tuple(self.model.output(self._coarse).shape)
             self._maker = label_maker(self.card, shape, threads)
+        # Asked, not assumed: a CPU without bfloat16 computes in float32 whatever the hint says.
         chosen = self.model.get_property("INFERENCE_PRECISION_HINT").to_string()
         self.info = Info(
             name="openvino",
@@ -151,6 +150,7 @@ class OpenVino(Backend):
             request.infer()
             for node in request.get_profiling_info():
                 ms = node.real_time.total_seconds() * 1e3
+                # Nodes that were fused into others are listed with no time.
                 if ms > 0:
                     spent[node.node_name, node.node_type, node.exec_type].append(ms)
         return spent
@@ -170,9 +170,6 @@ def computes_bf16() -> bool:
 def read_model(path: Path, card: Card | None = None) -> openvino.Model:
     """Read a model, with the positions of every GridSample as further outputs.
 
-    In bfloat16 OpenVINO rounds positions too, by up to half a pixel of a 256 pixels wide map, but
-    it keeps what only outputs depend on in float32.
-
     Args:
         path: the artifact.
         card: its card, to have the model give its coarse logits in place of its labels.
@@ -182,6 +179,8 @@ def read_model(path: Path, card: Card | None = None) -> openvino.Model:
     """
     model = the_core().read_model(str(path))
     samplers = [node for node in model.get_ops() if node.get_type_name() == "GridSample"]
+    # In bfloat16 OpenVINO rounds positions too, by up to half a pixel of a 256 pixels wide map, but
+    # it keeps what only outputs depend on in float32.
     model.add_outputs([sampler.input_value(1) for sampler in samplers])
     if card is not None and card.coarse is not None:
         name = card.coarse.tensor
@@ -195,6 +194,7 @@ def read_model(path: Path, card: Card | None = None) -> openvino.Model:
 
 def _settings(threads: int, hint: str) -> dict[str, Any]:
     return {
+        # One frame at a time with all threads, not several side by side.
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": HINTS[hint],

@@ -65,6 +65,7 @@ class PyTorch(Backend):
                 'this PyTorch has no CUDA device: load with device="cpu", or see `rtseg doctor`'
             )
         network = load_checkpoint(build(card.model, len(card.classes)), path)
+        # Of the state, not of the file: the file holds the card itself.
         if digest(network) != card.weights:
             raise ArtifactError(f"{path} holds other weights than its card names: export it again")
         on_gpu = self.device.type == "cuda"

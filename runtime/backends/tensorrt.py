@@ -160,6 +160,7 @@ class TensorRT(Backend):
                 f"the engine takes uint8 of shape {self.frame.shape}, "
                 f"not {image.dtype} of shape {image.shape}"
             )
+        # A caller that wrote into `frame` has spared itself this copy.
         if image.ctypes.data != self.frame.ctypes.data:
             np.copyto(self.frame, image)
         self._cuda.to_device(self._tensors["frame"].address, self.frame, self._stream)

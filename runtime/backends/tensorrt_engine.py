@@ -78,6 +78,7 @@ class Plan:
         """Record the run as a CUDA graph, after one run without; "on", or why it stays off."""
         stream = self._cuda.create_stream()
         try:
+            # Versions that cannot tell are asked to record, and may fail at that.
             if not getattr(self._context, "is_stream_capturable", lambda _: True)(stream):
                 return "off: this engine cannot be captured"
             self._graph = self._record(stream)
@@ -122,6 +123,8 @@ class Plan:
             name = self._engine.get_tensor_name(place)
             shape = tuple(self._engine.get_tensor_shape(name))
             dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
+            # -1 stands for a side that is chosen at run time; buffers and CUDA graph need to know
+            # it.
             if min(shape, default=1) < 1:
                 raise ArtifactError(f"its tensor {name!r} has no fixed shape: {shape}")
             address = self._cuda.allocate(int(np.prod(shape)) * dtype.itemsize)

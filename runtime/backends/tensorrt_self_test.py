@@ -71,6 +71,7 @@ def inputs() -> tuple[Map, Map]:
     """image (1, 2, 9, 11) and grid (1, 6, 8, 2), in places outside of the image."""
     random = np.random.default_rng(0)
     image = random.uniform(-1, 1, IMAGE).astype(np.float32)
+    # Beyond -1..1, where conventions for the border differ.
     return image, random.uniform(-1.2, 1.2, GRID).astype(np.float32)
 
 
@@ -138,6 +139,7 @@ def answers(image: Map, grid: Map) -> dict[str, Map]:
 def grid_sample(image: Map, grid: Map, corners: bool) -> Map:
     """Bilinear, zero outside. image (1, C, H, W), grid (1, h, w, 2) in x, y -> (1, C, h, w)."""
     height, width = image.shape[2:]
+    # What lies outside is zero, and one pixel of it is enough: positions are clipped to that.
     padded = np.pad(image[0], ((0, 0), (1, 1), (1, 1)))
 
     def position(values: Map, length: int) -> Map:

@@ -140,6 +140,7 @@ class Capture:
         """Begin to read the source, in a new thread; an older one's frames count no more."""
         self.opened_ns = self.opened_ns or self.clock.now_ns()
         self._turn += 1
+        # A daemon: a driver that hangs must not keep the process from ending.
         thread = threading.Thread(target=self._run, args=(self._turn,), name="capture", daemon=True)
         self._threads = [*(each for each in self._threads if each.is_alive()), thread]
         thread.start()
@@ -215,6 +216,7 @@ class Capture:
             raise ValueError(f"captured_ns is time.monotonic_ns(), not {item.captured_ns!r}")
         if item.captured_ns > now + FUTURE_NS:
             raise ValueError("captured in the future: captured_ns is time.monotonic_ns()")
+        # Neither an older frame nor one that was given before must pass for news.
         if item.captured_ns <= self._newest_ns:
             raise _Repeated("captured no later than the frame before it")
         return replace(item, image=image, captured_ns=int(item.captured_ns))

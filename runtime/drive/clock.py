@@ -73,6 +73,8 @@ class DriveLimits:
     def expiry_ns(self, captured_ns: int) -> int:
         """When a frame's mask must not be used any more; far away where any age will do."""
         if self.max_age_ms is None:
+            # Not infinity: it is added to and compared as integer nanoseconds, also in the ring's
+            # header.
             return 1 << 62
         return captured_ns + int(self.max_age_ms * 1e6)
 

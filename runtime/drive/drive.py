@@ -138,6 +138,7 @@ class Drive:
             systemd.stopping()
             last = replace(self.snapshot(), ended=ended)
             self._over = ended
+            # Before the worker goes, whose memory is what matters.
             self._usage.add(self._at_s(), loop.supervisor.processes())
             for watcher in watchers:
                 watcher.close()

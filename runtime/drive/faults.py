@@ -116,8 +116,10 @@ class FaultySource:
             if self.plan.lasting("corrupt_frames") > 0:
                 yield Unreadable(getattr(item, "name", ""), "damaged (injected)")
                 continue
+            # A source of files hands over what piled up during a stall, which a camera would have
+            # lost.
             if isinstance(item, Frame) and item.captured_ns < time.monotonic_ns() - 10**9:
-                continue  # from before a stall
+                continue
             yield item
 
 
@@ -148,6 +150,7 @@ class FaultySegmenter(Segmenter):
         for number, fault in enumerate(self.plan.faults):
             mark = self.marks / str(number)
             if fault.at <= self.plan.now_s() and not mark.exists():
+                # Before it strikes: a worker that dies leaves nothing else behind.
                 mark.touch()
                 _strike(fault)
         return super().__call__(frame)
@@ -159,6 +162,7 @@ def _strike(fault: Fault) -> None:
     if fault.fault == "backend_hang":
         time.sleep(fault.seconds)
     if fault.fault == "worker_death":
+        # Not sys.exit: a crash runs no handlers either.
         os._exit(70)
 
 

@@ -21,6 +21,8 @@ def assess_health(loop: Loop) -> Health:
         return Health(State.failed, (f"the loop has not turned for {stalled_s:.0f} s",))
     if loop.capture.gone:
         return Health(State.failed, (f"the source is lost for good ({loop.capture.lost})",))
+    # A start without inference is no failure; it is one once a mask was published, or once every
+    # engine has to wait before its next try.
     unserved = loop.supervisor.serving() is None
     if unserved and (loop.ages.count or loop.supervisor.exhausted()):
         return Health(State.failed, (f"no inference serves: {_last_failure(loop)}", *_recent(loop)))
@@ -60,6 +62,7 @@ def _maskless_s(loop: Loop) -> float:
 def _camera(loop: Loop) -> str:
     if loop.capture.lost:
         return f"the camera is lost: {loop.capture.lost}"
+    # A log that waits for inference is silent by itself.
     if loop.capture.ended or loop.capture.every_frame or loop.silent_s() <= loop.limits.silence_s:
         return ""
     return "the camera is silent"
@@ -116,6 +119,7 @@ class History:
         before, told = self._last
         if self.entries and health == before:
             return False
+        # "silent for 3 s" and "silent for 4 s" are one reason.
         gist = re.sub(r"\d+", "", "; ".join(health.reasons))
         changed = not self.entries or health.state is not before.state
         if changed or gist != told:

@@ -37,7 +37,7 @@ class HealthFile:
     def __init__(self, path: Path, snapshot: TakeSnapshot):
         self.path, self.snapshot = path, snapshot
         self._stop = threading.Event()
-        self._write()  # a path that cannot be written is told at once
+        self._write()  # now, so that a path that cannot be written raises before the drive starts
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
         self._thread.start()
 
@@ -75,6 +75,7 @@ class PageServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    # Python's 5 are soon used up where many probes come at once.
     request_queue_size = 64
 
     def __init__(self, pages: Mapping[str, Page], port: int, host: str = "127.0.0.1"):
@@ -124,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         named = urlsplit(f"//{self.headers.get('Host', 'localhost')}").hostname
+        # DNS rebinding: a web page may point a name of its own at 127.0.0.1, and read what is
+        # there.
         if self.server.local and named not in LOCAL:
             self.send_error(403, "only this machine may ask")
             return
@@ -178,8 +181,10 @@ class Systemd:
     """
 
     def __init__(self) -> None:
+        # systemd writes @ for the zero byte that begins an abstract socket's name.
         self._address = os.environ.get("NOTIFY_SOCKET", "").replace("@", "\0", 1)
         interval_us = int(os.environ.get("WATCHDOG_USEC", "0") or 0)
+        # A third of the interval: systemd recommends half, and a ping may come late.
         self._every_ns = interval_us * 1000 // 3
         self._pinged_ns = 0
         self._told = ""
@@ -212,5 +217,6 @@ class Systemd:
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line,
         ):
+            # A manager that does not read must not hold the loop.
             line.setblocking(False)
             line.sendto(text.encode(), self._address)

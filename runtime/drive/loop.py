@@ -91,7 +91,11 @@ class Loop:
 
     def step(self) -> None:
         """Act on everything that came since the last step; never waits."""
+        # The health port reads this from its own thread: it is how a loop that stands still is
+        # found.
         self.stepped_ns = self.clock.now_ns()
+        # Answers first: inference that has just finished is not stuck, and may take the next frame
+        # below.
         self.publish_finished()
         self.supervisor.poll()
         self.check_inference_timeout()
@@ -138,6 +142,7 @@ class Loop:
     def submit_newest(self) -> None:
         """Hand the newest frame to whoever serves."""
         slot = self.supervisor.serving()
+        # A log's frame stays in the mailbox, and its source with it, until there is inference.
         waits = self.capture.every_frame and slot is None
         if self.job is not None or waits or (captured := self.mailbox.take()) is None:
             return
@@ -174,6 +179,7 @@ class Loop:
         """Publish the labels of the frame in inference, if they came."""
         job = self.job
         answer = job.engine.take() if job is not None else None
+        # An answer of another number belongs to a job that was given up.
         if job is None or answer is None or answer.job != job.number:
             return
         self.job = None
@@ -196,6 +202,7 @@ class Loop:
         stages_ms = {
             "waiting": (job.begun_ns - frame.captured_ns) / 1e6,
             "inference": answer.inference_ms,
+            # Of two clocks' differences; the worker's own timing may round above ours.
             "transfer": max(0.0, latency_ms - answer.inference_ms),
         }
         self.counters.publish()
@@ -289,9 +296,12 @@ class Loop:
         silent = self.silent_s() > self.limits.silence_s
         if capture.ended or capture.waits or (capture.every_frame and not capture.lost):
             return
+        # A source that raised opens itself again; a silent one sits in a call that may never
+        # return.
         if silent and not capture.lost and not capture.gone:
             self._reopen(now)
         lost = bool(capture.lost) or silent
+        # Before the first frame nothing is overdue: cameras may take seconds to start.
         overdue = now >= self._camera_due_ns() and (capture.last_ns > 0 or silent)
         if not overdue and not (
             lost and now - self._told_camera_ns >= max(self.period_ms * 1e6, TELL_NS)
@@ -302,6 +312,7 @@ class Loop:
         self._tell(StatusKind.LOST if lost else StatusKind.STALE, "camera", text)
 
     def _reopen(self, now: int) -> None:
+        # Once a silence, or a slow camera would be opened again while it still starts.
         if now - self._reopened_ns >= self.limits.silence_s * 1e9:
             self._reopened_ns = now
             self.capture.reopen()

@@ -77,6 +77,7 @@ class QualityLadder:
         """
         if self.deadline_ms is None:
             return None
+        # The first result starts the clock, so that a drive does not climb in its first seconds.
         self._changed_ns = self._changed_ns or now_ns
         self._latencies.append(latency_ms)
         self._waits.append(max(0.0, age_ms - latency_ms))
@@ -112,6 +113,7 @@ class QualityLadder:
     def _step(self, now_ns: int, level: int, why: str) -> LevelChange:
         change = LevelChange(now_ns, self.name, self.names[level], why)
         self.level, self._changed_ns = level, now_ns
+        # What was seen at one level says nothing about another.
         for seen in (self._latencies, self._waits, self._late):
             seen.clear()
         return change
@@ -124,6 +126,7 @@ class QualityLadder:
 
     def _expected_above(self) -> float:
         """The age in ms that results of the next larger artifact would have under today's load."""
+        # Load is taken to slow all levels alike.
         slowdown = p95(self._latencies) / max(self.baselines_ms[self.level], 1e-3)
         latency = self.baselines_ms[self.level - 1] * slowdown
         # Slower than the camera, it finds a frame that has waited for up to a period.

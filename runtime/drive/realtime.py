@@ -42,6 +42,7 @@ def apply_realtime(wishes: RealtimeOptions) -> dict[str, str]:
     if wishes.lock_memory:
         granted["mlockall"] = _lock_memory()
     if wishes.freeze_garbage:
+        # First, so that what is frozen is not garbage, which would then stay for ever.
         gc.collect()
         gc.freeze()
         granted["garbage collector"] = f"{gc.get_freeze_count()} objects frozen"
@@ -77,6 +78,7 @@ def _lock_memory() -> str:
     if not unlimited and os.geteuid() != 0:
         # Under a limit the call may succeed, and every allocation beyond it would then fail.
         return "not asked for: locked memory is limited here; LimitMEMLOCK=infinity permits it"
+    # Python has no call for it.
     library = ctypes.CDLL(None, use_errno=True)
     if library.mlockall(LOCK_NOW_AND_LATER):
         reason = os.strerror(ctypes.get_errno())

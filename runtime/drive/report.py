@@ -328,6 +328,7 @@ def judge_faults(plan: FaultPlan, report: DriveReport) -> InjectionReport:
     faults = [replace(each, at=max(0.0, each.at + ahead_s)) for each in plan.faults]
     rows = [_outcome(fault, faults, report.states) for fault in faults]
     struck = sum(fault.fault in IN_WORKER for fault in faults)
+    # Below 0 where a drive ended before the plan's last fault struck.
     crashes = max(0, report.replaced_workers - struck)
     overcome = all(row.running_again_after_s is not None for row in rows)
     passed = overcome and not crashes and report.frames.open == 0

@@ -136,6 +136,7 @@ class Supervisor:
             slot.retry_s = RETRY_S
 
     def _note_ready(self, slot: EngineSlot, engine: InferenceEngine, now: int) -> None:
+        # Of each engine once.
         if slot.ready is engine:
             return
         slot.ready, slot.facts = engine, getattr(engine, "facts", {})

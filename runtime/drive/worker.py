@@ -73,6 +73,7 @@ class SharedPicture:
         size = int(np.prod(shape))
         memory = self._mapped()
         if size > len(memory):
+            # The other side has made the file longer: this mapping is of its old length.
             memory = self._map = mmap.mmap(self.handle, 0)
         return np.frombuffer(memory, np.uint8, size).reshape(shape)
 
@@ -158,7 +159,7 @@ class Worker:
     def _hear(self, kind: str, *rest: Any) -> None:
         if kind == "ready":
             (self.facts,) = rest
-            self.submit_newest()
+            self._begin_serving()
         elif kind == "refused":
             self._break(*rest)
         elif kind == "labels":
@@ -171,7 +172,7 @@ class Worker:
             self._answers.append(Answer(job, None, error=text))
         self.clock.wake()
 
-    def submit_newest(self) -> None:
+    def _begin_serving(self) -> None:
         for level, digest in zip(self.levels, self.facts["digests"], strict=True):
             if self.known.setdefault(level, digest) != digest:
                 self._break(f"{level} gives other labels for the known frame than at the start")
@@ -186,9 +187,12 @@ class Worker:
 
 
 def _spawn(task: WorkerTask, connection: int, memory: int) -> subprocess.Popen[bytes]:
+    # The environment goes to the process itself, not onto its command line, which anybody can read.
     facts = asdict(task) | {"parent": os.getpid(), "environment": None}
     module = f"{__package__}.worker_process"
     command = [sys.executable, "-m", module, str(connection), str(memory), json.dumps(facts)]
+    # Not multiprocessing: a fork would take the parent's threads and locks along, and spawn runs
+    # the caller's main module again.
     return subprocess.Popen(
         command,
         pass_fds=(connection, memory),
@@ -199,6 +203,7 @@ def _spawn(task: WorkerTask, connection: int, memory: int) -> subprocess.Popen[b
 
 def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
+        # Without a name in any folder: a crash leaves no file behind.
         return os.memfd_create("rtseg-frame")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -91,6 +91,7 @@ def describe_backend(segmenter: Segment) -> str:
 def measure_baseline(segmenter: Segment) -> float:
     """p95 of a warm segmenter's latency, in ms."""
     card = getattr(segmenter, "card", None)
+    # A drawn scene, not zeros: where the argmax is taken of cells, its time depends on the picture.
     image = scene(card.size if card else (64, 128))
     for _ in range(WARM_UPS):
         segmenter(image)
@@ -117,6 +118,7 @@ def _belong_to(parent: int) -> None:
     """Ctrl-C is the parent's to handle; and where the parent is killed, so is this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
+        # A worker that outlives a killed drive would keep its memory, and the GPU's.
         ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(0)  # it went before this process could be tied to it

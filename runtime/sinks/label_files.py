@@ -88,6 +88,7 @@ class OverlayVideo:
 
     def _open(self) -> cv2.VideoWriter:
         times = [captured_ns for captured_ns, _ in self._waiting]
+        # The median: a frame that was dropped makes a double step.
         step_ns = float(np.median(np.diff(times))) if len(times) > 1 else 1e8
         pictures = [picture for _, picture in self._waiting]
         self._waiting.clear()
@@ -123,6 +124,7 @@ class OverlayVideo:
         if writer is None or self._recording is None:
             return
         writer.release()
+        # Counted by reading the file: VideoWriter reports no error.
         there = int(cv2.VideoCapture(str(self._recording.partial)).get(cv2.CAP_PROP_FRAME_COUNT))
         if there != self._written:
             text = f"{self._recording.partial} holds {max(there, 0)} of {self._written} frames"

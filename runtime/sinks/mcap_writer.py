@@ -101,6 +101,8 @@ class McapRecorder:
                 self._begin()
             self._record(message)
             if self._file is not None:
+                # After every message: what the library has passed on is then the kernel's, and
+                # survives a crash.
                 self._file.flush()
         except OSError as error:
             self._abandon(error)

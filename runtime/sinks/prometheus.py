@@ -40,6 +40,7 @@ class PrometheusCollector:
         levels = {level: int(level == now.level) for level in now.levels}
         yield _by_label(Gauges, "rtseg_level", "level", levels)
         for name, times in (("age", now.age_ms), ("latency", now.latency_ms)):
+            # Prometheus' base unit is the second.
             quantiles = {key: getattr(times, key) / 1000 for key in ("p50", "p95", "p99", "max")}
             yield _by_label(Gauges, f"rtseg_{name}_seconds", "quantile", quantiles)
 

@@ -91,6 +91,7 @@ class SinkQueue:
         if not self._thread.is_alive():
             return True
         with self._news:
+            # The message that it is busy with counts too: nobody knows what becomes of it.
             self.unflushed = len(self._queue) + bool(self._busy_since_ns)
             self._queue.clear()
         return False
@@ -120,6 +121,7 @@ class SinkQueue:
             return self._queue.popleft()
 
     def _deliver(self, message: Message) -> None:
+        # Judged here and not when it was queued: the sink's own delay is what makes masks old.
         if isinstance(message, Result) and not self.records:
             message = self._still_fresh(message)
         if self._guarded(lambda: self.sink(message)):

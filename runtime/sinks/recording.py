@@ -34,6 +34,8 @@ class RecordingFile:
 
     def publish(self) -> None:
         """Give it its name, once it is on the disk. Raises OSError if it cannot be."""
+        # Content before name, and the folder after it, or a power cut may leave the name without
+        # content.
         _sync(self.partial)
         self.partial.rename(self.path)
         _sync(self.path.parent)

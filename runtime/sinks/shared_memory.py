@@ -83,6 +83,8 @@ class Ring:
         self._handle = -1
         self._map: mmap.mmap | None = None
         self._room = 0
+        # Higher than any number of a writer before it, which made less than a message a
+        # microsecond.
         self._number = time.monotonic_ns() // 1000
 
     def __call__(self, message: Message) -> None:
@@ -93,11 +95,13 @@ class Ring:
         number = self._number + 1
         start = HEADER + (number - 1) % self.slots * (SLOT_HEADER + self._room)
         body = _facts(message, labels.shape) + labels.tobytes()
+        # Odd while the slot is written: a seqlock.
         struct.pack_into("<Q", self._map, start, 2 * number - 1)
         self._map[start + 16 : start + 16 + len(body)] = body
         kind = 0 if isinstance(message, Result) else KINDS.index(message.kind)
         struct.pack_into("<II", self._map, start + 8, kind, zlib.crc32(body))
         struct.pack_into("<Q", self._map, start, 2 * number)
+        # The header last: it leads readers to a slot that is whole.
         self._number = number
         struct.pack_into("<Q", self._map, 24, number)
 
@@ -109,6 +113,7 @@ class Ring:
         """A new file in the old one's place."""
         handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         try:
+            # Locked before it has its name, so that no other writer can take it in between.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _reserve(handle, HEADER + self.slots * (SLOT_HEADER + room), self.path)
             fresh = mmap.mmap(handle, 0)
@@ -173,6 +178,7 @@ def _facts(message: Message, shape: tuple[int, ...]) -> bytes:
         times = message.captured_ns or 0, 0, message.at_ns
         frame_id = NO_FRAME if message.frame_id is None else message.frame_id
         expires_ns, text = 0, message.cause
+    # At most 63 bytes of text, so that a zero ends it.
     return FACTS.pack(frame_id, *times, expires_ns, height, width, text.encode()[:63])
 
 
@@ -242,6 +248,7 @@ class RingReader:
         """None if the slot is damaged or changed while it was read."""
         start = HEADER + (number - 1) % self.slots * self.slot_bytes
         before, kind, checksum = struct.unpack_from("<QII", memory, start)
+        # A copy: everything below is judged on bytes that no longer change.
         slot = memory[start + 16 : start + self.slot_bytes]
         (after,) = struct.unpack_from("<Q", memory, start)
         if not before == after == 2 * number:
