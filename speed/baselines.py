@@ -129,17 +129,16 @@ class Eager:
         return replace(self._subject, threads=self.threads if on_cpu else None)
 
     def keep_faster_thread_count(self) -> None:
-        """Go on with one thread if that is faster.
-
-        With several, every operation ends at a barrier, and where another program holds one of the
-        cores each barrier waits for it: networks were seen twenty times slower. That says nothing
-        about PyTorch, and to compare with it would flatter everybody else.
-        """
+        """Go on with one thread if that is faster."""
+        # With several, every operation ends at a barrier, and where another program holds one of
+        # the cores each barrier waits for it: networks were seen twenty times slower. That says
+        # nothing about PyTorch, and to compare with it would flatter everybody else.
         times = {}
         # Seen beside a busy process: csfcn_nano, 256x512, 900 ms with two threads, 40 with one.
         for threads in dict.fromkeys((self.threads, 1)):
             self.threads = threads
             self.frame_to_labels()
+            # The call before it has started the new threads.
             start = time.perf_counter_ns()
             self.frame_to_labels()
             times[threads] = time.perf_counter_ns() - start
@@ -224,6 +223,7 @@ class Eager:
 
     def _normalized(self, frame: torch.Tensor) -> torch.Tensor:
         """(H, W, 3) uint8 BGR -> (1, 3, H, W) float32 RGB as the network takes it."""
+        # As authors' scripts prepare it, but on the device.
         image = frame.flip(2).permute(2, 0, 1)[None].float().contiguous()
         return image.div_(255).sub_(self.mean).div_(self.std)
 
@@ -280,6 +280,7 @@ class PlainExport(Eager):
     @classmethod
     def of(cls, model: Model, size: tuple[int, int]) -> type[PlainExport]:
         """This class for one model's file."""
+        # A class, since contestants are made by calling one: the file goes along as its attribute.
         return type(cls.__name__, (cls,), {"plain": write_plain_export(model, size)})
 
     def _labels(self, logits: torch.Tensor) -> torch.Tensor:
@@ -297,6 +298,7 @@ class PlainOnnxRuntime(PlainExport):
     def _prepare(self, network: Network) -> Any:
         runtime = importlib.import_module("onnxruntime")
         options = runtime.SessionOptions()
+        # 3: errors and worse.
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
         providers: list[Any] = ["CPUExecutionProvider"]
@@ -436,6 +438,7 @@ def write_plain_export(model: Model, size: tuple[int, int]) -> Path:
     path = export_cache(model) / f"{name}_{size[0]}x{size[1]}_plain.onnx"
     if path.exists():
         return path
+    # Moved when it is whole: another process may look for it meanwhile.
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch, silence_exporter():
         torch.onnx.export(
             _add_argmax(model.network, size),
@@ -488,6 +491,7 @@ def check_peers(names: Iterable[str]) -> None:
             continue
         if name not in PEERS:
             raise UsageError(f"no peer is called {name!r}: choose from {', '.join(PEERS)}")
+        # Eager is there by default: without PyTorch its row is listed as absent.
         if importlib.util.find_spec(PEERS[name].package) is None and name != "eager":
             raise MissingPackage(
                 f"the peer {PEERS[name].title} is not installed: {PEERS[name].install}"

@@ -73,6 +73,7 @@ class Setup:
     ) -> Report:
         """What a protocol found, with what is absent and the busiest moment of the machine."""
         told = [noise for noise in self.host.noises if noise.others is not None]
+        # The busiest moment, not the mean: one row that was disturbed is one row that is wrong.
         loudest = max(told, key=lambda noise: noise.others or 0, default=None)
         busy = loudest.warning() if loudest else None
         return Report(
@@ -149,6 +150,7 @@ def _notes(
 def _ceilings(device: str | None, threads: int, progress: Progress) -> dict[str, Ceilings]:
     """By kind of device: the GPU's where rows run on one, else the CPU's."""
     progress("the machine's ceilings", 0.0)
+    # The driver is asked first: to import PyTorch takes seconds.
     if gpus() and device != "cpu" and importlib.util.find_spec("torch"):
         import torch
 

@@ -41,6 +41,7 @@ def play(
     if rate_hz <= 0 or count < 1:
         raise UsageError("a camera needs a rate above 0 Hz and at least one frame")
     start = now()
+    # From the start, not from one another: a late frame must not delay all after it.
     due = [start + round(index * 1e9 / rate_hz) for index in range(count)]
     shots = [Shot(moment) for moment in due]
     following = 0
@@ -106,6 +107,7 @@ def answered_ms(shots: Sequence[Shot]) -> NDArray[np.float64]:
     """(frames,) ms from when each frame was due until labels at least as new as it lay ready."""
     times = np.empty(len(shots))
     ready = None
+    # Backwards: a frame that was dropped is answered by the next one that was not.
     for index in range(len(shots) - 1, -1, -1):
         shot = shots[index]
         ready = shot.ended_ns if shot.ended_ns is not None else ready
@@ -132,6 +134,8 @@ class Stalled:
 
     def __call__(self, index: int) -> object:
         if self.now() >= self.next_ns:
+            # By the plan, not from now: as many stalls as the time holds, however long each call
+            # takes.
             self.next_ns += self.every_ns
             self.sleep(self.stall_ms / 1e3)
         return self.call(index)

@@ -75,6 +75,7 @@ class BenchConfig:
             raise UsageError("nothing to measure: name a variant, a checkpoint or an artifact")
         if self.weights and len(self.models) > 1:
             raise UsageError("--weights are one model's: name that model alone")
+        # Before anything is exported: a missing package would else be found an export later.
         check_peers(self.peers)
         Limits(self.runs, self.seconds)  # checks itself
 
@@ -89,6 +90,7 @@ class BenchConfig:
 
 def listed(values: T | Iterable[T]) -> list[T]:
     """One value or several as a list; text, paths, sizes and networks are one value."""
+    # A pair of numbers is one size.
     if isinstance(values, (list, tuple)) and not all(isinstance(v, int) for v in values):
         return list(values)
     if isinstance(values, tuple) and not values:

@@ -118,7 +118,11 @@ class ArtifactContestant:
         )
         self._random = random_frame(card.size)[None]
         self._stopwatch = _Stopwatch(segmenter.backend)
+        # The Segmenter's own fitting and mapping are part of the time, so it is the one that is
+        # called.
         self._staged = Segmenter(cast(Backend, self._stopwatch))
+        # Now, so that a network that cannot run fails before the race, and its first frame is not
+        # timed.
         self.frame_to_labels()
 
     @classmethod

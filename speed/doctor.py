@@ -105,6 +105,7 @@ def _backend(name: str, found: Sequence[Gpu]) -> Finding:
     fix, loads = pip_line(entry.extra), entry.suffixes
     if name == "onnxruntime" and (both := _both_runtimes()):
         note = "both packages are installed, and each has written over the other's files"
+        # Both out and one in: to uninstall only one takes files of the other along.
         fix = INSTALL_CUDA if found else INSTALL_CUDA.replace("[gpu]", "[cpu]")
         return Finding(name, False, both, (), loads, note, fix)
     if not installed(name):
@@ -142,6 +143,7 @@ def _export() -> Finding:
         except metadata.PackageNotFoundError:
             continue
     missing = [name for name in EXPORT if name not in versions]
+    # By import and not by its record: the GPU build has another name there.
     missing += [] if installed("onnxruntime") else ["onnxruntime"]
     note = f"missing: {', '.join(missing)}" if missing else ""
     fix = pip_line("export") if missing else ""

@@ -73,6 +73,7 @@ class Host:
                 asked_for = peer.peer in self.config.peers and PEERS[peer.peer].by_name_only
                 self._open_or_note(contest, peer, asked_for, stack, opened)
             yield opened
+        # Loading and warming up too: what disturbs that disturbs the rows as well.
         self.noises.append(watch.noise())
 
     def _open_or_note(
@@ -100,6 +101,7 @@ class Host:
         peak = PeakMemory()
         contestant = entry.open(frames, self.threads, self.config.device)
         stack.callback(contestant.close)
+        # Before the race: threads, caches and clocks settle on the call that is timed.
         warmed = warm_up(contestant.frame_to_labels)
         contestant.network()
         return Opened(contestant, warmed, peak.host_mib(), peak.device_mib())
@@ -138,6 +140,7 @@ class Host:
     def play_all(self, opened: Sequence[Opened], rate: float, title: str) -> list[list[Shot]]:
         """Every contestant at a camera's pace for `seconds`, in two halves, the second in reversed
         order: what drifts during the run meets all alike."""
+        # Half, since every contestant plays twice.
         count = max(2, round(rate * self.config.seconds / 2))
         shots: dict[int, list[Shot]] = {id(each): [] for each in opened}
         for done, each in enumerate([*opened, *reversed(opened)]):
@@ -179,6 +182,7 @@ class Host:
             network=network,
             papers=Timing.of(lane.times("papers") / per_run(contestant)),
             camera=pace,
+            # Medians by stage: they need not add up to the median of the whole.
             stages={n: sorted(lap[n] for lap in laps)[len(laps) // 2] for n in STAGES},
             host_mib=each.host_mib,
             device_mib=each.device_mib,
@@ -195,6 +199,7 @@ class Host:
         if contestant.subject.threads:
             return None
         index = (self.config.device or "").partition(":")[2]  # of "cuda:1"
+        # After the race, under the row's own load: reading clocks during it would disturb it.
         return watch_gpu(contestant.frame_to_labels, int(index or 0))
 
     def _share(self, each: Opened, network: Timing, work: Work | None) -> Share | None:

@@ -152,12 +152,14 @@ def pareto(
     """
     if not any(installed(backend) for backend in BACKENDS):
         raise UsageError('no CPU backend is installed: pip install "rtseg[openvino]"')
+    # Spread over the split: frames beside each other in a drive are nearly the same.
     chosen = np.linspace(0, len(data) - 1, min(images or len(data), len(data))).round().astype(int)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as open_ones:
         files, failed = _files(model, size, calibration, Path(folder), progress)
         ways = _ways(files)
         running = [open_ones.enter_context(way.open(threads)) for way in ways]
         progress("time, all ways in turn")
+        # A few, decoded before: reading files would be in the times.
         times = _times(running, [data[i].image for i in chosen[:32].tolist()], runs)
         counts = []
         for way, segment in zip(ways, running, strict=True):
@@ -253,6 +255,7 @@ def _next(segment: Segmenter, frames: Iterator[Any]) -> object:
 
 
 def _point(way: Way, spent: Any, count: Any, reference: Any, names: Sequence[str]) -> ParetoPoint:
+    # A class that is in no frame loses nothing.
     loss = np.nan_to_num(reference.iou() - count.iou())
     worst = int(loss.argmax())
     return ParetoPoint(
@@ -272,7 +275,9 @@ def judge_points(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
     int8 has to be clearly faster than what is as exact: a gain below LEAST_GAIN is none.
     """
     judged = []
+    # By the 99th percentile: a vehicle's deadline is missed by slow frames, not by the median.
     for point in sorted(points, key=lambda point: point.p99_ms):
+        # Only int8 has to earn its place: it is the one that needs calibration, and costs accuracy.
         slack = 1 + LEAST_GAIN if point.precision == "int8" else 1.0
         better = [
             other

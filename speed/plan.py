@@ -85,6 +85,7 @@ class PeerEntry:
         from ..models import count, digest
 
         kind = peer_class(self.peer, self.device)
+        # A copy: peers take it to a device or to float16, and the next one wants it as it was.
         network = copy.deepcopy(source.network)
         macs, weights = count(network, size).macs, digest(network)
         on = device if device and device.startswith(self.device) else self.device
@@ -155,6 +156,7 @@ def plan(config: BenchConfig, progress: Progress) -> tuple[list[Contest], list[s
         model, why = planner.open(measured)
         for entry in planner.entries(measured, model):
             card = read_card(entry.path)
+            # Those that do the same work race; precisions and backends of it are what is compared.
             key = card.model, len(card.classes), card.size
             contests.setdefault(key, Contest(card, [], model, why)).entries.append(entry)
     if not contests:
@@ -285,6 +287,7 @@ def _network_of(path: Path, card: Card, weights: Path | None) -> Model | None:
     for place in (path.with_name(card.weights_from), Path(card.weights_from)):
         if place.is_file():
             with suppress(CheckpointError):
+                # A file of that name counts only if its weights have the card's digest.
                 model = load_source(card.model, place, card.class_table)
                 if digest(model.network) == card.weights:
                     return model

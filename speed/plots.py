@@ -25,6 +25,7 @@ def _grid(lines: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any
     except ImportError as error:
         raise MissingPackage('plots need matplotlib: pip install "rtseg[train]"') from error
     figure = Figure(figsize=size, layout="constrained")
+    # Without pyplot, which keeps every figure and looks for a display.
     FigureCanvasAgg(figure)
     return figure, figure.subplots(lines, columns, squeeze=False)
 

@@ -49,6 +49,7 @@ def costliest(
         .load()
         .profile(path, threads, hint, random_frame(read_card(path).size)[None])
     )
+    # Medians: one run that was interrupted would make any layer the costliest.
     medians = {layer: float(np.median(times)) for layer, times in spent.items()}
     whole = sum(medians.values()) or 1.0
     slowest = sorted(medians.items(), key=lambda item: -item[1])[:count]

@@ -121,6 +121,7 @@ class BenchResult:
     @property
     def macs_per_s(self) -> float:
         """Multiply-adds a second that the network reaches at its median time."""
+        # The median: macs are constant, and a slow run says nothing about the arithmetic.
         return self.subject.macs / self.network.p50_ms * 1e3
 
     @property

@@ -67,6 +67,7 @@ class Work:
 
     def minimal_bytes(self, precision: str) -> int:
         """Weights and frame are read once, labels written once, nothing else leaves the caches."""
+        # Three bytes a pixel go in and one comes out.
         return self.weights * BYTES[precision] + 3 * self.pixels + self.pixels
 
 
@@ -121,9 +122,10 @@ def share(work: Work, subject: Subject, network_ms: float, ceilings: Ceilings) -
 def arithmetic_of(subject: Subject) -> str:
     """What the multiply-adds of a row are done in.
 
-    On a GPU PyTorch's and ONNX Runtime's float32 convolutions take TF32 by default, and held
-    against float32 without it they would reach more than 1; our TensorRT engines have it off.
+    In "tf32" for float32 convolutions on a GPU, but for those of TensorRT.
     """
+    # PyTorch and ONNX Runtime take TF32 there by default, and held against float32 without it they
+    # would reach more than 1; our engines have it off.
     on_gpu = subject.threads is None
     if on_gpu and subject.precision == "fp32" and subject.backend != "tensorrt":
         return "tf32"
@@ -176,7 +178,10 @@ def _layer(args: tuple[Any, ...], place: int | None, result: Any) -> tuple[int, 
         return result.numel() * left.shape[-1], left.numel() + right.numel() + result.numel(), 0
     taken, weight = args[place - 1], args[place]
     transposed = len(args) > 6 and bool(args[6])  # of a convolution
+    # What one output value takes: a convolution's weights are (outputs, ...), a matrix (inputs,
+    # outputs).
     inner = weight.numel() // weight.shape[0] if weight.dim() > 2 else weight.shape[0]
+    # A transposed convolution spreads each input over the kernel.
     macs = (taken if transposed else result).numel() * inner
     return macs, taken.numel() + result.numel(), weight.numel()
 
@@ -215,6 +220,7 @@ def measure_ceilings(
         threads=None if on_gpu else threads,
         macs_per_s={precision: round(rate) for precision, rate in rates.items()},
         by=by,
+        # A copy reads and writes every byte.
         bytes_per_s=round(2 * copy_bytes / fastest(copied, seconds, now)),
     )
 
@@ -222,6 +228,7 @@ def measure_ceilings(
 def fastest(call: Call, seconds: float, now: Now) -> float:
     """The shortest time of a call, in s, of `seconds` of them and three at least."""
     call()
+    # The fastest, not the median: a ceiling is what the machine can do, undisturbed.
     start, best, runs = now(), float("inf"), 0
     while runs < 3 or (now() - start) * MS < 1e3 * seconds:
         began = now()

@@ -113,6 +113,7 @@ def pipelined(
     if failed:
         raise failed[0]
     taken = np.concatenate([np.asarray(each) for each in times])
+    # Until the last stream ended: the frame in flight at the limit is counted, so is its time.
     took = max((max(ended) - start) / 1e9, 1e-9)
     threads = contestants[0].subject.threads
     return Flow(
@@ -131,6 +132,7 @@ def throughput(setup: Setup, streams: Sequence[int] = STREAMS) -> Report:
         subject = copies[0].subject
         host.progress(f"{subject.title}: {len(copies)} at once", 0.0)
         flow = pipelined(copies, host.config.seconds)
+        # The first number of streams is one.
         gain = flow.fps / alone.setdefault(subject.title, flow.fps)
         facts.append({**subject.facts(), **asdict(flow), "gain": round(gain, 4)})
 
@@ -167,6 +169,7 @@ def _copies(
 ) -> list[Contestant]:
     host, copies = setup.host, []
     for _ in range(count):
+        # Shared out: streams with all threads each would wait for each other's cores.
         threads = max(1, host.threads // count)
         contestant = entry.open(host.frames_of(contest), threads, host.config.device)
         stack.callback(contestant.close)
@@ -296,6 +299,7 @@ def _logs(loadgen: Any, folder: Path) -> Any:
     output.copy_summary_to_stdout = False
     logs = loadgen.LogSettings()
     logs.log_output = output
+    # A trace of every query is written during the run.
     logs.enable_trace = False
     return logs
 

@@ -104,6 +104,8 @@ def sequence(
         _check_classes(contest.card.classes, samples)
         with setup.host.open_all(contest) as opened:
             played += [_play(setup, each.contestant, samples, rate_hz) for each in opened]
+    # One start for all rows: a slow network would else be spared the frames that it has no mask
+    # for.
     start = _first_scored(played)
     facts: list[dict[str, Any]] = []
     for each in played:
@@ -128,6 +130,7 @@ def sequence(
 def _play(setup: Setup, contestant: Contestant, samples: Cached, rate_hz: float) -> _Played:
     setup.host.progress(f"{contestant.subject.title}: offline", 0.0)
     images = [samples[index].image for index in range(len(samples))]
+    # Made before and looked up later: the real time run is about when, not about what.
     masks = {index: contestant.label(image) for index, image in enumerate(images)}
     setup.host.progress(f"{contestant.subject.title}: in real time", 0.0)
     return _Played(contestant.subject, _live(setup, contestant, images, rate_hz), masks)
@@ -136,6 +139,7 @@ def _play(setup: Setup, contestant: Contestant, samples: Cached, rate_hz: float)
 def _live(
     setup: Setup, contestant: Contestant, images: Sequence[Labels], rate_hz: float
 ) -> list[Shot]:
+    # Warm: the sequence begins with a drive under way, not with a first call.
     contestant.label(images[0])
     return play(lambda index: contestant.label(images[index]), len(images), rate_hz)
 

@@ -73,6 +73,7 @@ def measure(
     """
     here = read_system()
     key = _key(config, here)
+    # In the cache and not beside the table: cells are of this machine, the table is committed.
     cells = writable_cache("table") / slug(str(here))
     path = folder / f"{slug(_short(here))}.json"
     pairs = [(model, size) for size in config.sizes or SIZES for model in config.models]
@@ -88,6 +89,7 @@ def measure(
         else:
             rows += cell["rows"]
             absent |= cell["absent"]
+        # After every cell: a run that is stopped keeps what it has.
         _save(path, here, key, rows, absent)
     return path
 
@@ -103,6 +105,7 @@ def _key(config: BenchConfig, here: SystemInfo) -> dict[str, Any]:
         "machine": str(here),
         "packages": dict(here.packages) | {"rtseg": __version__},
     }
+    # Through JSON, so that it equals what a cell's file gives back: tuples are lists there.
     cleaned: dict[str, Any] = json.loads(json.dumps(value))
     return cleaned
 
@@ -141,6 +144,8 @@ def _cell(path: Path, key: Mapping[str, Any], config: BenchConfig) -> dict[str, 
         kept: dict[str, Any] = json.loads(path.read_text())
         if kept["key"] == key:
             return kept
+    # A variant by its name is measured with Cityscapes' 19 classes, so that all rows of the table
+    # do the same work.
     drawn = not Path(str(config.models[0])).exists()
     classes = config.classes or (CITYSCAPES if drawn else None)
     report = measure_latency(set_up(replace(config, roofline=True, classes=classes)))

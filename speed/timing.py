@@ -62,6 +62,7 @@ class Timing:
             p99_9_ms=round(float(p99_9), 4),
             max_ms=round(float(times.max()), 4),
             std_ms=round(float(times.std()), 4),
+            # The mean: frames one after another take their sum.
             fps=round(1e3 / max(float(times.mean()), 1e-6), 3),
         )
 
@@ -77,6 +78,7 @@ class Histogram:
     def of(cls, times: NDArray[np.float64], bins: int = 40) -> Histogram:
         """times (runs,) in ms, above 0."""
         low, high = max(float(times.min()), 1e-3), max(float(times.max()), 2e-3)
+        # A little wider than the times, whose rounding may put the extremes outside.
         edges = np.geomspace(low * 0.999, high * 1.001, bins + 1)
         counts, _ = np.histogram(times, edges)
         return cls(tuple(float(f"{edge:.5g}") for edge in edges), tuple(counts.tolist()))
@@ -159,6 +161,7 @@ def race(
     while (done := min(_share_done(lane, limits) for lane in lanes)) < 1:
         if progress is not None:
             progress(done)
+        # In another order each round, so that nobody always runs behind the same neighbor.
         shuffle(order)
         for lane in order:
             _turn(lane, limits.block_ms, now)
@@ -169,10 +172,10 @@ def race(
 def _turn(lane: Lane, block_ms: float, now: Now) -> None:
     """Calls of one lane, all in a row.
 
-    Its first run finds its caches cold and its thread pool asleep behind another lane's, which is
-    no matter of the contestant's own speed: it is not counted, unless a run is so long that this
-    does not show.
+    The first run is not counted, unless it is longer than a whole block.
     """
+    # It finds its caches cold and its thread pool asleep behind another lane's, which is no matter
+    # of the contestant's own speed; in a long run that does not show.
     first, *_ = lane.calls.values()
     # OpenVINO's first call of a turn took 34 ms where the others took 15 (csfcn_nano, 256x512).
     opening = _timed(first, now)
@@ -222,12 +225,13 @@ def ratio(
 ) -> Ratio:
     """Theirs over ours, from the turns of two lanes of one race; above 1 ours is faster.
 
-    The bootstrap draws whole rounds, the same for both: runs of one turn resemble each other, and
-    drawing them one by one would promise too narrow an interval.
+    By a bootstrap over whole rounds.
     """
     if len(ours) != len(theirs):
         raise ValueError(f"turns correspond in one race only: {len(ours)} and {len(theirs)} given")
     generator = np.random.default_rng(seed)
+    # Whole rounds, the same for both: runs of one turn resemble each other, and drawing them one by
+    # one would promise too narrow an interval.
     picks = generator.integers(0, len(ours), (resamples, len(ours)))
     values = [_median(theirs, pick) / _median(ours, pick) for pick in picks]
     everything = np.arange(len(ours))
