@@ -106,9 +106,11 @@ def _check_label(
         sizes = f"label {raw.shape[0]}x{raw.shape[1]}, image {image[0]}x{image[1]}"
         found.note("sizes differ", f"{path}: {sizes}")
     counts = np.bincount(raw.ravel(), minlength=256)
+    # An id that means nothing and is not known to be void: often a label of another data set.
     strange = [i for i in np.flatnonzero(counts) if data.ids[i] == IGNORE and i not in data.void]
     if strange:
         found.note("ids out of range", f"{path}: {', '.join(map(str, strange))}")
+    # The file's ids through the data set's table: two ids of one class add up.
     by_class = np.bincount(data.ids, weights=counts, minlength=256).astype(np.int64)
     found.pixels += by_class[: len(data.classes)]
     found.frames += by_class[: len(data.classes)] > 0

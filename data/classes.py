@@ -165,6 +165,7 @@ def _plain_set(name: str, text: str, first: int = 1) -> ClassSet:
 
 
 ADE20K = _plain_set("ade20k", ADE20K_NAMES)
+# From 0 on: background is black.
 PASCAL_CONTEXT_60 = _plain_set("pascal_context_60", PASCAL_CONTEXT_NAMES, first=0)
 PASCAL_CONTEXT_59 = ClassSet(
     "pascal_context_59", PASCAL_CONTEXT_60.names[1:], PASCAL_CONTEXT_60.palette[1:]

@@ -268,6 +268,7 @@ class CamVid32(SegmentationData):
 
     classes = CAMVID
     codes, targets = _color_rows(CAMVID_COLORS)
+    # Labels are read as row numbers of the color table, which the ids turn into classes.
     ids = np.append(targets, np.full(256 - len(targets), IGNORE, np.uint8))
     void = (int(np.argmax(targets == IGNORE)),)
     label_pattern = ""
@@ -286,6 +287,7 @@ class CamVid32(SegmentationData):
     def read_label(self, path: Path) -> np.ndarray:
         blue, green, red = (read_image(path)[..., channel].astype(np.int64) for channel in range(3))
         code = red << 16 | green << 8 | blue
+        # A color as one number, found by bisection in the sorted table: a picture at once.
         row = np.searchsorted(self.codes, code).clip(max=len(self.codes) - 1)
         unknown = self.codes[row] != code
         return np.where(unknown, IGNORE, row).astype(np.uint8)
@@ -306,6 +308,7 @@ class Ade20k(SegmentationData):
 
     classes = ADE20K
     splits = ("train", "val")
+    # By one: 0 does not count, and class 0 is 1 in the files.
     ids = np.roll(identity_ids(len(ADE20K)), 1)
     void = (0,)
 

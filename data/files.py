@@ -16,6 +16,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write to a temporary name beside `path`, then rename: a reader never sees half a file, not
     even after a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: a rename is atomic within one file system alone.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -23,6 +24,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             # The name may reach the disk before the content does: then the file would be empty.
             file.flush()
             os.fsync(file.fileno())
+        # mkstemp makes files that only their owner can read.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         _sync_folder(path.parent)

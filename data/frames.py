@@ -171,6 +171,7 @@ def _open_video(path: Path) -> Source:
                 f"{path} cannot be opened as a video: damaged, or of a codec that OpenCV lacks here"
             )
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        # Some containers name no rate.
         return Source((), path, max(0, count), capture.get(cv2.CAP_PROP_FPS) or 25.0)
     finally:
         capture.release()

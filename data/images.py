@@ -92,6 +92,7 @@ def decode_image(content: NDArray[np.uint8], name: str, flags: int = cv2.IMREAD_
 def colorize(labels: NDArray[np.uint8], palette: Sequence[Color]) -> Picture:
     """labels (H, W) uint8 -> (H, W, 3) uint8 BGR; ids beyond the palette are black."""
     table = np.zeros((256, 3), np.uint8)
+    # Palettes are RGB, as data sets list them, pictures BGR, as OpenCV has them.
     table[: len(palette)] = np.array(palette, np.uint8)[:, ::-1]
     return np.asarray(table[labels])
 

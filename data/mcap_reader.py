@@ -82,6 +82,7 @@ class McapLog:
                 next(iter(reader.iter_messages(topics=[self.topic], reverse=back)), None)
                 for back in (False, True)
             ]
+            # The first and last message, not the summary's times, which are of all topics.
             first, last = (each[2].log_time if each else 0 for each in ends)
             return (self.count - 1) * 1e9 / (last - first) if last > first else 0.0
 

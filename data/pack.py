@@ -136,6 +136,7 @@ def _write(
     """A frame's files; without a label it gets none, and is one to learn from soft labels."""
     name = frame.image.stem
     content = frame.image.read_bytes()
+    # Those that are JPEG already are copied: packing them again would add losses.
     if frame.image.suffix.lower() not in (".jpg", ".jpeg"):
         options = [cv2.IMWRITE_JPEG_QUALITY, quality]
         content = cv2.imencode(".jpg", read_image(frame.image), options)[1].tobytes()
@@ -145,6 +146,7 @@ def _write(
             folder / "labels" / frame.split / f"{name}.png", encode_png(label.astype(np.uint8))
         )
     if soft is not None:
+        # To LEVELS steps and back to 0..255, so that readers need to know nothing of it.
         rounded = np.rint(np.rint(soft / 255 * (LEVELS - 1)) * 255 / (LEVELS - 1))
         packed = io.BytesIO()
         np.savez_compressed(packed, probabilities=rounded.astype(np.uint8))

@@ -57,16 +57,19 @@ class Paced:
                 _sleep_until(began + item.wall_ns - first_wall_ns)
             index = next(indices)
             if isinstance(item, Frame):
+                # A recording's own stamps are long past; what counts for age is when it is shown.
                 item = replace(item, index=index, captured_ns=time.monotonic_ns())
             yield item
         if place < 0:
+            # Else a loop over it would never sleep and never end.
             raise OSError("the recording gives no frame at all")
         if self.rate_hz and self.loops:
             _sleep_until(began + int((place + 1) * 1e9 / self.rate_hz))
 
     def _just_in_time(self, began: int) -> Iterator[Frame | Unreadable]:
-        """The frames, each read shortly before it is due: decoding one at once after the other
-        would take the processor from the labels of the last, which no camera does."""
+        """The frames, each read shortly before it is due."""
+        # Decoding one at once after the other would take the processor from the labels of the
+        # last, which no camera does.
         frames, reading_ns = iter(self.frames), 0
         for place in count():
             if self.rate_hz:

@@ -87,6 +87,7 @@ def _road(frame: Frame, horizon: int, random: np.random.Generator) -> None:
 
 def _cars(frame: Frame, horizon: int, random: np.random.Generator) -> None:
     height, width = frame.shape[:2]
+    # Far ones first: nearer cars hide them.
     for depth in sorted(random.uniform(0.1, 0.7, int(random.integers(3, 7)))):
         long = int(width * 0.03 + width * 0.14 * depth)
         tall = int(long * 0.55)

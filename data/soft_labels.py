@@ -72,6 +72,7 @@ class SoftLabels:
 
 def merge_classes(probabilities: np.ndarray, class_map: np.ndarray, classes: int) -> np.ndarray:
     """probabilities (C, h, w) uint8, class_map (C,) train ids -> sums (classes, h, w) int16."""
+    # int16: the sum of several bytes may exceed 255 by their rounding.
     merged = np.zeros((classes, *probabilities.shape[1:]), np.int16)
     for values, train_id in zip(probabilities, class_map, strict=True):
         if train_id != IGNORE:
@@ -197,6 +198,7 @@ def write_soft_labels(
             raise UsageError(f"two frames are called {name}: label their folders one by one")
         height, width = (max(1, side // stride) for side in image.shape[:2])
         small = [
+            # By area: the mean of the pixels that a soft label stands for.
             cv2.resize(np.asarray(each, np.float32), (width, height), interpolation=cv2.INTER_AREA)
             for each in score(image)
         ]

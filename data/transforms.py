@@ -54,8 +54,14 @@ class View:
         result = np.empty((len(maps), height, width), maps.dtype)
         for target, source in zip(result, maps, strict=True):
             target[:] = cv2.warpAffine(
-                source, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+                # The border is repeated, or the last half cell inside the frame would fade to 0.
+                source,
+                matrix,
+                (width, height),
+                flags=flags,
+                borderMode=cv2.BORDER_REPLICATE,
             )
+        # What lies beyond the frame is unknown, though the repeated border has filled it.
         inside = (
             max(0, math.ceil((want - start) / stride - 0.5))
             for want, start in zip(self.size, (self.top, self.left), strict=True)
@@ -75,10 +81,10 @@ class Augment(BaseModel):
     one class takes more than this part is drawn again. `balanced`: the probability of a crop around
     a pixel of a class that is drawn evenly from those in the frame, so that rare ones come often.
     `flip`, `blur`, `jpeg`: probabilities; `blur_radius`: the largest standard deviation, in pixels;
-    JPEG's quality is 20 to 95. `noise`: the largest standard deviation, in grey values of 0..255.
+    JPEG's quality is 20 to 95. `noise`: the largest standard deviation, in gray levels of 0..255.
     `brightness`, `contrast`, `saturation`: a factor in 1 - x .. 1 + x; `hue`: a turn of -x .. x of
     the whole circle.
-    `photometric`: the probability of each step of the toolbox's own distortion, see `distort`.
+    `photometric`: the probability of each step of MMSegmentation's distortion, see `distort`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -238,7 +244,7 @@ def change_brightness(image: np.ndarray, factor: float, contrast: float) -> np.n
     if factor == 1 and contrast == 1:
         return image
     gray = factor * float(image.mean())
-    # convertScaleAbs would fold negative values up: the subtraction saturates at 0 instead.
+    # By a table, since convertScaleAbs would fold negative values up.
     table = np.arange(256) * (factor * contrast) + gray * (1 - contrast)
     return cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8))
 
@@ -263,7 +269,7 @@ def blur(image: np.ndarray, radius: float) -> np.ndarray:
 
 
 def add_noise(image: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
-    """Gaussian noise of a standard `deviation` in grey values, the same in all channels."""
+    """Gaussian noise of a standard `deviation` in gray levels, the same in all channels."""
     noise = random.normal(0, deviation, image.shape[:2]).astype(np.float32)
     return np.clip(np.rint(image + noise[..., None]), 0, 255).astype(np.uint8)
 
@@ -276,7 +282,7 @@ def recompress(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def distort(image: np.ndarray, probability: float, random: np.random.Generator) -> np.ndarray:
-    """The photometric distortion of the segmentation toolbox: brightness moved by -32 .. 32,
+    """MMSegmentation's photometric distortion: brightness moved by -32 .. 32,
     contrast and saturation multiplied by 0.5 .. 1.5, hue turned by a tenth of the circle at most,
     each with `probability`."""
     table = np.arange(256.0)

@@ -62,7 +62,8 @@ class SoftSource:
                 path = folder / "teacher" / str(number)
                 if place.first:
                     _ask_model(each, data, path, teacher, class_map)
-                any_process(False, place)  # the others wait for the files
+                # A barrier: the others wait for the files.
+                any_process(False, place)
             folders.append(SoftLabels(path, data.classes, class_map))
         source = cls(folders, teacher.stride, recipe.data.cache)
         names = [data.name(index) for index in range(len(data))]
@@ -72,7 +73,7 @@ class SoftSource:
                 f"{', '.join(teacher.source)}: no soft labels for any frame of the split, such as "
                 f"{names[0]}.npz"
             )
-        if source.kept is not None:  # before workers fork, so that they share it
+        if source.kept is not None:  # now, before data workers fork: they share this memory
             source.kept.update({name: source.read(name) for name in taught})
         return source
 
@@ -91,6 +92,7 @@ class SoftSource:
             return parts[0]
         height, width = (side // self.stride for side in view.crop)
         classes = len(self.folders[0].classes)
+        # int16: sums of several bytes; the mean fits a byte again.
         total = np.zeros((classes, height, width), np.int16)
         for part in parts:
             total += part
@@ -141,6 +143,8 @@ def soft_loss(logits: Tensor, soft: Tensor, label: Tensor, teacher: Teacher) -> 
     if teacher.confidence:
         counts &= probability.amax(dim=1) >= teacher.confidence
     if teacher.where != "all":
+        # A soft label stands for stride x stride pixels, so it meets the true label in their
+        # middle.
         middle = teacher.stride // 2
         true = label[:, middle :: teacher.stride, middle :: teacher.stride]
         allowed = true == IGNORE
@@ -157,7 +161,9 @@ def soft_loss(logits: Tensor, soft: Tensor, label: Tensor, teacher: Teacher) -> 
     if logits.shape[-2:] != soft.shape[-2:]:
         logits = F.interpolate(logits, soft.shape[-2:], mode="bilinear", align_corners=False)
     log_student = F.log_softmax(logits / teacher.temperature, dim=1)
+    # xlogy, not p * log(p): it is 0 where p is.
     entropy = torch.xlogy(probability, probability).sum(dim=1)
     divergence = entropy - (probability * log_student).sum(dim=1)
     mean = (divergence * counts).sum() / counts.sum().clamp(min=1)
+    # Gradients of softened probabilities shrink with the square of the temperature (Hinton et al.).
     return mean * teacher.temperature**2

@@ -40,6 +40,7 @@ class Confusion:
         truth, guess = label[valid].astype(np.int64), prediction[valid]
         if guess.size and (worst := max(int(guess.max()), int(truth.max()))) >= self.classes:
             raise UsageError(f"class id {worst} in an evaluation of {self.classes} classes")
+        # One number a pair, so that one bincount fills the matrix.
         counts = np.bincount(truth * self.classes + guess, minlength=self.classes**2)
         self.matrix += counts.reshape(self.classes, self.classes)
 
@@ -70,6 +71,7 @@ def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 def _mean(shares: np.ndarray) -> float:
     seen = shares[~np.isnan(shares)]
+    # Without classes that never occur, as cityscapesScripts averages.
     return float(seen.mean()) if seen.size else 0.0
 
 

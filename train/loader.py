@@ -71,6 +71,7 @@ class Stream(Dataset[Item]):
     def index(self, position: int) -> int:
         epoch, place = divmod(position, len(self.frames))
         if self.order is None or self.order[0] != epoch:
+            # 0 here and 1 below keep the two streams of random numbers apart.
             random = np.random.default_rng((self.seed, 0, epoch))
             self.order = (epoch, random.permutation(len(self.frames)))
         return self.frames[int(self.order[1][place])]
@@ -84,6 +85,8 @@ class Stream(Dataset[Item]):
                 raise DataError(f"{sample.name} has no label: this split is not for training")
             label = np.full(sample.image.shape[:2], IGNORE, np.uint8)
         if "edges" in self.maps:
+            # Edges are found before the augmentation and move with the label: at a crop's own
+            # border there is none.
             label = np.dstack([label, find_edges(label, self.edge_margin)])
         random = np.random.default_rng((self.seed, 1, position))
         image, label, view = self.augment.augment(sample.image, label, random)
@@ -120,6 +123,8 @@ class Positions(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.first, self.last):
+            # Processes take turns by batches: one alone with all their images would see the same
+            # stream.
             start = (step * self.processes + self.process) * self.batch
             yield list(range(start, start + self.batch))
 
@@ -152,6 +157,7 @@ def make_loader(
 def _prepare_worker(worker: int) -> None:
     """One thread, and out of reach of signals to the whole group: stopping is the main process's
     decision, which saves first."""
+    # Workers are the parallelism; OpenCV's own threads would compete with them.
     cv2.setNumThreads(0)
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()

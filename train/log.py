@@ -31,6 +31,7 @@ class TrainingLog:
     """Rows appended to a JSONL file; on resume, rows after the resumed iteration are dropped."""
 
     def __init__(self, path: Path, iteration: int = 0, tensorboard: bool = False):
+        # Rows after the state that is resumed will come again.
         rows = [row for row in read_log(path) if row["iteration"] <= iteration]
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = path.open("w")
@@ -101,6 +102,7 @@ def draw_curves(rows: Iterable[dict[str, Any]], path: Path) -> Path:
     """Loss, learning rate and validation mIoU over iterations, from the rows of a log, as PNG."""
     rows = list(rows)
     figure = Figure(figsize=(8, 9), layout="constrained")
+    # Without pyplot, which keeps every figure and looks for a display.
     FigureCanvasAgg(figure)
     loss, rate, miou = figure.subplots(3, sharex=True)
     for axes, key, title in ((loss, "loss", "training loss"), (rate, "rate", "learning rate")):

@@ -30,6 +30,7 @@ SHARPNESS = 0.5
 def find_edges(label: np.ndarray, margin: int = 0) -> np.ndarray:
     """1 along the borders between classes (what does not count is one), a few pixels wide, else 0;
     none begins within `margin` pixels of the image's border."""
+    # Thresholds below any step between ids: every border is an edge.
     found = cv2.Canny(label, 0.1, 0.2)
     if margin:
         inner = np.zeros_like(found)
@@ -66,6 +67,7 @@ def border_cross_entropy(logits: Tensor, label: Tensor, weights: Tensor) -> Tens
     """Cross-entropy in which pixels count by `weights` (N, H, W), see `border_weights`, and by how
     unlikely their true class still is: exp((1 - p) / 2). Over the pixels of weight above 0."""
     losses = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    # Detached: the weight says which pixels count, and must not be learned to be small.
     unsure = (SHARPNESS * (1 - torch.exp(-losses.detach()))).exp()
     return (weights * unsure * losses).sum() / (weights > 0).sum().clamp(min=1)
 
@@ -128,6 +130,7 @@ class Criterion(nn.Module):
     def _single(
         self, term: Term, output: Tensor, label: Tensor, maps: Mapping[str, Tensor]
     ) -> Tensor:
+        # Half precision has too few digits for the logarithm of a sum over classes.
         output = output.float()
         if term.kind == "probabilities":
             output = output.clamp(min=SMALLEST).log()
@@ -188,6 +191,7 @@ class Criterion(nn.Module):
 
 
 def _shrink(label: Tensor, output: Tensor) -> Tensor:
+    # nearest-exact: PyTorch's plain nearest takes the upper left pixel, half a cell off.
     small = F.interpolate(label[:, None].float(), output.shape[-2:], mode="nearest-exact")
     return small[:, 0].long()
 
@@ -206,6 +210,7 @@ def cross_entropy(
     if mean == "pixels" or weights is None:
         counted = (label != IGNORE).sum()
     else:
+        # Padded with zeros up to 255, so that pixels that do not count weigh nothing.
         counted = F.pad(weights, (0, IGNORE + 1 - len(weights)))[label].sum()
     return total / mean_over_processes(counted.to(total.dtype)).clamp(min=1e-6)
 
@@ -246,10 +251,12 @@ def dice(logits: Tensor, label: Tensor, smooth: float = 1.0) -> Tensor:
     index = label.masked_fill(~valid, 0)
     probability = logits.softmax(dim=1) * valid[:, None]
     true = probability.gather(1, index[:, None])
+    # By index_add, since a one-hot label would take as much memory as the logits.
     none = logits.new_zeros(logits.shape[1])
     overlap = none.index_add(0, index.flatten(), true.flatten())
     present = none.index_add(0, index.flatten(), valid.to(none.dtype).flatten())
     score = (2 * overlap + smooth) / (probability.sum(dim=(0, 2, 3)) + present + smooth)
+    # Times 0 where no class is present, so that the graph has a gradient in every process.
     return 1 - score[present > 0].mean() if (present > 0).any() else probability.sum() * 0
 
 

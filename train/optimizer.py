@@ -33,6 +33,7 @@ def make_optimizer(model: Network, options: Optimizer) -> torch.optim.Optimizer:
         decay = options.weight_decay * group.decay
         if parameter.ndim == 1 and not options.decay_all:
             decay = 0.0
+        # By our own names here: every family calls it `backbone`, references do not.
         rate = group.rate * (options.backbone if name.startswith("backbone.") else 1.0)
         if parameter.requires_grad:
             groups.setdefault((decay, rate), []).append(parameter)
@@ -103,8 +104,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 class Average:
     """Exponential moving average of a model's weights and norm statistics.
 
-    The decay grows from 0.1 towards `decay` in the first updates, so that the random start is
-    forgotten.
+    The decay grows to `decay` from 2/11 in the first updates.
     """
 
     def __init__(self, model: Network, decay: float):
@@ -115,9 +115,11 @@ class Average:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         self.updates += 1
+        # Small at first, so that the random start is forgotten.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         ours, theirs = list(values(self.model)), list(values(model))
         floating = [a.is_floating_point() for a in ours]
+        # All tensors in one call, not one small operation each.
         torch._foreach_lerp_(
             [a for a, f in zip(ours, floating, strict=True) if f],
             [b for b, f in zip(theirs, floating, strict=True) if f],

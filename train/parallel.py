@@ -76,6 +76,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         count = x.numel() // x.shape[1] * distributed.get_world_size()
         total: Tensor = SumOverProcesses.apply(sums)  # type: ignore[no-untyped-call]
         mean, square = (total / count).unbind()
+        # Rounding may leave a variance just below 0.
         variance = (square - mean.square()).clamp(min=0)
         self._follow(mean.detach(), variance.detach(), count)
         scale = self.weight * (variance + self.eps).rsqrt()
@@ -91,6 +92,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         assert self.momentum is not None
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
+        # PyTorch's norms keep the unbiased variance, and normalize by the biased one.
         self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
 
 
@@ -101,6 +103,7 @@ def share_norms(model: nn.Module) -> nn.Module:
         return convert(model)
     for module in model.modules():
         for name, child in module.named_children():
+            # Not a subclass, which may norm otherwise.
             if type(child) is nn.BatchNorm2d:
                 setattr(module, name, _share_norm(child))
     return model

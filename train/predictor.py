@@ -117,6 +117,8 @@ class Predictor:
             )
             view = resize(image, own)
             if own != (height, width):
+                # Black before normalizing, as the artifact's frame is; zeros after it would be the
+                # mean color.
                 black = normalize(image.new_zeros(1, height, width, 3), self.network.info)
                 black[..., : own[0], : own[1]] = view
                 view = black

@@ -78,6 +78,7 @@ def round_layers(network: Network, size: tuple[int, int]) -> list[str]:
         if type(layer) not in ROUNDED or name in left:
             continue
         reach = torch.zeros((), device=next(layer.parameters()).device)
+        # Not in the state dict: weights stay loadable where nothing is rounded.
         layer.register_buffer("reach", reach, persistent=False)
         layer.__class__ = ROUNDED[type(layer)]  # as PyTorch's parametrizations do
         names.append(name)
@@ -118,6 +119,7 @@ def _follow(reach: Tensor, x: Tensor) -> None:
     values = x.flatten()
     values = values[:: len(values) // SAMPLE | 1].abs()  # an even step would meet few columns
     new = values.topk(max(1, round(BEYOND * len(values)))).values[-1].float()
+    # 0: nothing seen yet, so the first batch sets the range.
     reach.copy_(torch.where(reach > 0, reach.lerp(new, PACE), new))
 
 
@@ -132,8 +134,8 @@ def _exported_layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str,
 def position_layers(network: Network, size: tuple[int, int]) -> set[str]:
     """Names of the layers whose results are positions that grid_sample reads at.
 
-    Found in the gradient's graph of a shadow without data, the way `export.candidates` finds them
-    in ONNX.
+    Found in the gradient's graph of a copy without data, as `export.graph.find_positions` finds
+    them in ONNX.
     """
     shadow = copy_to_meta(network)
     makers: dict[Any, str] = {}
@@ -149,6 +151,7 @@ def position_layers(network: Network, size: tuple[int, int]) -> set[str]:
             layer.register_forward_hook(note(name))
     logits = shadow(torch.zeros(1, 3, *size, device="meta", requires_grad=True))
     samplers = [node for node in _before([logits.grad_fn]) if "GridSampler" in node.name()]
+    # The second input of grid_sample.
     grids = [node.next_functions[1][0] for node in samplers]
     return {makers[node] for node in _before(grids, until=makers) if node in makers}
 

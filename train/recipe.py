@@ -253,6 +253,7 @@ def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
         base = _read(find_recipe(content.pop("base"), beside=path.parent))
         if "base" in base:
             raise RecipeError(f"{path}: its base has a base of its own: one step is the limit")
+        # `also` is of the base: its further variants need not fit what this recipe changes.
         content = merge({key: value for key, value in base.items() if key != "also"}, content)
     for change in changes:
         content = merge(content, _parse_change(change))

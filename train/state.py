@@ -110,8 +110,10 @@ def start_backbone(network: Network, path: Path) -> Started:
     state = _plain_names(unwrap_state_dict(read_checkpoint(path), str(path)))
     own = {k: v for k, v in network.state_dict().items() if k.startswith("backbone.")}
     own = {k: v for k, v in own.items() if not k.endswith(COMPUTED)}
+    # Whatever prefix fits the most: classification checkpoints have none, others one of these.
     fits = max((_fitting(state, own, network, p) for p in PREFIXES), key=len)
     left = tuple(key for key in own if key not in fits)
+    # A stem and norms of equal shape fit by chance.
     if 2 * len(fits) < len(own):
         raise CheckpointError(
             f"{path} holds {len(fits)} of the {len(own)} entries of {network.info.name}'s backbone "
@@ -150,6 +152,7 @@ class SaveError(OSError):
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Raises SaveError, for a full disk say, and leaves an older file at `path` as it was."""
+    # In memory first: a full disk then leaves the older state whole.
     content = io.BytesIO()
     torch.save(state, content)
     try:

@@ -34,6 +34,7 @@ def submit(
     table[: len(data.classes)] = data.classes.label_ids
     archive.parent.mkdir(parents=True, exist_ok=True)
     partial = archive.with_name(f".{archive.name}.partial")
+    # Stored: PNGs are packed already.
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
         for index in range(len(data)):
             labels = segment(data[index].image)

@@ -68,6 +68,7 @@ def _open_artifact(model: str, device: str | None) -> Iterator[TeacherModel]:
             )
 
         def score(frame: np.ndarray) -> np.ndarray:
+            # Labels and logits come of one call; only the logits are of use here.
             segmenter(frame)
             logits = segmenter.backend.logits()
             assert logits is not None
@@ -79,5 +80,6 @@ def _open_artifact(model: str, device: str | None) -> Iterator[TeacherModel]:
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
     """logits (K, h, w) float32 -> probabilities."""
+    # Less the maximum, so that no power overflows.
     powers = np.exp(logits - logits.max(axis=0, keepdims=True))
     return np.asarray(powers / powers.sum(axis=0, keepdims=True))

@@ -124,6 +124,7 @@ class Run:
         self.network = build(recipe.model, len(self.data.classes), **recipe.options).train()
         self.network.info.check_size(*recipe.augment.crop)
         self.started = start_network(self.network, recipe)
+        # After the start: a checkpoint is of plain layers.
         self.rounded = round_layers(self.network, recipe.augment.crop) if recipe.quantize else []
         channels_last(self.network.to(place.device))
         self.average = Average(self.network, recipe.ema) if recipe.ema else None
@@ -212,6 +213,8 @@ class Run:
                     if log:
                         log.write(self.iteration, val=result.as_dict())
                     seconds, losses = time.perf_counter(), []
+                # Together: a signal may have reached one process alone, and the others would wait
+                # for it.
                 stopping = any_process(stop.wanted, self.place)
                 if stopping or self.iteration % recipe.save_every == 0:
                     self.save()
@@ -260,6 +263,7 @@ class Run:
 
     def step(self, batches: Iterator[Batch]) -> float:
         """One update from `accumulate` batches; returns their mean loss."""
+        # Anew for every iteration: dropout then needs no state to resume from.
         torch.manual_seed(self._seed())
         set_learning_rate(self.optimizer, self.rate)
         total, count = 0.0, self.recipe.accumulate
@@ -267,6 +271,7 @@ class Run:
             with self._gradients_shared(last=number == count):
                 total += self._backward(self._next(batches)) / count
         if self.recipe.optimizer.clip is not None:
+            # The bound is on true gradients, not on those scaled for float16.
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optimizer.clip)
         self.scaler.step(self.optimizer)
@@ -277,8 +282,9 @@ class Run:
         return total
 
     def _seed(self) -> int:
-        """Of this iteration in this process, so that dropout needs no state on resume."""
+        """Of this iteration in this process."""
         place = self.place
+        # A prime factor, so that neighboring seeds do not share iterations.
         return self.recipe.seed * 1_000_003 + self.iteration * place.processes + place.process
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
@@ -319,6 +325,7 @@ class Run:
         recipe, network = self.recipe, self.network
         if self.average:
             network = self.average.model
+            # The average copies weights; ranges are buffers outside of the state dict.
             set_ranges(network, get_ranges(self.network))
         segment = Predictor(
             network,
@@ -327,6 +334,7 @@ class Run:
             precision=recipe.precision,
             fit=recipe.val_fit,
         )
+        # Interleaved, so that each process gets every kind of frame.
         mine = range(self.place.process, len(self.val), self.place.processes)
         result = evaluate_frames(segment, self.val, mine)
         self.network.train()
