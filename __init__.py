@@ -97,6 +97,7 @@ def __getattr__(name: str) -> Any:
     # one of their modules is imported. So that the order of imports changes nothing, the names
     # always mean the packages, and those can be called (see `_package.py`).
     value = shelf if name == _SHELVES[name] else getattr(shelf, name)
+    # Kept, so that Python asks here only once.
     globals()[name] = value
     return value
 

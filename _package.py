@@ -19,6 +19,7 @@ class CallablePackage(ModuleType):
 
     @property
     def __signature__(self) -> inspect.Signature:
+        # What `help(rtseg.export)` shows.
         return inspect.signature(self._main)
 
     @property

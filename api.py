@@ -151,6 +151,7 @@ def open_labeler(
     if looks and (artifact or backend or isinstance(model, Segmenter)):
         raise UsageError("an artifact runs as exported: leave out --size, --scale, --flip, ...")
     if not artifact and weights is None and classes is None and class_map is None:
+        # A bare name stands for several weights: those for the data's own classes are meant.
         classes = shipped_for(model, expected)
     with ExitStack() as opened:
         segment: Segment

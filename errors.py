@@ -35,6 +35,7 @@ class RtsegError(Exception):
     exit_code = 1
 
 
+# Python's own classes too, here and below, for code that catches those.
 class UsageError(RtsegError, ValueError):
     """A name, a value or a file that cannot be used as asked; nothing was written."""
 

@@ -73,6 +73,7 @@ class Table:
     def csv(self) -> str:
         """RFC 4180, header first, without the title."""
         text = io.StringIO()
+        # RFC 4180 says CRLF, which diffs and shells trip over.
         csv.writer(text, lineterminator="\n").writerows([self.header, *self._cells()])
         return text.getvalue()
 
@@ -114,6 +115,7 @@ class Table:
         if self.title:
             yield Text(self.title, style="italic")
         for line, style in self._lay_out(options.max_width):
+            # Laid out already: rich would wrap again, in the middle of names.
             yield Text(line, style=style, no_wrap=True, overflow="ignore")
         yield Text("")
 
@@ -158,6 +160,7 @@ class Table:
         widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
         excess = sum(widths) + GAP * (len(widths) - 1) - width
         flexible = [i for i, name in enumerate(self.header) if name in self.words]
+        # The widest column gives first.
         for place in sorted(flexible, key=lambda i: -widths[i]):
             longest = max(map(len, " ".join(row[place] for row in rows).split()), default=0)
             taken = min(max(excess, 0), max(0, widths[place] - max(NARROWEST, longest)))

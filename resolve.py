@@ -42,6 +42,7 @@ BEST_TO_LOOK_AT, BEST_TO_DRIVE = "csfcn_tiny", "csfcn_nano"
 def is_artifact(what: str | os.PathLike[str]) -> bool:
     """Whether `what` names a file that a runtime loads: not a variant, nor a bare checkpoint."""
     path = Path(what)
+    # The one ending that both have: weights with a card are an artifact, without one a checkpoint.
     if path.suffix == ".safetensors":
         try:
             read_card(path)
@@ -252,6 +253,7 @@ def cached_export(
         )
     folder = export_cache(model)
     if precision == "int8":
+        # By the folder's path alone: frames are not read to look a file up.
         folder /= f"int8-{hashlib.sha256(str(Path(str(calib)).resolve()).encode()).hexdigest()[:8]}"
     stem = f"{model.network.info.name}_{size[0]}x{size[1]}_{precision}"
     targets = {backend: _target_for(backend) for backend in backends}
@@ -288,6 +290,7 @@ def export_cache(model: Model) -> Path:
     exports = writable_cache("bench")
     prefix = f"{model.network.info.name}-{digest(model.network)[:16]}-"
     folder = exports / f"{prefix}{__version__}-{_code_digest()[:8]}"
+    # Or a working copy would fill the cache with every edit.
     for stale in exports.glob(f"{prefix}*"):
         if stale != folder:
             shutil.rmtree(stale, ignore_errors=True)

@@ -106,6 +106,7 @@ def remove_leftovers(package: Path) -> None:
 setup(
     cmdclass={"editable_wheel": Editable},
     name="rtseg",
+    # Read, not imported: the package's requirements are not there yet.
     version=re.search(r'__version__ = "(.+)"', (HERE / "__init__.py").read_text()).group(1),
     description="Street-scene segmentation networks, exported, proven, measured and driven",
     long_description=long_description(HOME),
@@ -126,6 +127,7 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.10,<3.14",
+    # The repository's root is the package.
     package_dir={"rtseg": "."},
     packages=["rtseg"]
     + [

@@ -149,6 +149,7 @@ def _usable_cpus() -> list[int]:
 def _quota() -> int | None:
     """Cores' worth of time that a container grants, rounded up, where it grants less than all."""
     quota, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
+    # Rounded up: half a core still is a thread.
     return -(-int(quota) // int(period)) if quota.isdigit() and period.isdigit() else None
 
 
@@ -295,6 +296,8 @@ class UsageLog:
 
     def add(self, at_s: float, workers: Sequence[int]) -> None:
         if len(self.samples) >= self.MOST:
+            # Every second one goes and the pace halves: evenly spread over the run, however long it
+            # is.
             self.samples = self.samples[::2]
             self._every_s *= 2
         own = read_usage()
@@ -332,10 +335,12 @@ def _hand_back() -> None:
     """Free memory goes back to the system, and the peak starts anew, where Linux lets us."""
     if sys.platform != "linux":
         return
+    # glibc's; other libraries have none.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
     with contextlib.suppress(OSError):
+        # 5 resets the peak of the resident set.
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -408,6 +413,7 @@ def _visible(found: Sequence[Gpu], wanted: str | None) -> list[Gpu]:
             for gpu in found
             if name == str(gpu.index) or (name.startswith("GPU-") and gpu.uuid.startswith(name))
         ]
+        # None, or a prefix that several begin with: CUDA shows the GPUs before it, and no more.
         if len(fits) != 1:
             break
         chosen.append(replace(fits[0], index=len(chosen)))

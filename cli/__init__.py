@@ -9,6 +9,7 @@ def main() -> None:
     """Run the command line on `sys.argv`."""
     if (hidden := hidden_by()) is not None:
         sys.exit(f"rtseg: {hidden} was left by an older version and hides this one: delete it")
+    # Only now: with such a folder in front, any import of ours would fail with a misleading name.
     from .app import main
 
     main()

@@ -42,6 +42,7 @@ def stderr() -> Console:
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
+    # rich takes 80 columns for a pipe, and would break what `grep` and `less -S` read.
     fixed = None if stream.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
     return Console(file=stream, width=fixed)
 
@@ -51,6 +52,7 @@ def show(as_text: str, table: Any, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(as_text.rstrip() + "\n")
     else:
+        # rich would color numbers and paths of its own accord.
         stdout().print(table, soft_wrap=isinstance(table, str), highlight=False)
 
 
@@ -142,12 +144,15 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 def start_log(level: str, as_json: bool) -> None:
     """The package's log on stderr, and its warnings as lines of their own."""
+    # stderr: stdout is the result's, which other programs read.
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines() if as_json else _Lines())
     logger = logging.getLogger("rtseg")
     logger.handlers = [handler]
     logger.setLevel(level.upper())
+    # Ray and others set up the root logger, which would print every line again.
     logger.propagate = False
+    # A warning's file and source line say nothing to whoever typed a command.
     warnings.showwarning = _show_warning
 
 

@@ -31,6 +31,7 @@ class Command(TyperCommand):
                 kind = "Arguments" if param.param_type_name == "argument" else "Options"
                 group = getattr(param, "rich_help_panel", None) or kind
                 groups.setdefault(group, []).append(record)
+        # Sorting is stable: other groups keep the order of their first options.
         for group in sorted(groups, key=lambda name: (name != "Arguments", name != "Options")):
             with formatter.section(group):
                 formatter.write_dl(groups[group])
@@ -45,6 +46,7 @@ def _split(text: str) -> tuple[str, list[str]]:
     examples: list[str] = []
     for line in lines[first:]:
         if examples and examples[-1].endswith("\\"):
+            # A shell line that goes on after a backslash is one example.
             examples[-1] = examples[-1][:-1].rstrip() + " " + line.strip()
         elif line.strip():
             examples.append(re.sub(r"\s+", " ", line.strip()))

@@ -52,6 +52,7 @@ def _paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     folder, start = (Path(incomplete), "") if incomplete.endswith("/") else (
         Path(incomplete).parent, Path(incomplete).name
     )  # fmt: skip
+    # Nothing typed yet: names are shown, not all files of the current folder.
     if not incomplete or not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if path.name.startswith(start))

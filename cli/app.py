@@ -34,6 +34,7 @@ from .train import train
 
 app = typer.Typer(
     no_args_is_help=True,
+    # typer would box tracebacks and print local variables, whole arrays among them.
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings=CONTEXT,
@@ -100,6 +101,7 @@ def main() -> None:
     try:
         arguments = _take_common(sys.argv[1:])
         app(args=arguments, prog_name="rtseg")
+    # An absent package of an extra is a line; any other module that is not found is a bug.
     except ModuleNotFoundError as error:
         from ..runtime.packages import explain_import
 
@@ -111,6 +113,7 @@ def main() -> None:
     except OSError as error:
         fail(error, 1, debug)
     except KeyboardInterrupt:
+        # As shells have it: 128 plus the number of SIGINT.
         sys.exit(130)
 
 
@@ -134,6 +137,7 @@ def _take_common(arguments: list[str]) -> list[str]:
         elif word != "--debug":
             left.append(word)
     command = next((word for word in left if not word.startswith("-")), "")
+    # Here and not in a command: what is loaded before it may log as well.
     start_log(level or ("info" if command in TOLD else "warning"), command in JSON_LOGS)
     return left
 

@@ -55,6 +55,7 @@ class _Protocols(TyperGroup):
     """`rtseg bench MODEL` means `rtseg bench latency MODEL`; `--protocol P` names another."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        # `bench` was one command once, and its plain form stays.
         if args and args[0] not in (*self.commands, "-h", "--help"):
             args = _named_first(args)
         return super().parse_args(ctx, args)
@@ -193,6 +194,7 @@ def protocol(run: Callable[..., Any]) -> Callable[..., Any]:
     measured, own, shown = (
         {
             name: parameter.replace(
+                # Annotations are strings here (`from __future__`), and typer reads the objects.
                 annotation=eval(parameter.annotation, globals()),
                 kind=inspect.Parameter.KEYWORD_ONLY,
             )
@@ -211,6 +213,7 @@ def protocol(run: Callable[..., Any]) -> Callable[..., Any]:
     parameters = measured | own | shown
     command.__doc__ = run.__doc__
     command.__annotations__ = {name: each.annotation for name, each in parameters.items()}
+    # typer reads the signature: this is how one function has the options of three.
     vars(command)["__signature__"] = inspect.Signature(list(parameters.values()))
     name = run.__name__.replace("_", "-")
     app.command(name, cls=Command, context_settings=CONTEXT)(command)

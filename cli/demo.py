@@ -113,6 +113,7 @@ def demo(
         look = Look(camera, opacity, width)
         if color_blind:
             look = Look(camera, opacity, width, color_blind_safe)
+        # 0: of unknown length, so that the bar shows no share.
         total = min(frames.count, limit or frames.count) or None
         with steps("demo", total) as advance:
             summary = run(frames, segmenters, out, look, fps, limit, advance)

@@ -133,10 +133,12 @@ def drive(
         artifacts = [
             resolve_artifact(each, backend=backend, device=device, progress=step) for each in models
         ]
+        # On the CPU, since what it stands in for is the GPU as a rule.
         spare = fallback and resolve_artifact(fallback, device="cpu", progress=step)
     task = build_artifact_task(artifacts, backend, device, wishes)
     card = read_card(artifacts[0])
     sinks: list[Any] = open_sinks(to or [], card, blend, rate)
+    # Counted from here: models are exported by now, which may take minutes.
     plan = FaultPlan(read_plan(inject), time.monotonic_ns()) if inject else None
     if plan is not None:
         frames, task = FaultySource(frames, plan), with_faults(task, plan)
@@ -154,6 +156,7 @@ def drive(
         fallback=spare,
         limits=limits,
         every_frame=every_frame,
+        # A number is a port: a file of that name is written as ./8080.
         health=int(health) if health and health.isdecimal() else health,
         health_host=health_host,
         realtime=wishes,

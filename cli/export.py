@@ -144,6 +144,7 @@ def export(
                 frames=scenes,
                 keep=keep,
                 progress=step,
+                # What was not asked for is left out, so that the function's own defaults count.
                 **{name: tuple(value) for name, value in wanted.items() if value},
             )
         show(json.dumps([row.as_dict() for row in rows], indent=2), build_table(rows), as_json)

@@ -47,7 +47,8 @@ def listed() -> list[dict[str, Any]]:
 def one(name: str) -> dict[str, Any]:
     """`models.zoo.describe_fully` of a variant, with the names of its `recipes`.
 
-    Raises ValueError for a name that is none.
+    Raises:
+        UsageError: if there is no such variant.
     """
     from ..models.zoo import describe_fully
 
@@ -57,6 +58,7 @@ def one(name: str) -> dict[str, Any]:
 
 def _recipes() -> dict[str, list[str]]:
     """{variant: recipes}; {} where what reads them is not installed."""
+    # PyYAML comes with the training extra: without it the zoo is listed all the same.
     if importlib.util.find_spec("yaml") is None:
         return {}
     from ..train.recipe import recipes_by_variant

@@ -53,6 +53,7 @@ def pareto(
     from ..speed.pareto import pareto as run
 
     data = open_dataset(dataset, root, split, classes)
+    # Weights for the data's classes where such ship; the bare name may mean others.
     fitting = shipped_for(model, data.classes) if weights is None and classes is None else None
     source = load_source(model, weights, classes or fitting)
     check_classes(source.classes.names, data.classes)

@@ -51,6 +51,7 @@ class CameraView:
     def lane_columns(self, row: int, width: int) -> slice:
         """Of the vehicle's own lane, straight ahead, in that row."""
         half = self.lane_m / 2 * self.focal_px / self.distance_m(row)
+        # One column at least: far away the lane is narrower than a pixel.
         return slice(max(0, round(width / 2 - half)), min(width, round(width / 2 + half)) or 1)
 
 
@@ -74,6 +75,7 @@ def free_space_m(labels: NDArray[np.uint8], view: CameraView, drivable: Collecti
     height, width = labels.shape
     road = np.isin(labels, list(drivable))
     free_m = 0.0
+    # Upwards from the bumper. Ten rows below the horizon a row spans a tenth of its distance.
     for row in range(height - 1, max(-1, int(view.horizon_row) + 10), -1):
         if road[row, view.lane_columns(row, width)].mean() < FREE_SHARE:
             break

@@ -42,6 +42,7 @@ def plan(frame: tuple[int, int], models: int, camera: bool, opacity: float, widt
     """The layout for frames of (height, width), at most `width` pixels wide: up to three panels in
     a row, four in a square."""
     panels = models + camera
+    # Four make a square; three and one would leave a gap.
     columns = 2 if panels == 4 else min(panels, 3)
     wide = min(frame[1], (width - GAP * (columns - 1)) // columns)
     tall = max(2, round(frame[0] * wide / frame[1]))
@@ -83,6 +84,7 @@ def _stamp(panel: Picture, title: str, readout: str) -> None:
     width = max(text_width(text, size, weight) for text, weight in lines) + size
     height = round(len(lines) * size * 1.3 + size * 0.5)
     ground = panel[:height, :width]
+    # Darkened, not black: what is behind stays visible, and white letters stand out.
     ground[:] = ground // 4
     for number, (text, weight) in enumerate(lines, start=1):
         write_text(panel, text, (size // 2, round(number * size * 1.3)), size, weight=weight)

@@ -89,8 +89,10 @@ class LivePage:
             newest = self._newest
             if newest is None or not self._is_news(frame_id):
                 return None
+        # The page keeps to the rule of all sinks: a mask that is too old is not shown.
         if time.monotonic_ns() > newest.expires_ns:
             return None
+        # Encoded once for all viewers: the first one does it, the others wait.
         with self._encoding:
             if self._picture is None or self._picture.facts["frame_id"] != newest.frame_id:
                 self._picture = encode(newest)
@@ -154,6 +156,7 @@ def histogram(ages_ms: list[float], deadline_ms: float | None) -> dict[str, Any]
     """Counts in `BINS` bins, to twice the deadline or the largest value; the last bin is open."""
     top = 2 * deadline_ms if deadline_ms else max([*ages_ms, 10.0])
     edges = np.linspace(0, top, BINS + 1)
+    # Later ones count in the last bin rather than not at all.
     counts, _ = np.histogram(np.minimum(ages_ms, top), edges)
     return {
         "edges_ms": edges.round(3).tolist(),
@@ -166,6 +169,7 @@ def encode(result: Result) -> Picture:
     """A result at most `WIDEST` pixels wide."""
     image, labels = _fit_width(result.image, result.labels)
     jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    # Label maps pack well at any level, and a viewer waits for this.
     fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
     png = cv2.imencode(".png", labels, fast)[1].tobytes()
     facts = {

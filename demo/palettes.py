@@ -35,6 +35,7 @@ def color_blind_safe(classes: ClassSet) -> ClassSet:
     """The same classes in colors that stay apart with any kind of color vision, each as near to
     the class's own color as that allows."""
     grid = np.stack(np.meshgrid(STEPS, STEPS, STEPS, indexing="ij"), axis=-1).reshape(-1, 3)
+    # The widest gap that leaves every class a color; fewer classes lie further apart.
     for gap in GAPS:
         if chosen := _choose(classes, grid, gap):
             break
@@ -55,6 +56,7 @@ def _choose(classes: ClassSet, grid: NDArray[np.int64], gap: float) -> list[int]
             return None
         likeness = np.linalg.norm(seen[:, 0] - own[number, 0], axis=-1)
         chosen.append(int(np.argmin(np.where(free, likeness, np.inf))))
+        # In the vision that tells the two apart the least.
         distance = np.linalg.norm(seen - seen[chosen[-1]], axis=-1).min(axis=-1)
         free &= distance > gap
     return chosen

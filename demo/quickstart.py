@@ -61,6 +61,7 @@ def run(
     sizes = choose_sizes(source, pictures[0][1].shape)
     artifacts = _export(source, sizes, pictures, folder / "artifacts", step)
     step("measuring")
+    # The forms made for this machine; ONNX files only where there are none.
     runnable = [str(a.path) for a in artifacts if a.target != "onnx" and check(a.path).ok]
     runnable = runnable or [str(a.path) for a in artifacts if a.target == "onnx"]
     speed = bench(

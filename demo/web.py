@@ -89,6 +89,7 @@ class Guard:
         self.app, self.token, self.any_host = app, token, any_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # No web sockets, and no start-up messages of the server.
         if scope["type"] != "http":
             return
         answer = self._refusal(scope) or self._welcome(scope)
@@ -126,6 +127,7 @@ class Guard:
         return self._equal(given[0])
 
     def _equal(self, given: str) -> bool:
+        # In constant time, so that a token cannot be guessed letter by letter.
         return hmac.compare_digest(given.encode(), (self.token or "").encode())
 
     def _welcome(self, scope: Scope) -> Response | None:
@@ -133,6 +135,7 @@ class Guard:
         if self.token is None or scope["path"] != "/" or not self._in_query(scope):
             return None
         answer = Response(status_code=303, headers={"Location": "./"})
+        # Out of reach of scripts, and not sent along by other sites.
         answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
         return answer
 
@@ -239,6 +242,7 @@ def serve_drive(
         The drive's report.
     """
     page = LivePage.of(artifacts[0], deadline_ms)
+    # For viewers, not planners: later masks are shown too, and counted as missed.
     limits = DriveLimits(max_age_ms=max(500.0, 5 * deadline_ms), deadline_ms=deadline_ms)
     frames = open_drive_source(source, rate_hz, loops=not is_camera(source), topic=topic)
     drive = Drive(frames, artifacts, [page], limits=limits, backend=backend, device=device)

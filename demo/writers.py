@@ -210,6 +210,7 @@ class Window:
     def _key(self) -> int:
         """What is pressed until the next picture is due."""
         now = time.monotonic()
+        # From the last due time, not from now: what a picture took is not added to its pause.
         self.next_s = max(now, self.next_s) + self.period_s
         return self._pressed(max(1, round(1000 * (self.next_s - self.period_s - now))))
 

@@ -94,6 +94,7 @@ def fleet(
     options = options or FleetOptions()
     if options.form not in FORMS:
         raise UsageError(f"labels are written as {' or '.join(FORMS)}, not {options.form!r}")
+    # Workers have current folders of their own.
     artifact, out = artifact.absolute(), out.absolute()
     card = read_card(artifact)
     job = {"model": artifact.name, "weights": card.weights, "form": options.form}
@@ -121,6 +122,8 @@ def local_opener(artifact: Path, options: FleetOptions) -> Opener:
 def start_ray(options: FleetOptions) -> Iterator[int]:
     """Ray, here or joined; gives the number of workers. A Ray that this process is part of already
     is used, and left as it is."""
+    # Else Ray empties CUDA_VISIBLE_DEVICES in workers that ask for no GPU, and warns that it will
+    # stop doing so.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")  # it would tell each step on stderr
     import ray
@@ -211,8 +214,10 @@ def _label_logs(
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Every frame knows its log and place: waiting for the order would leave workers idle.
     context.execution_options.preserve_order = False
     jobs = [{"log": log.name, "input": log.input} for log in logs]
+    # A block a log, so that logs are read side by side and a bad one ends alone.
     frames = ray.data.from_items(jobs, override_num_blocks=len(jobs)).flat_map(
         read_log, num_cpus=0.5
     )
@@ -223,6 +228,7 @@ def _label_logs(
         batch_format="numpy",
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(size=workers),
+        # A GPU's worker waits for it most of the time: cores are left to the readers.
         num_cpus=0 if options.gpus else 1,
         num_gpus=options.gpus or None,
     )

@@ -35,6 +35,7 @@ class DriveLog:
             facts = json.loads((out / self.name / REPORT).read_text())
         except (OSError, ValueError):
             return False
+        # Another artifact or form would mix labels of two kinds.
         return bool(facts.get("job") == job and facts.get("input") == self.input)
 
 
@@ -94,6 +95,7 @@ class LogProgress:
 
     def write(self, out: Path, job: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
         """The log's labels, if they are runs, and its report; gives the report."""
+        # Rows come in any order, from several workers.
         self.rows.sort(key=lambda row: row["index"])
         if not self.rows:
             self.error = "no frame could be read" + "".join(f"; {s}" for s in self.skipped[:1])

@@ -72,6 +72,7 @@ class Labeller:
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         rows = [{key: batch[key][i] for key in batch} for i in range(len(batch["log"]))]
+        # One by one: artifacts have batch 1, and frames of a batch may differ in size.
         answers = [self.answer(row) for row in rows]
         return {key: [answer[key] for answer in answers] for key in answers[0]}
 
