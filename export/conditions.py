@@ -57,12 +57,12 @@ def find_warnings(card: Card, proof: ProofFrames) -> list[str]:
         (height, width), (high, wide) = card.size, trained
         scale = (height * width / (high * wide)) ** 0.5
         aspect = (width * high) / (height * wide)
-        far = [f"{scale:.2g} times as large"] if not 1 / FAR_SCALE <= scale <= FAR_SCALE else []
-        far += ["of another aspect"] if max(aspect, 1 / aspect) > FAR_ASPECT else []
+        far = [f"{scale:.2g} times its scale"] if not 1 / FAR_SCALE <= scale <= FAR_SCALE else []
+        far += ["another aspect"] if max(aspect, 1 / aspect) > FAR_ASPECT else []
         if far:
             found.append(
-                f"{text_of(card.size)} is {' and '.join(far)} than the {text_of(trained)} of the "
-                "training: labels may be worse, which `rtseg eval` measures"
+                f"the network was trained at {text_of(trained)}, and {text_of(card.size)} is "
+                f"{' and '.join(far)}: labels may be worse, which `rtseg eval` measures"
             )
     # Drawn scenes have a light of their own, which says nothing about the user's frames.
     if proof.origin == "given":

@@ -118,8 +118,8 @@ def test_shipped_networks_are_used_at_the_size_of_their_training(nano: Model) ->
     [
         ((360, 480), None),
         ((360, 640), None),
-        ((512, 1024), "512x1024 is 1.7 times as large and of another aspect than the 360x480"),
-        ((176, 240), "176x240 is 0.49 times as large"),
+        ((512, 1024), "at 360x480, and 512x1024 is 1.7 times its scale and another aspect"),
+        ((176, 240), "176x240 is 0.49 times its scale"),
     ],
 )
 def test_a_size_far_from_the_trainings_is_told(
@@ -146,7 +146,7 @@ def test_the_proof_says_what_its_frames_were(nano: Model, tmp_path: Path) -> Non
     assert proof is not None
     assert (proof.frames, proof.frames_from, proof.frames_of) == (3, "given", 9)
     assert proof.warnings == artifact.warnings
-    assert "0.22 times as large" in proof.warnings[0]
+    assert "0.22 times its scale" in proof.warnings[0]
     assert "the proof's frames are far darker" in proof.warnings[1]
     assert "proven on 3 of 9 frames given" in list_notes(artifacts)
     assert "csfcn_nano_64x128_fp32: proof of onnx, frame 3 of 3" in steps

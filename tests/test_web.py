@@ -41,7 +41,7 @@ from rtseg.demo.web import WAIT_S, Server
 SIZE = (90, 160)
 DEADLINE_MS = 40.0
 WAIT_MS = 60_000
-ArtifactS = ROOT / "build" / "artifacts"
+ARTIFACTS = ROOT / "build" / "artifacts"
 
 
 def result(number: int, size: tuple[int, int] = SIZE, age_ms: float = 20.0) -> Result:
@@ -320,8 +320,8 @@ def test_the_page_lives(browser: Any, live: tuple[LivePage, Server, threading.Ev
     assert text("#state") == "running"
     assert text("#level") == "nano_90x160"
     assert tab.locator("#legend li").all_inner_texts() == list(CAMVID.names)
-    ArtifactS.mkdir(parents=True, exist_ok=True)
-    shot = tab.screenshot(path=ArtifactS / "live-page.png", full_page=True)
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    shot = tab.screenshot(path=ARTIFACTS / "live-page.png", full_page=True)
     assert len(shot) > 20_000
     assert troubles == []
 
