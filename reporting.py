@@ -6,7 +6,7 @@ import csv
 import html
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
+Progress = Callable[[str, float], None]  # what is being done, and the share of it done, 0..1
 GAP = 2  # spaces between a terminal's columns
 NARROWEST = 20  # characters that a column of words keeps before rows are stacked
 LATEX = {

@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import ArtifactError, MissingPackage, UsageError
+from .reporting import Progress
 from .runtime import Segmenter, load, read_card
 from .runtime.backends.backend import BACKENDS, default_backends, installed
 from .runtime.packages import writable_cache
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from .models.loading import Model
 
 Size = tuple[int, int]  # (height, width) in pixels
-Progress = Callable[[str, float], None]  # (what is being done, share done)
 logger = logging.getLogger("rtseg")
 
 ROOT = Path(__file__).parent
@@ -129,7 +129,7 @@ def resolve_artifact(
     size: Size | None = None,
     backend: str | None = None,
     device: str | None = None,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda step, share: None,
 ) -> Path:
     """The path of an artifact; of anything else, its export for this machine.
 
@@ -141,7 +141,7 @@ def resolve_artifact(
         size: (height, width) in pixels of the export; by default the one that it was trained at.
         backend: that shall run it; by default the fastest one here.
         device: "cpu" or "cuda[:N]".
-        progress: called with a line before each step of an export.
+        progress: of an export, is told what is being done, and the share of it done, 0..1.
 
     Raises:
         UsageError: no model is called so, or an artifact is asked for another size.
@@ -162,7 +162,7 @@ def resolve_artifact(
         size or model.trained_size,
         [chosen],
         graph_precision(device),
-        lambda step, share: progress(step),
+        progress,
     )
     return paths[chosen]
 
@@ -237,7 +237,7 @@ def cached_export(
         size: (height, width) in pixels.
         backends: which shall run it; a file each.
         precision: of the graph.
-        progress: called with each step and the share done.
+        progress: is told what is being done, and the share of it done, 0..1.
         calib: folder of frames that int8 is calibrated on.
 
     Raises:
@@ -267,7 +267,7 @@ def cached_export(
             precision,
             out=folder,
             calib=Calibration(calib) if precision == "int8" and calib else None,
-            progress=lambda step: progress(f"exporting {step}", 0.0),
+            progress=lambda step, share: progress(f"exporting {step}", share),
         )
     return paths
 

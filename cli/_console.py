@@ -99,16 +99,30 @@ def steps(
 
 @contextmanager
 def working() -> Iterator[Callable[..., None]]:
-    """A spinner on stderr; gives a function that says what is being done, and the share done."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    """A spinner on stderr; gives a function that says what is being done, and shows the share done
+    as a bar, once there is one."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        SpinnerColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+    from rich.text import Text
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    class Bar(BarColumn):
+        def render(self, task: Task) -> Any:
+            return super().render(task) if task.completed else Text()
+
+    text = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), text, Bar(bar_width=24), TimeElapsedColumn())
     with Progress(*columns, console=stderr(), transient=True) as progress:
-        task = progress.add_task("starting")
+        task = progress.add_task("starting", total=1.0)
 
-        def say(line: str, share: float | None = None) -> None:
-            done = "" if share is None else f" ({share:.0%})"
-            progress.update(task, description=f"{line}{done}")
+        def say(line: str, share: float = 0.0) -> None:
+            # A task that is full would stop its clock, and the next step begins anew.
+            progress.update(task, description=line, completed=min(share, 0.999))
 
         yield say
 

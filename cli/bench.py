@@ -34,6 +34,7 @@ from ._options import (
 )
 
 if TYPE_CHECKING:
+    from ..reporting import Progress
     from ..speed.bench import Setup
     from ..speed.config import BenchConfig
     from ..speed.result import Report
@@ -90,8 +91,8 @@ app = typer.Typer(
 class Start:
     """Sets a benchmark up with the shared options and the changes that a protocol makes."""
 
-    def __init__(self, options: dict[str, Any], step: Callable[[str], None]):
-        self.options, self.step = options, step
+    def __init__(self, options: dict[str, Any], progress: Progress):
+        self.options, self.progress = options, progress
 
     def config(self, **changes: Any) -> BenchConfig:
         from ..speed.config import BenchConfig
@@ -102,9 +103,6 @@ class Start:
         from ..speed.bench import set_up
 
         return set_up(self.config(**changes), self.progress)
-
-    def progress(self, line: str, share: float) -> None:
-        self.step(f"{line} ({share:.0%})")
 
 
 def _measured(

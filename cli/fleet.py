@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from ._console import JobFailed, note, show
+from ._console import JobFailed, show, working
 from ._options import Backend, Device, Json, OneModel, in_group
 
 WORKERS = "Workers"
@@ -52,7 +52,8 @@ def fleet(
     from ..reporting import Table
     from ..resolve import resolve_artifact
 
-    artifact = resolve_artifact(model, backend=backend, device=device, progress=note)
+    with working() as step:
+        artifact = resolve_artifact(model, backend=backend, device=device, progress=step)
     options = FleetOptions(form, workers, batch, address, backend, device, gpus)
     loop = single_process(inputs, artifact, options, compare) if compare else None
     summary = run(inputs, artifact, out, options)

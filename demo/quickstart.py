@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ..export import Artifact, export
 from ..export.artifacts import build_table
 from ..export.export import TARGETS
 from ..models.loading import Model, load_model
+from ..reporting import Progress
 from ..runtime import load
 from ..runtime.backends.backend import installed
 from ..runtime.preflight import check
@@ -30,7 +30,6 @@ from ..speed.doctor import examine
 FRAMES = Path(__file__).with_name("frames")  # of a motorway; their license lies beside them
 SCALES = (2 / 3, 1, 4 / 3)  # of the training's size: no network is shown where it fails
 WIDTH = 640  # pixels of a picture in the report
-Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class QuickstartResult:
 
 
 def run(
-    folder: Path, model: str, frames: Path | None, seconds: float, step: Step
+    folder: Path, model: str, frames: Path | None, seconds: float, step: Progress
 ) -> QuickstartResult:
     """Export a network at three sizes, prove it, build engines, measure, and segment frames.
 
@@ -54,13 +53,13 @@ def run(
         seconds: of measuring for each table row.
         step: called with a line before each step.
     """
-    step("looking at this machine")
+    step("looking at this machine", 0.0)
     machine = examine()
     source = load_model(model)
     pictures = read_folder(frames or FRAMES)
     sizes = choose_sizes(source, pictures[0][1].shape)
     artifacts = _export(source, sizes, pictures, folder / "artifacts", step)
-    step("measuring")
+    step("measuring", 0.0)
     # The forms made for this machine; ONNX files only where there are none.
     runnable = [str(a.path) for a in artifacts if a.target != "onnx" and check(a.path).ok]
     runnable = runnable or [str(a.path) for a in artifacts if a.target == "onnx"]
@@ -68,10 +67,10 @@ def run(
         runnable,
         seconds=seconds,
         frames=[image for _, image in pictures],
-        progress=lambda line, share: step(f"measuring: {line}"),
+        progress=lambda line, share: step(f"measuring: {line}", share),
     )
     write_atomically(folder / "bench.json", speed.to_json().encode())
-    step("segmenting frames")
+    step("segmenting frames", 0.0)
     shown = _segment(pictures, _best(artifacts, sizes[1]), folder / "frames")
     tables = [machine.table(), build_table(artifacts), speed.table()]
     notes = _notes(source, frames, artifacts, folder)
@@ -97,7 +96,7 @@ def _export(
     sizes: list[tuple[int, int]],
     pictures: list[tuple[str, NDArray[np.uint8]]],
     out: Path,
-    step: Step,
+    step: Progress,
 ) -> list[Artifact]:
     """float32 graphs for CPUs, half precision for TensorRT; targets whose package is absent go."""
     common: dict[str, Any] = {

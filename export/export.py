@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..data.letterbox import Fit, check_fit
 from ..errors import ArtifactError, ExportError, ProofError
 from ..models import VARIANTS, Network, count, digest, save_checkpoint
 from ..models.loading import Model, load_model
+from ..reporting import Progress
 from ..runtime.artifact import Card, Precision, digest_of_tensors, read_card, sidecar
 from ..runtime.backends.backend import BACKENDS, installed
 from . import parity
@@ -47,7 +48,6 @@ TRITON = "triton"  # no target of its own: it serves ONNX files and engines
 ONNX_LIMIT = 2**31  # bytes; protobuf holds no more
 DRAWN = 3  # scenes, where no frames are given
 Size = tuple[int, int]  # (height, width) in pixels
-Progress = Callable[[str], None]
 logger = logging.getLogger("rtseg")
 
 
@@ -69,7 +69,7 @@ def export(
     compute_capability: Sequence[str] = (),
     label_kernel: bool = False,
     log: str = "warning",
-    progress: Progress = lambda step: None,
+    progress: Progress = lambda step, share: None,
 ) -> list[Artifact]:
     """Export a network at each size to each target, and prove every file.
 
@@ -98,7 +98,7 @@ def export(
         label_kernel: engines end before their last upsampling, and a GPU kernel beside them makes
             the labels; their names end in `_kernel`.
         log: level of the log of TensorRT's builder.
-        progress: called with a line before each step.
+        progress: is told what is being done, and the share of it done, 0..1.
 
     Raises:
         ExportError: before anything is written, for a bad size, target, precision, class set or
@@ -277,7 +277,7 @@ class _SizeExport:
     ):
         self.network, self.card, self.folder = model.network.eval(), card, folder
         self.stem = f"{card.model}_{text_of(card.size)}_{card.precision}"
-        self.step: Progress = lambda line: progress(f"{self.stem}: {line}")
+        self.tell: Progress = lambda line, share: progress(f"{self.stem}: {line}", share)
         self.graph: onnx.ModelProto | None = None
         self.faults: list[str] = []  # of the graph, whatever file it is written to
         self.costs: tuple[LayerCost, ...] = ()
@@ -287,9 +287,12 @@ class _SizeExport:
         )
         self.warnings += tuple(find_missing_classes(card, self.expected))
 
+    def step(self, line: str) -> None:
+        self.tell(line, 0.0)
+
     def _count(self, what: str) -> Progress:
         """A sign of life where frames make a step long."""
-        return lambda frame: self.step(f"{what}, {frame}")
+        return lambda frame, share: self.tell(f"{what}, {frame}", share)
 
     def make_graph(self, picked: CalibrationFrames | None) -> None:
         """Write the typed graph; an int8 one leaves its facts in the card."""
@@ -303,8 +306,8 @@ class _SizeExport:
         if self.graph.ByteSize() >= ONNX_LIMIT:
             raise ExportError(f"{self.stem} is above 2 GB, more than one ONNX file holds")
         if card.precision == "fp16":
-            self.step("headroom of float16")
-            self.faults = parity.find_overflow(self.graph, self.expected)
+            told = self._count("headroom of float16")
+            self.faults = parity.find_overflow(self.graph, self.expected, told)
         self._graph_path.write_bytes(self.graph.SerializeToString())
 
     @property
@@ -316,7 +319,7 @@ class _SizeExport:
 
         # From float32: float16's own rounding would be charged to int8.
         plain = to_onnx(self.network, self.card.size, "fp32", self.card.outputs)
-        made = quantize(plain, self.card, picked, self.expected, self.step)
+        made = quantize(plain, self.card, picked, self.expected, self.tell)
         self.card = self.card.model_copy(update={"int8": made.facts})
         self.costs = made.costs
         self.warnings += tuple(compare_calibration(self.card, picked, self.expected))

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ from ..data.scenes import scenes
 from ..errors import ProofError, UsageError
 from ..models import VARIANTS, build, count
 from ..models.loading import load_model
-from ..reporting import Table
+from ..reporting import Progress, Table
 from .export import export
 from .graph import DTYPES
 
@@ -110,7 +110,7 @@ def export_all(
     targets: Sequence[str] = DEFAULT_TARGETS,
     frames: int = 1,
     keep: bool = True,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda step, share: None,
 ) -> list[ZooRow]:
     """Export variants one at a time, those of few parameters first.
 
@@ -126,7 +126,7 @@ def export_all(
         targets: likewise.
         frames: drawn scenes to prove each on.
         keep: False deletes its files once they are in the table.
-        progress: called with a line before each row.
+        progress: is told what is being done, and the share of it done, 0..1.
 
     Returns:
         The wanted rows.
@@ -148,7 +148,7 @@ def export_all(
     for number, job in enumerate(jobs, 1):
         if job.name in held and held[job.name].answers(job):
             continue
-        progress(f"{number} of {len(jobs)}: {job.name}")
+        progress(f"{number} of {len(jobs)}: {job.name}", (number - 1) / len(jobs))
         held[job.name] = run_in_process(job, out, keep)
         # After every row: a run that is killed goes on from here.
         write_rows(out / TABLE, list(held.values()))

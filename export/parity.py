@@ -20,6 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ..data.classes import IGNORE
+from ..reporting import Progress
 from ..runtime.artifact import Card, Precision, Proof
 from ..runtime.backends.backend import BACKENDS, installed, open_backend
 from ..runtime.verify import Figures, compare, find_bars, find_faults, read_labels
@@ -47,6 +48,7 @@ class ParityResult:
     """One artifact run in one precision: "passed", "failed", or "not run" here, and why.
 
     Attributes:
+        frames: how many it was run on.
         agreement, band_agreement: share of pixels with the reference's label, in all and near
             borders between classes.
         miou, iou: overlap with PyTorch's labels, which is no accuracy.
@@ -60,6 +62,7 @@ class ParityResult:
     backend: str
     precision: Precision
     status: str
+    frames: int = 0
     agreement: float | None = None
     band_agreement: float | None = None
     miou: float | None = None
@@ -92,7 +95,7 @@ def prove_artifact(
     census: dict[str, int],
     bar: Precision | None = None,
     device: str = "cpu",
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda step, share: None,
     **options: Any,
 ) -> ParityResult:
     """Run an artifact on the reference's frames and hold it to a bar.
@@ -105,7 +108,7 @@ def prove_artifact(
         census: values that the file holds, by data type.
         bar: the precision whose bar counts, by default the artifact's own.
         device: of the backend.
-        progress: called with a line before each frame.
+        progress: is told what is being done, and the share of it done, 0..1.
         **options: of the backend.
     """
     precision = bar or card.precision
@@ -131,7 +134,12 @@ def prove_artifact(
     return result
 
 
-def prove_graph(graph: onnx.ModelProto, card: Card, expected: ReferenceOutputs) -> ParityResult:
+def prove_graph(
+    graph: onnx.ModelProto,
+    card: Card,
+    expected: ReferenceOutputs,
+    progress: Progress = lambda step, share: None,
+) -> ParityResult:
     """What `prove_artifact` would say of an ONNX graph that no file holds yet."""
     from .graph import census, with_scores
 
@@ -149,7 +157,7 @@ def prove_graph(graph: onnx.ModelProto, card: Card, expected: ReferenceOutputs) 
         assert read is not None
         return read.argmax(0).astype(np.uint8), read
 
-    _compare_frames(result, card, expected, answer)
+    _compare_frames(result, card, expected, answer, progress)
     return result
 
 
@@ -158,7 +166,7 @@ def _compare_frames(
     card: Card,
     expected: ReferenceOutputs,
     answer: Callable[[Image, bool], Answer],
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda step, share: None,
 ) -> None:
     """Fill the result in from answers to the reference's frames; `answer` is told whether the
     logits of a frame are wanted."""
@@ -166,8 +174,9 @@ def _compare_frames(
     precision: Precision = "int8" if card.precision == "int8" else result.precision
     bars, figures, maps = find_bars(precision, card.trained), [], []
     reference = expected.reference
+    result.frames = len(reference.frames)
     for i, frame in enumerate(reference.frames):
-        progress(f"frame {i + 1} of {len(reference.frames)}")
+        progress(f"frame {i + 1} of {result.frames}", (i + 1) / result.frames)
         known = expected.logits[i]
         labels, read = answer(frame[None], known is not None)
         error = None if read is None or known is None else _logits_error(read, known)
@@ -258,13 +267,19 @@ def _logits_error(ours: Logits, reference: Logits) -> float:
     )
 
 
-def find_overflow(graph: onnx.ModelProto, expected: ReferenceOutputs) -> list[str]:
+def find_overflow(
+    graph: onnx.ModelProto,
+    expected: ReferenceOutputs,
+    progress: Progress = lambda step, share: None,
+) -> list[str]:
     """Why a float16 graph is too near the end of float16's range on the reference's frames."""
     from .graph import FLOAT16_MAX, HEADROOM, with_peaks
 
     probe, peaks = with_peaks(graph)
     session = open_session(probe)
-    for name, frame in zip(expected.reference.names, expected.reference.frames, strict=True):
+    names, frames = expected.reference.names, expected.reference.frames
+    for number, (name, frame) in enumerate(zip(names, frames, strict=True), 1):
+        progress(f"frame {number} of {len(frames)}", number / len(frames))
         sizes = np.array(session.run(list(peaks), {"frame": frame[None]}))
         # NaN is the worst of all: an overflow that has already met another.
         worst = int(np.nanargmax(np.where(np.isnan(sizes), np.inf, sizes)))

@@ -16,6 +16,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from ..data.letterbox import fit_frame
 from ..errors import ProofError
+from ..reporting import Progress
 from ..runtime.artifact import Card, Int8Facts
 from . import parity, sensitivity
 from .calibrate import CalibrationFrames, measure_ranges, silence_quantizer
@@ -53,7 +54,7 @@ def quantize(
     card: Card,
     calibration: CalibrationFrames,
     expected: ReferenceOutputs,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda step, share: None,
 ) -> QuantizedGraph:
     """The int8 form of a float32 graph, with as few layers in float as hold the bar of int8.
 
@@ -62,7 +63,7 @@ def quantize(
         card: of it.
         calibration: frames of any size, and the method.
         expected: the float32 network's answers on frames that calibration does not see.
-        progress: called with a line before each step.
+        progress: is told what is being done, and the share of it done, 0..1.
 
     Raises:
         QuantizeError: the bar does not hold while layers with half of the multiply-adds are in
@@ -72,7 +73,7 @@ def quantize(
     found = find_layers(plain)
     if not found:
         raise QuantizeError(f"{card.model} has no layer that int8 could hold")
-    progress(f"calibration ({calibration.method}) on {len(calibration.used)} frames")
+    progress(f"calibration ({calibration.method}) on {len(calibration.used)} frames", 0.0)
     # Fitted as the runtime will, black bars included: ranges are of what the network reads.
     frames = [fit_frame(frame, card.size, card.fit) for _, frame in calibration.used]
     spans = measure_ranges(plain, KINDS, frames, calibration.method)
@@ -80,7 +81,7 @@ def quantize(
     def build(chosen: Iterable[Layer]) -> onnx.ModelProto:
         return _insert_rounding(plain, [layer.node for layer in chosen], spans)
 
-    progress(f"sensitivity of {len(found)} layers")
+    progress(f"sensitivity of {len(found)} layers", 0.0)
     costs = sensitivity.measure_costs(plain, build, found, expected, card)
     order = [cost.layer for cost in costs]
     worst_first = sorted(found, key=lambda layer: order.index(layer.name))
@@ -204,7 +205,7 @@ def _hold_the_bar(
     worst_first: list[Layer],
     expected: ReferenceOutputs,
     card: Card,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> tuple[onnx.ModelProto, list[Layer]]:
     """The graph with the fewest of the worst layers in float that passes; found by doubling their
     number, then halving the gap."""
@@ -212,9 +213,15 @@ def _hold_the_bar(
 
     def passes(count: int) -> bool:
         if count not in tried:
-            progress(f"proof with {count} of {len(worst_first)} layers in float")
+            what = f"proof with {count} of {len(worst_first)} layers in float"
+            progress(what, 0.0)
             graph = build(worst_first[count:])
-            tried[count] = graph, parity.prove_graph(graph, card, expected)
+            tried[count] = (
+                graph,
+                parity.prove_graph(
+                    graph, card, expected, lambda frame, share: progress(f"{what}, {frame}", share)
+                ),
+            )
         return tried[count][1].passed
 
     most = _most_left_out(worst_first)

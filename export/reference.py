@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from ..data.scenes import scenes
 from ..errors import UsageError
 from ..models import Network
 from ..models.pipeline import normalize_frame
+from ..reporting import Progress
 from ..runtime.verify import MARGIN_STEPS, Reference
 
 LabelMap = NDArray[np.uint8]  # (H, W)
@@ -147,7 +148,7 @@ def run_reference(
     proof: ProofFrames,
     size: tuple[int, int],
     fit: Fit = "letterbox",
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda step, share: None,
 ) -> ReferenceOutputs:
     """Run the plain network in float32 on the frames, brought to `size` as the runtime will."""
     info = network.info
@@ -157,7 +158,7 @@ def run_reference(
     # Spread over the frames, and two at least, however large one frame's logits are.
     kept = set(spread(len(proof.frames), max(2, LOGITS_LIMIT // one)))
     for place, (_, frame) in enumerate(proof.frames):
-        progress(f"frame {place + 1} of {len(proof.frames)}")
+        progress(f"frame {place + 1} of {len(proof.frames)}", (place + 1) / len(proof.frames))
         image = fit_frame(frame, size, fit)
         with torch.inference_mode():
             full = _upsample(network(normalize_frame(image, network)), size, info.align_corners)[0]

@@ -9,10 +9,10 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import Any
 
-from ..reporting import Table
+from ..reporting import Progress, Table
 from ..system import gpus, read_system, usable_cores
 from .config import BenchConfig, listed
-from .host import Host, Progress
+from .host import Host
 from .plan import Contest, plan
 from .result import BenchResult, Report, latency_tables
 from .roofline import Ceilings, measure_ceilings

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..errors import ArtifactError, MissingPackage
+from ..reporting import Progress
 from ..system import GpuState, Noise, NoiseWatch, PeakMemory, SystemInfo, watch_gpu
 from .baselines import PEERS, choose_peers
 from .camera_rate import Pace, Shot, Stalled, answered_ms, play
@@ -17,8 +18,6 @@ from .plan import Contest, Entry, PeerEntry
 from .result import STAGES, Absent, BenchResult, Speedup
 from .roofline import Ceilings, Share, Work, share
 from .timing import Histogram, Lane, Timing, WarmUp, race, ratio, warm_up
-
-Progress = Callable[[str, float], None]  # what is being done, and the share done of it, 0..1
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,10 +19,10 @@ from ..errors import ProofError, UsageError
 from ..export import export
 from ..export.calibrate import Calibration
 from ..models.loading import Model
-from ..reporting import Table
+from ..reporting import Progress, Table
 from ..runtime import Segmenter, load
 from ..runtime.backends.backend import installed
-from ..train.evaluate import evaluate_frames
+from ..train.evaluate import Confusion, evaluate_frames
 from .timing import Lane, Limits, race, warm_up
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def pareto(
     threads: int | None = None,
     runs: int = RUNS,
     images: int | None = None,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = lambda step, share: None,
 ) -> ParetoFront:
     """Hold each way to run a network on this machine's CPU against its mIoU.
 
@@ -144,7 +144,7 @@ def pareto(
         threads: by default `system.usable_cores()`.
         runs: timed calls of each way, in turns.
         images: how many of `data` to score, spread over it; by default all.
-        progress: is told what is being done.
+        progress: is told what is being done, and the share of it done, 0..1.
 
     Raises:
         ExportError: as `export` does.
@@ -158,12 +158,12 @@ def pareto(
         files, failed = _files(model, size, calibration, Path(folder), progress)
         ways = _ways(files)
         running = [open_ones.enter_context(way.open(threads)) for way in ways]
-        progress("time, all ways in turn")
+        progress("time, all ways in turn", 0.0)
         # A few, decoded before: reading files would be in the times.
         times = _times(running, [data[i].image for i in chosen[:32].tolist()], runs)
-        counts = []
+        counts: list[Confusion] = []
         for way, segment in zip(ways, running, strict=True):
-            progress(f"mIoU of {way.name}")
+            progress(f"mIoU of {way.name}", len(counts) / len(ways))
             counts.append(evaluate_frames(segment, data, chosen.tolist()).confusion)
         used = running[0].info.threads or 1
     points = judge_points(
@@ -182,7 +182,7 @@ def _files(
     size: tuple[int, int],
     calibration: Calibration,
     folder: Path,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """One ONNX file a precision, which every CPU backend reads; and why others are not there."""
     files, failed = {}, {}

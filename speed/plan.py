@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..data.scenes import scenes
 from ..errors import ArtifactError, CheckpointError, UsageError
+from ..reporting import Progress
 from ..resolve import (
     cached_export,
     check_backends,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from ..models.loading import Model
     from .config import Measurable
 
-Progress = Callable[[str, float], None]
 SCENES = 4
 NO_TORCH = 'PyTorch is not installed: pip install "rtseg[export]"'
 

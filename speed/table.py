@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from .. import __version__
 from ..data.classes import CITYSCAPES
 from ..data.files import write_atomically
 from ..errors import DataError, RtsegError, UsageError
-from ..reporting import Table, format_figure
+from ..reporting import Progress, Table, format_figure
 from ..runtime.packages import slug, writable_cache
 from ..system import BUSY, SystemInfo, read_system
 from .bench import measure_latency, set_up, utc_now
@@ -24,7 +24,6 @@ from .result import Column, tabulate
 if TYPE_CHECKING:
     from .config import Measurable
 
-Progress = Callable[[str, float], None]
 Row = Mapping[str, Any]
 MARKS = "<!-- speed table -->", "<!-- end of speed table -->"
 FORMAT = 1  # of a machine's JSON

@@ -137,9 +137,9 @@ def scenes_of(count: int, brightness: float = 1.0) -> list[tuple[str, Any]]:
 
 def test_the_proof_says_what_its_frames_were(nano: Model, tmp_path: Path) -> None:
     folder = write(tmp_path / "frames", [frame for _, frame in scenes_of(9, brightness=0.1)])
-    steps: list[str] = []
+    steps: dict[str, float] = {}
     artifacts = export(
-        nano, SIZE, "onnx", out=tmp_path, frames=folder, proof_frames=3, progress=steps.append
+        nano, SIZE, "onnx", out=tmp_path, frames=folder, proof_frames=3, progress=steps.__setitem__
     )
     (artifact,) = artifacts
     proof = read_card(artifact.path).proof
@@ -149,9 +149,12 @@ def test_the_proof_says_what_its_frames_were(nano: Model, tmp_path: Path) -> Non
     assert "0.22 times its scale" in proof.warnings[0]
     assert "the proof's frames are far darker" in proof.warnings[1]
     assert "proven on 3 of 9 frames given" in list_notes(artifacts)
-    assert "csfcn_nano_64x128_fp32: proof of onnx, frame 3 of 3" in steps
+    for number in (1, 2, 3):
+        for what in ("float32 reference", "proof of onnx"):
+            assert steps[f"csfcn_nano_64x128_fp32: {what}, frame {number} of 3"] == number / 3
     entry = json.loads((tmp_path / "report.json").read_text())[artifact.path.name]
     assert entry["frames"] == "3 of 9 frames given"
+    assert [run["frames"] for run in entry["runs"]] == [3]
     assert entry["warnings"] == list(proof.warnings)
 
 

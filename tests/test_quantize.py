@@ -194,7 +194,7 @@ def test_the_whole_export(nano: Model, street: Path, tmp_path: Path) -> None:
     steps: list[str] = []
     artifacts = export(
         nano, [SIZE], ["onnx", "openvino"], "int8", out=tmp_path,
-        calib=Calibration(street), progress=steps.append,
+        calib=Calibration(street), progress=lambda step, share: steps.append(step),
     )  # fmt: skip
     assert [artifact.status for artifact in artifacts] == ["proven", "proven"]
     for artifact in artifacts:
@@ -243,7 +243,7 @@ def test_as_few_layers_as_needed_stay_in_float(
 ) -> None:
     found = [Layer(f"n{i}", f"l{i}", 1) for i in range(12)]
     monkeypatch.setattr(proof, "prove_graph", _passes_from(needed))
-    graph, kept = quantize._hold_the_bar(list, found, None, None, lambda step: None)  # type: ignore[arg-type]
+    graph, kept = quantize._hold_the_bar(list, found, None, None, lambda step, share: None)  # type: ignore[arg-type]
     assert kept == found[needed:]
     assert graph == kept
 
@@ -252,7 +252,7 @@ def test_int8_that_cannot_hold_the_bar_is_refused(monkeypatch: pytest.MonkeyPatc
     found = [Layer(f"n{i}", f"l{i}", 1) for i in range(12)]
     monkeypatch.setattr(proof, "prove_graph", _passes_from(7))  # more than half of the work
     with pytest.raises(quantize.QuantizeError, match=r"6 costliest of 12 layers .*too far off"):
-        quantize._hold_the_bar(list, found, None, None, lambda step: None)  # type: ignore[arg-type]
+        quantize._hold_the_bar(list, found, None, None, lambda step, share: None)  # type: ignore[arg-type]
 
 
 def _passes_from(needed: int) -> Any:

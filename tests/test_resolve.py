@@ -26,7 +26,10 @@ def test_a_name_is_exported_once_for_its_backend(
 ) -> None:
     steps: list[str] = []
     path = resolve.resolve_artifact(
-        "csfcn_nano:camvid", size=SIZE, backend="onnxruntime", progress=steps.append
+        "csfcn_nano:camvid",
+        size=SIZE,
+        backend="onnxruntime",
+        progress=lambda step, share: steps.append(step),
     )
     assert path.name == "csfcn_nano_64x96_fp32.onnx"
     assert path.is_relative_to(cache)
