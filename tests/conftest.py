@@ -35,6 +35,22 @@ def load_script(name: str) -> Any:
     return module
 
 
+class _RootIsNoPackage:
+    """Keeps pytest from importing the repository's root, which is the package itself, by the name
+    of its folder: as GitHub's archive has it, `rtseg-main`, that is no name of a package.
+
+    A plugin of its own: hooks of a conftest are not asked about the folders above it.
+    """
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> Any:
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_RootIsNoPackage())
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
 
@@ -125,7 +141,8 @@ def rtseg() -> Run:
     """The real command, in a process of its own."""
 
     def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
+        # Safe path: what lies beside the checkout hides no package, such as a folder `onnx`.
+        environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "PYTHONSAFEPATH": "1"}
         return subprocess.run(
             [sys.executable, "-m", "rtseg", *map(str, arguments)],
             capture_output=True,

@@ -210,3 +210,19 @@ def test_cuda_is_looked_for_among_what_pip_installed(
     with pytest.raises(ArtifactError, match=r"start CUDA \(Failed to load libcudnn\.so\.9"):
         load(made.path, "onnxruntime", "cuda:99")
     assert "libcudnn" not in capsys.readouterr().out
+
+
+def test_the_tests_run_in_a_checkout_of_any_name(tmp_path: Path) -> None:
+    """GitHub's archive unpacks as `rtseg-main`, which is no name of a package."""
+    checkout = tmp_path / "rtseg-main"
+    (checkout / "tests").mkdir(parents=True)
+    for name in ("__init__.py", "pyproject.toml", "tests/conftest.py"):
+        (checkout / name).write_text((ROOT / name).read_text())
+    (checkout / "tests" / "golden").symlink_to(ROOT / "tests" / "golden")
+    (checkout / "tests" / "test_one.py").write_text("def test_one() -> None: ...\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        capture_output=True, text=True, check=False, cwd=checkout,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
