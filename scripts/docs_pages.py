@@ -46,8 +46,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Links to files of the repository lead to the pages that show them."""
+    """Links to files of the repository lead to the pages that show them; results get the width."""
     name = page.file.src_uri
+    if name.startswith("results/"):  # wide tables need the columns beside the page
+        page.meta["hide"] = ["navigation", "toc"]
     for link, path in _outside(name, markdown):
         target = os.path.relpath(_source_page(path), os.path.dirname(name) or ".")
         markdown = markdown.replace(f"]({link})", f"]({target})")
