@@ -1,4 +1,4 @@
-"""Options that several commands share, and what completes them."""
+"""Options that several commands share, and their shell completion."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def complete_backends(incomplete: str) -> list[str]:
 
 
 def _paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Folders, and files with one of the endings, that go on from what was typed."""
+    """Folders, and files with one of the endings, that complete what was typed."""
     folder, start = (Path(incomplete), "") if incomplete.endswith("/") else (
         Path(incomplete).parent, Path(incomplete).name
     )  # fmt: skip
@@ -69,7 +69,7 @@ def in_group(group: str, *declarations: str, **settings: object) -> object:
 
 
 NETWORK = "Network"
-VIEW = "How a network looks at a frame (an artifact has settled that)"
+VIEW = "How a network sees a frame (fixed in an artifact)"
 MACHINE = "Where it runs"
 
 Model = Annotated[
@@ -90,7 +90,7 @@ _MODEL = "An artifact, a model's name, NAME:WEIGHTS or a checkpoint"
 OneModel = Annotated[str, Option("--model", help=f"{_MODEL}.", autocompletion=complete_models)]
 OptionalModel = Annotated[
     str | None,
-    Option("--model", help=f"{_MODEL}; else csfcn_tiny.", autocompletion=complete_models),
+    Option("--model", help=f"{_MODEL}; by default csfcn_tiny.", autocompletion=complete_models),
 ]
 Models = Annotated[
     list[str] | None,
@@ -117,12 +117,12 @@ Backend = Annotated[
     str | None,
     in_group(
         MACHINE,
-        help="As `rtseg doctor` lists them; else the fastest.",
+        help="One that `rtseg doctor` lists; by default the fastest.",
         autocompletion=complete_backends,
     ),
 ]
 Device = Annotated[str | None, in_group(MACHINE, help="cpu, cuda or cuda:N.")]
-Threads = Annotated[int | None, in_group(MACHINE, help="CPU threads; else one for each core.")]
+Threads = Annotated[int | None, in_group(MACHINE, help="CPU threads; by default one per core.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON value and nothing else on stdout.")]
 
 LIVE = "Live page"
@@ -130,18 +130,19 @@ Host = Annotated[str, in_group(LIVE, help="Address of the page.")]
 Port = Annotated[int, in_group(LIVE, help="Port of the page; 0 takes a free one.")]
 Token = Annotated[
     str | None,
-    in_group(LIVE, help="Password for viewers; made up where other machines can connect."),
+    in_group(LIVE, help="Password for viewers; generated if other machines can connect."),
 ]
 
 FrameSize = Annotated[
-    str | None, in_group(VIEW, "--size", help="HxW that the frame is brought to; else its own.")
+    str | None,
+    in_group(VIEW, "--size", help="HxW that the frame is resized to; by default its own."),
 ]
 Scales = Annotated[
-    list[float] | None, in_group(VIEW, "--scale", help="Factor on that size; several are averaged.")
+    list[float] | None, in_group(VIEW, "--scale", help="Scale factor; several are averaged.")
 ]
 Flip = Annotated[bool, in_group(VIEW, "--flip", help="Average with the mirrored frame.")]
 Window = Annotated[
-    str | None, in_group(VIEW, help="HxW of a sliding window; else the whole frame.")
+    str | None, in_group(VIEW, help="HxW of a sliding window; by default the whole frame.")
 ]
 Computed = Annotated[str, in_group(VIEW, "--precision", help="fp32, bf16 or fp16.")]
 
@@ -157,7 +158,7 @@ class Target(str, Enum):
 
 
 class Precision(str, Enum):
-    """Of the numbers in a graph."""
+    """Precision of the numbers in a graph."""
 
     fp32 = "fp32"
     fp16 = "fp16"
@@ -165,7 +166,7 @@ class Precision(str, Enum):
 
 
 class Method(str, Enum):
-    """Calibration of int8."""
+    """Calibration method of int8."""
 
     percentile = "percentile"
     entropy = "entropy"
@@ -173,7 +174,7 @@ class Method(str, Enum):
 
 
 class Fit(str, Enum):
-    """How frames of another aspect come to a size."""
+    """How frames of another aspect ratio are fitted to a size."""
 
     letterbox = "letterbox"
     crop = "crop"
@@ -181,7 +182,7 @@ class Fit(str, Enum):
 
 
 class Outputs(str, Enum):
-    """Of a graph."""
+    """Outputs of a graph."""
 
     labels = "labels"
     logits = "logits"

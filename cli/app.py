@@ -1,4 +1,4 @@
-"""The front door: puts the commands together, and turns errors into one line and an exit code."""
+"""Entry point: registers the commands, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latency and FPS: a subcommand a protocol, which share what is measured and how it is shown."""
+"""Latency and FPS: one subcommand per protocol, with shared options and output."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ TIMING, PEERS, OUTPUT = "Timing", "Comparison", "Results"
 Out = Annotated[Path, in_group(OUTPUT, "-o", "--out", help="Folder to write into.")]
 Rate = Annotated[float, in_group(TIMING, help="The camera's Hz.")]
 Deadline = Annotated[
-    float | None, in_group(TIMING, help="ms after which a frame is missed; else one period.")
+    float | None, in_group(TIMING, help="ms after which a frame is missed; by default one period.")
 ]
 Stall = Annotated[
-    float, in_group(TIMING, help="Hold frames up that many ms every 10 s, as a check.")
+    float, in_group(TIMING, help="Hold frames up for so many ms every 10 s, as a check.")
 ]
 
 
@@ -63,7 +63,7 @@ class _Protocols(TyperGroup):
 
 
 def _named_first(args: list[str]) -> list[str]:
-    """The arguments with the protocol in front, from wherever it is told."""
+    """The arguments with the protocol in front, wherever it was given."""
     args = [part for arg in args for part in _split(arg)]
     if "--protocol" in args:
         place = args.index("--protocol")
@@ -89,7 +89,7 @@ app = typer.Typer(
 
 
 class Start:
-    """Sets a benchmark up with the shared options and the changes that a protocol makes."""
+    """Sets up a benchmark from the shared options and the changes that a protocol makes."""
 
     def __init__(self, options: dict[str, Any], progress: Progress):
         self.options, self.progress = options, progress
@@ -123,14 +123,14 @@ def _measured(
         list[str] | None,
         in_group(
             MACHINE,
-            help="As `rtseg doctor` lists them; may be repeated.",
+            help="One that `rtseg doctor` lists; may be repeated.",
             autocompletion=complete_backends,
         ),
     ] = None,
     device: Device = None,
     threads: Threads = None,
     peers: Annotated[
-        bool, in_group(PEERS, "--peers", help="With every peer that is installed.")
+        bool, in_group(PEERS, "--peers", help="Add every peer that is installed.")
     ] = False,
     peer: Annotated[
         list[str] | None,
@@ -139,11 +139,13 @@ def _measured(
             help="compile, onnxruntime, openvino, torch_tensorrt, torch2trt, ...; may be repeated.",
         ),
     ] = None,
-    eager: Annotated[bool, in_group(PEERS, help="With the row of plain PyTorch.")] = True,
-    seconds: Annotated[float, in_group(TIMING, help="Of each row, or --runs.")] = 5.0,
-    runs: Annotated[int, in_group(TIMING, help="Of each row, or --seconds.")] = 100,
+    eager: Annotated[bool, in_group(PEERS, help="Add the row of plain PyTorch.")] = True,
+    seconds: Annotated[
+        float, in_group(TIMING, help="Seconds to measure each row, or --runs.")
+    ] = 5.0,
+    runs: Annotated[int, in_group(TIMING, help="Runs of each row, or --seconds.")] = 100,
     frames: Annotated[
-        Path | None, in_group(TIMING, help="Folder of images; else drawn scenes.")
+        Path | None, in_group(TIMING, help="Folder of images; by default drawn scenes.")
     ] = None,
 ) -> dict[str, Any]:
     """The fields of `BenchConfig` that every protocol takes."""
@@ -226,10 +228,10 @@ def latency(
     stall: Stall = 0,
     roofline: Annotated[
         bool,
-        in_group(PEERS, "--roofline", help="With the machine's ceilings and the share reached."),
+        in_group(PEERS, "--roofline", help="Add the machine's ceilings and the share reached."),
     ] = False,
 ) -> Report:
-    """Frames in a burst and from a camera, and the network alone.
+    """Measure frames in a burst and from a camera, and the network alone.
 
     rtseg bench csfcn_tiny --size 512x1024
 
@@ -249,12 +251,12 @@ def fixed_rate(
     start: Start,
     rate: Annotated[
         list[float] | None,
-        in_group(TIMING, help="The camera's Hz; may be repeated; else 10, 17, 30, 60."),
+        in_group(TIMING, help="The camera's Hz; may be repeated; by default 10, 17, 30, 60."),
     ] = None,
     deadline: Deadline = None,
     stall: Stall = 0,
 ) -> Report:
-    """Frames from a camera at several rates: how long they wait, how many are missed.
+    """Play a camera at several rates: how long frames wait, how many are missed.
 
     rtseg bench fixed-rate csfcn_tiny --size 512x1024 --rate 30
     """
@@ -268,10 +270,10 @@ def throughput(
     start: Start,
     streams: Annotated[
         list[int] | None,
-        in_group(TIMING, help="How many at once; may be repeated; else 1 and 2."),
+        in_group(TIMING, help="How many at once; may be repeated; by default 1 and 2."),
     ] = None,
 ) -> Report:
-    """Several streams at once.
+    """Run several streams at once.
 
     rtseg bench throughput csfcn_tiny --size 512x1024 --streams 1 --streams 4
     """
@@ -282,7 +284,7 @@ def throughput(
 
 @protocol
 def mlperf(start: Start, out: Out = Path("mlperf")) -> Report:
-    """MLPerf LoadGen's SingleStream; its logs are kept.
+    """Run MLPerf LoadGen's SingleStream; its logs are kept.
 
     rtseg bench mlperf csfcn_tiny --size 512x1024 --seconds 600
     """
@@ -293,7 +295,7 @@ def mlperf(start: Start, out: Out = Path("mlperf")) -> Report:
 
 @protocol
 def profile(start: Start) -> Report:
-    """The ten costliest layers, as the runtime itself counts them.
+    """List the ten costliest layers, as the runtime reports them.
 
     rtseg bench profile csfcn_tiny --size 512x1024 --backend openvino
     """
@@ -315,7 +317,7 @@ def sequence(
     split: Split = "val",
     rate: Rate = 15.0,
 ) -> Report:
-    """mIoU under latency: a labeled sequence in real time, and the best operating point here.
+    """Play a labeled sequence in real time: mIoU under latency, and the best model here.
 
     rtseg bench sequence csfcn_nano --size 184x240 --size 360x480 --data camvid --root data/camvid
     """
@@ -339,9 +341,9 @@ def table(
     ] = None,
     out: Out = Path("speed-table"),
 ) -> SpeedTable:
-    """The speed table: networks (by default all real-time ones) at sizes (by default three).
+    """Write the speed table: by default all real-time networks at three sizes.
 
-    It goes on where it was stopped, and merges the tables of several machines in one folder.
+    It continues where it was stopped, and merges the tables of several machines in one folder.
 
     rtseg bench table csfcn pidnet_s --size 512x1024 -o results
     """

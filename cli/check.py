@@ -1,4 +1,4 @@
-"""`rtseg check`: whether an artifact will run on this machine."""
+"""`rtseg check`: will an artifact run on this machine?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._options import Json
 def check(file: Annotated[Path, Argument(help="An artifact.")], as_json: Json = False) -> None:
     """Say whether an artifact will run on this machine.
 
-    It is not loaded, so that the answer comes in a moment.
+    It is not loaded, so the answer is immediate.
 
     rtseg check artifacts/csfcn_512x1024_fp16.engine
     """

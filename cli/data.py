@@ -22,9 +22,9 @@ def check_data(
     sheet: Annotated[Path | None, Option("--sheet", help="Contact sheet to write, a PNG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Read every file of a split and say what is wrong.
+    """Read every file of a split and report what is wrong.
 
-    Exit code 1 if anything is.
+    The exit code is 1 if anything is.
 
     rtseg data check data/camvid --as camvid --split train --sheet camvid.png
     """
@@ -61,12 +61,12 @@ def pack_data(
     ],
     folder: Annotated[Path, Option("-o", "--out", help="The new data set's folder.")],
     classes: Annotated[str, Option(help="cityscapes or camvid.")] = "cityscapes",
-    quality: Annotated[int, Option(min=1, max=100, help="Of JPEG.")] = 90,
+    quality: Annotated[int, Option(min=1, max=100, help="JPEG quality.")] = 90,
     as_json: Json = False,
 ) -> None:
     """Pack street frames and their labels as one small data set.
 
-    Soft labels go with them; it is for training elsewhere.
+    Soft labels are included; it is meant for training on another machine.
 
     rtseg data pack data/camvid data/street19 -o data/streets19
     """

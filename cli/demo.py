@@ -1,4 +1,4 @@
-"""`rtseg demo`: what networks see, as a video, a window or a live page."""
+"""`rtseg demo`: overlays of one or more networks as a video, a window or a live page."""
 
 from __future__ import annotations
 
@@ -30,24 +30,29 @@ LOOK = "Look"
 
 def demo(
     source: Annotated[
-        str, Argument(help="Folder, quoted glob, video, .mcap log or image; --web: camera too.")
+        str,
+        Argument(help="Folder, quoted glob, video, .mcap log or image; with --web also a camera."),
     ],
     model: Models = None,
     out: Annotated[
         Path | None,
-        Option("-o", "--out", help=".mp4, .webm, .avi, .gif, .png or a folder; else a window."),
+        Option(
+            "-o", "--out", help=".mp4, .webm, .avi, .gif, .png or a folder; by default a window."
+        ),
     ] = None,
     size: Sizes = None,
     topic: Annotated[str | None, Option(help="Topic of an MCAP log.")] = None,
-    fps: Annotated[float | None, Option(help="Of the video; else the source's, or 17.")] = None,
-    limit: Annotated[int | None, Option(min=1, help="Frames to play; else all.")] = None,
+    fps: Annotated[
+        float | None, Option(help="FPS of the video; by default the source's, or 17.")
+    ] = None,
+    limit: Annotated[int | None, Option(min=1, help="Frames to play; by default all.")] = None,
     camera: Annotated[bool, in_group(LOOK, help="Show the plain frame too.")] = True,
-    opacity: Annotated[float, in_group(LOOK, min=0, max=1, help="Of the labels' colors.")] = 0.55,
+    opacity: Annotated[float, in_group(LOOK, min=0, max=1, help="Opacity of the labels.")] = 0.55,
     color_blind: Annotated[
-        bool, in_group(LOOK, "--color-blind", help="Colors that any color vision tells apart.")
+        bool, in_group(LOOK, "--color-blind", help="Color-blind-safe colors.")
     ] = False,
     width: Annotated[
-        int, in_group(LOOK, min=160, help="The picture's largest width in pixels.")
+        int, in_group(LOOK, min=160, help="Maximum width of the picture in pixels.")
     ] = 1920,
     web: Annotated[bool, in_group(LIVE, "--web", help="Serve a live page instead.")] = False,
     host: Host = "127.0.0.1",
@@ -60,9 +65,9 @@ def demo(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Lay labels over a video or a camera's live picture.
+    """Draw labels over a video or a live camera.
 
-    Several models lie side by side, with legend, latency and FPS.
+    Several models appear side by side, with legend, latency and FPS.
 
     rtseg demo drive.mp4 -o labeled.mp4
     rtseg demo drive.mp4 --model csfcn_nano --model csfcn_tiny -o both.mp4

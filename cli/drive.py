@@ -41,13 +41,16 @@ def drive(
     fallback: Annotated[
         str | None,
         Option(
-            help="What serves on the CPU while the first cannot.", autocompletion=complete_models
+            help="Model that serves on the CPU while the first one cannot.",
+            autocompletion=complete_models,
         ),
     ] = None,
-    duration: Annotated[float | None, Option(help="Seconds; else to the source's end.")] = None,
+    duration: Annotated[
+        float | None, Option(help="Seconds; by default until the source ends.")
+    ] = None,
     rate: Annotated[
         float | None,
-        in_group(SOURCE, help="Hz of a recording; 0: every frame, as fast as they are done."),
+        in_group(SOURCE, help="Hz of a recording; 0: every frame, as fast as possible."),
     ] = None,
     loop: Annotated[
         bool, in_group(SOURCE, "--loop", help="Play a recording again and again.")
@@ -55,27 +58,27 @@ def drive(
     topic: Annotated[str | None, in_group(SOURCE, help="Topic of an MCAP log.")] = None,
     deadline: Annotated[
         float | None,
-        in_group(KEEP_UP, help="ms from capture to publication; several models work for it."),
+        in_group(KEEP_UP, help="ms from capture to publication, which several models try to hold."),
     ] = None,
     max_age: Annotated[
         float | None,
-        in_group(KEEP_UP, "--max-age", help="ms after which no mask is published; else 500."),
+        in_group(KEEP_UP, "--max-age", help="ms after which no mask is published; by default 500."),
     ] = None,
     to: Annotated[
         list[Path] | None,
         in_group(
-            RESULTS, "-o", "--out", help="FOLDER of PNGs, .mp4, .mcap or .ring; may be repeated."
+            RESULTS, "-o", "--out", help="Folder for PNGs, .mp4, .mcap or .ring; may be repeated."
         ),
     ] = None,
     report: Annotated[
-        Path | None, in_group(RESULTS, help="File for the JSON report, and a .md page beside it.")
+        Path | None, in_group(RESULTS, help="File for the JSON report, with a .md page beside it.")
     ] = None,
     health: Annotated[
         str | None, in_group(RESULTS, help="File to write the state to, or port to serve it on.")
     ] = None,
     metrics: Annotated[int | None, in_group(RESULTS, help="Port for Prometheus.")] = None,
     health_host: Annotated[
-        str, in_group(RESULTS, help="Address that the ports of --health and --metrics are of.")
+        str, in_group(RESULTS, help="Address for the ports of --health and --metrics.")
     ] = "127.0.0.1",
     web: Annotated[bool, in_group(LIVE, "--web", help="Serve a live page too.")] = False,
     host: Host = "127.0.0.1",
@@ -93,7 +96,7 @@ def drive(
     ] = None,
     inject: Annotated[
         Path | None,
-        in_group(TESTS, help="YAML of faults to bring about; exit code 1 if one lasts."),
+        in_group(TESTS, help="YAML file of faults to inject; exit code 1 if one lasts."),
     ] = None,
     backend: Backend = None,
     device: Device = None,
@@ -101,8 +104,8 @@ def drive(
 ) -> None:
     """Run the vehicle loop: newest frame only, whatever breaks.
 
-    No mask is published that is older than --max-age.
-    Several models, largest first, make a ladder: the loop takes the largest that keeps --deadline.
+    No mask older than --max-age is published.
+    Give several models, largest first, to let the loop use the largest that holds --deadline.
     Log lines on stderr are JSON.
 
     rtseg drive drive.mp4 -o labels/ --report drive.json

@@ -38,7 +38,7 @@ def evaluate(
     classes: Classes = None,
     class_map: Annotated[
         str | None,
-        in_group(NETWORK, help="What its classes are in the data's, as cityscapes_to_camvid."),
+        in_group(NETWORK, help="Map from its classes to the data's, such as cityscapes_to_camvid."),
     ] = None,
     size: FrameSize = None,
     scale: Scales = None,
@@ -50,7 +50,7 @@ def evaluate(
     worst: Annotated[Path | None, Option(help="Picture of the worst frames to write.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure mIoU on labeled frames, of a network or an artifact.
+    """Measure the mIoU of a network or an artifact on labeled frames.
 
     A network runs in PyTorch, an artifact as it will run in the vehicle.
 

@@ -1,4 +1,4 @@
-"""`rtseg export`: a network as artifacts, each proven."""
+"""`rtseg export`: turns a network into artifacts and proves each."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def export(
     out: Annotated[Path, Option("-o", "--out", help="Folder for the artifacts.")] = Path(
         "artifacts"
     ),
-    output: Annotated[Outputs, Option(help="What the graph gives.")] = Outputs.labels,
+    output: Annotated[Outputs, Option(help="Outputs of the graph.")] = Outputs.labels,
     fit: Annotated[
         Fit | None,
-        Option(help="How frames of another aspect come to the size."),
+        Option(help="How frames of another aspect ratio are fitted."),
     ] = None,
     weights: Weights = None,
     ignore_keys: Annotated[
@@ -65,52 +65,54 @@ def export(
     ] = None,
     classes: Classes = None,
     frames: Annotated[
-        Path | None, in_group(PROOF, help="Folder of images to prove it on; else drawn scenes.")
+        Path | None,
+        in_group(PROOF, help="Folder of images to prove it on; by default drawn scenes."),
     ] = None,
     proof_frames: Annotated[
         int, in_group(PROOF, min=1, help="How many of those images to take, spread over them.")
     ] = 24,
     labels: Annotated[
         Path | None,
-        in_group(PROOF, help="Label PNGs of the frames, by the same names: proves the mIoU."),
+        in_group(PROOF, help="Label PNGs of the frames, with the same names; proves the mIoU too."),
     ] = None,
     calib: Annotated[
         Path | None, in_group(INT8, help="Folder of real frames that int8 is calibrated on.")
     ] = None,
     calibration: Annotated[
-        Method, in_group(INT8, help="How it takes its ranges from them.")
+        Method, in_group(INT8, help="How ranges are derived from them.")
     ] = Method.percentile,
-    calib_frames: Annotated[int, in_group(INT8, min=8, help="How many of them it takes.")] = 32,
+    calib_frames: Annotated[int, in_group(INT8, min=8, help="How many of them to use.")] = 32,
     compute_capability: Annotated[
         list[str] | None,
         in_group(ENGINES, help="GPU generation, such as 8.6; may be repeated."),
     ] = None,
     label_kernel: Annotated[
         bool,
-        in_group(ENGINES, "--label-kernel", help="Labels by a GPU kernel behind it, not in it."),
+        in_group(ENGINES, "--label-kernel", help="Make labels by a GPU kernel behind the engine."),
     ] = False,
     log: Annotated[str, in_group(ENGINES, help="Level of the build log.")] = "warning",
     normalize: Annotated[
-        str | None, in_group(OWN, help="Of its pixels: imagenet, unit (0..1) or none (0..255).")
+        str | None, in_group(OWN, help="Normalization: imagenet, unit (0..1) or none (0..255).")
     ] = None,
     mean: Annotated[
-        str | None, in_group(OWN, help="Instead: of each channel in 0..1, such as 0.5,0.5,0.5.")
+        str | None,
+        in_group(OWN, help="Instead of that: mean of each channel in 0..1, such as 0.5,0.5,0.5."),
     ] = None,
-    std: Annotated[str | None, in_group(OWN, help="And their standard deviations.")] = None,
+    std: Annotated[str | None, in_group(OWN, help="With --mean: standard deviations.")] = None,
     order: Annotated[
-        str | None, in_group(OWN, help="Of the channels that it reads: rgb (by default) or bgr.")
+        str | None, in_group(OWN, help="Channel order of its input: rgb (the default) or bgr.")
     ] = None,
     logits: Annotated[
-        str | None, in_group(OWN, help="Key or place of the logits in what it returns.")
+        str | None, in_group(OWN, help="Key or position of the logits in its output.")
     ] = None,
     whole_zoo: Annotated[
-        bool, in_group(ZOO, "--all", help="Every variant instead, and a table: zoo.md, zoo.json.")
+        bool, in_group(ZOO, "--all", help="Export every variant, with a table: zoo.md, zoo.json.")
     ] = False,
     only: Annotated[
         list[str] | None,
         in_group(ZOO, help='Variants such as "sfnet_*"; may be repeated.'),
     ] = None,
-    scenes: Annotated[int, in_group(ZOO, min=1, help="Drawn scenes to prove each on.")] = 1,
+    scenes: Annotated[int, in_group(ZOO, min=1, help="Drawn scenes to prove each variant on.")] = 1,
     keep: Annotated[bool, in_group(ZOO, help="Keep the files, tens of GB.")] = True,
     as_json: Json = False,
 ) -> None:

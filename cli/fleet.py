@@ -1,4 +1,4 @@
-"""`rtseg fleet`: thousands of logs, on all cores of a machine or a cluster."""
+"""`rtseg fleet`: labels thousands of logs, on all cores of a machine or a cluster."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ WORKERS = "Workers"
 
 def fleet(
     inputs: Annotated[
-        list[str], Argument(help="Folders, videos or quoted globs, a log each; @FILE: a list.")
+        list[str], Argument(help="Folders, videos or quoted globs, one log each; @FILE: a list.")
     ],
     model: OneModel,
-    out: Annotated[Path, Option("-o", "--out", help="Folder; each log gets one in it.")],
+    out: Annotated[Path, Option("-o", "--out", help="Output folder, with a folder for each log.")],
     form: Annotated[
         str, Option("--as", help="png: label maps; rle: runs in a Parquet file.")
     ] = "png",
     workers: Annotated[
-        int | None, in_group(WORKERS, min=1, help="How many; else one a core, or a GPU.")
+        int | None, in_group(WORKERS, min=1, help="How many; by default one per core, or per GPU.")
     ] = None,
-    batch: Annotated[int, in_group(WORKERS, min=1, help="Frames that one takes at a time.")] = 8,
+    batch: Annotated[int, in_group(WORKERS, min=1, help="Frames that each takes at a time.")] = 8,
     address: Annotated[
         str | None,
-        in_group(WORKERS, help="Ray cluster: auto, or HOST:PORT; else this machine alone."),
+        in_group(WORKERS, help="Ray cluster: auto or HOST:PORT; by default this machine only."),
     ] = None,
-    gpus: Annotated[float, in_group(WORKERS, min=0, help="GPUs for each.")] = 0.0,
+    gpus: Annotated[float, in_group(WORKERS, min=0, help="GPUs per worker.")] = 0.0,
     compare: Annotated[
-        int, Option(min=0, help="Measure a single-process loop on so many frames too.")
+        int, Option(min=0, help="Also measure a single-process loop on so many frames.")
     ] = 0,
     backend: Backend = None,
     device: Device = None,
@@ -41,7 +41,7 @@ def fleet(
 ) -> None:
     """Label thousands of logs with Ray Data, here or on a cluster.
 
-    The same command goes on where it was cut off.
+    The same command continues where it was interrupted.
 
     Log lines on stderr are JSON.
 

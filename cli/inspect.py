@@ -1,4 +1,4 @@
-"""`rtseg inspect`: what a file is."""
+"""`rtseg inspect`: what is in a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ._options import Json
 def inspect(
     file: Annotated[Path, Argument(help="An artifact or a checkpoint.")], as_json: Json = False
 ) -> None:
-    """Show what a file is: network, classes, size, proof, origin.
+    """Show what is in a file: network, classes, size, proof, origin.
 
     rtseg inspect artifacts/csfcn_512x1024_fp16.engine
     """

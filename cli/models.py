@@ -18,7 +18,7 @@ WIDE = 150  # columns of a terminal that has room for recipes and all scores
 
 def models(
     name: Annotated[
-        str | None, Argument(help="One network, in full.", autocompletion=complete_models)
+        str | None, Argument(help="Show this network in full.", autocompletion=complete_models)
     ] = None,
     as_json: Json = False,
 ) -> None:

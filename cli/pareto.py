@@ -1,4 +1,4 @@
-"""`rtseg pareto`: which precision pays on this machine."""
+"""`rtseg pareto`: which precision pays off on this machine."""
 
 from __future__ import annotations
 
@@ -27,23 +27,26 @@ def pareto(
     dataset: Dataset,
     root: Root,
     calib: Annotated[Path, Option(help="Folder of real frames that int8 is calibrated on.")],
-    size: Annotated[str | None, Option("--size", help="HxW in pixels; else the frames'.")] = None,
+    size: Annotated[
+        str | None, Option("--size", help="HxW in pixels; by default the frames'.")
+    ] = None,
     split: Split = "val",
     weights: Weights = None,
     classes: Classes = None,
     calibration: Annotated[
-        Method, Option(help="How int8 takes its ranges from them.")
+        Method, Option(help="How int8 ranges are derived from them.")
     ] = Method.percentile,
     threads: Threads = None,
     runs: Annotated[int, Option(min=20, help="Runs of each way.")] = 200,
     images: Annotated[
-        int | None, Option(min=1, help="Score so many frames, spread over the split; else all.")
+        int | None,
+        Option(min=1, help="Score so many frames, spread over the split; by default all."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure time against mIoU of each precision on this machine.
 
-    Exit code 1 where int8 is beaten.
+    The exit code is 1 if int8 does not pay off.
 
     rtseg pareto csfcn_nano camvid --root data/camvid --calib data/camvid/train
     """

@@ -1,4 +1,4 @@
-"""`rtseg pseudo-label`: soft labels by a model, for training others."""
+"""`rtseg pseudo-label`: a model's soft labels, to train other networks on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pseudo_label(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Write class probabilities of frames, to train others on.
+    """Write class probabilities of frames, to train other networks on.
 
     `rtseg train RECIPE teacher=OUT` learns from them.
 

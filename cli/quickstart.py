@@ -1,4 +1,4 @@
-"""`rtseg quickstart`: the whole job once."""
+"""`rtseg quickstart`: runs the whole job once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._options import complete_models
 
 
 def quickstart(
-    out: Annotated[Path, Option("-o", "--out", help="Folder for all that it makes.")] = Path(
+    out: Annotated[Path, Option("-o", "--out", help="Folder for the results.")] = Path(
         "rtseg-quickstart"
     ),
     model: Annotated[
@@ -21,7 +21,7 @@ def quickstart(
     frames: Annotated[Path | None, Option(help="Folder of images to run on.")] = None,
     seconds: Annotated[float, Option(help="Measuring time for each table row.")] = 2.0,
 ) -> None:
-    """See the whole job once, from export to segmented frames.
+    """Run the whole job once, from export to segmented frames.
 
     It exports at three sizes, proves, builds engines, measures, and writes a report.
 

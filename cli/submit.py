@@ -1,4 +1,4 @@
-"""`rtseg submit`: the archive for Cityscapes' test server."""
+"""`rtseg submit`: the zip for Cityscapes' test server."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def submit(
         "cityscapes_test.zip"
     ),
 ) -> None:
-    """Predict Cityscapes test as its server wants it.
+    """Predict Cityscapes test in the form that its server wants.
 
-    That is label ids, a PNG a frame, in a zip.
+    That is a zip with one PNG of label ids per frame.
 
     rtseg submit runs/csfcn/best.safetensors --root data/cityscapes -o submission.zip
     """

@@ -1,4 +1,4 @@
-"""`rtseg train`: training by a recipe."""
+"""`rtseg train`: trains a network by a recipe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def train(
     recipe: Annotated[
         str,
         Argument(
-            help="A recipe's file, or the name of a shipped one.", autocompletion=complete_recipes
+            help="A recipe file, or the name of a shipped recipe.", autocompletion=complete_recipes
         ),
     ],
     changes: Annotated[
@@ -27,10 +27,10 @@ def train(
         Option(
             "-o",
             "--out",
-            help="Folder for the run; else runs/RECIPE, for own data runs/MODEL_ROOT.",
+            help="Folder for the run; by default runs/RECIPE, for own data runs/MODEL_ROOT.",
         ),
     ] = None,
-    resume: Annotated[bool, Option("--resume", help="Go on where the run stopped.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue where the run stopped.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train a network by a recipe.
