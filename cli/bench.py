@@ -231,7 +231,7 @@ def latency(
         in_group(PEERS, "--roofline", help="Add the machine's ceilings and the share reached."),
     ] = False,
 ) -> Report:
-    """Measure frames in a burst and from a camera, and the network alone.
+    """Measure bursts, a camera, and the network alone.
 
     rtseg bench csfcn_tiny --size 512x1024
 
@@ -256,7 +256,7 @@ def fixed_rate(
     deadline: Deadline = None,
     stall: Stall = 0,
 ) -> Report:
-    """Play a camera at several rates: how long frames wait, how many are missed.
+    """Play a camera at several rates; count waits and misses.
 
     rtseg bench fixed-rate csfcn_tiny --size 512x1024 --rate 30
     """
@@ -317,7 +317,7 @@ def sequence(
     split: Split = "val",
     rate: Rate = 15.0,
 ) -> Report:
-    """Play a labeled sequence in real time: mIoU under latency, and the best model here.
+    """Measure mIoU under latency on a labeled sequence.
 
     rtseg bench sequence csfcn_nano --size 184x240 --size 360x480 --data camvid --root data/camvid
     """
@@ -341,9 +341,10 @@ def table(
     ] = None,
     out: Out = Path("speed-table"),
 ) -> SpeedTable:
-    """Write the speed table: by default all real-time networks at three sizes.
+    """Write the speed table of many networks and sizes.
 
-    It continues where it was stopped, and merges the tables of several machines in one folder.
+    By default it takes all real-time networks at three sizes. It continues where it was stopped,
+    and merges the tables of several machines in one folder.
 
     rtseg bench table csfcn pidnet_s --size 512x1024 -o results
     """

@@ -7,7 +7,7 @@ from ._options import Json
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show what this machine can do, and how to install what is missing.
+    """Show what this machine can do, and what is missing.
 
     rtseg doctor
     """

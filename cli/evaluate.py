@@ -50,7 +50,7 @@ def evaluate(
     worst: Annotated[Path | None, Option(help="Picture of the worst frames to write.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the mIoU of a network or an artifact on labeled frames.
+    """Measure mIoU of a network or an artifact on labeled frames.
 
     A network runs in PyTorch, an artifact as it will run in the vehicle.
 

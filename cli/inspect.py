@@ -15,7 +15,7 @@ from ._options import Json
 def inspect(
     file: Annotated[Path, Argument(help="An artifact or a checkpoint.")], as_json: Json = False
 ) -> None:
-    """Show what is in a file: network, classes, size, proof, origin.
+    """Show the network, classes, size, proof and origin of a file.
 
     rtseg inspect artifacts/csfcn_512x1024_fp16.engine
     """

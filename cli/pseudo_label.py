@@ -32,7 +32,7 @@ def pseudo_label(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Write class probabilities of frames, to train other networks on.
+    """Write class probabilities of frames, to train others on.
 
     `rtseg train RECIPE teacher=OUT` learns from them.
 
