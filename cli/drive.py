@@ -119,6 +119,7 @@ def drive(
     from ..runtime import Drive, DriveLimits, read_card
     from ..runtime.drive.drive import build_artifact_task
     from ..runtime.drive.faults import FaultPlan, FaultySink, FaultySource, read_plan, with_faults
+    from ..runtime.drive.health_server import HealthPoint
     from ..runtime.drive.realtime import RealtimeOptions
     from ..runtime.drive.report import describe_job, judge_faults, write_report
     from ..runtime.sinks import open_sinks
@@ -132,39 +133,50 @@ def drive(
     limits = DriveLimits(max_age_ms=max_age, deadline_ms=deadline)
     frames = open_drive_source(source, rate, loop, topic)
     wishes = RealtimeOptions(cores=tuple(core or ())) if realtime else None
-    with working() as step:
-        artifacts = [
-            resolve_artifact(each, backend=backend, device=device, progress=step) for each in models
-        ]
-        # On the CPU, since what it stands in for is the GPU as a rule.
-        spare = fallback and resolve_artifact(fallback, device="cpu", progress=step)
-    task = build_artifact_task(artifacts, backend, device, wishes)
-    card = read_card(artifacts[0])
-    sinks: list[Any] = open_sinks(to or [], card, blend, rate)
-    # Counted from here: models are exported by now, which may take minutes.
-    plan = FaultPlan(read_plan(inject), time.monotonic_ns()) if inject else None
-    if plan is not None:
-        frames, task = FaultySource(frames, plan), with_faults(task, plan)
-        sinks.append(FaultySink(plan))
-    page = None
-    if web:
-        from ..demo.live import LivePage
-
-        page = LivePage(card.class_table, card.model, deadline)
-        sinks.append(page)
-    job = Drive(
-        frames,
-        task,
-        sinks,
-        fallback=spare,
-        limits=limits,
-        every_frame=every_frame,
-        # A number is a port: a file of that name is written as ./8080.
-        health=int(health) if health and health.isdecimal() else health,
-        health_host=health_host,
-        realtime=wishes,
-    )
     with ExitStack() as served:
+        asked = None
+        if health is not None:
+            # Open while models are still exported, which may take minutes. A number is a port: a
+            # file of that name is written as ./8080.
+            where = int(health) if health.isdecimal() else health
+            asked = served.enter_context(HealthPoint(where, health_host))
+        with working() as step:
+
+            def tell(what: str, share: float) -> None:
+                step(what, share)
+                if asked is not None:
+                    asked.tell(what)
+
+            artifacts = [
+                resolve_artifact(each, backend=backend, device=device, progress=tell)
+                for each in models
+            ]
+            # On the CPU, since what it stands in for is the GPU as a rule.
+            spare = fallback and resolve_artifact(fallback, device="cpu", progress=tell)
+        task = build_artifact_task(artifacts, backend, device, wishes)
+        card = read_card(artifacts[0])
+        sinks: list[Any] = open_sinks(to or [], card, blend, rate)
+        # Counted from here: models are exported by now, which may take minutes.
+        plan = FaultPlan(read_plan(inject), time.monotonic_ns()) if inject else None
+        if plan is not None:
+            frames, task = FaultySource(frames, plan), with_faults(task, plan)
+            sinks.append(FaultySink(plan))
+        page = None
+        if web:
+            from ..demo.live import LivePage
+
+            page = LivePage(card.class_table, card.model, deadline)
+            sinks.append(page)
+        job = Drive(
+            frames,
+            task,
+            sinks,
+            fallback=spare,
+            limits=limits,
+            every_frame=every_frame,
+            health=asked,
+            realtime=wishes,
+        )
         if metrics is not None:
             from ..runtime.sinks.prometheus import serve_metrics
 

@@ -1,19 +1,15 @@
-"""The drive as a user has it: the class, the command, signals, health."""
+"""The drive as a user has it: the class, the command, signals."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +29,6 @@ from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.drive import build_artifact_task
 from rtseg.runtime.drive.engine import InlineEngine
 from rtseg.runtime.drive.faults import Fault, FaultPlan, with_faults
-from rtseg.runtime.drive.health_server import MOST_CONNECTIONS, Systemd, serve_health
-from rtseg.runtime.drive.messages import Health
-from rtseg.runtime.drive.report import DriveSnapshot
 from rtseg.runtime.drive.stats import FrameCounts
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
@@ -175,88 +168,6 @@ def test_masks_come_back_with_the_camera() -> None:
 def test_segmenters_that_do_not_go_together(segmenter: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Drive([], segmenter)
-
-
-def ask(port: int, path: str, host: str = "") -> tuple[int, str]:
-    """Status and body."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
-    if host:
-        request.add_header("Host", host)
-    try:
-        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def test_health_on_a_port() -> None:
-    now = DriveSnapshot(state="running")
-    with closing(serve_health(lambda: now, 0)) as server:
-        status, body = ask(server.port, "/health")
-        assert (status, json.loads(body)) == (200, json.loads(json.dumps(now.to_dict())))
-        assert ask(server.port, "/ready") == (200, "running")
-        assert ask(server.port, "/live") == (200, "live")
-        now = DriveSnapshot(state="stale")
-        assert ask(server.port, "/health")[0] == 503
-        assert ask(server.port, "/ready") == (503, "stale")
-        assert ask(server.port, "/live") == (200, "live")  # a restart would not bring frames
-        now = DriveSnapshot(state="failed", reasons=["the loop has not turned for 9 s"])
-        assert ask(server.port, "/live") == (503, "stalled")
-        assert ask(server.port, "/")[0] == 404
-        assert ask(server.port, "/health", "localhost")[0] == 503
-        assert ask(server.port, "/health", "evil.example")[0] == 403  # through a browser's DNS
-        with pytest.raises(OSError, match=f"port {server.port} of 127.0.0.1"):
-            serve_health(lambda: now, server.port)
-    with pytest.raises(UsageError, match="a port is 0 to 65535, not 70000"):
-        serve_health(lambda: now, 70000)
-
-
-def test_idle_connections_keep_nobody_out() -> None:
-    with ExitStack() as opened:
-        server = opened.enter_context(closing(serve_health(DriveSnapshot, 0)))
-        threads = threading.active_count()
-        address = ("127.0.0.1", server.port)
-        for _ in range(100):
-            opened.enter_context(closing(socket.create_connection(address, LIMIT_S)))
-        assert ask(server.port, "/live") == (200, "live")
-        assert threading.active_count() - threads <= 2 * MOST_CONNECTIONS
-
-
-def test_health_in_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "health.json"
-    Drive(frames(20), first_channel, every_frame=True, health=path).run()
-    facts = json.loads(path.read_text())
-    assert (facts["state"], facts["ended"]) == ("running", "source ended")
-    assert facts["frames"]["captured"] == 20
-
-
-def test_systemd_hears_when_it_is_ready_and_alive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address = tmp_path / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(address))
-        manager.settimeout(LIMIT_S)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(address))
-        monkeypatch.setenv("WATCHDOG_USEC", "3000000")
-        systemd = Systemd()
-        second = 10**9
-        systemd.tell(10 * second, Health(State.starting, ("no frame",)))
-        assert manager.recv(999).decode() == "STATUS=starting; no frame\nWATCHDOG=1"
-        systemd.tell(10 * second + 1, Health(State.failed, ("no inference",)))
-        assert manager.recv(999).decode() == "STATUS=failed; no inference"  # and not ready
-        systemd.tell(10 * second + 2, Health(State.running))
-        assert manager.recv(999).decode() == "READY=1\nSTATUS=running"
-        systemd.tell(10 * second + second // 2, Health(State.running))  # nothing new, none due
-        systemd.tell(11 * second, Health(State.running))
-        assert manager.recv(999).decode() == "WATCHDOG=1"
-        systemd.stopping()
-        assert manager.recv(999).decode() == "STOPPING=1"
-
-
-def test_without_systemd_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    Systemd().tell(1, Health(State.running))
 
 
 SIZE = 64, 128

@@ -20,7 +20,7 @@ from .capture import Capture, Mailbox, Source
 from .clock import LONGEST, DriveLimits, LoopClock
 from .engine import EngineFactory, InlineEngine, Segment
 from .health import History, assess_health
-from .health_server import HealthFile, PageServer, Systemd, serve_health
+from .health_server import HealthPoint, Systemd
 from .loop import Loop
 from .messages import Health
 from .realtime import RealtimeOptions, apply_realtime
@@ -51,7 +51,8 @@ class Drive:
         fallback: an artifact (on the CPU) or a callable that serves while the first cannot.
         limits: deadline, max_age and the like.
         every_frame: the source waits for inference and no frame is passed over, for logs.
-        health: a file to write the state to, or a port to serve it on.
+        health: a file to write the state to, a port to serve it on, or a `HealthPoint`, which says
+            `starting` before there is a drive.
         health_host: the address that the port is of.
         backend: of the artifacts in `segmenter`.
         device: of those, too.
@@ -72,7 +73,7 @@ class Drive:
         fallback: Artifact | Segment | WorkerTask | None = None,
         limits: DriveLimits | None = None,
         every_frame: bool = False,
-        health: Artifact | int | None = None,
+        health: Artifact | int | HealthPoint | None = None,
         health_host: str = "127.0.0.1",
         backend: str | None = None,
         device: str | None = None,
@@ -127,7 +128,7 @@ class Drive:
             )
         loop, systemd = self.loop, Systemd()
         with self._signals():
-            watchers = self._start()
+            asked = self._start()
             end_ns = None if duration_s is None else loop.began_ns + int(duration_s * 1e9)
             while not (ended := self._ended(end_ns)):
                 self.clock.wait(loop.wake_s())
@@ -140,8 +141,8 @@ class Drive:
             self._over = ended
             # Before the worker goes, whose memory is what matters.
             self._usage.add(self._at_s(), loop.supervisor.processes())
-            for watcher in watchers:
-                watcher.close()
+            if asked is not None:
+                asked.close()
             ending_ns = self.clock.now_ns()
             self._finish(STOP_S if self._stopped_by else FLUSH_S)
         return build_report(
@@ -162,12 +163,12 @@ class Drive:
         """State, counters and times now, and why it ended, if it did; from any thread."""
         return replace(take_snapshot(self.loop), ended=self._over)
 
-    def _start(self) -> list[HealthFile | PageServer]:
-        loop, watchers = self.loop, list[HealthFile | PageServer]()
-        if isinstance(self.health_at, int):
-            watchers.append(serve_health(self.snapshot, self.health_at, self.health_host))
-        elif self.health_at is not None:
-            watchers.append(HealthFile(Path(self.health_at), self.snapshot))
+    def _start(self) -> HealthPoint | None:
+        loop, asked = self.loop, self.health_at
+        if asked is not None and not isinstance(asked, HealthPoint):
+            asked = HealthPoint(asked, self.health_host)
+        if asked is not None:
+            asked.snapshot = self.snapshot
         for queue in loop.queues:
             queue.start()
         if self.realtime is not None:
@@ -177,7 +178,7 @@ class Drive:
         loop.supervisor.poll()
         if not loop.capture.waits:
             loop.capture.start()
-        return watchers
+        return asked
 
     def _note(self, on_state: Callable[[float, Health], None]) -> Health:
         health, at_s = assess_health(self.loop), self._at_s()

@@ -10,8 +10,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import TracebackType
 from urllib.parse import urlsplit
 
 from ...data.files import write_atomically
@@ -134,7 +136,13 @@ class _Handler(BaseHTTPRequestHandler):
         if page is None:
             self.send_error(404, f"here are {', '.join(self.server.pages)}")
             return
-        status, kind, body = page()
+        self._answer(*page())
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """A line of plain text, where Python would send a page of HTML."""
+        self._answer(code, "text/plain", f"{message or self.responses[code][0]}\n".encode())
+
+    def _answer(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -172,6 +180,65 @@ def serve_health(snapshot: TakeSnapshot, port: int, host: str = "127.0.0.1") -> 
 
 def _status(now: DriveSnapshot) -> int:
     return 200 if now.state in MASKS_COME else 503
+
+
+class HealthPoint:
+    """Where a drive's health can be asked from now on: `starting` until a drive takes it over,
+    `failed` if none will.
+
+    Args:
+        where: a file to write the state to, or a port to serve it on.
+        host: the address that the port is of.
+
+    Raises:
+        UsageError: the port is no port.
+        OSError: it is taken, or the file cannot be written.
+    """
+
+    def __init__(self, where: str | os.PathLike[str] | int, host: str = "127.0.0.1"):
+        self._began_ns = time.monotonic_ns()
+        self._now = DriveSnapshot()
+        self.snapshot: TakeSnapshot = self._before
+
+        def take() -> DriveSnapshot:
+            return self.snapshot()  # whoever's it is by then
+
+        self._watcher: HealthFile | PageServer | None = (
+            serve_health(take, where, host)
+            if isinstance(where, int)
+            else HealthFile(Path(where), take)
+        )
+
+    @property
+    def port(self) -> int | None:
+        """The port that is served, if it is one."""
+        return getattr(self._watcher, "port", None)
+
+    def tell(self, what: str, share: float = 0.0) -> None:
+        """Give the reason for `starting`."""
+        self._now = replace(self._now, reasons=(what,))
+
+    def _before(self) -> DriveSnapshot:
+        seconds = (time.monotonic_ns() - self._began_ns) / 1e9
+        return replace(self._now, at_wall_ns=time.time_ns(), seconds=round(seconds, 3))
+
+    def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+        self._watcher = None
+
+    def __enter__(self) -> HealthPoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._now = replace(self._now, state="failed", reasons=(str(error) or repr(error),))
+        self.close()
 
 
 class Systemd:
