@@ -27,6 +27,7 @@ from .errors import (
     RtsegError,
     TrainingError,
     UsageError,
+    WriteError,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ __all__ = [
     "Segmenter",
     "TrainingError",
     "UsageError",
+    "WriteError",
     "__version__",
     "bench",
     "evaluate",

@@ -22,6 +22,7 @@ __all__ = [
     "RtsegError",
     "TrainingError",
     "UsageError",
+    "WriteError",
 ]
 
 
@@ -89,6 +90,19 @@ class MissingPackage(RtsegError, ImportError):
 
 class ProofError(RtsegError, RuntimeError):
     """Artifacts that fell below the parity bar; they were kept under a `.failed` name."""
+
+
+class WriteError(RtsegError, OSError):
+    """A disk that is full, read-only or broken, or a folder that this user may not write to; what
+    was being written is gone, or has `.partial` in its name.
+
+    Attributes:
+        errno: why, such as `errno.ENOSPC`.
+        filename: the path that was to be written.
+    """
+
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}"
 
 
 class TrainingError(RtsegError, RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -93,11 +94,14 @@ def _print_version(wanted: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 the job failed, 2 wrong usage.
+    """Run the command line. Exit codes: 0 done, 1 the job failed, 2 wrong usage, 128
+    and the signal's number where one ended it.
 
     An exception that is neither an RtsegError nor an OSError is a bug: it keeps its traceback.
     """
     debug = "--debug" in sys.argv
+    for kind in (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
+        signal.signal(kind, _stop)
     try:
         arguments = _take_common(sys.argv[1:])
         app(args=arguments, prog_name="rtseg")
@@ -115,6 +119,11 @@ def main() -> None:
     except KeyboardInterrupt:
         # As shells have it: 128 plus the number of SIGINT.
         sys.exit(130)
+
+
+def _stop(number: int, frame: object) -> None:
+    """Leave as after Ctrl-C, so that what is half written is removed or kept as partial."""
+    sys.exit(128 + number)
 
 
 def _take_common(arguments: list[str]) -> list[str]:

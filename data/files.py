@@ -1,45 +1,325 @@
-"""Files that appear whole or not at all."""
+"""The one way to write: nothing has its final name before it is whole and on the disk.
+
+`write_atomically` takes content that is at hand, `staged` what another library writes by name,
+`RecordingFile` what comes bit by bit and is kept when it is cut short, `LineLog` whole lines.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from ..errors import WriteError
+
+ELSEWHERE = "or name another folder"
+REMEDIES = {  # what the user can do about a write that failed
+    errno.ENOSPC: f"the disk is full: free some space there, {ELSEWHERE}",
+    errno.EDQUOT: f"the disk quota is used up: free some space there, {ELSEWHERE}",
+    errno.EROFS: "the file system is read-only: name another folder",
+    errno.EIO: f"the disk failed: look into the system's log (dmesg), {ELSEWHERE}",
+    errno.EFBIG: f"a file may not grow that large here: raise the limit (ulimit -f), {ELSEWHERE}",
+    errno.EACCES: f"this user may not write there: change its permissions, {ELSEWHERE}",
+    errno.EPERM: f"this user may not write there: change its permissions, {ELSEWHERE}",
+}
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name beside `path`, then rename: a reader never sees half a file, not
-    even after a loss of power."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder: a rename is atomic within one file system alone.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextlib.contextmanager
+def explain_failure(path: Path) -> Iterator[None]:
+    """A full, read-only or broken disk as one line that names `path` and what to do.
+
+    Raises:
+        WriteError: in place of the OSError of such a disk.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            # The name may reach the disk before the content does: then the file would be empty.
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException:
-        os.unlink(temporary)
+        yield
+    except WriteError:
         raise
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        raise WriteError(error.errno, REMEDIES[error.errno], str(path)) from error
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o644, replaces: bool = True) -> None:
+    """Write to a temporary name beside `path`, then rename: a reader never sees half a file, not
+    even after a loss of power.
+
+    Args:
+        path: of the file; its folder is made.
+        content: all of it.
+        mode: permissions.
+        replaces: whether a file that is there already gives way.
+
+    Raises:
+        WriteError: the disk does not take it; nothing is left.
+        FileExistsError: it is there already, and is not to be replaced.
+    """
+    with staged(path, mode, replaces) as temporary, temporary.open("wb") as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def staged(path: Path, mode: int = 0o644, replaces: bool = True) -> Iterator[Path]:
+    """A temporary file beside `path`, with its ending, that becomes `path` at the end of the block;
+    after an error it is removed. Arguments and errors as of `write_atomically`."""
+    with explain_failure(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem[:100]}.", suffix=path.suffix
+        )
+        os.close(handle)
+        try:
+            yield Path(name)
+            os.chmod(name, mode)
+            # A name may reach the disk before the content does: then the file would be empty.
+            _sync(Path(name))
+            if replaces:
+                os.replace(name, path)
+            else:
+                _rename_to_new(Path(name), path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def find_reason(path: Path) -> Iterator[None]:
+    """Around a library that writes `path` by itself and does not say why it could not.
+
+    Raises:
+        WriteError: in place of its error, where the disk is the reason.
+    """
+    try:
+        yield
+    except Exception:
+        with explain_failure(path):
+            probe_disk(path.parent)
+        raise
+
+
+def probe_disk(folder: Path) -> None:
+    """Raises OSError unless a file of 1 MiB can be written in `folder`; it leaves none."""
+    # Buffered: a plain write takes as much as there is room for, and says nothing.
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(bytes(1 << 20))
+        probe.flush()
+        os.fsync(probe.fileno())
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Give a file that is whole its name, once it is on the disk.
+
+    Raises:
+        WriteError: the disk does not take it.
+    """
+    with explain_failure(target):
+        _sync(source)
+        os.replace(source, target)
+        _sync_folder(target.parent)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content; errors as of `write_atomically`."""
+    with staged(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def replace_folder(made: Path, folder: Path) -> None:
+    """Put a folder that is whole in the place of an older one, which goes to `made`'s parent.
+
+    Raises:
+        WriteError: the disk does not take it.
+    """
+    with explain_failure(folder):
+        for each in made.rglob("*"):
+            _sync_folder(each) if each.is_dir() else _sync(each)
+        if folder.exists():
+            folder.rename(made.with_name("old"))
+        made.rename(folder)
+        _sync_folder(folder.parent)
+
+
+class RecordingFile:
+    """A file that gets its name when it is whole; until then it is `NAME.partial.SUFFIX`, which no
+    other recording has.
+
+    Args:
+        path: the name wished for; its folder is made.
+        replaces: whether an older file of that name gives way. Otherwise this one is numbered where
+            the name is taken, by a finished recording or by what a crash left of one: `drive.mcap`,
+            `drive-2.mcap`, ...
+
+    Attributes:
+        path: the name that it will have.
+        partial: the empty file to write to.
+
+    Raises:
+        WriteError: the folder cannot be written to.
+    """
+
+    def __init__(self, path: Path, replaces: bool = False):
+        self._replaces = replaces
+        with explain_failure(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for name in _numbered(path):
+                self.path = path if replaces else name
+                self.partial = name.with_name(f"{name.stem}.partial{name.suffix}")
+                if (replaces or not name.exists()) and _create(self.partial):
+                    return
+
+    def open(self) -> BinaryIO:
+        """The partial file, to write to."""
+        return self.partial.open("wb")
+
+    def publish(self) -> None:
+        """Give it its name, once it is on the disk; errors as of `move_file`."""
+        if self._replaces:
+            move_file(self.partial, self.path)
+            return
+        with explain_failure(self.path):
+            _sync(self.partial)
+            for name in _numbered(self.path):
+                with contextlib.suppress(FileExistsError):
+                    _rename_to_new(self.partial, name)
+                    self.path = name
+                    break
+            _sync_folder(self.path.parent)
+
+    def abandon(self) -> None:
+        """Leave what there is under its partial name; remove it if that is nothing."""
+        with contextlib.suppress(OSError):  # another error is on its way, or it is gone
+            if self.partial.stat().st_size == 0:
+                self.partial.unlink()
+
+
+@contextlib.contextmanager
+def text_log(path: Path) -> Iterator[TextIO]:
+    """What a job says of itself: it has its name when the job has ended, well or not, and stays
+    partial if it was cut short by a signal or a disk."""
+    recording = RecordingFile(path, replaces=True)
+    with explain_failure(recording.partial):
+        file = io.TextIOWrapper(recording.open(), encoding="utf-8")
+    try:
+        yield file
+    except Exception as error:
+        if not isinstance(error, OSError):
+            file.close()
+            recording.publish()
+        raise
+    with explain_failure(recording.partial):
+        file.close()
+    recording.publish()
+
+
+class LineLog:
+    """A log whose lines are appended one by one, each whole or not at all.
+
+    Args:
+        path: of the file, which is written anew.
+        lines: that it begins with.
+
+    Raises:
+        WriteError: the disk does not take it.
+    """
+
+    def __init__(self, path: Path, lines: Iterable[str] = ()):
+        self.path = path
+        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, line: str) -> None:
+        """Write a line; after a WriteError the file is as it was."""
+        content = memoryview(f"{line}\n".encode())
+        with explain_failure(self.path):
+            end = os.fstat(self._file.fileno()).st_size
+            try:
+                while content:
+                    content = content[self._file.write(content) :]
+            except BaseException:
+                self._file.truncate(end)
+                raise
+
+    def close(self) -> None:
+        """Bring it to the disk."""
+        with explain_failure(self.path), self._file:
+            os.fsync(self._file.fileno())
+
+
+def new_folder(path: Path) -> Path:
+    """Make `path`, or a numbered one where that holds something already.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    with explain_failure(path):
+        for folder in _numbered(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not any(folder.iterdir()):
+                return folder
+    raise AssertionError("numbers do not end")
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder that files will be written to.
+
+    Raises:
+        WriteError: it cannot be made, or not be written to.
+    """
+    with explain_failure(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    yield from (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+
+
+def _create(path: Path) -> bool:
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _rename_to_new(source: Path, target: Path) -> None:
+    """Raises FileExistsError if `target` is there: a plain rename would write over it."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: the name is taken first
+        target.open("xb").close()
+        os.replace(source, target)
+    else:
+        os.unlink(source)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):  # Windows opens no folders, some file systems sync none
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync(folder)
 
 
 def digest_of(path: Path) -> str:
@@ -55,12 +335,14 @@ def digest_of(path: Path) -> str:
 def scratch_folder(parent: Path, purpose: str) -> Iterator[Path]:
     """A folder in `parent` that is removed at the end, `.PURPOSE-*`; what processes that were
     killed left there goes first."""
-    parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob(f".{purpose}-*"):
-        with contextlib.suppress(OSError), _locked(left):
-            shutil.rmtree(left, ignore_errors=True)
+    with explain_failure(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(f".{purpose}-*"):
+            with contextlib.suppress(OSError), _locked(left):
+                shutil.rmtree(left, ignore_errors=True)
     with contextlib.ExitStack() as held:
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{purpose}-"))
+        with explain_failure(parent):
+            folder = Path(tempfile.mkdtemp(dir=parent, prefix=f".{purpose}-"))
         held.callback(shutil.rmtree, folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # a file system without locks; nobody removes it either
             held.enter_context(_locked(folder))

@@ -14,9 +14,9 @@ import cv2
 from ..data.files import write_atomically
 from ..data.images import write_png
 from ..data.lettering import Picture
+from ..data.video_file import CODECS, VideoFile
 from ..errors import UsageError
 
-CODECS = {".mp4": "mp4v", ".webm": "VP90", ".avi": "MJPG", ".mkv": "mp4v"}
 GIF_COLORS = 128
 ESCAPE, NO_KEY = 27, 255  # as OpenCV gives them, of which the last byte counts
 
@@ -70,45 +70,22 @@ class Video:
     """
 
     def __init__(self, path: Path, fps: float):
-        self.path, self.fps, self.count = path, fps, 0
-        self.partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-        self.writer: cv2.VideoWriter | None = None
+        self.path, self.fps = path, fps
+        self.file: VideoFile | None = None
 
     def add(self, picture: Picture, name: str = "") -> bool:
-        if self.writer is None:
-            self.writer = self._open(picture)
-        self.writer.write(picture)
-        self.count += 1
+        if self.file is None:
+            size = (picture.shape[1], picture.shape[0])
+            self.file = VideoFile(self.path, size, self.fps, replaces=True)
+        self.file.write(picture)
         return True
 
-    def _open(self, picture: Picture) -> cv2.VideoWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
-        size = (picture.shape[1], picture.shape[0])
-        writer = cv2.VideoWriter(str(self.partial), code, self.fps, size)
-        if not writer.isOpened():
-            raise UsageError(
-                f"OpenCV cannot write {self.path} here: it lacks the encoder, or the folder is "
-                "not writable; try another ending, such as .avi"
-            )
-        return writer
-
     def finish(self) -> list[str]:
-        if self.writer is None:
-            return []
-        self.writer.release()
-        # OpenCV says nothing of a full disk. WebM and Matroska store no count: it may be one off.
-        there = max(0, int(cv2.VideoCapture(str(self.partial)).get(cv2.CAP_PROP_FRAME_COUNT)))
-        if there < max(1, self.count - 1):
-            raise OSError(
-                f"{self.partial} holds {there} of {self.count} frames: the disk may be full"
-            )
-        self.partial.replace(self.path)
-        return [str(self.path)]
+        return [str(self.file.finish())] if self.file else []
 
     def abandon(self) -> None:
-        if self.writer is not None:
-            self.writer.release()
+        if self.file is not None:
+            self.file.abandon()
 
 
 class Gif:

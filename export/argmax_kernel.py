@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from ..data.files import write_atomically
 from ..errors import ArtifactError, MissingPackage
 from ..runtime.artifact import Card, Enlargement
 from ..runtime.backends.argmax_kernel import COARSE, LABELS, Call, KernelFile, runs_on
@@ -58,7 +59,7 @@ def cut_before_labels(
     the kernel file for compute capabilities). Raises as `cut` and `compile_kernel`."""
     ending = cut(onnx.load(graph))
     coarse = graph.with_name(f"coarse-{graph.name}")
-    coarse.write_bytes(ending.graph.SerializeToString())
+    write_atomically(coarse, ending.graph.SerializeToString())
     card = card.model_copy(update={"outputs": (COARSE,), "enlarge": ending.enlarge})
 
     def kernel(compute_capabilities: Sequence[str]) -> bytes:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.files import write_atomically
+from ..data.files import move_file, write_atomically
 from ..reporting import Table
 from ..runtime.artifact import Card
 from .conditions import text_of
@@ -144,7 +144,7 @@ def publish(artifact: Artifact, out: Path) -> Artifact:
         own.append(path.with_suffix(".bin"))
     # The artifact itself last: whoever sees it finds its card and weights beside it.
     for each in sorted(own, key=lambda p: p == path):
-        each.replace(out / (each.name + suffix))
+        move_file(each, out / (each.name + suffix))
     logger.info("%s: %s", artifact.status, path.name)
     return replace(artifact, path=out / (path.name + suffix))
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod
 
+from ..data.files import write_atomically
 from ..data.frames import numeric_order
 from ..data.images import IMAGES, read_image
 from ..errors import ExportError
@@ -177,7 +178,7 @@ def measure_ranges(
     how, options = METHODS[method]
     with tempfile.TemporaryDirectory() as folder, silence_quantizer():
         plain = Path(folder) / "plain.onnx"
-        onnx.save(model, plain)
+        write_atomically(plain, model.SerializeToString())
         calibrator = quantization.create_calibrator(
             plain,
             list(kinds),

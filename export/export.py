@@ -308,7 +308,7 @@ class _SizeExport:
         if card.precision == "fp16":
             told = self._count("headroom of float16")
             self.faults = parity.find_overflow(self.graph, self.expected, told)
-        self._graph_path.write_bytes(self.graph.SerializeToString())
+        write_atomically(self._graph_path, self.graph.SerializeToString())
 
     @property
     def _graph_path(self) -> Path:

@@ -18,6 +18,7 @@ import onnxslim
 import torch
 from onnx import TensorProto, helper
 
+from ..data.files import write_atomically
 from ..errors import ExportError
 from ..models import FrameToLabels, Network, deploy
 from ..runtime.artifact import GRAPH, Card, CoarseLogits, Enlargement, append_card, field
@@ -167,7 +168,7 @@ def write_artifact(path: Path, model: onnx.ModelProto, card: Card) -> None:
     all else of the graph, so that the runtime can leave them out."""
     coarse = find_coarse(model)
     if coarse is None:
-        path.write_bytes(append_card(model.SerializeToString(), card))
+        write_atomically(path, append_card(model.SerializeToString(), card))
         return
     # Backwards, so that a node's readers are known before the node itself.
     needed = {coarse.tensor, *(each.name for each in model.graph.output if each.name != "labels")}
@@ -192,7 +193,7 @@ def write_artifact(path: Path, model: onnx.ModelProto, card: Card) -> None:
     start = len(content) - len(core) - len(ending)
     parts = len(head), start, start + len(core)
     coarse = coarse.model_copy(update={"parts": parts})
-    path.write_bytes(append_card(content, card.model_copy(update={"coarse": coarse})))
+    write_atomically(path, append_card(content, card.model_copy(update={"coarse": coarse})))
 
 
 def with_scores(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import openvino
 
+from ..data.files import find_reason
 from ..runtime.backends.openvino import the_core
 
 
 def to_openvino(onnx: Path, target: Path, precision: str) -> None:
     """Convert the ONNX file and write `target` (.xml) and its `.bin`."""
     model = openvino.convert_model(str(onnx))
-    openvino.save_model(model, str(target), compress_to_fp16=precision == "fp16")
+    with find_reason(target):
+        openvino.save_model(model, str(target), compress_to_fp16=precision == "fp16")
 
 
 def census(path: Path) -> dict[str, int]:

@@ -14,6 +14,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from ..data.files import write_atomically
 from ..data.letterbox import fit_frame
 from ..errors import ProofError
 from ..reporting import Progress
@@ -149,7 +150,7 @@ def infer_shapes(graph: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with the shapes that the quantizer asks for, and otherwise unchanged."""
     with tempfile.TemporaryDirectory() as folder, silence_quantizer():
         source, target = Path(folder) / "graph.onnx", Path(folder) / "prepared.onnx"
-        onnx.save(graph, source)
+        write_atomically(source, graph.SerializeToString())
         # Without its optimization, which would merge the casts that TensorRT needs.
         quant_pre_process(source, target, skip_optimization=True, skip_symbolic_shape=True)
         return onnx.load(target)

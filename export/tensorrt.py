@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.files import digest_of, write_atomically
+from ..data.files import digest_of, text_log, write_atomically
 from ..errors import ArtifactError, MissingPackage, UsageError
 from ..runtime.artifact import Card, EngineFacts, sidecar
 from ..runtime.backends.argmax_kernel import kernel_path
@@ -86,7 +86,7 @@ def build_engine(
     trt = import_package(package.flavour)
     log_path = target.with_name(target.name + ".log")
     began = time.perf_counter()
-    with log_path.open("w", encoding="utf-8") as file:
+    with text_log(log_path) as file:
         log = make_log(trt, log_level, file)
         builder = _builder(trt, log)
         network = _network(trt, builder)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from ..data.files import scratch_folder, write_atomically
+from ..data.files import copy_file, replace_folder, scratch_folder, write_atomically
 from ..errors import ArtifactError
 from ..runtime.artifact import Card, read_card, sidecar, verify_artifact
 
@@ -70,18 +69,15 @@ def write_model(
         made, folder = scratch / artifact.stem, repository / artifact.stem
         (made / VERSION).mkdir(parents=True)
         name = "model.plan" if is_engine else "model.onnx"
-        shutil.copyfile(artifact, made / VERSION / name)
+        copy_file(artifact, made / VERSION / name)
         if is_engine:
-            shutil.copyfile(sidecar(artifact), made / VERSION / f"{name}.json")
+            copy_file(sidecar(artifact), made / VERSION / f"{name}.json")
         write_atomically(made / LABELS, "".join(f"{c}\n" for c in card.classes).encode())
         config = _config(artifact.stem, card, outputs, is_engine, tensorrt, gpus)
         write_atomically(made / "config.pbtxt", config.encode())
         for each in (made, made / VERSION):  # the server may run as another user
             each.chmod(0o755)
-        if folder.exists():
-            # Two renames: a server that polls the repository sees no half-written model.
-            folder.rename(scratch / "old")
-        made.rename(folder)
+        replace_folder(made, folder)
     return folder
 
 

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from ..data.files import probe_disk
 from ..errors import MissingPackage, UsageError
 from ..system import gpus
 
@@ -199,9 +200,7 @@ def can_write(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A real file: on a read-only mount, or for root, permission bits tell nothing.
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-            # Written, not only opened: a full disk makes files, and fails later.
-            file.write(bytes(1 << 20))
+        probe_disk(folder)
     except OSError:
         return False
     return True

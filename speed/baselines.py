@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.files import staged
 from ..data.letterbox import Fit, fit_frame, restore_labels
 from ..errors import ArtifactError, MissingPackage, RtsegError, UsageError
 from ..resolve import export_cache
@@ -438,17 +438,15 @@ def write_plain_export(model: Model, size: tuple[int, int]) -> Path:
     path = export_cache(model) / f"{name}_{size[0]}x{size[1]}_plain.onnx"
     if path.exists():
         return path
-    # Moved when it is whole: another process may look for it meanwhile.
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, silence_exporter():
+    with staged(path) as temporary, silence_exporter():
         torch.onnx.export(
             _add_argmax(model.network, size),
             (torch.zeros(1, 3, *size),),
-            str(Path(scratch) / path.name),
+            str(temporary),
             input_names=["image"],
             output_names=["labels"],
             external_data=False,
         )
-        (Path(scratch) / path.name).replace(path)
     return path
 
 

@@ -159,3 +159,14 @@ def as_json(done: subprocess.CompletedProcess[str]) -> Any:
     """The one JSON value on a command's stdout."""
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def mount_small_disk(parent: Path, size: str) -> Iterator[Path]:
+    """A file system of `size`, such as "3m"; skips where it cannot be mounted."""
+    folder = parent / "small"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(["mount", *options], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

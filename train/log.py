@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ..data.files import LineLog, write_atomically
 from ..errors import MissingPackage
 
 
@@ -33,16 +35,11 @@ class TrainingLog:
     def __init__(self, path: Path, iteration: int = 0, tensorboard: bool = False):
         # Rows after the state that is resumed will come again.
         rows = [row for row in read_log(path) if row["iteration"] <= iteration]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("w")
+        self.file = LineLog(path, (json.dumps(row) for row in (rows if iteration else [])))
         self.board = _tensorboard(path.parent) if tensorboard else None
-        for row in rows if iteration else []:
-            self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
 
     def write(self, iteration: int, **values: Any) -> None:
-        self.file.write(json.dumps({"iteration": iteration, **values}) + "\n")
-        self.file.flush()
+        self.file.append(json.dumps({"iteration": iteration, **values}))
         if self.board is not None:
             for name, value in values.items():
                 if isinstance(value, float):
@@ -115,5 +112,7 @@ def draw_curves(rows: Iterable[dict[str, Any]], path: Path) -> Path:
     miou.set_xlabel("iteration")
     for axes in (loss, rate, miou):
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    write_atomically(path, content.getvalue())
     return path

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.datasets import SegmentationData
+from ..data.files import staged
 from ..data.images import encode_png
 from ..errors import UsageError
 from .evaluate import Segment
@@ -32,13 +33,10 @@ def submit(
         raise UsageError(f"{data.classes.name} has no label ids of a test server: use cityscapes")
     table = np.zeros(256, np.uint8)
     table[: len(data.classes)] = data.classes.label_ids
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    partial = archive.with_name(f".{archive.name}.partial")
     # Stored: PNGs are packed already.
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
+    with staged(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
         for index in range(len(data)):
             labels = segment(data[index].image)
             target.writestr(f"{data.name(index)}_pred_labelIds.png", encode_png(table[labels]))
             seen(index)
-    partial.replace(archive)
     return len(data)

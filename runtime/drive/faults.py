@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...data.files import write_atomically
 from ...data.frames import Frame, Unreadable
 from ...errors import MissingPackage, UsageError
 from ..segmenter import Segmenter, load
@@ -151,7 +152,7 @@ class FaultySegmenter(Segmenter):
             mark = self.marks / str(number)
             if fault.at <= self.plan.now_s() and not mark.exists():
                 # Before it strikes: a worker that dies leaves nothing else behind.
-                mark.touch()
+                write_atomically(mark, b"")
                 _strike(fault)
         return super().__call__(frame)
 

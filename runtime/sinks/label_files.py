@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.files import write_atomically
+from ...data.files import check_writable, new_folder, write_atomically
+from ...data.video_file import VideoFile
 from ...errors import UsageError
 from ..drive.messages import Message, Result
-from .recording import RecordingFile, check_writable, new_folder
 
 Picture = NDArray[np.uint8]
 Colors = Sequence[tuple[int, int, int]]
@@ -71,47 +71,32 @@ class OverlayVideo:
         check_writable(path.parent)
         self.path, self.palette, self.paint, self.fps = path, palette, paint, fps
         self._waiting: list[tuple[int, Picture]] = []
-        self._recording: RecordingFile | None = None
-        self._writer: cv2.VideoWriter | None = None
-        self._written = 0
+        self._video: VideoFile | None = None
 
     def __call__(self, message: Message) -> None:
         if not isinstance(message, Result):
             return
         picture = self.paint(message.image, message.labels, self.palette)
-        if self._writer is not None:
-            self._write(self._writer, picture)
+        if self._video is not None:
+            self._video.write(picture)
             return
         self._waiting.append((message.captured_ns, picture))
         if self.fps or len(self._waiting) == self.LEARNS_FROM:
             self._open()
 
-    def _open(self) -> cv2.VideoWriter:
+    def _open(self) -> VideoFile:
         times = [captured_ns for captured_ns, _ in self._waiting]
         # The median: a frame that was dropped makes a double step.
         step_ns = float(np.median(np.diff(times))) if len(times) > 1 else 1e8
         pictures = [picture for _, picture in self._waiting]
         self._waiting.clear()
         height, width = pictures[0].shape[:2]
-        codec = cv2.VideoWriter.fourcc(*"mp4v")
-        self.size = (width, height)
         # Two decimals: MPEG-4 takes no finer ones.
         fps = round(min(max(self.fps or 1e9 / step_ns, 1.0), FASTEST_HZ), 2)
-        self._recording = RecordingFile(self.path)
-        writer = cv2.VideoWriter(str(self._recording.partial), codec, fps, self.size)
-        if not writer.isOpened():
-            self._recording.abandon()
-            raise OSError(f"OpenCV cannot write {self.path} here: it lacks the MP4 encoder")
+        self._video = VideoFile(self.path, (width, height), fps)
         for picture in pictures:
-            self._write(writer, picture)
-        self._writer = writer
-        return writer
-
-    def _write(self, writer: cv2.VideoWriter, picture: Picture) -> None:
-        if picture.shape[1::-1] != self.size:  # VideoWriter would silently skip it
-            picture = np.asarray(cv2.resize(picture, self.size), np.uint8)
-        writer.write(picture)
-        self._written += 1
+            self._video.write(picture)
+        return self._video
 
     def close(self) -> None:
         """Finish the video.
@@ -120,16 +105,9 @@ class OverlayVideo:
             OSError: frames are missing in it, such as on a full disk, of which OpenCV says nothing;
                 it keeps its partial name.
         """
-        writer = self._writer or (self._open() if self._waiting else None)
-        if writer is None or self._recording is None:
-            return
-        writer.release()
-        # Counted by reading the file: VideoWriter reports no error.
-        there = int(cv2.VideoCapture(str(self._recording.partial)).get(cv2.CAP_PROP_FRAME_COUNT))
-        if there != self._written:
-            text = f"{self._recording.partial} holds {max(there, 0)} of {self._written} frames"
-            raise OSError(f"{text}: the disk may be full")
-        self._recording.publish()
+        video = self._video or (self._open() if self._waiting else None)
+        if video is not None:
+            video.finish()
 
 
 def encode_picture(suffix: str, picture: Picture) -> bytes:

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ...data.files import RecordingFile, check_writable, explain_failure
 from ...errors import MissingPackage
 from ..drive.messages import Message, Result
 from .label_files import Colors, Paint, encode_picture
-from .recording import RecordingFile, check_writable
 
 RETRY_S = 10.0
-CHUNK = 1 << 18  # bytes at most that a crash costs
+# Every record is a chunk of its own: what waits in one until it is full would be called delivered,
+# and be lost where the disk is full by then.
+CHUNK = 1
 INSTALL = 'MCAP logs need the mcap package: pip install "rtseg[drive]"'
 TIME: dict[str, Any] = {
     "type": "object",
@@ -75,7 +77,7 @@ class McapRecorder:
         if self._broken and time.monotonic() < self._broken[0] + RETRY_S:
             raise self._broken[1]
         self._recording = RecordingFile(self.path)
-        self._file = self._recording.partial.open("wb")
+        self._file = self._recording.open()
         self._writer = self._new_writer(self._file, chunk_size=CHUNK)
         self._writer.start(profile="", library="rtseg")
         names = json.dumps([list(self.classes), [list(color) for color in self.palette]])
@@ -97,13 +99,14 @@ class McapRecorder:
 
     def __call__(self, message: Message) -> None:
         try:
-            if self._recording is None:
-                self._begin()
-            self._record(message)
-            if self._file is not None:
-                # After every message: what the library has passed on is then the kernel's, and
-                # survives a crash.
-                self._file.flush()
+            with explain_failure(self.path):
+                if self._recording is None:
+                    self._begin()
+                self._record(message)
+                if self._file is not None:
+                    # After every message: what the library has passed on is then the kernel's,
+                    # and survives a crash.
+                    self._file.flush()
         except OSError as error:
             self._abandon(error)
             raise
@@ -149,6 +152,7 @@ class McapRecorder:
         """Finish the log. Raises OSError if that is impossible; it keeps its partial name."""
         if self._recording is None or self._file is None:
             return
-        self._writer.finish()  # type: ignore[no-untyped-call]
-        self._file.close()
+        with explain_failure(self._recording.partial):
+            self._writer.finish()  # type: ignore[no-untyped-call]
+            self._file.close()
         self._recording.publish()

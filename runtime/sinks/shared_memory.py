@@ -38,15 +38,16 @@ import fcntl
 import mmap
 import os
 import struct
-import tempfile
 import time
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...data.files import staged
 from ...errors import UsageError
 from ..drive.messages import Message, Result, StatusKind
 
@@ -111,19 +112,17 @@ class Ring:
 
     def _make(self, room: int) -> None:
         """A new file in the old one's place."""
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        try:
-            # Locked before it has its name, so that no other writer can take it in between.
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _reserve(handle, HEADER + self.slots * (SLOT_HEADER + room), self.path)
-            fresh = mmap.mmap(handle, 0)
-            layout = struct.pack("<IIQQ", VERSION, self.slots, SLOT_HEADER + room, self._number)
-            fresh[:32] = MAGIC + layout
-            os.replace(temporary, self.path)
-        except BaseException:
-            os.unlink(temporary)
-            os.close(handle)
-            raise
+        with ExitStack() as undo:
+            with staged(self.path, mode=0o600) as temporary:
+                handle = os.open(temporary, os.O_RDWR)
+                undo.callback(os.close, handle)
+                # Locked before it has its name, so that no other writer can take it in between.
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _reserve(handle, HEADER + self.slots * (SLOT_HEADER + room))
+                fresh = mmap.mmap(handle, 0)
+                layout = struct.pack("<IIQQ", VERSION, self.slots, SLOT_HEADER + room, self._number)
+                fresh[:32] = MAGIC + layout
+            undo.pop_all()
         if self._handle >= 0:
             os.close(self._handle)
         self._handle, self._map, self._room = handle, fresh, room
@@ -138,16 +137,13 @@ class Ring:
         self._handle, self._map = -1, None
 
 
-def _reserve(handle: int, size: int, path: Path) -> None:
+def _reserve(handle: int, size: int) -> None:
     """A sparse file on a full file system would end this process with SIGBUS at the first write to
     its mapping; reserved space makes that an OSError here."""
     if not hasattr(os, "posix_fallocate"):  # macOS
         os.ftruncate(handle, size)
         return
-    try:
-        os.posix_fallocate(handle, 0, size)
-    except OSError as error:
-        raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
+    os.posix_fallocate(handle, 0, size)
 
 
 def _refuse_second_writer(path: Path) -> None:
