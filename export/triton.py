@@ -12,6 +12,7 @@ import onnx
 from ..data.files import copy_file, replace_folder, scratch_folder, write_atomically
 from ..errors import ArtifactError
 from ..runtime.artifact import Card, read_card, sidecar, verify_artifact
+from ..runtime.verify import is_proven_here
 
 LABELS = "labels.txt"
 VERSION = "1"
@@ -97,8 +98,8 @@ def _check(artifact: Path, card: Card) -> None:
             f"{artifact.name} leaves its labels to a kernel that Triton does not run: export it "
             "without --label-kernel"
         )
-    proven_here = artifact.with_name(artifact.name + ".proof.json").is_file()
-    if not proven_here and (card.proof is None or not card.proof.passed):
+    proven = card.proof is not None and card.proof.passed
+    if not proven and not is_proven_here(artifact, card):
         raise ArtifactError(
             f"{artifact.name} has not been proven, and Triton cannot do it: load it once with "
             "rtseg on a machine with the GPU it is for"

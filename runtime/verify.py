@@ -7,10 +7,8 @@ error that its precision allows, that is a fault, whatever the share of equal la
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,10 +19,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import __version__
 from ..data.files import digest_of, write_atomically
 from ..errors import ArtifactError
 from .artifact import Card, Precision
 from .backends.backend import Backend, Image, Labels
+from .records import read_record, write_record
 
 log = logging.getLogger("rtseg")
 LabelMap = NDArray[np.uint8]  # (H, W)
@@ -228,20 +228,22 @@ def record_path(engine: Path) -> Path:
 def prove_once(path: Path, card: Card, backend: Backend, host: EngineHost) -> dict[str, Any]:
     """The record of the engine's proof on this machine, made now if there is none yet.
 
-    The record lies beside the engine, as `NAME.proof.json`, where the folder can be written.
-    Raises ArtifactError if the engine gives other labels than its reference, or has none.
+    The record lies beside the engine, as `NAME.proof.json`, where the folder can be written. It
+    holds for this card, engine file and reference, on this device with these versions, and only if
+    this user's cache made it; see `records`.
+
+    Raises:
+        ArtifactError: the engine gives other labels than its reference, or has none.
     """
-    # The card holds the digests of engine and reference, and sets the bar.
-    key = {"card": hashlib.sha256(card.to_json().encode()).hexdigest(), **asdict(host)}
-    known = _read_record(path)
-    if known.get("passed") is True and all(known.get(name) == value for name, value in key.items()):
+    key = {**_subject(path, card), **asdict(host)}
+    known = read_record(record_path(path), passed=True, **key)
+    if known is not None:
         return known
     figures = _run(_reference(path, card), card, backend)
     found = find_faults(figures, card.precision, card.trained)
     record = {**key, "passed": not found, "faults": found, "frames": [asdict(f) for f in figures]}
     # A vehicle's folder may be read-only; then the proof is made at every start.
-    with contextlib.suppress(OSError):
-        write_atomically(record_path(path), (json.dumps(record, indent=2) + "\n").encode())
+    write_record(record_path(path), record)
     log.log(
         logging.ERROR if found else logging.INFO,
         "proof of %s on %s with %s: %s",
@@ -258,12 +260,19 @@ def prove_once(path: Path, card: Card, backend: Backend, host: EngineHost) -> di
     return record
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(record_path(path).read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+def is_proven_here(path: Path, card: Card) -> bool:
+    """Whether an engine passed its proof on a device of this machine."""
+    return read_record(record_path(path), passed=True, **_subject(path, card)) is not None
+
+
+def _subject(path: Path, card: Card) -> dict[str, str]:
+    """What a proof is of: digests of what lies there, and the version that judges."""
+    files = {"file": path, "reference": reference_path(path)}
+    return {
+        "rtseg": __version__,
+        "card": hashlib.sha256(card.to_json().encode()).hexdigest(),  # it sets the bar
+        **{kind: digest_of(each) if each.is_file() else "" for kind, each in files.items()},
+    }
 
 
 def _reference(path: Path, card: Card) -> Reference:
@@ -273,10 +282,9 @@ def _reference(path: Path, card: Card) -> Reference:
         raise ArtifactError(
             f"{path.name} carries no reference, so nothing proves it here: export it again"
         )
-    reference = Reference.load(beside)
-    if digest_of(beside) != expected:
+    if beside.is_file() and digest_of(beside) != expected:
         raise ArtifactError(f"{beside} is not the one exported with the engine: copy it again")
-    return reference
+    return Reference.load(beside)
 
 
 def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:

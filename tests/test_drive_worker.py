@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from rtseg.runtime.drive.drive import build_artifact_task
 from rtseg.runtime.drive.engine import Answer
 from rtseg.runtime.drive.realtime import RealtimeOptions, apply_realtime
 from rtseg.runtime.drive.worker import Worker, WorkerTask, wait_ready
+from rtseg.runtime.records import write_record
 from rtseg.system import read_usage
 
 LIMIT_S = 300.0  # reached by nothing but a defect, however busy the machine is
@@ -208,12 +210,14 @@ def test_the_known_digest_is_kept_and_held_to(
         digest = known_frame.prove(segment, "nano")
         assert known_frame.prove(segment, "nano") == digest
         (kept,) = (tmp_path / "rtseg" / "known-frames").iterdir()
-        assert kept.read_text() == digest
-        for malformed in ("", "0" * 63, "not a digest"):  # a crash left it: as if it were absent
+        record = json.loads(kept.read_text())
+        assert record["labels"] == digest
+        forged = json.dumps(record | {"labels": "0" * 64})
+        for malformed in ("", digest, forged):  # a crash left it, or somebody: as if it were absent
             kept.write_text(malformed)
             assert known_frame.prove(segment, "nano") == digest
-            assert kept.read_text() == digest
-        kept.write_text("0" * 64)
+            assert json.loads(kept.read_text()) == record
+        write_record(kept, {"of": record["of"], "labels": "0" * 64})
         with pytest.raises(ArtifactError, match=r"nano gives other labels .*delete"):
             known_frame.prove(segment, "nano")
 

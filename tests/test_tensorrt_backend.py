@@ -6,6 +6,7 @@ What TensorRT computes is tested where there is a GPU.
 import gc
 import json
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -23,6 +24,7 @@ from fake_cuda import (
     write_engine,
 )
 from rtseg.errors import ArtifactError, MissingPackage
+from rtseg.runtime import records
 from rtseg.runtime import verify as first_load
 from rtseg.runtime.artifact import read_card, sidecar
 from rtseg.runtime.backends import cuda as cuda_module
@@ -170,12 +172,30 @@ def test_an_engine_is_proven_at_first_load_and_not_again(world, engine):
     assert (first, world.cuda.launches) == (1, 0)
 
 
-@pytest.mark.parametrize("change", ["record", "card"])
-def test_a_proof_holds_for_its_own_record_and_card_alone(world, engine, change):
+@pytest.mark.parametrize("change", ["record", "key", "engine", "reference", "version", "card"])
+def test_a_proof_holds_for_its_own_record_and_files_alone(world, engine, change, monkeypatch):
+    """Whatever was forged, or is not what was proven, the engine is proven anew."""
     TensorRT(engine).close()
+    path = first_load.record_path(engine)
     if change == "record":
-        path = first_load.record_path(engine)
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"passed": "no"}))
+        path.unlink()
+        world.shift = 1
+        with pytest.raises(ArtifactError, match="not right"):
+            TensorRT(engine)  # a failed proof leaves a record too
+        path.write_text(path.read_text().replace('"passed": false', '"passed": true'))
+    elif change == "key":  # a record that another user's cache sealed
+        records.key_path().write_bytes(bytes(32))
+    elif change == "engine":
+        engine.write_bytes(engine.read_bytes() + b" ")
+    elif change == "reference":
+        reference = first_load.Reference.load(first_load.reference_path(engine))
+        replace(reference, names=("other",)).save(first_load.reference_path(engine))
+        world.shift = 1
+        with pytest.raises(ArtifactError, match="not the one exported with the engine"):
+            TensorRT(engine)
+        return
+    elif change == "version":
+        monkeypatch.setattr(first_load, "__version__", "9.9.9")
     else:
         card = read_card(engine).model_copy(update={"weights_from": "elsewhere"})
         sidecar(engine).write_text(card.to_json())
@@ -208,10 +228,10 @@ def test_a_wrong_engine_is_not_served(world, engine):
 
 
 def test_a_folder_that_cannot_be_written_is_no_obstacle(world, engine, monkeypatch):
-    def read_only(path, content):
+    def read_only(path, content, **options):
         raise PermissionError(path)
 
-    monkeypatch.setattr(first_load, "write_atomically", read_only)
+    monkeypatch.setattr(records, "write_atomically", read_only)
     TensorRT(engine).close()
     assert not first_load.record_path(engine).exists()
 
@@ -297,11 +317,14 @@ def test_kernels_compiled_at_first_start_are_kept(world, engine):
     backend = TensorRT(engine)
     assert dict(backend.info.options)["jit_cache"] == "read"
     backend.close()
-    kept.write_bytes(b"of another driver")
-    backend = TensorRT(engine)
-    assert dict(backend.info.options)["jit_cache"] == "written"
-    assert kept.read_bytes() == b"kernels"
-    backend.close()
+    foreign = [b"of another machine", b"", bytes(40), kept.read_bytes()[:-1] + b"!"]
+    for content in foreign:  # kernels are code: what this user's cache did not seal is not loaded
+        kept.write_bytes(content)
+        world.jit = Jit()
+        backend = TensorRT(engine)
+        assert dict(backend.info.options)["jit_cache"] == "written"
+        assert records.unseal(kept.read_bytes()) == b"kernels"
+        backend.close()
 
 
 def test_kernels_go_to_the_users_cache_where_the_folder_is_read_only(
@@ -373,7 +396,7 @@ def test_kernels_compiled_by_the_first_runs_are_kept_too(world, engine):
     world.jit = Growing()
     backend = TensorRT(engine)
     (kept,) = engine.parent.glob("net.engine.*.jit")
-    assert kept.read_bytes() == b"kernelskernels"
+    assert records.unseal(kept.read_bytes()) == b"kernelskernels"
     backend.close()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from ...data.files import write_atomically
 from ...errors import ArtifactError, BackendError
 from ..packages import last_line, members
+from ..records import seal, unseal
 from .cuda import Cuda, CudaError
 
 log = logging.getLogger("rtseg")
@@ -154,8 +155,9 @@ class Plan:
         if cache is None:
             return
         for path in self._caches:
+            known = unseal(path.read_bytes()) if path.is_file() else None
             # It refuses what another driver, GPU or version compiled.
-            if path.is_file() and cache.deserialize(known := path.read_bytes()):
+            if known is not None and cache.deserialize(known):
                 self.jit, self._kept = "read", known
                 break
         if config.set_runtime_cache(cache):
@@ -166,9 +168,11 @@ class Plan:
         memory = self._cache.serialize() if self._cache is not None else None
         if memory is None or memory.nbytes <= len(self._kept):
             return
+        if (sealed := seal(bytes(memory))) is None:
+            return
         for path in self._caches:
             with contextlib.suppress(OSError):
-                write_atomically(path, bytes(memory))
+                write_atomically(path, sealed)
                 self.jit, self._kept = "written", bytes(memory)
                 log.info("compiled kernels kept in %s", path)
                 return

@@ -7,17 +7,15 @@ vehicle needs no ONNX package.
 
 from __future__ import annotations
 
-import contextlib
-import json
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.files import write_atomically
 from ...errors import ArtifactError
 from ..packages import cache_folder, last_line, members, slug
+from ..records import read_record, write_record
 from ..verify import EngineHost
 from .cuda import Cuda
 from .tensorrt_engine import Plan
@@ -32,9 +30,8 @@ def self_test(trt: Any, log: Any, cuda: Cuda, host: EngineHost) -> None:
     if not hasattr(trt, "Builder"):  # the lean runtime; the engine's own proof has to do
         return
     record = cache_folder() / f"self-test-{slug(' '.join(asdict(host).values()))}.json"
-    with contextlib.suppress(OSError, ValueError):
-        if json.loads(record.read_text())["passed"]:
-            return
+    if read_record(record, passed=True, **asdict(host)):
+        return
     errors = measure(trt, log, cuda)
     wrong = [f"{name} by {error:.2g}" for name, error in errors.items() if not error <= TOLERANCE]
     if wrong:
@@ -42,8 +39,7 @@ def self_test(trt: Any, log: Any, cuda: Cuda, host: EngineHost) -> None:
             f"{host.tensorrt} is wrong on {host.gpu} ({', '.join(wrong)}): install another "
             "version of it, or use the ONNX artifact"
         )
-    with contextlib.suppress(OSError):
-        write_atomically(record, json.dumps({"passed": True, "errors": errors}).encode())
+    write_record(record, {"passed": True, "errors": errors, **asdict(host)})
 
 
 def measure(trt: Any, log: Any, cuda: Cuda) -> dict[str, float]:

@@ -7,19 +7,17 @@ computes what the first did; that the first was right is what the artifact's own
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from ...data.files import write_atomically
 from ...data.scenes import scene
 from ...errors import ArtifactError
 from ..packages import cache_folder
+from ..records import read_record, write_record
 from ..segmenter import Segmenter
 
 SEED = 11  # of the drawn street scene
@@ -41,12 +39,11 @@ def prove(segmenter: Segmenter, name: str) -> str:
     if not np.array_equal(first, second):
         return ""
     digest = hashlib.sha256(first.tobytes()).hexdigest()
-    known = _known(segmenter)
-    expected = _read_digest(known)
-    if expected is None:
-        with contextlib.suppress(OSError):  # a vehicle's home may be read-only
-            write_atomically(known, digest.encode())
-    elif expected != digest:
+    known, subject = _known(segmenter)
+    record = read_record(known, of=subject)
+    if record is None:
+        write_record(known, {"of": subject, "labels": digest})
+    elif record["labels"] != digest:
         raise ArtifactError(
             f"{name} gives other labels for the known frame than before on this machine: "
             f"check it with `rtseg check`; where that is expected, delete {known}"
@@ -54,20 +51,10 @@ def prove(segmenter: Segmenter, name: str) -> str:
     return digest
 
 
-def _read_digest(path: Path) -> str | None:
-    """None for a record that is absent, unreadable or malformed: a crash or a full disk may leave
-    an empty one, which must not stop every start from then on."""
-    try:
-        text = path.read_text()
-    except (OSError, ValueError):
-        return None
-    return text if re.fullmatch("[0-9a-f]{64}", text) else None
-
-
-def _known(segmenter: Segmenter) -> Path:
-    """The file with the digest: its name changes with all that may change a label."""
+def _known(segmenter: Segmenter) -> tuple[Path, str]:
+    """The file with the digest, and what that is of: a digest of all that may change a label."""
     info, card = segmenter.info, segmenter.card
     files = sorted(card.files.items())
     facts = (card.weights, files, card.size, *asdict(info).values())
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
-    return cache_folder() / "known-frames" / key
+    subject = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return cache_folder() / "known-frames" / subject[:32], subject
