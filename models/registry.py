@@ -19,6 +19,7 @@ from .families import (
     icnet,
     mgseg,
     pidnet,
+    segformer,
     senformer,
     sfanet,
     sfnet,
@@ -29,7 +30,7 @@ from .variant import Variant
 
 FAMILIES = (  # a new one: its import above, its name here; the order is that of `rtseg models`
     *(csfcn, sfnet, swiftnet, bisenet, pidnet, ddrnet, sfanet, mgseg, icnet),
-    *(crossformer, ecfd, senformer),
+    *(crossformer, ecfd, senformer, segformer),
 )
 VARIANTS: dict[str, Variant] = {k: v for family in FAMILIES for k, v in family.VARIANTS.items()}
 
