@@ -20,6 +20,7 @@ __all__ = [
     "ProofError",
     "RecipeError",
     "RtsegError",
+    "SignatureError",
     "TrainingError",
     "UsageError",
     "WriteError",
@@ -45,6 +46,10 @@ class UsageError(RtsegError, ValueError):
 
 class ArtifactError(UsageError):
     """A file that is no artifact, is damaged or does not run on this machine."""
+
+
+class SignatureError(ArtifactError):
+    """A file that the required key did not sign, or that was changed since; it was not read."""
 
 
 class CheckpointError(UsageError):

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import ArtifactError, MissingPackage, UsageError
+from .data.signature import required_key
+from .errors import ArtifactError, MissingPackage, SignatureError, UsageError
 from .reporting import Progress
 from .runtime import Segmenter, load, read_card
 from .runtime.backends.backend import BACKENDS, default_backends, installed
@@ -46,6 +47,8 @@ def is_artifact(what: str | os.PathLike[str]) -> bool:
     if path.suffix == ".safetensors":
         try:
             read_card(path)
+        except SignatureError:
+            raise
         except ArtifactError:
             return False
         return True
@@ -60,6 +63,8 @@ def load_source(
     **own: Any,
 ) -> Model:
     """`load_model`, or one line on how to get along where PyTorch is not installed."""
+    if required_key() is not None:
+        raise UsageError(f"{what} is no artifact, and only signed artifacts are wanted: name one")
     if importlib.util.find_spec("torch") is None:
         raise MissingPackage(
             f"{what} has to be exported first, which needs PyTorch: pip install "

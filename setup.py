@@ -38,11 +38,12 @@ DRIVE = [  # logs in and out, metrics, faults on purpose
     "PyYAML>=6",
 ]
 TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it is asked for
+SIGN = ["cryptography>=42"]
 WEB = ["starlette>=0.40", "uvicorn>=0.30"]
 FLEET = ["ray[data]>=2.40", "pyarrow>=17"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 TESTS = ["pytest>=8", "playwright>=1.45", "tritonclient>=2.41", "grpcio>=1.60", *TRITON]
-MOST = [*TRAIN, *OPENVINO, *TENSORRT, *DRIVE, *WEB]  # fleets apart: Ray is large
+MOST = [*TRAIN, *OPENVINO, *TENSORRT, *DRIVE, *WEB, *SIGN]  # fleets apart: Ray is large
 ALL = [*MOST, *CPU]
 
 
@@ -159,6 +160,7 @@ setup(
         "fast": FAST,
         "tensorrt": TENSORRT,
         "train": TRAIN,
+        "sign": SIGN,
         "web": WEB,
         "fleet": FLEET,
         "drive": DRIVE,

@@ -71,6 +71,7 @@ def in_group(group: str, *declarations: str, **settings: object) -> object:
 NETWORK = "Network"
 VIEW = "How a network sees a frame (fixed in an artifact)"
 MACHINE = "Where it runs"
+TRUST = "Trust"
 
 Model = Annotated[
     str,
@@ -122,6 +123,16 @@ Backend = Annotated[
     ),
 ]
 Device = Annotated[str | None, in_group(MACHINE, help="cpu, cuda or cuda:N.")]
+RequireSignature = Annotated[
+    str | None,
+    in_group(
+        TRUST,
+        "--require-signature",
+        metavar="PUBKEY",
+        callback=lambda key: _require_signature(key),
+        help="Refuse models that this key did not sign: a .pub file of `rtseg sign`, or its text.",
+    ),
+]
 Threads = Annotated[int | None, in_group(MACHINE, help="CPU threads; by default one per core.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON value and nothing else on stdout.")]
 
@@ -199,6 +210,15 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def parse_sizes(texts: list[str] | None) -> list[tuple[int, int]]:
     return [parse_size(text) for text in texts or ()]
+
+
+def _require_signature(key: str | None) -> str | None:
+    """For all that this process reads, and the workers that it starts."""
+    if key is not None:
+        from ..data.signature import require
+
+        require(key)
+    return key
 
 
 def class_set(name: str | None) -> ClassSet | None:

@@ -20,6 +20,7 @@ from ._options import (
     Classes,
     Device,
     Json,
+    RequireSignature,
     Root,
     Sizes,
     Split,
@@ -128,6 +129,7 @@ def _measured(
         ),
     ] = None,
     device: Device = None,
+    require_signature: RequireSignature = None,
     threads: Threads = None,
     peers: Annotated[
         bool, in_group(PEERS, "--peers", help="Add every peer that is installed.")

@@ -10,10 +10,14 @@ from typing import Annotated
 from typer import Argument
 
 from ._console import JobFailed, show
-from ._options import Json
+from ._options import Json, RequireSignature
 
 
-def check(file: Annotated[Path, Argument(help="An artifact.")], as_json: Json = False) -> None:
+def check(
+    file: Annotated[Path, Argument(help="An artifact.")],
+    require_signature: RequireSignature = None,
+    as_json: Json = False,
+) -> None:
     """Say whether an artifact will run on this machine.
 
     It is not loaded, so the answer is immediate.

@@ -19,6 +19,7 @@ from ._options import (
     Json,
     Models,
     Port,
+    RequireSignature,
     Sizes,
     Token,
     in_group,
@@ -63,6 +64,7 @@ def demo(
     ] = 100.0,
     backend: Backend = None,
     device: Device = None,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Draw labels over a video or a live camera.

@@ -22,6 +22,7 @@ from ._options import (
     Json,
     Models,
     Port,
+    RequireSignature,
     Token,
     complete_models,
     in_group,
@@ -100,6 +101,7 @@ def drive(
     ] = None,
     backend: Backend = None,
     device: Device = None,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Run the vehicle loop: newest frame only, whatever breaks.

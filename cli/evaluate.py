@@ -19,6 +19,7 @@ from ._options import (
     FrameSize,
     Json,
     Model,
+    RequireSignature,
     Root,
     Scales,
     Split,
@@ -48,6 +49,7 @@ def evaluate(
     backend: Backend = None,
     device: Device = None,
     worst: Annotated[Path | None, Option(help="Picture of the worst frames to write.")] = None,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Measure mIoU of a network or an artifact on labeled frames.

@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ._console import JobFailed, show, working
-from ._options import Backend, Device, Json, OneModel, in_group
+from ._options import Backend, Device, Json, OneModel, RequireSignature, in_group
 
 WORKERS = "Workers"
 
@@ -37,6 +37,7 @@ def fleet(
     ] = 0,
     backend: Backend = None,
     device: Device = None,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Label thousands of logs with Ray Data, here or on a cluster.

@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ._console import JobFailed, note, show, steps, working
-from ._options import Backend, Device, Json, OptionalModel
+from ._options import Backend, Device, Json, OptionalModel, RequireSignature
 
 
 def predict(
@@ -23,6 +23,7 @@ def predict(
     ] = False,
     backend: Backend = None,
     device: Device = None,
+    require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
     """Segment images or a video: label PNGs and color overlays.

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..data.signature import required_key
 from ..errors import UsageError
 from ..runtime import Card, Segmenter, load, read_card
 from .logs import REPORT, DriveLog, LogProgress, find_logs
@@ -115,7 +116,11 @@ def fleet(
 def local_opener(artifact: Path, options: FleetOptions) -> Opener:
     """One thread for each worker on CPUs: there is a worker on every core."""
     threads: dict[str, Any] = {} if options.gpus else {"threads": 1}
-    return partial(load, artifact, options.backend, options.device, **threads)
+    # By name, too: the machines of a cluster do not have this one's environment.
+    signed = required_key()
+    return partial(
+        load, artifact, options.backend, options.device, require_signature=signed, **threads
+    )
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from safetensors.torch import save as dump_safetensors
 from torch import Tensor
 
 from ..data.files import write_atomically
+from ..data.signature import check_required
 from ..errors import CheckpointError
 from .layers import RepConv
 from .network import Network
@@ -52,6 +53,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
     Raises:
         CheckpointError: for a file that cannot be read or holds code.
     """
+    check_required(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
@@ -102,6 +104,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     # Only safetensors has a header that is read without reading the tensors.
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
+    check_required(path)
     try:
         with safe_open(path, "pt") as file:
             header: dict[str, str] = file.metadata() or {}

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ..data.classes import ClassSet
 from ..data.files import digest_of
 from ..data.letterbox import Fit
+from ..data.signature import check_required
 from ..errors import ArtifactError
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -202,9 +203,11 @@ def sidecar(path: Path) -> Path:
 def read_card(path: str | os.PathLike[str]) -> Card:
     """The card of an artifact, without loading the model.
 
-    Raises ArtifactError if there is no such file, it has no card, or the card is damaged.
+    Raises ArtifactError if there is no such file, it has no card, or the card is damaged;
+    SignatureError before anything is read, if a signature is required and missing.
     """
     path = Path(path)
+    check_required(path)
     if not path.is_file():
         raise ArtifactError(f"no artifact at {path}")
     if path.suffix == ".onnx":

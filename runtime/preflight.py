@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ArtifactError
+from ..data.signature import check_required
+from ..errors import ArtifactError, SignatureError
 from ..system import Gpu, gpus
 from .artifact import Card, EngineFacts, read_card, sidecar, verify_artifact
 from .backends.backend import BACKENDS
@@ -94,6 +95,11 @@ def check(path: str | os.PathLike[str], machine: Machine | None = None) -> Verdi
     Reads and hashes the file, asks the driver, and loads neither the model nor its backend.
     """
     path = Path(path)
+    try:
+        check_required(path)
+    except SignatureError as error:
+        reason, _, fix = str(error).rpartition(": ")
+        return Verdict(str(path), False, "signature", reason or fix, fix)
     try:
         card = _readable(path)
         _check_content(path, card)

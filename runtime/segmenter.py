@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.letterbox import fit_frame, restore_labels
+from ..data.signature import verify_signature
 from ..errors import BackendError, UsageError
 from .artifact import Card, read_card, verify_artifact
 from .backends.backend import Backend, Info, choose, open_backend
@@ -85,6 +86,8 @@ def load(
     path: str | os.PathLike[str],
     backend: str | None = None,
     device: str | None = None,
+    *,
+    require_signature: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Segmenter:
     """The Segmenter of an artifact: `.engine`, `.onnx`, `.xml` (OpenVINO) or `.safetensors`.
@@ -97,6 +100,8 @@ def load(
     here; its message says what to do.
     """
     path = Path(path)
+    if require_signature is not None:
+        verify_signature(path, require_signature)
     card = read_card(path)
     name = choose(path, backend, device)
     verify_artifact(path, card)

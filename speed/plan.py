@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.scenes import scenes
+from ..data.signature import required_key
 from ..errors import ArtifactError, CheckpointError, UsageError
 from ..reporting import Progress
 from ..resolve import (
@@ -176,6 +177,8 @@ class _Planner:
         path = _artifact(measured)
         if path is None:
             return load_source(measured, self.config.weights, self.config.classes), ""
+        if required_key() is not None:
+            return None, "PyTorch's network has no signature of its own"
         if not (self.config.eager or self.config.peers or self.config.roofline):
             return None, ""  # a vehicle's install has no PyTorch, and needs none for its own rows
         card = read_card(path)
