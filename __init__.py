@@ -1,7 +1,7 @@
 """Real-time street-scene segmentation: export, prove, measure and run networks in a vehicle.
 
-The public names are read from their shelves when they are first used, so that `import rtseg` is
-instant and a vehicle never loads PyTorch:
+Public names are imported when they are first used, so that `import rtseg` is instant and a vehicle
+never loads PyTorch:
 
     model = rtseg.load_model("csfcn_tiny", weights="mine.pth")
     (artifact,) = rtseg.export(model, size=(512, 1024), to="tensorrt", precision="fp16")
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 # A small file may claim a picture of many gigabytes. OpenCV reads this when it is loaded, and would
-# take up to 2**30 pixels; whoever has larger ones sets it.
+# take up to 2**30 pixels; set it for larger ones.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
 __all__ = [
     "Artifact",
@@ -71,7 +71,7 @@ __all__ = [
     "load_model",
     "train",
 ]
-_SHELVES = {  # public name: the module that has it
+_LOCATIONS = {  # public name: the module that has it
     "Artifact": "export",
     "Card": "runtime",
     "Drive": "runtime",
@@ -87,10 +87,10 @@ _SHELVES = {  # public name: the module that has it
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _SHELVES:
+    if name not in _LOCATIONS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        shelf = importlib.import_module(f".{_SHELVES[name]}", __name__)
+        module = importlib.import_module(f".{_LOCATIONS[name]}", __name__)
     except ModuleNotFoundError as error:
         from .runtime.packages import explain_import
 
@@ -100,7 +100,7 @@ def __getattr__(name: str) -> Any:
     # `export` and `train` are packages too, which Python puts here under the same names as soon as
     # one of their modules is imported. So that the order of imports changes nothing, the names
     # always mean the packages, and those can be called (see `_package.py`).
-    value = shelf if name == _SHELVES[name] else getattr(shelf, name)
+    value = module if name == _LOCATIONS[name] else getattr(module, name)
     # Kept, so that Python asks here only once.
     globals()[name] = value
     return value

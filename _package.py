@@ -1,4 +1,4 @@
-"""Packages that can be called: `rtseg.export(...)`, beside `from rtseg.export import Artifact`."""
+"""Callable packages: `rtseg.export(...)`, beside `from rtseg.export import Artifact`."""
 
 from __future__ import annotations
 

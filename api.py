@@ -1,4 +1,4 @@
-"""Calls that need several shelves: evaluation of whatever a user has, and the test server's zip."""
+"""Calls that need several subpackages: evaluation of any model, and the test server's zip."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 What = str | os.PathLike[str]
 logger = logging.getLogger("rtseg")
-Seen = Callable[[int], None]  # told the index of each frame that is done
+Seen = Callable[[int], None]  # called with the index of each finished frame
 
 
 def evaluate(
@@ -42,18 +42,18 @@ def evaluate(
     """Measure mIoU on labeled frames.
 
     Args:
-        model: what `load_model` or `load` takes or gave.
-        data: the name of a data set, or one that is open.
+        model: what `load_model` or `load` takes or returns.
+        data: the name of a data set, or an open one.
         root: the data set's folder.
         split: which part of the data set.
-        classes: class set of a `data="folder"` and of a network without one of its own.
-        worst: file for a picture of the frames that went worst, a PNG.
+        classes: class set of `data="folder"`, and of a network that has none.
+        worst: PNG file for a picture of the frames with the lowest mIoU.
         seen: called with the index of each frame that is done.
         view: options of `open_labeler`.
 
     Raises:
         DataError: the data set is missing, damaged or without labels.
-        UsageError: the model answers in other classes than the labels are in.
+        UsageError: the model's classes differ from those of the labels.
     """
     if isinstance(data, str):
         data = open_dataset(data, root, split, classes)
@@ -75,10 +75,10 @@ def submit(
     seen: Seen = lambda index: None,
     **view: Any,
 ) -> int:
-    """Predict the frames of Cityscapes as its test server wants them: label ids, in a zip.
+    """Predict the frames of Cityscapes in the format of its test server: label ids, in a zip.
 
     Args:
-        model: what `load_model` or `load` takes or gave.
+        model: what `load_model` or `load` takes or returns.
         root: the folder of Cityscapes.
         out: the zip to upload.
         split: which part of it.
@@ -218,7 +218,7 @@ def _map_labels(segment: Segment, names: Sequence[str], source: str, to: ClassSe
 
 
 def check_classes(names: Sequence[str], expected: ClassSet) -> None:
-    """Refuse a model that answers in other classes than the labels are in."""
+    """Refuse a model whose classes differ from those of the labels."""
     if tuple(names) != expected.names:
         raise UsageError(
             f"the model knows {len(names)} classes ({', '.join(names[:3])}, ...), the data "

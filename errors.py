@@ -1,5 +1,5 @@
-"""The errors that rtseg raises on purpose: each message names what was given, what is wrong with it
-and what to do.
+"""The errors that rtseg raises itself: each message names what was given, what is wrong with it and
+what to do.
 
 The command line turns an `RtsegError` or an `OSError` into one line and an exit code. Every other
 exception is a bug and shows its traceback.
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class RtsegError(Exception):
-    """The base of all errors that rtseg raises on purpose.
+    """The base of all errors that rtseg raises itself.
 
     Attributes:
         exit_code: what the command line exits with: 1 the job failed, 2 wrong usage.
@@ -90,7 +90,7 @@ class BackendError(RtsegError, RuntimeError):
 
 
 class MissingPackage(RtsegError, ImportError):
-    """A package that is not installed; the message is the command that mends it."""
+    """A package that is not installed; the message is the command that installs it."""
 
 
 class ProofError(RtsegError, RuntimeError):
@@ -115,5 +115,5 @@ class TrainingError(RtsegError, RuntimeError):
 
 
 def warn_renamed(old: str, new: str) -> None:
-    """Tell that `old` has another name now; it is understood in this version still."""
+    """Warn that `old` has been renamed; this version still accepts it."""
     warnings.warn(f"{old} is called {new} now: use that before 0.2", FutureWarning, stacklevel=3)

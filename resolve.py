@@ -1,8 +1,8 @@
-"""From what a user typed to the model or the artifact that it means.
+"""From what the user typed to a model or an artifact.
 
 An artifact is taken as it is. A variant's name, `NAME:WEIGHTS`, a checkpoint or a `Model` is
-exported for this machine first, and the export is kept in the user's cache. PyTorch loads only
-where something has to be exported.
+exported for this machine first, and the export is kept in the user's cache. PyTorch is
+imported only where something has to be exported.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def resolve_artifact(
         size: (height, width) in pixels of the export; by default the one that it was trained at.
         backend: that shall run it; by default the fastest one here.
         device: "cpu" or "cuda[:N]".
-        progress: of an export, is told what is being done, and the share of it done, 0..1.
+        progress: called during an export, with what is being done and the share done, 0..1.
 
     Raises:
         UsageError: no model is called so, or an artifact is asked for another size.
@@ -242,7 +242,7 @@ def cached_export(
         size: (height, width) in pixels.
         backends: which shall run it; a file each.
         precision: of the graph.
-        progress: is told what is being done, and the share of it done, 0..1.
+        progress: called with what is being done and the share of it that is done, 0..1.
         calib: folder of frames that int8 is calibrated on.
 
     Raises:

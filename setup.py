@@ -30,7 +30,7 @@ TENSORRT = [
     "cuda-bindings>=12.9",
     "nvidia-ml-py>=12",
 ]
-DRIVE = [  # logs in and out, metrics, faults on purpose
+DRIVE = [  # logs in and out, metrics, fault plans
     "mcap>=1.2",
     "mcap-ros2-support>=0.5",
     "mcap-protobuf-support>=0.5",

@@ -1,4 +1,4 @@
-"""The machine at hand: processors, memory, GPUs, and what a process takes of them."""
+"""This machine: processors, memory, GPUs, and what a process uses of them."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ class Noise:
 
 
 class NoiseWatch:
-    """Watches the processors from its making on; `noise()` tells what others did since."""
+    """Watches the processors since its creation; `noise()`: other processes' load since then."""
 
     def __init__(self) -> None:
         self._load = psutil.getloadavg()[0]
@@ -280,7 +280,7 @@ class UsageSample:
 
 
 class UsageLog:
-    """Samples over a run, ever rarer the longer it lasts, so that they stay few."""
+    """Samples over a run, less often the longer it lasts, so that they stay few."""
 
     EVERY_S = 10.0
     MOST = 240  # samples kept of a run, however long it is
@@ -307,7 +307,7 @@ class UsageLog:
 
 
 class PeakMemory:
-    """Watches memory from its making on.
+    """Watches memory since its creation.
 
     Freed memory is first handed back to the system, so that what follows cannot live on it unseen.
     """
@@ -319,7 +319,7 @@ class PeakMemory:
         self._device = gpu_memory_used()
 
     def host_mib(self) -> float | None:
-        """Growth of the resident set at its largest since, in MiB; None where it is not told."""
+        """Growth of the resident set at its largest since, in MiB; None where it is unknown."""
         peak = _peak()
         return None if peak is None else round(max(0, peak - self._resident) / MIB, 1)
 

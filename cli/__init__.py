@@ -1,4 +1,4 @@
-"""The subcommands, a file each; the command line is put together in `app.py`."""
+"""The subcommands, one file each; `app.py` assembles the command line."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Terminal output: results on stdout, progress and log lines on stderr.
 
-rich is imported where something is printed: `rtseg --help` needs none of it.
+rich is imported where something is printed: `rtseg --help` does without it.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def start_log(level: str, as_json: bool) -> None:
     logger.setLevel(level.upper())
     # Ray and others set up the root logger, which would print every line again.
     logger.propagate = False
-    # A warning's file and source line say nothing to whoever typed a command.
+    # A warning's file and source line mean nothing to the user of a command.
     warnings.showwarning = _show_warning
 
 

@@ -46,7 +46,7 @@ def _split(text: str) -> tuple[str, list[str]]:
     examples: list[str] = []
     for line in lines[first:]:
         if examples and examples[-1].endswith("\\"):
-            # A shell line that goes on after a backslash is one example.
+            # A shell line continued after a backslash is one example.
             examples[-1] = examples[-1][:-1].rstrip() + " " + line.strip()
         elif line.strip():
             examples.append(re.sub(r"\s+", " ", line.strip()))

@@ -1,4 +1,4 @@
-"""`rtseg quickstart`: runs the whole job once."""
+"""`rtseg quickstart`: runs the whole pipeline once."""
 
 from __future__ import annotations
 

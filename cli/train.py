@@ -50,7 +50,7 @@ def train(
         "finished": outcome.finished,
         "miou": outcome.miou,
     }
-    # Of several processes one speaks.
+    # Of several processes, one prints.
     if outcome.first and (outcome.finished or as_json):
         line = f"best mIoU {outcome.miou:.2%}: {outcome.folder / BEST}"
         show(json.dumps(facts), line, as_json)

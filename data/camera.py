@@ -36,7 +36,7 @@ class Camera:
                 # Arrival, not exposure: what a frame waited in the driver before is not known here.
                 captured_ns = time.monotonic_ns()
                 if not more:
-                    # Raised, not ended: a camera has no end, and whoever iterates opens it again.
+                    # Raised, not ended: a camera has no end, and the caller opens it again.
                     raise OSError(f"the camera {self.where} gives no frames")
                 yield Frame(np.asarray(image, np.uint8), index, captured_ns, f"{index:08d}")
                 index += 1

@@ -1,4 +1,4 @@
-"""`rtseg data check`: what is wrong with a split before hours of training find out."""
+"""`rtseg data check`: finds what is wrong with a split before hours of training do."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class DataReport:
 
 
 def check(data: SegmentationData, seen: Callable[[int], None] = lambda index: None) -> DataReport:
-    """Read every file of the split; `seen` is told of each image done."""
+    """Read every file of the split; `seen` is called with each image that is done."""
     found = DataReport(data.classes)
     found.pixels, found.frames = np.zeros((2, len(data.classes)), np.int64)
     for index, files in enumerate(data.files):

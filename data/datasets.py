@@ -1,4 +1,4 @@
-"""Data sets: pairs of image and label files, by their official folder layouts or of your own.
+"""Data sets: pairs of image and label files, in their official folder layouts or in your own.
 
 `open_data` opens a split by the name of its set.
 """
@@ -131,7 +131,7 @@ def _size(image: np.ndarray) -> str:
 
 
 def identity_ids(count: int) -> np.ndarray:
-    """A table for label files that hold train ids already: all else does not count."""
+    """A table for label files that already hold train ids; other values do not count."""
     table = np.full(256, IGNORE, np.uint8)
     table[:count] = np.arange(count)
     return table

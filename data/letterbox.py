@@ -1,13 +1,13 @@
 """Letterbox, crop or stretch: a frame at a model's size, and its labels back at the frame's.
 
 A frame whose aspect (width over height) is within ASPECT_TOLERANCE of the model's is resized to the
-model's size. What becomes of any other, the card names:
+model's size. The card says what happens to any other:
 
 - `letterbox`: it is scaled to fit inside and lies at the top left, the rest black, as training pads
   frames that are smaller than its crops; the labels of the rest are cut off again.
 - `crop`: its middle, as much as has the model's aspect, is resized; the labels beside it are 255,
-  which no class has: evaluation leaves those pixels out and says how many they were.
-- `stretch`: it is resized all the same.
+  which is no class: evaluation leaves those pixels out and reports how many they were.
+- `stretch`: it is resized anyway.
 """
 
 from __future__ import annotations

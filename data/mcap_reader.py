@@ -1,4 +1,4 @@
-"""Camera frames out of MCAP logs, as ROS 2 and Foxglove write them."""
+"""Camera frames from MCAP logs, as ROS 2 and Foxglove write them."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class McapLog:
 
 @contextmanager
 def _damage_told(path: Path) -> Iterator[None]:
-    """One clear error in place of all that a damaged file makes its readers raise."""
+    """One clear error in place of whatever a damaged file makes its reader raise."""
     try:
         yield
     except MissingPackage:

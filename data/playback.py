@@ -1,4 +1,4 @@
-"""Recordings played as a camera would give them, and what a drive can run on."""
+"""Recordings played in real time, as from a camera, and the sources that a drive can run on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Street scenes drawn by arithmetic: structured frames for proofs where no real ones are given."""
+"""Synthetic street scenes: structured frames for parity checks without real ones."""
 
 from __future__ import annotations
 

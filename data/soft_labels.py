@@ -1,10 +1,10 @@
 """Soft labels: a folder of class probabilities, one file a frame, and maps between class sets.
 
 A file NAME.npz holds `probabilities`, uint8 (C, h, w): 255 is 1. h x w may be smaller than the
-frame, whose stem is NAME; folders below count too. What the C classes become in the data set that
-is trained on is said by a class map: a train id for each, 255 for classes that do not count.
-Probabilities of classes that become one are added. `write_soft_labels` adds `soft_labels.json`:
-who wrote them, and how sure that model was, by frame and by class.
+frame, whose stem is NAME; folders below count too. A class map says what the C classes become
+in the data set that is trained on: a train id for each, 255 for classes that do not count.
+Probabilities of classes that are merged are added. `write_soft_labels` also writes
+`soft_labels.json`: which model wrote them, and its confidence by frame and by class.
 """
 
 from __future__ import annotations

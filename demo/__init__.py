@@ -1,1 +1,1 @@
-"""See it: overlays, prediction files, the quick start."""
+"""Overlays, prediction files and the quick start."""

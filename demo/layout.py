@@ -1,4 +1,4 @@
-"""One picture of a frame and what one model or several make of it."""
+"""One picture of a frame and the labels of one or more models."""
 
 from __future__ import annotations
 

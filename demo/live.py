@@ -1,4 +1,4 @@
-"""The live page's side of the loop: a sink that keeps the newest result for those who look."""
+"""The live page's sink: it keeps the newest result for the viewers."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class LivePage:
             return self._picture
 
     def close(self) -> None:
-        """Nothing more will come: whoever waits for it is answered now."""
+        """No more results will come: requests that wait are answered now."""
         with self._news:
             self._closed = True
             self._news.notify_all()

@@ -1,4 +1,4 @@
-"""Colors that people who see fewer of them can tell apart too."""
+"""Palettes for color-blind viewers."""
 
 from __future__ import annotations
 

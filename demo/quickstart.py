@@ -1,4 +1,4 @@
-"""The whole job once, for someone who has just installed the package."""
+"""The whole pipeline once, for someone who has just installed the package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..runtime.preflight import check
 from ..speed import bench
 from ..speed.doctor import examine
 
-FRAMES = Path(__file__).with_name("frames")  # of a motorway; their license lies beside them
+FRAMES = Path(__file__).with_name("frames")  # of a motorway; their license is beside them
 SCALES = (2 / 3, 1, 4 / 3)  # of the training's size: no network is shown where it fails
 WIDTH = 640  # pixels of a picture in the report
 

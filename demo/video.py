@@ -1,4 +1,4 @@
-"""The demo: every model's labels laid over every frame, side by side, written or shown."""
+"""The demo: overlays of one or more models side by side, written to a file or shown."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .layout import Layout, Seen, compose, plan
 from .writers import Writer, open_writer
 
 CITYSCAPES_FPS = 17.0  # of its sequences; images say nothing about their rate
-WINDOW = 15  # frames whose median latency stands in the corner
+WINDOW = 15  # frames whose median latency is shown in the corner
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures out: a video, a GIF, PNGs or a window. No file that is cut short has a final name."""
+"""Picture output: a video, a GIF, PNGs or a window. An unfinished file never has its final name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The end of an engine as a GPU kernel: the graph is cut before its last enlargement, and a kernel
-of `runtime/argmax_triton.py` is compiled for what comes out there.
+"""The end of an engine as a GPU kernel: the graph is cut before its last upsampling, and a kernel
+of `runtime/argmax_triton.py` is compiled for the output at that point.
 
 Compiling needs PyTorch and Triton, but no GPU. The machine code and its tables travel with the
 engine; `runtime/backends/argmax_kernel.py` runs them without either package.
@@ -55,7 +55,7 @@ class CutGraph:
 def cut_before_labels(
     graph: Path, card: Card
 ) -> tuple[Path, Card, Callable[[Sequence[str]], bytes]]:
-    """(the graph cut before its last enlargement, written beside it; that one's card; what makes
+    """(the graph cut before its last upsampling, written beside it; that one's card; what makes
     the kernel file for compute capabilities). Raises as `cut` and `compile_kernel`."""
     ending = cut(onnx.load(graph))
     coarse = graph.with_name(f"coarse-{graph.name}")

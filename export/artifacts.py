@@ -1,4 +1,4 @@
-"""Exported artifacts: how they reach their places, their report, and their table."""
+"""Exported artifacts: publishing them, their report, and their table."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def build_table(artifacts: Sequence[Artifact]) -> Table:
 
 
 def list_notes(artifacts: Sequence[Artifact]) -> list[str]:
-    """What there is to explain below the table, each thing once."""
+    """Notes below the table, each once."""
     notes: dict[str, None] = {}
     for artifact in artifacts:
         name, engine = artifact.path.name, artifact.card.engine
@@ -142,7 +142,7 @@ def publish(artifact: Artifact, out: Path) -> Artifact:
     # Weights of OpenVINO, the one file that does not begin with the artifact's whole name.
     if path.suffix == ".xml":
         own.append(path.with_suffix(".bin"))
-    # The artifact itself last: whoever sees it finds its card and weights beside it.
+    # The artifact itself last: a reader that sees it finds its card and weights beside it.
     for each in sorted(own, key=lambda p: p == path):
         move_file(each, out / (each.name + suffix))
     logger.info("%s: %s", artifact.status, path.name)

@@ -1,4 +1,4 @@
-"""Calibration of int8: frames of a folder, and the ranges that tensors take on them."""
+"""Calibration for int8: frames of a folder, and the ranges of tensors on them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Conditions of an export against those of the training: size, aspect, light of the frames.
+"""Conditions of an export compared with those of the training: size, aspect, light of the frames.
 
 A proof shows that an artifact equals the network, not that the network is used as it was trained:
-csfcn_tiny, trained at 360x480, equals itself at 1024x2048 too, with half of its accuracy. What is
-far from the training's is a warning in the proof.
+csfcn_tiny, trained at 360x480, equals itself at 1024x2048 too, with half of its accuracy.
+Conditions far from those of the training are warnings in the proof.
 """
 
 from __future__ import annotations

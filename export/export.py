@@ -1,7 +1,7 @@
-"""Main path of an export: network -> ONNX graph -> targets -> proof -> files under their names.
+"""The export: network -> ONNX graph -> targets -> proof -> files under their final names.
 
-Everything is made in a scratch folder inside the output folder and moved out of it once it has its
-proof and its card, the artifact itself last; an export that is killed leaves only the scratch
+Files are made in a scratch folder inside the output folder and moved out of it once they have
+their proof and card, the artifact itself last. An export that is killed leaves only the scratch
 folder, which the next one removes.
 """
 
@@ -98,7 +98,7 @@ def export(
         label_kernel: engines end before their last upsampling, and a GPU kernel beside them makes
             the labels; their names end in `_kernel`.
         log: level of the log of TensorRT's builder.
-        progress: is told what is being done, and the share of it done, 0..1.
+        progress: called with what is being done and the share of it that is done, 0..1.
 
     Raises:
         ExportError: before anything is written, for a bad size, target, precision, class set or

@@ -1,4 +1,4 @@
-"""Export every variant of the zoo, prove each, and keep a table that a killed run goes on from."""
+"""Export every variant of the zoo, prove each, and keep a table from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def export_all(
         targets: likewise.
         frames: drawn scenes to prove each on.
         keep: False deletes its files once they are in the table.
-        progress: is told what is being done, and the share of it done, 0..1.
+        progress: called with what is being done and the share of it that is done, 0..1.
 
     Returns:
         The wanted rows.
@@ -150,16 +150,16 @@ def export_all(
             continue
         progress(f"{number} of {len(jobs)}: {job.name}", (number - 1) / len(jobs))
         held[job.name] = run_in_process(job, out, keep)
-        # After every row: a run that is killed goes on from here.
+        # After every row: a killed run resumes from here.
         write_rows(out / TABLE, list(held.values()))
     return [held[job.name] for job in jobs]
 
 
 def select_variants(patterns: Sequence[str]) -> list[str]:
-    """The variants that one of the patterns, such as "sfnet_*", fits; all without a pattern.
+    """The variants that match one of the patterns, such as "sfnet_*"; all without a pattern.
 
     Raises:
-        UsageError: a pattern fits none.
+        UsageError: a pattern matches none.
     """
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in VARIANTS):

@@ -1,8 +1,8 @@
 """Proof of an artifact: its labels and logits against the plain float32 PyTorch network.
 
-Every artifact that can run here is run on the same frames as the network it was made of: labels
+Every artifact that can run here is run on the same frames as the network it was made from: labels
 through the runtime that will serve it, logits through a probe into the same file, and a census of
-the data types that the file really holds. Without a passed report nothing counts as exported.
+the data types that the file really holds. Only an artifact that passes counts as exported.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def prove_artifact(
         census: values that the file holds, by data type.
         bar: the precision whose bar counts, by default the artifact's own.
         device: of the backend.
-        progress: is told what is being done, and the share of it done, 0..1.
+        progress: called with what is being done and the share of it that is done, 0..1.
         **options: of the backend.
     """
     precision = bar or card.precision

@@ -1,4 +1,4 @@
-"""Quantization: a float graph becomes int8, but for the layers that cost too much."""
+"""Quantization: a float graph becomes int8, except layers that would cost too much accuracy."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def quantize(
         card: of it.
         calibration: frames of any size, and the method.
         expected: the float32 network's answers on frames that calibration does not see.
-        progress: is told what is being done, and the share of it done, 0..1.
+        progress: called with what is being done and the share of it that is done, 0..1.
 
     Raises:
         QuantizeError: the bar does not hold while layers with half of the multiply-adds are in

@@ -1,4 +1,4 @@
-"""Reference of a proof: its frames, and what the plain float32 network says of them."""
+"""Reference of a proof: its frames, and the plain float32 network's answers on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sensitivity to int8: all layers ranked in one pass, the worst ones tried alone."""
+"""Sensitivity to int8: all layers ranked in one pass, the worst ones tried one at a time."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def measure_noise(
 def _with_rounded_twins(
     plain: onnx.ModelProto, rounded: onnx.ModelProto, nodes: Sequence[str]
 ) -> onnx.ModelProto:
-    """The float graph, the rounded twin of each node, and the energies of results and errors."""
+    """The float graph, a rounded copy of each node, and the energies of results and errors."""
     model = onnx.ModelProto()
     model.CopyFrom(plain)
     graph = model.graph

@@ -1,1 +1,1 @@
-"""Many drive logs labeled by many processes, here or on a Ray cluster."""
+"""Label many drive logs in many processes, here or on a Ray cluster."""

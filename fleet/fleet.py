@@ -1,4 +1,4 @@
-"""Thousands of logs through one model, on all cores of this machine or of a cluster: Ray Data."""
+"""Label thousands of logs with one model, on all cores of a machine or a cluster, by Ray Data."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fleet(
 ) -> FleetSummary:
     """Label every frame of every log into `out/LOG/`, each log with its `log.json`.
 
-    A log that has one is done and is passed over, so the same call goes on where it was cut off.
+    A log that has one is done and is skipped, so the same call resumes where it was cut off.
     A log that fails is reported and the rest finish; a worker that dies is replaced, and what it
     had in hand is done again.
 

@@ -1,4 +1,4 @@
-"""The logs of a fleet: their folders in the output, what is done already, and their reports."""
+"""The logs of a fleet: their output folders, which are done already, and their reports."""
 
 from __future__ import annotations
 

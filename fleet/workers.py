@@ -1,7 +1,7 @@
-"""A fleet's workers: readers that give frames, and actors that label them.
+"""A fleet's workers: readers that yield frames, and actors that label them.
 
-Rows travel between them as dicts. A row with `error` tells of a log that cannot go on, one with
-`skipped` of a frame that could not be read, one with `end` of a log's last frame.
+Rows travel between them as dicts. A row with `error` reports a log that failed, one with `skipped`
+a frame that could not be read, one with `end` the last frame of a log.
 """
 
 from __future__ import annotations

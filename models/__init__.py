@@ -1,4 +1,4 @@
-"""Networks: `build` one by name, `load_checkpoint` into it, `deploy` it for inference."""
+"""Networks: `build` one by name, load weights with `load_checkpoint`, `deploy` it for inference."""
 
 from ..errors import CheckpointError
 from .checkpoints import digest, save_checkpoint

@@ -1,7 +1,8 @@
-"""Self-attention inside groups of a map's tokens: windows, shifted windows, groups at a distance.
+"""Self-attention within groups of a map's tokens: windows, shifted windows, strided groups.
 
-Which token goes to which group is a permutation that depends on the map's size alone. It is worked
-out once, as an index, and padding, rolling, cutting and putting back are one gather each way.
+Which token goes to which group is a permutation that depends on the map's size alone. It is
+computed once, as an index; padding, rolling, partitioning and reversing are then one gather each
+way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running code, renamed to our names, written."""
+"""Checkpoint files: read without running code, converted to our key names, written."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def rename_to_ours(state: State, model: Network) -> State:
     """`state` by our names, if it is in official ones; what a network computes is dropped."""
     own, state = model.state_dict().keys(), model.upgrade_state_dict(state)
     names = rename_keys(state, model.keys)
-    # By count, for a few names may be alike in both; the better fit is what the file speaks.
+    # By count, for a few names may be alike in both; the better fit is the file's naming.
     if len(own & set(names.values())) > len(own & state.keys()):
         state = {names[k]: v for k, v in state.items() if k in names}
     state = model.convert_state_dict({k: v for k, v in state.items() if not k.endswith(INDICES)})

@@ -1,4 +1,4 @@
-"""Fusing: the same function, cheaper, which is what a network becomes before it is exported."""
+"""Fusing: a network's cheaper equivalent form, which is what gets exported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .network import AnyModule, copy_to_meta
 
 
 def deploy(model: AnyModule, size: tuple[int, int] | None = None) -> AnyModule:
-    """Make a copy of a network in eval mode whose modules took their cheaper forms.
+    """Copy a network in eval mode, with its modules in their cheaper equivalent forms.
 
     A module that has one says so by a method `to_deployed()` that returns it: norms folded into
     convolutions, branches and linear chains merged.
@@ -29,7 +29,7 @@ def deploy(model: AnyModule, size: tuple[int, int] | None = None) -> AnyModule:
 
 
 def _make_constants(model: nn.Module, size: tuple[int, int]) -> None:
-    """Run a copy without data, and keep the constants that it asked for."""
+    """Run a copy without data, and keep the constants that it requested."""
     shadow = copy_to_meta(model)
     with torch.no_grad():
         dtype = next(shadow.parameters()).dtype

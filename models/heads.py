@@ -1,4 +1,4 @@
-"""Necks and heads that two families or more share, and the network that puts them together."""
+"""Necks and heads shared by two or more families, and the network that combines them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identification: the variant that a state dict belongs to, and what depends on its classes."""
+"""Identification: the variant that a state dict belongs to, and its class-dependent entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers that two families or more share."""
+"""Layers shared by two or more families."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ConvNorm(nn.Module):
         super().__init__()
         padding = dilation * (kernel // 2)
         # Named attributes, not a Sequential: state dicts, folding and the tables of official names
-        # all speak of `.conv` and `.norm`.
+        # all refer to `.conv` and `.norm`.
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias)
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
         # In place: the norm's result is nobody else's.

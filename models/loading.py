@@ -1,4 +1,4 @@
-"""Loading: from what a user names (a variant, a checkpoint, or both) to a network with weights."""
+"""Loading: from a variant, a checkpoint or both to a network with weights."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ FRAME_SIZES = {"cityscapes": (1024, 2048), "bdd100k": (720, 1280)}  # (height, w
 
 @dataclass(frozen=True)
 class Model:
-    """A network with its weights and its classes: what `export`, `bench` and `evaluate` take whole.
+    """A network with its weights and its classes, as `export`, `bench` and `evaluate` take it.
 
     Attributes:
         network: in eval mode, on the CPU.
@@ -91,8 +91,8 @@ def load_model(
         **own: of a module that is not of the zoo, see `OwnOptions`.
 
     Raises:
-        UsageError: no variant is called so, `what` has its weights already, or a module does not
-            run, says not what its pixels are normalized by, or prepares them otherwise.
+        UsageError: no variant has this name, `what` already has weights, or a module does not run,
+            comes without a normalization, or its `preprocess` differs from it.
         CheckpointError: the weights cannot be read or do not fit; nothing was loaded.
     """
     if isinstance(classes, (str, os.PathLike)):
@@ -187,7 +187,7 @@ def _open(
 
 
 def _check_same_classes(own: ClassSet, other: ClassSet, weights: str) -> None:
-    """Labels of another meaning would be proven: agreement does not know what classes are called.
+    """Without this, a network with other classes would be proven: agreement ignores class names.
 
     Raises:
         UsageError: the names differ, or their order.
@@ -264,7 +264,7 @@ def find_weights(what: str | os.PathLike[str]) -> Path:
 
 
 def _named_weights(variant: str, weights: str) -> Path:
-    """What WEIGHTS in VARIANT:WEIGHTS stands for."""
+    """The file that WEIGHTS in VARIANT:WEIGHTS refers to."""
     shipped = {path.stem.removeprefix(f"{variant}_"): path for path in shipped_weights(variant)}
     if weights not in shipped and not Path(weights).exists():
         known = ", ".join(f"{variant}:{each}" for each in shipped)
@@ -329,7 +329,7 @@ def load_checkpoint(
     if classifier == "new":
         state |= {k: own[k].clone() for k in class_entries(model.info.name) if k in own}
     _check(state, stored, model, where, ignore)
-    # load_state_dict's strict mode wants every entry: those that may be missing come from the
+    # load_state_dict's strict mode needs every entry: those that may be missing come from the
     # network.
     kept = {k: v for k, v in own.items() if k not in state or k.endswith(COMPUTED)}
     model.load_state_dict(kept | {k: v for k, v in state.items() if k in own}, strict=True)

@@ -20,7 +20,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 @dataclass(frozen=True)
 class NetworkInfo:
-    """What a built network wants as its input, and what it gives back.
+    """The input that a built network takes, and its output.
 
     Attributes:
         name, num_classes: of the variant.

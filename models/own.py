@@ -1,8 +1,8 @@
-"""Networks that are not of the zoo: anybody's `nn.Module`, wrapped as a `Network`.
+"""Networks from outside the zoo: any `nn.Module`, wrapped as a `Network`.
 
-What a module does not say of itself is asked for: how its pixels are normalized, what its classes
-are called. What it does say is found by running it: where its logits are in what it returns, how
-many classes they have, and whether it ends in a resize that the argmax can be taken before.
+The caller supplies what a module cannot tell: how its pixels are normalized and its class names.
+The rest is found by running it: where the logits are in its output, how many classes they have, and
+whether it ends in a resize that the argmax can be taken before.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Normalization:
-    """How a network wants its pixels: `(pixel * scale - mean) / std`.
+    """How a network's input is normalized: `(pixel * scale - mean) / std`.
 
     Attributes:
         mean: of each channel, in `order`, after scaling.
@@ -98,18 +98,18 @@ def find_normalization(what: str | Normalization | None) -> Normalization:
 
 
 class OwnOptions(TypedDict, total=False):
-    """What `load_model` is told of a module that is not of the zoo.
+    """What `load_model` needs to know of a module from outside the zoo.
 
     Attributes:
         size: (height, width) in pixels that it takes; required.
         normalize: a name of NORMALIZATIONS, or a Normalization; required.
         name: for files and reports; by default its class's.
-        output: where the logits are in what it returns: a key, an attribute or a place.
+        output: where the logits are in what it returns: a key, an attribute or an index.
         fit: "letterbox" (the default), "crop" or "stretch", how frames of another aspect than the
             size's come to it; letterboxed ones lie at the top left, over black, of cropped ones
             only the middle is seen.
         preprocess: what makes its input of a camera's frame, (H, W, 3) uint8 BGR -> (1, 3, h, w):
-            held against what an export would do.
+            compared with what an export would do.
     """
 
     size: Size
@@ -121,7 +121,7 @@ class OwnOptions(TypedDict, total=False):
 
 
 class OwnNetwork(Network):
-    """A module that is not of the zoo, as a `Network`.
+    """A module from outside the zoo, as a `Network`.
 
     The module maps (N, 3, H, W) to logits (N, K, h, w) of any stride, alone or among other outputs;
     to one logit (N, 1, h, w) for two classes; or to class ids (N, h, w), (N, 1, h, w).
@@ -129,7 +129,7 @@ class OwnNetwork(Network):
     Args:
         module: in eval mode; it is not copied.
         info: name, number of classes, normalization in RGB order.
-        output: where the logits are in what it returns: a key, an attribute or a place.
+        output: where the logits are in what it returns: a key, an attribute or an index.
         order: of the channels that it reads.
         resizes: how many bilinear resizes it makes, if the last one's result is the logits, else 0;
             that one is left to the argmax, see `forward_logits`.
@@ -277,7 +277,7 @@ def pick_output(result: Any, output: str | int | None = None) -> Tensor:
 
     Args:
         result: a tensor, a sequence, a mapping or a dataclass of them.
-        output: the key, attribute or place to take; by default the tensor itself, `logits`, `out`,
+        output: the key, attribute or index to take; by default the tensor itself, `logits`, `out`,
             or the only one that has the shape of logits.
 
     Raises:

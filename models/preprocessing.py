@@ -1,8 +1,8 @@
-"""The user's own preprocessing held against ours, from the camera's bytes on.
+"""Compare the user's own preprocessing with ours, from the camera's bytes on.
 
-An exported network that was trained on other pixels than it is given is wrong everywhere by a
-little, which no comparison of networks shows. So the two inputs are compared, and the step that
-differs is named: resize, padding, channel order, scale, mean or standard deviation.
+An exported network whose input is prepared differently than in training is slightly wrong
+everywhere, which no comparison of networks shows. So the two inputs are compared, and the error
+names the step that differs: resize, padding, channel order, scale, mean or standard deviation.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SAME_MEAN = 0.01  # in units of 0..1
 
 @dataclass(frozen=True)
 class Found:
-    """What a preprocessing does, as read off one frame.
+    """What a preprocessing does, inferred from one frame.
 
     Attributes:
         resize: a name of RESIZES, or "unknown".
@@ -59,7 +59,7 @@ class Found:
 def check_preprocess(
     normalization: Normalization, size: Size, preprocess: Preprocess, fit: Fit = "letterbox"
 ) -> None:
-    """Hold the user's `preprocess` against what the exported graph will do to the same frame.
+    """Compare the user's `preprocess` with what the exported graph does to the same frame.
 
     Args:
         normalization: what the graph does once the frame is at `size`.

@@ -1,4 +1,4 @@
-"""Seeded random weights that behave, for networks without trained ones."""
+"""Seeded random weights with sane activations, for networks without trained ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_untrained(variant: str, num_classes: int, seed: int = SEED) -> Network
     what it gets, and the norms fit drawn street scenes.
 
     Otherwise activations grow or vanish and attention saturates, and half precision has nothing
-    real to be compared on. torch's own random state is left alone.
+    real to be compared on. torch's own random state is not touched.
 
     Args:
         variant: a name in VARIANTS.

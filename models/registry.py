@@ -1,4 +1,4 @@
-"""Registry: every variant by name, and how one is built."""
+"""Registry: every variant by name, and `build`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def find_variant(name: str) -> Variant:
     """The variant `name`.
 
     Raises:
-        UsageError: if there is none; the message says which one may have been meant.
+        UsageError: if there is none; the message suggests the closest name.
     """
     if name not in VARIANTS:
         near = get_close_matches(name, VARIANTS, n=1)

@@ -1,4 +1,4 @@
-"""Variants: what a family's file says of each of its networks."""
+"""Variants: a family's description of each of its networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zoo: the variants as rows of facts and costs, which `rtseg models` lists."""
+"""Zoo: facts and costs of the variants, as `rtseg models` lists them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COSTS = Path(__file__).with_name("costs.json")
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """What a network takes for one image.
+    """What a network costs for one image.
 
     Attributes:
         macs: multiply-adds of convolutions and matrix products; resampling, norms and element-wise

@@ -21,7 +21,7 @@ that trail one corner's argmax by more than the margin at all four corners are l
 Where most cells of a band are undecided, as with logits of an untrained network, the whole band is
 interpolated row by row, with the same arithmetic.
 
-Logits are finite numbers; where they are not, labels are still class ids.
+Logits are assumed to be finite; where they are not, labels are still valid class ids.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The compiled loops of `argmax.py`, whose head says why they are exact. Needs numba.
+"""The compiled loops of `argmax.py`, whose docstring explains why they are exact. Needs numba.
 
-Compiled code is kept in the user's cache (or NUMBA_CACHE_DIR), or nowhere. In the package's folder,
-where numba puts it of its own accord, it would outlive the package and hide the next one's modules.
+Compiled code is cached in the user's cache folder (or NUMBA_CACHE_DIR), or not at all. In the
+package's folder, numba's default, it would outlive the package and hide the next one's modules.
 """
 
 from __future__ import annotations

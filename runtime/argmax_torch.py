@@ -1,4 +1,4 @@
-"""Labels of coarse logits in PyTorch, on either kind of device."""
+"""Labels from coarse logits in PyTorch, on CPU and GPU."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Labels of coarse logits on a GPU, one Triton kernel each: nothing of classes x H x W is written.
+"""Labels from coarse logits on a GPU, a Triton kernel each: nothing of classes x H x W is written.
 
 `BilinearLabels` interpolates and keeps the running maximum of each pixel in registers; a program
 reads the corners of its cells once for all rows of a band. Its arithmetic is that of `argmax.py`,
-fused and rounded alike, so the labels are those of interpolation in float32 and argmax, ties to the
-lowest id, whatever the logits' own type. `ShuffledLabels` is the end of a pixel-shuffle network: a
-1x1 convolution to K * factor^2 channels, of which only the winner of each pixel leaves the kernel.
-Its sums stay in float32 and are never rounded to half, as the convolution's own output would be.
+fused and rounded the same way, so the labels are those of interpolation in float32 and argmax, ties
+to the lowest id, whatever the logits' own type. `ShuffledLabels` is the end of a pixel-shuffle
+network: a 1x1 convolution to K * factor^2 channels, of which only the winner of each pixel leaves
+the kernel. Its sums stay in float32 and are never rounded to half, as the convolution's own output
+would be.
 
 Both run on the current stream, allocate nothing per call and can be captured in a CUDA graph. The
 tests run them in Triton's interpreter too (TRITON_INTERPRET=1), which takes tensors on the CPU.

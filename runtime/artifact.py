@@ -1,4 +1,4 @@
-"""The card: what an artifact says of itself, and the digests that keep it true.
+"""The card: an artifact's description of itself, and the digests that protect it.
 
 ONNX files carry it inside, as the metadata property `rtseg`; engines and OpenVINO models have it
 beside them, as `NAME.json`; weights have it in the safetensors header.

@@ -158,7 +158,7 @@ _EXTRAS = {
 
 
 def explain_import(error: ModuleNotFoundError) -> MissingPackage | None:
-    """The line that mends a failed import of an optional package; None for any other module."""
+    """The command that fixes a failed import of an optional package; None for any other module."""
     module = (error.name or "").partition(".")[0]
     if module not in _EXTRAS:
         return None
@@ -169,8 +169,9 @@ def explain_import(error: ModuleNotFoundError) -> MissingPackage | None:
 def cache_folder() -> Path:
     """Where this user's machine keeps what it measured or compiled.
 
-    It may not exist yet, and it may be read-only, as a vehicle's home can be: who writes there does
-    without where it fails, or asks `writable_cache`. Without any home: a folder of this process.
+    It may not exist yet, and it may be read-only, as a vehicle's home can be: callers do
+    without where writing fails, or use `writable_cache`. Without any home: a folder of this
+    process.
     """
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         if os.path.isabs(home := os.environ.get(name, "")):  # the XDG rules: others are ignored
@@ -212,7 +213,7 @@ def scratch_folder() -> Path:
 
     Raises OSError where none can be made.
     """
-    # Not a fixed name: whoever made that first could put code there, which compiled loops are.
+    # Not a fixed name: another user could create it first and put code (compiled loops) there.
     folder, owner = Path(tempfile.mkdtemp(prefix="rtseg-")), os.getpid()
 
     def remove() -> None:

@@ -1,4 +1,4 @@
-"""Will this file run here? Asked of the card and the machine, without loading a model."""
+"""Will this file run here? Answered from the card and the machine, without loading a model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Read from the driver and the installers' records; no backend is imported."""
+    """Read from the driver and the package metadata; no backend is imported."""
     names = [BINDINGS, *(name for entry in BACKENDS.values() for name in entry.packages)]
     return Machine(
         platform=this_platform(),

@@ -22,7 +22,7 @@ class Segmenter:
     """Frames to labels through one loaded artifact.
 
     Safe to call from several threads: calls wait for each other, since a backend has one set of
-    buffers. Use one Segmenter a thread to run several at once. Close it, or use it as a context
+    buffers. Use one Segmenter per thread to run several at once. Close it, or use it as a context
     manager, to free the model.
     """
 

@@ -1,7 +1,7 @@
 """Proof of an artifact against a reference: figures, bars, and an engine's first load on a machine.
 
-Labels alone cannot judge a network whose classes are nearly tied, so a reference also says how sure
-it was: where an artifact gives another label although the reference's margin is wider than the
+Labels alone cannot judge a network whose classes are nearly tied, so a reference also records its
+margins: where an artifact gives another label although the reference's margin is wider than the
 error that its precision allows, that is a fault, whatever the share of equal labels.
 """
 

@@ -1,4 +1,4 @@
-"""Baselines: the same network as others run it, without anything of this pipeline."""
+"""Baselines: the same network as others run it, without any of this pipeline."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _as_artifact_error(title: str) -> Iterator[None]:
-    """Compilers and runtimes raise classes of their own; a peer that fails is only left out."""
+    """Compilers and runtimes raise errors of their own; a peer that fails is only left out."""
     try:
         yield
     except RtsegError:
@@ -129,7 +129,7 @@ class Eager:
         return replace(self._subject, threads=self.threads if on_cpu else None)
 
     def keep_faster_thread_count(self) -> None:
-        """Go on with one thread if that is faster."""
+        """Continue with one thread if that is faster."""
         # With several, every operation ends at a barrier, and where another program holds one of
         # the cores each barrier waits for it: networks were seen twenty times slower. That says
         # nothing about PyTorch, and to compare with it would flatter everybody else.
@@ -289,7 +289,7 @@ class PlainExport(Eager):
 
 
 class PlainOnnxRuntime(PlainExport):
-    """On CUDA the image and the labels are bound where they lie: a download and an upload inside
+    """On CUDA the image and the labels are bound in device memory: a download and an upload inside
     the timed network would be this code's fault, not ONNX Runtime's."""
 
     backend, title = "plain onnxruntime", "plain ONNX Runtime"
@@ -307,7 +307,7 @@ class PlainOnnxRuntime(PlainExport):
             providers.insert(0, (wanted, {"device_id": self.device.index or 0}))
         with _as_artifact_error(self.backend):
             session = runtime.InferenceSession(str(self.plain), options, providers=providers)
-        # Where CUDA does not load, ONNX Runtime goes on without it and without an error.
+        # Where CUDA does not load, ONNX Runtime continues without it and without an error.
         if self.device.type == "cuda" and wanted not in session.get_providers():
             raise ArtifactError(
                 "ONNX Runtime runs on the CPU here: its CUDA provider did not load; `rtseg doctor` "
@@ -341,7 +341,7 @@ class PlainOnnxRuntime(PlainExport):
 
 
 class PlainOpenVino(PlainExport):
-    """OpenVINO with its defaults but for the threads, which all contestants share alike."""
+    """OpenVINO with its defaults except the thread count, which all contestants share."""
 
     backend, title = "plain openvino", "plain OpenVINO"
     kinds, package, install = ("cpu",), "openvino", 'pip install "rtseg[openvino]"'

@@ -1,4 +1,4 @@
-"""The benchmark: artifacts and their peers, measured in turns in one run."""
+"""The benchmark: artifacts and their peers, timed in alternation in one run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bench(
         size: (height, width), one or several; by default the model's own.
         backend: one or several; by default the fastest that are installed.
         precision: one or several; by default each backend's own.
-        progress: is told what is being done, and the share done of it, 0..1.
+        progress: called with what is being done and the share of it that is done, 0..1.
         settings: further fields of `BenchConfig`.
 
     Returns:

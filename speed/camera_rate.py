@@ -1,4 +1,4 @@
-"""A camera's pace: frames come when they are due, whether or not the last one is done."""
+"""At a camera's rate: frames come when they are due, whether or not the last one is done."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Pace:
     """How a contestant kept up with a camera.
 
     `from_due`: for every frame, dropped ones included, the time from when it was due until labels
-    of it or of a newer frame lay ready, so that a stall is charged to every frame that it delays.
+    of it or of a newer frame were ready, so that a stall is charged to every frame that it delays.
     `service`: the calls alone; against a burst's it shows what idle gaps cost. `missed`: frames
     whose `from_due` is above `deadline_ms`, by default one period of the camera.
     """
@@ -104,7 +104,7 @@ class Pace:
 
 
 def answered_ms(shots: Sequence[Shot]) -> NDArray[np.float64]:
-    """(frames,) ms from when each frame was due until labels at least as new as it lay ready."""
+    """(frames,) ms from when each frame was due until labels at least as new as it were ready."""
     times = np.empty(len(shots))
     ready = None
     # Backwards: a frame that was dropped is answered by the next one that was not.

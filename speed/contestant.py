@@ -1,4 +1,4 @@
-"""Contestants of a measurement: what each offers, and artifacts through their backends."""
+"""Contestants of a measurement: their interface, and artifacts run through their backends."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Contestant(Protocol):
         ...
 
     def take_noise(self) -> None:
-        """Random input for `queued` is put where the network computes, which is not timed."""
+        """Put random input for `queued` where the network computes, untimed."""
         ...
 
     def queued(self, count: int) -> object:
-        """As papers time it: `count` networks on random input, one behind another, and one wait."""
+        """As papers time it: `count` networks on random input, one after another, and one wait."""
         ...
 
     def network(self) -> object:
-        """The network alone, on a frame that lies ready where it computes."""
+        """The network alone, on a frame that is already where it computes."""
         ...
 
     def staged(self) -> object:

@@ -1,4 +1,4 @@
-"""The machine at work: contestants opened, raced in turns, and shown a camera."""
+"""Runs contests on this machine: opened, timed in alternation, run at a camera's rate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .timing import Histogram, Lane, Timing, WarmUp, race, ratio, warm_up
 
 @dataclass(frozen=True)
 class Opened:
-    """A contestant that is loaded and warm; peak memory of that in MiB, where the system tells."""
+    """A contestant that is loaded and warm; peak memory of that in MiB, where it is known."""
 
     contestant: Contestant
     warm_up: WarmUp
@@ -39,7 +39,7 @@ class Host:
     """Runs contests on this machine.
 
     Attributes:
-        threads: on the CPU, for every contestant alike.
+        threads: on the CPU, the same for every contestant.
         ceilings: by kind of device, {} where they were not asked for.
         absent: rows that could not be measured, noises: what else ran; both grow meanwhile.
     """
@@ -83,7 +83,7 @@ class Host:
         stack: ExitStack,
         opened: list[Opened],
     ) -> None:
-        """A row never goes missing without a word: what cannot run is noted with its reason."""
+        """No row goes missing silently: what cannot run is noted with its reason."""
         try:
             opened.append(self._open(entry, self.frames_of(contest), stack))
         except (ArtifactError, MissingPackage) as error:
@@ -138,7 +138,7 @@ class Host:
 
     def play_all(self, opened: Sequence[Opened], rate: float, title: str) -> list[list[Shot]]:
         """Every contestant at a camera's pace for `seconds`, in two halves, the second in reversed
-        order: what drifts during the run meets all alike."""
+        order: drift during the run affects all equally."""
         # Half, since every contestant plays twice.
         count = max(2, round(rate * self.config.seconds / 2))
         shots: dict[int, list[Shot]] = {id(each): [] for each in opened}

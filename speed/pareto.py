@@ -1,4 +1,4 @@
-"""Precisions that pay on this machine: time against mIoU, and what the worst class loses."""
+"""Precisions that pay off on this machine: time against mIoU, and the worst class's loss."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def pareto(
         threads: by default `system.usable_cores()`.
         runs: timed calls of each way, in turns.
         images: how many of `data` to score, spread over it; by default all.
-        progress: is told what is being done, and the share of it done, 0..1.
+        progress: called with what is being done and the share of it that is done, 0..1.
 
     Raises:
         ExportError: as `export` does.

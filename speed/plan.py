@@ -1,4 +1,4 @@
-"""Plan of a measurement: from names and files to contests, exporting what is not there yet."""
+"""Plan of a measurement: from names and files to contests; missing files are exported."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class PeerEntry:
         from ..models import count, digest
 
         kind = peer_class(self.peer, self.device)
-        # A copy: peers take it to a device or to float16, and the next one wants it as it was.
+        # A copy: peers take it to a device or to float16, and the next one needs it as it was.
         network = copy.deepcopy(source.network)
         macs, weights = count(network, size).macs, digest(network)
         on = device if device and device.startswith(self.device) else self.device
@@ -166,7 +166,7 @@ def plan(config: BenchConfig, progress: Progress) -> tuple[list[Contest], list[s
 
 
 class _Planner:
-    """From models to entries; `absent` tells what was asked for and cannot be."""
+    """From models to entries; `absent` lists what was requested and is impossible."""
 
     def __init__(self, config: BenchConfig, progress: Progress):
         self.config, self.progress = config, progress

@@ -1,4 +1,4 @@
-"""Profile of a network: its costliest layers, as the runtime itself counts them."""
+"""Profile of a network: its costliest layers, as the runtime itself times them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measured facts of each row, and the report of a run: tables and JSON."""
+"""Measured facts of each row, and the report of a run as tables and JSON."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ class Report:
         )
 
     def _tables(self) -> list[Table]:
-        """With a table of the rows that are absent, so that none is missing without a word."""
+        """With a table of absent rows, so that none is missing silently."""
         if not self.absent:
             return list(self.tables)
         rows = [[*each.names(), each.why] for each in self.absent]

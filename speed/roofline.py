@@ -1,4 +1,4 @@
-"""Roofline: the machine's measured ceilings, a network's least work, and how near it comes."""
+"""Roofline: the machine's measured ceilings, a network's minimal work, and how near it comes."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class Work:
     """What a network has to do for one frame, at least.
 
     macs: multiply-adds; weights: trained values; pixels: of the frame; layers: (multiply-adds,
-    values that go in and out, weights) of each convolution and matrix product, () if PyTorch is
-    not there to tell.
+    values that go in and out, weights) of each convolution and matrix product, () without PyTorch
+    to count them.
     """
 
     macs: int

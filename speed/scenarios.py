@@ -232,7 +232,7 @@ def single_stream(
 ) -> SingleStream:
     """Run SingleStream for `seconds` and `queries` queries at least; its logs stay in `folder`.
 
-    label: labels the frame of an index in 0..`frames` - 1, which lies in memory already.
+    label: labels the frame of an index in 0..`frames` - 1, which is in memory already.
     expected_ms: a guess of one query's time, which LoadGen plans with.
 
     Raises MissingPackage without the package, and what `label` raises.
@@ -248,7 +248,7 @@ def single_stream(
             try:
                 if not failed:
                     label(sample.index)
-            except Exception as error:  # LoadGen's thread would end the process without a word
+            except Exception as error:  # LoadGen's thread would end the process silently
                 failed.append(error)
             answer = loadgen.QuerySampleResponse(sample.id, 0, 0)
             loadgen.QuerySamplesComplete([answer])

@@ -1,4 +1,4 @@
-"""mIoU under latency: the mask at hand at a moment, against the label of that moment."""
+"""mIoU under latency: the mask available at a moment, against the label of that moment."""
 
 from __future__ import annotations
 

@@ -58,14 +58,14 @@ ROW = (
 def measure(
     config: BenchConfig, folder: Path, progress: Progress = lambda step, share: None
 ) -> Path:
-    """Measure what is not measured yet, a (model, size) at a time: a stopped run goes on where it
+    """Measure what is not measured yet, a (model, size) at a time: a stopped run resumes where it
     was.
 
     Args:
         config: its models, by default REAL_TIME, and sizes, by default SIZES.
         folder: where this machine's file is written. What cannot be exported or run is listed in
             it under `absent`, with the reason.
-        progress: is told what is being done, and the share done of it, 0..1.
+        progress: called with what is being done and the share of it that is done, 0..1.
 
     Returns:
         The file.
@@ -158,7 +158,7 @@ def _cell(path: Path, key: Mapping[str, Any], config: BenchConfig) -> dict[str, 
 
 
 def compact(row: Row) -> dict[str, Any]:
-    """A row of a report without what all rows of a machine share."""
+    """A row of a report, without the facts that all rows of a machine share."""
     kept = {name: row[name] for name in ROW if name in row}
     return kept | {"others": (row.get("noise") or {}).get("others")}
 

@@ -1,4 +1,4 @@
-"""Timing: warm up until steady, then take turns, so that all contestants meet the same machine."""
+"""Timing: warm up until steady, then alternate, so that all contestants see the same machine."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def race(
 
 
 def _turn(lane: Lane, block_ms: float, now: Now) -> None:
-    """Calls of one lane, all in a row.
+    """Calls of one lane, one after another.
 
     The first run is not counted, unless it is longer than a whole block.
     """

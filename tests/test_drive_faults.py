@@ -1,4 +1,4 @@
-"""Faults on purpose: plans, what is made of them, and the report that tells it."""
+"""Injected faults: plans, what they do to a drive, and the report on it."""
 
 from __future__ import annotations
 

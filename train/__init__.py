@@ -32,7 +32,7 @@ def train(
         changes: of the recipe: {"data.root": "camvid"} or ["data.root=camvid"].
         out: folder for the run, by default `runs/RECIPE`, or `runs/MODEL_ROOT` for data of one's
             own (`data.name=folder`); its best weights are `best.safetensors`.
-        resume: go on where the run in that folder stopped.
+        resume: continue where the run in that folder stopped.
         show: print progress on stderr.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Evaluation of anything that labels a frame: a network, an engine, a function."""
+"""Evaluation of anything that labels frames: a network, an engine, a function."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def evaluate_frames(
         segment: A frame (H, W, 3) uint8 BGR -> labels (H, W) uint8.
         data: A split with labels.
         indices: Of the frames; None: all.
-        seen: Told of each index done.
+        seen: Called with each index that is done.
 
     Raises:
         DataError: if the split has no labels.

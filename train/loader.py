@@ -1,9 +1,9 @@
 """Batches for training: an endless stream of augmented pairs that depends on the seed alone.
 
-Position p of the stream lies in epoch p // (frames of an epoch); the order of an epoch and the
+Position p of the stream is in epoch p // (frames of an epoch); the order of an epoch and the
 augmentation at a position are drawn from (seed, epoch) and (seed, position). So the stream is the
-same whatever the number of workers and processes, and a resumed run goes on exactly where the last
-one stopped.
+same whatever the number of workers and processes, and a resumed run continues exactly where the
+last one stopped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NO_REPEATS: Mapping[str, int] = {}
 @dataclass(frozen=True)
 class Batch:
     """images (N, H, W, 3) uint8 BGR, labels (N, H, W) uint8, the samples' indices, and further
-    maps (N, H, W) uint8 that the loss asks for, by name; with a teacher "soft" is one of them,
+    maps (N, H, W) uint8 that the loss needs, by name; with a teacher "soft" is one of them,
     (N, K, h, w) int16."""
 
     images: Tensor

@@ -1,4 +1,4 @@
-"""Logs of a run: JSON lines for machines, a bar and curves for people, TensorBoard if wanted."""
+"""Logs of a run: JSON lines for machines, a bar and curves for people, optionally TensorBoard."""
 
 from __future__ import annotations
 

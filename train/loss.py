@@ -1,4 +1,4 @@
-"""Losses, and the maps of borders between classes that some of them need.
+"""Losses, and the boundary maps that some of them need.
 
 Throughout: logits (N, K, H, W) of any float type, label (N, H, W) int64 with 255 not counted. The
 data loader makes the maps, (H, W) uint8, from labels (H, W) uint8; in batches they are (N, H, W).

@@ -1,4 +1,4 @@
-"""The optimizer, its learning rates, and the averaged copy of the weights."""
+"""The optimizer, its learning rates, and the moving average of the weights."""
 
 from __future__ import annotations
 

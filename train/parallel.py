@@ -1,4 +1,4 @@
-"""Several processes, one training run: started by `torchrun`, or a single process without it."""
+"""Distributed training: several processes started by `torchrun`, or a single one without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A PyTorch network as a function from frame to labels, in all the ways papers evaluate."""
+"""A PyTorch network as a function from frame to labels, with the evaluation modes of papers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Recipes: every knob of a training run with its unit and default; read from YAML, laid over each
-other and checked.
+"""Recipes: every option of a training run with its unit and default; read from YAML, merged and
+checked.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Teacher(Section):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, content: Any) -> Any:
-        """`teacher: FOLDER` stands for `teacher: {source: [FOLDER]}`."""
+        """`teacher: FOLDER` is short for `teacher: {source: [FOLDER]}`."""
         if isinstance(content, str):
             content = {"source": content}
         if isinstance(content, dict) and isinstance(content.get("source"), str):
@@ -314,7 +314,7 @@ def _parse_change(change: str) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`changes` laid over `base`, section by section."""
+    """`changes` merged into `base`, section by section."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)

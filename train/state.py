@@ -1,4 +1,4 @@
-"""States of a run: weights that it starts from, and files that it goes on from after a stop.
+"""States of a run: the weights that it starts from, and the files that it resumes from.
 
 Files are written whole or not at all, and read without running code.
 """
@@ -151,7 +151,7 @@ class SaveError(OSError):
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Raises SaveError, for a full disk say, and leaves an older file at `path` as it was."""
+    """Raises SaveError, such as for a full disk, and leaves an older file at `path` as it was."""
     # In memory first: a full disk then leaves the older state whole.
     content = io.BytesIO()
     torch.save(state, content)

@@ -1,4 +1,4 @@
-"""Predictions as the Cityscapes test server wants them: label ids, one PNG a frame, in a zip."""
+"""Predictions in the format of the Cityscapes test server: label ids, one PNG a frame, in a zip."""
 
 from __future__ import annotations
 

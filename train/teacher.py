@@ -1,4 +1,4 @@
-"""Teachers: any model that this package runs, as class probabilities of a frame."""
+"""Teachers: any model that this package runs, as a function from frame to class probabilities."""
 
 from __future__ import annotations
 

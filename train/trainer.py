@@ -1,4 +1,4 @@
-"""Training: `train(recipe, folder)` is the whole job, from data to the best weights."""
+"""Training: `train(recipe, folder)` does everything, from data to the best weights."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Outcome:
     iteration: int
     finished: bool
     miou: float
-    first: bool  # of all processes: the one that speaks
+    first: bool  # of all processes: the one that prints
 
 
 def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True) -> Outcome:
-    """Train as `recipe` says; the run's files lie in `folder`.
+    """Train as `recipe` says; the run's files are in `folder`.
 
     `last.pt` is the state to resume from, `best.safetensors` the weights with the best mIoU on the
     validation split, `log.jsonl` the log, drawn in `curves.png`. SIGTERM and
@@ -71,7 +71,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True)
     Args:
         recipe: What to train, on what and how.
         folder: New, or with `resume` that of the run.
-        resume: Go on from `last.pt`.
+        resume: Continue from `last.pt`.
         show: A bar on stderr.
 
     Raises:
@@ -112,7 +112,7 @@ def _end_workers(batches: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
 
 
 class Run:
-    """A recipe made real on this process's device, and how far it has come."""
+    """A recipe instantiated on this process's device, and its progress."""
 
     def __init__(self, recipe: Recipe, folder: Path, place: Place):
         self.recipe, self.folder, self.place = recipe, folder, place
@@ -160,7 +160,7 @@ class Run:
         return balance_classes(class_counts(self.data), power) if power else None
 
     def restore(self) -> None:
-        """Go on from the folder's state, bit for bit."""
+        """Continue from the folder's state, bit for bit."""
         state = read_state(self.path(STATE))
         self.network.load_state_dict(state["network"])
         set_ranges(self.network, state.get("ranges", {}))

@@ -1,1 +1,1 @@
-"""One file per family: its modules, the reference's names beside ours, its variants."""
+"""One file per family: its modules, the key map to the reference's names, its variants."""

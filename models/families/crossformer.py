@@ -1,11 +1,11 @@
-"""CrossFormer: embeddings at several scales, attention near and far in turns.
+"""CrossFormer: embeddings at several scales, short- and long-distance attention in alternation.
 
 Wang et al., "CrossFormer: A Versatile Vision Transformer Hinging on Cross-scale Attention", ICLR
 2022, with the heads of its segmentation experiments. Reference implementation:
 github.com/cheerss/CrossFormer.
 
 The reference changed its arithmetic in December 2023 without touching a weight's name. Checkpoints
-and reported numbers are of the code before (`code=2021`); the variants `*_code2023` are what its
+and reported numbers belong to the code before (`code=2021`); the variants `*_code2023` are what its
 main branch computes today.
 """
 

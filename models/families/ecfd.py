@@ -1,4 +1,4 @@
-"""ECFD: a decoder in which context tokens and spatial tokens correct each other.
+"""ECFD: a decoder in which context tokens and spatial tokens refine each other.
 
 "Efficient Cross-information Fusion Decoder for Semantic Segmentation", with its ablations. The
 decoder reads a backbone's maps F1 to F4 at strides 4, 8, 16 and 32 (C1 to C4 channels).

@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (Zhu et al., "Deformable DETR", ICLR 2021).
 
-Maps of several scales lie in one atlas, so that all points of all scales and heads are read by one
-grid sample, and convolutions run over all scales at once.
+Maps of several scales are laid out in one atlas, so that all points of all scales and heads are
+read by one grid sample, and convolutions run over all scales at once.
 """
 
 from __future__ import annotations

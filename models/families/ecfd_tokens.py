@@ -1,4 +1,4 @@
-"""ECFD's tokens: where context comes from, and how it and spatial tokens correct each other."""
+"""ECFD's tokens: where context comes from, and how it and spatial tokens refine each other."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class PositionEmbedding(nn.Module):
     def __init__(self, width: int, crop: Size):
         super().__init__()
         self.crop = (crop[0] // 4, crop[1] // 4)
-        # The first entry stands for a class token, which there is none of.
+        # The first entry belongs to a class token, which this network does not have.
         self.values = nn.Parameter(torch.zeros(1, 1 + self.crop[0] * self.crop[1], width))
 
     def forward(self, x: Tensor, size: Size) -> Tensor:

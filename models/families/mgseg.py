@@ -1,4 +1,4 @@
-"""MGSeg: multiple granularity features, weighed for each class.
+"""MGSeg: features of several granularities, weighted per class.
 
 He et al.: "MGSeg: Multiple Granularity-Based Real-Time Semantic Segmentation Network", IEEE
 Transactions on Image Processing 30, 2021. Reference implementation: the model zoo of
@@ -22,7 +22,7 @@ def _conv(inputs: int, outputs: int, groups: int = 1) -> nn.Conv2d:
 
 
 class Weighted(nn.Module):
-    """A reduced map plus itself, each channel weighed by the map's mean.
+    """A reduced map plus itself, each channel weighted by the map's mean.
 
     (N, inputs, h, w) -> (N, width, h, w)
     """

@@ -1,10 +1,10 @@
-"""SenFormer: class embeddings that query a pyramid, an ensemble of one learner per level.
+"""SenFormer: class embeddings query a feature pyramid; an ensemble of one learner per level.
 
 Bousselham et al., "Efficient Self-Ensemble for Semantic Segmentation", BMVC 2022. Reference
 implementation: github.com/WalBouss/SenFormer.
 
 In the variants named `senformer_*` each learner applies one block six times ("weight sharing"); in
-`senformer_nws_*` it has six of them. The released code knows the second form alone, and writes the
+`senformer_nws_*` it has six of them. The released code has only the second form, and saves the
 first as six equal blocks.
 """
 

@@ -1,4 +1,4 @@
-"""SenFormer's learners side by side: what they do to their class embeddings, as batched products.
+"""SenFormer's learners side by side: the work on their class embeddings as batched products.
 
 The class embeddings of all learners have one shape, whatever the map they read, so that a linear
 map of all of them is one product with a stack of matrices. Tensors are (learners * N, classes, C),
@@ -85,7 +85,7 @@ class StackedBlock(nn.Module):
 
 
 class StackedLearners(nn.Module):
-    """Maps, one for each learner -> their logits (N, classes, h, w), less what all classes share.
+    """Maps, one per learner -> their logits (N, classes, h, w), less the part common to all classes.
 
     A block that is applied more than once makes its keys and values once.
     """
@@ -127,5 +127,5 @@ class StackedLearners(nn.Module):
         return [(key, value) for key, value in (each.chunk(2, dim=1) for each in both)]
 
     def apply_scale(self, x: Tensor) -> Tensor:
-        """By the last norm's scale. Its shift moves all classes alike, and is dropped later."""
+        """By the last norm's scale. Its shift moves all classes equally, and is dropped later."""
         return (x.reshape(len(self.scale), -1, x.shape[-1]) * self.scale).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""Labels of an engine's coarse logits by a GPU kernel that travels with the engine.
+"""Labels from an engine's coarse logits, by a GPU kernel that ships with the engine.
 
 The kernels are those of `argmax_triton.py`, as machine code in `NAME.engine.labels.npz`; only
 CUDA's driver is needed to run them.

@@ -1,4 +1,4 @@
-"""Backends: the class that each one is, and the registry with one row for each."""
+"""Backends: their base class, and the registry with one row for each."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Info:
 @dataclass(frozen=True)
 class Diagnosis:
     """An installed backend on this machine: versions by package, devices that it runs on here,
-    what holds it back, and the command that mends that."""
+    what holds it back, and the command that fixes that."""
 
     versions: dict[str, str]
     devices: tuple[str, ...]

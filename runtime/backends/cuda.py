@@ -1,7 +1,6 @@
-"""Device memory, pinned memory, streams, graphs and kernels: the few CUDA calls that an engine
-needs.
+"""The few CUDA calls that an engine needs: device and pinned memory, streams, graphs, kernels.
 
-Through `cuda.bindings`, NVIDIA's own: its APIs have kept their form from CUDA 12 to 13.
+Through NVIDIA's own `cuda.bindings`, whose API is the same in CUDA 12 and 13.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PyTorch itself, for machines that have it and for comparison; the one backend that imports it."""
+"""PyTorch itself, for machines that have it and for comparison; the only backend to import it."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class PyTorch(Backend):
 
     @torch.inference_mode()
     def _prove_replay(self) -> str:
-        """Hold the graph's results against those of a plain run, on noise; "on", or why it is off.
+        """Compare the graph's results with those of a plain run, on noise; "on", or why it is off.
 
         A graph captured on another device than its kernels' is empty and replays without an error.
         """

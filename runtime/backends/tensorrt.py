@@ -34,12 +34,12 @@ class TensorRT(Backend):
 
     device: "cuda" or "cuda:N". cuda_graph: launch the network as one recorded graph; `info.options`
     says whether that worked. stream: the caller's (a handle, or an object with `__cuda_stream__`),
-    by default one of its own. prove: False only for whoever compares its labels himself.
+    by default one of its own. prove: False only for callers that compare its labels themselves.
 
     An engine with a label kernel (`rtseg export --label-kernel`) has that run behind it, in the
     same graph. The first load on a machine runs the reference frames that travel with the engine,
-    and refuses to serve it if its labels are wrong. The labels returned are a view of pinned memory
-    that the next call overwrites. To save a copy, write the next image into `frame` and pass that.
+    and refuses the engine if its labels are wrong. The labels returned are a view of pinned memory
+    that the next call overwrites. To avoid a copy, write the next image into `frame` and pass that.
 
     Raises ArtifactError where the engine cannot run or is not right; the message says what would.
     """

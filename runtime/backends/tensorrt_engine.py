@@ -39,10 +39,10 @@ class Plan:
     """Deserializes `content`; creating the context compiles the kernels of a TensorRT-RTX engine.
 
     jit_caches: where those kernels may lie from an earlier start; `keep_cache` keeps them in the
-    first that can be written. `jit` says what came of it: "read", "written" or "none". `behind`, if
+    first that can be written. `jit` is the outcome: "read", "written" or "none". `behind`, if
     it is set, queues what belongs to every run, on a stream.
 
-    Raises ArtifactError if TensorRT does not take the engine.
+    Raises ArtifactError if TensorRT rejects the engine.
     """
 
     def __init__(

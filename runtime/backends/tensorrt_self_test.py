@@ -1,8 +1,8 @@
-"""Does the TensorRT here compute GridSample and Resize as the exporter means them?
+"""Does the installed TensorRT compute GridSample and Resize as the exporter expects?
 
-Versions of TensorRT were silently wrong on both, so each version is asked on each GPU before it is
-trusted, and the answer is kept. The little network is built through TensorRT's own API, so that a
-vehicle needs no ONNX package.
+Some versions of TensorRT were silently wrong on both, so each version is tested on each GPU before
+it is trusted, and the result is cached. The small test network is built with TensorRT's own API, so
+that a vehicle needs no ONNX package.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The loop inside a vehicle: newest frame only, within a deadline, whatever breaks."""
+"""The loop in the vehicle: newest frame only, within a deadline, and faults do not stop it."""

@@ -1,4 +1,4 @@
-"""Capture: a thread that takes every frame, keeps the newest, and opens the camera again."""
+"""Capture: a thread that takes every frame, keeps the newest, and reopens the camera."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SkippedFrame:
 
 @dataclass(frozen=True)
 class CapturedFrame:
-    """A frame as it came in: the loop's own count of it, and its capture time since 1970."""
+    """A captured frame, with the loop's own id for it and its capture time since 1970."""
 
     frame_id: int
     frame: Frame
@@ -43,7 +43,7 @@ class CapturedFrame:
 
 
 class Mailbox:
-    """Holds one frame. A newer one takes the place of one that still waits, so that a slow network
+    """Holds one frame. A newer one replaces one that still waits, so that a slow network
     never works through a queue of old frames."""
 
     def __init__(self, clock: LoopClock):
@@ -94,8 +94,8 @@ class Capture:
 
     A source that raises is iterated again, with a back-off; one that hangs is left to its thread
     when `reopen` is called, and iterated again in a new one. A source that is its own iterator
-    (a generator) cannot start again: it is lost when it raises; so is a recording, which would give
-    the frames again that it gave before.
+    (a generator) cannot start again: it is lost when it raises. So is a recording, which would
+    repeat its frames.
 
     Attributes:
         opened_ns: when it was first opened, monotonic; 0 before.
@@ -137,7 +137,7 @@ class Capture:
         return not self.opened_ns and bool(getattr(self.source, "recorded", False))
 
     def start(self) -> None:
-        """Begin to read the source, in a new thread; an older one's frames count no more."""
+        """Start to read the source in a new thread; frames of an older thread no longer count."""
         self.opened_ns = self.opened_ns or self.clock.now_ns()
         self._turn += 1
         # A daemon: a driver that hangs must not keep the process from ending.
@@ -146,7 +146,7 @@ class Capture:
         thread.start()
 
     def reopen(self) -> bool:
-        """Leave a silent source to its thread and open it anew; False where that cannot help."""
+        """Leave a silent source to its thread and reopen it; False where that cannot help."""
         blocked = sum(thread.is_alive() for thread in self._threads)
         if not can_restart(self.source) or blocked >= MOST_BLOCKED or self._stop.is_set():
             return False
@@ -177,7 +177,7 @@ class Capture:
                 return
 
     def _read(self, turn: int) -> bool:
-        """Whether the source came to its end, and not to that of this thread's turn."""
+        """Whether the source ended, rather than this thread's turn."""
         frames = iter(self.source)
         try:
             for item in frames:
@@ -258,8 +258,8 @@ class _Repeated(ValueError):
 
 
 def can_restart(source: Source) -> bool:
-    """Whether a source that broke can be iterated again, and goes on instead of beginning anew:
-    not a generator, nor one that says so by `restarts = False`, as a recording does."""
+    """Whether a source that broke can be iterated again, and continues instead of starting over:
+    not a generator, nor one with `restarts = False`, such as a recording."""
     return not isinstance(source, Iterator) and getattr(source, "restarts", True)
 
 

@@ -1,4 +1,4 @@
-"""Clock and time limits of the loop; tests bring a simulated clock."""
+"""Clock and time limits of the loop; tests use a simulated clock."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ LONGEST = 1e9  # of any of the limits: 11 days in ms; their sums in ns stay belo
 
 
 class LoopClock:
-    """The time, and what the loop sleeps on: whatever has news for it wakes it, be it a frame, an
-    answer or a request to stop."""
+    """The time, and what the loop sleeps on: a frame, an answer or a request to stop wakes it."""
 
     def __init__(self) -> None:
         self._rung = threading.Event()
@@ -39,7 +38,7 @@ class LoopClock:
 
 @dataclass(frozen=True)
 class DriveLimits:
-    """Times that a drive keeps to.
+    """Time limits of a drive.
 
     Args:
         max_age_ms: no mask older than that is published; None: any age will do, for logs.

@@ -1,4 +1,4 @@
-"""`Drive`: a source, a segmenter and sinks, put together and kept going."""
+"""`Drive`: connects a source, a segmenter and sinks, and keeps them going."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Drive:
         backend: of the artifacts in `segmenter`.
         device: of those, too.
         realtime: what to ask the operating system for.
-        clock: another one is for tests.
+        clock: for tests.
 
     Raises:
         UsageError: a bad argument, or artifacts that differ in classes or colors.
@@ -111,7 +111,7 @@ class Drive:
         duration_s: float | None = None,
         on_state: Callable[[float, Health], None] = lambda at_s, health: None,
     ) -> DriveReport:
-        """Drive until the source ends, `duration_s` passed or it is told to stop.
+        """Drive until the source ends, `duration_s` has passed or `stop` is called.
 
         Args:
             duration_s: seconds; None for no limit.
@@ -198,7 +198,7 @@ class Drive:
         if end_ns is not None and self.clock.now_ns() >= end_ns:
             return "duration"
         if self.loop.capture.waits and self.loop.supervisor.hopeless():
-            return "no inference"  # nobody waits for a recording; a camera's drive goes on trying
+            return "no inference"  # nobody waits for a recording; a camera's drive keeps trying
         if not self.loop.over:
             return ""
         return "source lost" if self.loop.capture.gone else "source ended"
@@ -254,8 +254,8 @@ def _starter(what: Any, clock: LoopClock, options: dict[str, Any]) -> EngineFact
 
 
 def _check_same_classes(*served: Any) -> None:
-    """Whoever may serve answers in the same classes and colors, so that a class id means the same
-    whatever happens.
+    """All artifacts must have the same classes and colors, so that a class id means the same
+    whichever serves.
 
     Raises:
         ArtifactError: a file is no artifact.

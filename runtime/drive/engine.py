@@ -1,4 +1,4 @@
-"""Inference as the loop sees it: hand over a frame, go on, be woken when the labels are there."""
+"""Inference as the loop sees it: submit a frame, carry on, be woken when the labels are ready."""
 
 from __future__ import annotations
 

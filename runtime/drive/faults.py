@@ -1,4 +1,4 @@
-"""Faults on purpose: a drive is trusted after it has been seen to come through these.
+"""Fault injection: a drive is trusted once it has been seen to survive these faults.
 
 A plan is a YAML list, times in seconds from the start:
 
@@ -41,7 +41,7 @@ FAULTY_LOADER = f"{__name__}:load_faulty"
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault to bring about.
+    """A fault to inject.
 
     Attributes:
         at: seconds from the start.

@@ -107,7 +107,7 @@ class StateChange:
 
 
 class History:
-    """The states that a drive went through. Other reasons make an entry too; other numbers in them
+    """The states that a drive went through. New reasons make an entry too; new numbers in a reason
     do not."""
 
     def __init__(self) -> None:

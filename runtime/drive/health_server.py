@@ -1,4 +1,4 @@
-"""Health of a drive for whoever asks: a file, a port, systemd."""
+"""Health of a drive, served as a file, on a port, and to systemd."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Page = Callable[[], tuple[int, str, bytes]]  # status, content type, body
 
 class HealthFile:
     """Writes `snapshot()` as JSON, twice a second and at the end, from a thread of its own: a slow
-    disk delays nothing. A file that is older than a few seconds tells of a dead process."""
+    disk delays nothing. A file older than a few seconds means that the process is dead."""
 
     def __init__(self, path: Path, snapshot: TakeSnapshot):
         self.path, self.snapshot = path, snapshot
@@ -67,7 +67,7 @@ class PageServer(ThreadingHTTPServer):
 
     Args:
         pages: what is at each path.
-        port: 0 takes a free one; `port` tells which.
+        port: 0 takes a free one; the attribute `port` says which.
         host: of this machine, to listen on. On a loopback address only requests that name this
             machine are answered, so that no web page can read them through a browser.
 
@@ -150,13 +150,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Silent: only the front door prints."""
+        """Silent: only the command line prints."""
 
 
 def serve_health(snapshot: TakeSnapshot, port: int, host: str = "127.0.0.1") -> PageServer:
     """Serve /health, the snapshot as JSON, with status 200 while masks come, else 503; /ready, the
-    same status with the state alone; /live, 503 only where the loop does not turn any more, which
-    a restart would mend.
+    same status with the state alone; /live, 503 only where the loop has stopped, which a
+    restart would fix.
 
     Raises:
         UsageError: the port is no port.

@@ -1,8 +1,8 @@
-"""A loaded model proves itself before it serves: a known frame must give the labels it always gave.
+"""Self-test of a loaded model before it serves: a known frame must give the same labels as ever.
 
 The digest of those labels is kept in the user's cache folder by artifact, backend and device. It is
-recorded at the first load on a machine, so it tells that a replaced worker, or the next start,
-computes what the first did; that the first was right is what the artifact's own proof is for.
+recorded at the first load on a machine, so it shows that a replaced worker, or the next start,
+computes what the first did. That the first was right is for the artifact's own proof to show.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The loop: newest frame in, labels or a status out, one step at a time.
 
 Everything that waits does so elsewhere: the camera, inference and each sink have threads of their
-own that wake the loop. A step looks at what came, acts on it and returns at once.
+own that wake the loop. A step handles what has arrived and returns at once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class InferenceJob:
     """A frame in inference.
 
     Attributes:
-        told: the sinks were told already that its mask comes too late.
+        told: the sinks already know that its mask comes too late.
     """
 
     number: int
@@ -104,7 +104,7 @@ class Loop:
         self.submit_newest()
 
     def wake_s(self) -> float:
-        """Seconds until a step has something to do that nothing will wake the loop for."""
+        """Seconds until a step has work that no event will wake the loop for."""
         now = self.clock.now_ns()
         times = [now + int(IDLE_S * 1e9), self._camera_due_ns()]
         if (due := self.supervisor.wake_ns()) is not None:
@@ -140,7 +140,7 @@ class Loop:
         self._tell(kind, cause, text, captured.frame_id, captured.frame.captured_ns)
 
     def submit_newest(self) -> None:
-        """Hand the newest frame to whoever serves."""
+        """Hand the newest frame to the engine that serves."""
         slot = self.supervisor.serving()
         # A log's frame stays in the mailbox, and its source with it, until there is inference.
         waits = self.capture.every_frame and slot is None
@@ -176,7 +176,7 @@ class Loop:
         return self.ladder.level
 
     def publish_finished(self) -> None:
-        """Publish the labels of the frame in inference, if they came."""
+        """Publish the labels of the frame in inference, if they have arrived."""
         job = self.job
         answer = job.engine.take() if job is not None else None
         # An answer of another number belongs to a job that was given up.

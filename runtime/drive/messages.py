@@ -1,4 +1,4 @@
-"""Messages of the loop to its sinks: a result, or why there is none."""
+"""Messages from the loop to its sinks: a result, or why there is none."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Status:
-    """In the place of a result.
+    """Sent in place of a result.
 
     Attributes:
         kind: what is wrong.

@@ -1,4 +1,4 @@
-"""Real-time scheduling: keeps other work out of the loop's way, as far as it is permitted."""
+"""Real-time scheduling: keeps other work out of the loop's way, as far as permissions allow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class RealtimeOptions:
 
 
 def apply_realtime(wishes: RealtimeOptions) -> dict[str, str]:
-    """Ask for everything wished for; a loop without it still runs.
+    """Request all options; the loop runs without those that are refused too.
 
     Returns:
         By name, what was granted, or why it was not.

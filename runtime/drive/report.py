@@ -74,7 +74,7 @@ class FaultOutcome:
     """What a drive made of an injected fault, times in seconds.
 
     Attributes:
-        state: the one that told it, with its reasons; None if it went unnoticed.
+        state: the one that showed it, with its reasons; None if it went unnoticed.
         noticed_after_s: from the fault to that state.
         running_again_after_s: from the fault's end; None if it was not overcome.
     """
@@ -101,7 +101,7 @@ class InjectionReport:
 
 @dataclass(frozen=True, kw_only=True)
 class DriveReport(DriveSnapshot):
-    """A whole drive: its last snapshot, and everything that changed on the way.
+    """A whole drive: its last snapshot, and everything that changed during it.
 
     Attributes:
         source, artifacts, machine: what ran, as `rtseg drive` names it.
@@ -109,7 +109,7 @@ class DriveReport(DriveSnapshot):
         end_s: from the end of the loop to that of the last sink.
         engines: what each engine said of itself when it became ready, by its role.
         realtime: what was asked of the operating system, and what was granted.
-        injected: the outcome of faults on purpose, if there were any.
+        injected: the outcome of injected faults, if there were any.
     """
 
     source: str = ""
@@ -152,13 +152,13 @@ class DriveReport(DriveSnapshot):
         parts = [f"# A drive of {self.seconds:.0f} s: {self.ended}, {self.state}"]
         for table in self.tables():
             parts += [f"## {table.title}"] if table.title else []
-            if table.title == "Faults on purpose" and self.injected is not None:
+            if table.title == "Injected faults" and self.injected is not None:
                 parts.append(_verdict(self.injected))
             parts.append(replace(table, title="").markdown())
         return "\n\n".join(parts) + "\n"
 
     def tables(self, history: bool = True) -> list[Table]:
-        """What ran and what became of it.
+        """What ran, and the outcome.
 
         Args:
             history: with states and memory over time.
@@ -169,7 +169,7 @@ class DriveReport(DriveSnapshot):
         if self.sinks:
             found.append(_table("Sinks", _COUNTS, (_row(sink, _COUNTS) for sink in self.sinks)))
         if self.injected is not None:
-            found.append(_table("Faults on purpose", _FATES, map(_fate, self.injected.faults)))
+            found.append(_table("Injected faults", _FATES, map(_fate, self.injected.faults)))
         for title, rows in (("Levels", self.level_changes), ("Failures", self.engine_failures)):
             names = ("before", "after", "why") if title == "Levels" else ("engine", "reason")
             cells = ([self._at_s(row.at_ns), *_row(row, names)] for row in rows)

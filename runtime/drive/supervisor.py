@@ -1,4 +1,4 @@
-"""Keeps inference going: the first engine, its standby, and when to replace which."""
+"""Keeps inference going: the primary engine, its standby, and when to replace which."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Supervisor:
         return [self.primary, self.standby] if self.standby else [self.primary]
 
     def serving(self) -> EngineSlot | None:
-        """Who takes the next frame; None while nobody can."""
+        """The engine that takes the next frame; None while none can."""
         for slot in self.slots:
             if slot.engine is not None and slot.engine.ready and not slot.engine.fault:
                 return slot
@@ -87,7 +87,7 @@ class Supervisor:
         return {slot.role: slot.facts for slot in self.slots if slot.facts}
 
     def exhausted(self) -> bool:
-        """Whether nobody serves, and nobody may be started yet."""
+        """Whether no engine serves, and none may be started yet."""
         now = self.clock.now_ns()
         waiting = [p.due_ns is not None and p.due_ns > now for p in self.slots]
         return self.serving() is None and all(waiting)
@@ -98,7 +98,7 @@ class Supervisor:
         return failed and not any(slot.ready for slot in self.slots)
 
     def poll(self) -> None:
-        """Start who is due, and end who broke or never became ready."""
+        """Start engines that are due, and end those that broke or never became ready."""
         now = self.clock.now_ns()
         for slot in self.slots:
             engine = slot.engine
@@ -113,7 +113,7 @@ class Supervisor:
                 self.fail(slot, "worker", f"not ready within {slot.start_limit_s:.0f} s")
 
     def wake_ns(self) -> int | None:
-        """When `poll` has something to do that nothing will wake the loop for."""
+        """When `poll` has work that no event will wake the loop for."""
         due = [p.due_ns for p in self.slots if p.engine is None and p.due_ns is not None]
         return min(due, default=None)
 

@@ -1,7 +1,7 @@
-"""Inference in a process of its own: what breaks there breaks alone, and can be ended.
+"""Inference in a separate process: a crash stays there, and a hang can be killed.
 
-An error of CUDA is sticky: the process that met it never computes again. So the loop keeps to its
-process, and the worker's is killed and replaced. Frames and labels travel through one piece of
+An error of CUDA is sticky: the process that met it never computes again. So the loop stays in its
+own process, and the worker's is killed and replaced. Frames and labels travel through one piece of
 shared memory without a name, which the kernel frees when both processes are gone; everything else
 as short messages over a pair of sockets.
 """
@@ -54,7 +54,7 @@ class WorkerTask:
 
 
 class SharedPicture:
-    """Memory that two processes map: a frame on its way there, its labels on the way back."""
+    """Memory shared by two processes: a frame on its way there, its labels on the way back."""
 
     def __init__(self, handle: int | None = None):
         self.handle = _anonymous_file() if handle is None else handle
@@ -98,7 +98,7 @@ class Worker:
             first that is ready fills it in, and one that computes anything else later is broken.
 
     Raises:
-        OSError: no process, memory or descriptor is to be had.
+        OSError: out of processes, memory or descriptors.
     """
 
     def __init__(self, task: WorkerTask, clock: LoopClock, known: dict[str, str] | None = None):

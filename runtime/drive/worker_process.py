@@ -29,7 +29,7 @@ DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
 def main(arguments: list[str]) -> None:
-    """Load the segmenters, then answer frames until told to stop; arguments: from the parent."""
+    """Load the segmenters, then answer frames until stopped; arguments: from the parent."""
     connection, memory = Connection(int(arguments[0])), SharedPicture(int(arguments[1]))
     task = json.loads(arguments[2])
     _belong_to(task["parent"])
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
         digests = [
             known_frame_digest(*each) for each in zip(task["levels"], segmenters, strict=True)
         ]
-    except Exception as error:  # told to the parent, whatever it is
+    except Exception as error:  # reported to the parent, whatever it is
         connection.send(("refused", f"{type(error).__name__}: {error}"))
         return
     facts = {
@@ -115,7 +115,7 @@ def import_loader(name: str) -> Any:
 
 
 def _belong_to(parent: int) -> None:
-    """Ctrl-C is the parent's to handle; and where the parent is killed, so is this process."""
+    """Leave Ctrl-C to the parent, and die if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         # A worker that outlives a killed drive would keep its memory, and the GPU's.

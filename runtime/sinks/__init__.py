@@ -1,4 +1,4 @@
-"""Sinks: where results go. Any callable is one; `queue` tells what a sink may say of itself."""
+"""Sinks: where results go. Any callable is one; see `queue` for a sink's optional attributes."""
 
 from __future__ import annotations
 

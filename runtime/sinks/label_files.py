@@ -1,4 +1,4 @@
-"""Results as files to look at: label PNGs, an overlay video."""
+"""Results as viewable files: label PNGs, an overlay video."""
 
 from __future__ import annotations
 

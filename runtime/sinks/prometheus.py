@@ -14,7 +14,7 @@ INSTALL = 'Prometheus metrics need prometheus-client: pip install "rtseg[drive]"
 
 
 class PrometheusCollector:
-    """Asks the drive when Prometheus asks, so that it costs the loop nothing."""
+    """Reads the drive's state when Prometheus scrapes, so that it costs the loop nothing."""
 
     def __init__(self, snapshot: Callable[[], DriveSnapshot]):
         self.snapshot = snapshot

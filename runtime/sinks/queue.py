@@ -6,7 +6,7 @@ at a time. Three attributes are looked for and may be absent:
 * `capacity` (int, default 4): messages that may wait for it. When one more comes, the oldest is
   dropped and counted.
 * `records` (bool, default False): it keeps what it gets for later, such as a file, so it also takes
-  masks that grew older than `max_age` while they waited. Any other sink gets a LATE status instead.
+  masks that became older than `max_age` while they waited. Other sinks get a LATE status instead.
 * `close()`: called in the same thread after the last message.
 """
 
@@ -28,7 +28,7 @@ BLOCKED_S = 1.0  # a sink that has been busy with one message for longer is call
 
 @dataclass(frozen=True)
 class SinkCounts:
-    """What became of the messages to a sink.
+    """What happened to the messages for a sink.
 
     Attributes:
         delivered: the sink took them.
@@ -97,7 +97,7 @@ class SinkQueue:
         return False
 
     def blocked_s(self) -> float:
-        """How long it has been busy with one message, in seconds, if that is too long; else 0."""
+        """Seconds that it has been busy with one message, if that is too long; else 0."""
         since = self._busy_since_ns
         busy_s = (self.clock.now_ns() - since) / 1e9 if since else 0.0
         return busy_s if busy_s > BLOCKED_S else 0.0

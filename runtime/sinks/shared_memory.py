@@ -26,9 +26,9 @@ row, uint8:
     64      64 bytes the level's name (result) or the cause (status), UTF-8, ended by zeros
 
 A reader copies the slot, then checks that the sequence is the same even number before and after and
-that the CRC is right; else the writer came round meanwhile, and it reads the newest slot again.
-Where the name leads to another inode than the one that is mapped, it opens the file anew: a writer
-that was started again, or that needs more room, puts a new file in the old one's place.
+that the CRC is right; otherwise the writer has overtaken it, and it reads the newest slot again. If
+the name leads to another inode than the mapped one, it reopens the file: a writer that was
+restarted, or that needs more room, replaces the old file by a new one.
 """
 
 from __future__ import annotations
