@@ -85,7 +85,7 @@ class StackedBlock(nn.Module):
 
 
 class StackedLearners(nn.Module):
-    """Maps, one per learner -> their logits (N, classes, h, w), less the part common to all classes.
+    """Maps, one per learner -> their logits (N, classes, h, w), less the part all classes share.
 
     A block that is applied more than once makes its keys and values once.
     """
