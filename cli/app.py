@@ -30,6 +30,7 @@ from .pareto import pareto
 from .predict import predict
 from .pseudo_label import pseudo_label
 from .quickstart import quickstart
+from .sbom import sbom
 from .sign import sign
 from .submit import submit
 from .train import train
@@ -47,7 +48,7 @@ data = typer.Typer(
 )
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(quickstart, doctor, models, export, inspect, check, sign),
+    *(quickstart, doctor, models, export, inspect, check, sign, sbom),
     *(predict, demo, drive, fleet),
     *(pareto, pseudo_label, train),
 )

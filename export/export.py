@@ -263,6 +263,8 @@ def make_card(
         weights=digest(model.network),
         weights_from=model.weights_from,
         trained=model.trained,
+        license=model.license,
+        trained_on=model.trained_on,
         macs=cost.macs,
         params=cost.params,
         tools={"rtseg": __version__, "torch": torch.__version__, **tools},

@@ -59,6 +59,7 @@ class Model:
         trained_size: (height, width) in pixels of the training; where nothing names it, the
             size of the variant.
         fit: "letterbox", "crop" or "stretch", how frames of another aspect come to its size.
+        license: of the weights; trained_on: the name of the data set: what their file says.
     """
 
     network: Network
@@ -67,6 +68,8 @@ class Model:
     trained: bool
     trained_size: tuple[int, int]
     fit: Fit = "letterbox"
+    license: str | None = None
+    trained_on: str | None = None
 
 
 def load_model(
@@ -183,7 +186,19 @@ def _open(
     classes = classes or own or CITYSCAPES
     network = load_checkpoint(build(model, len(classes)), weights, ignore=ignore)
     # The bars for random weights are milder, so a file's own word that it holds some is not taken.
-    return Model(network, classes, weights.name, True, read_trained_size(weights, network))
+    size = read_trained_size(weights, network)
+    return Model(network, classes, weights.name, True, size, **read_origin(weights))
+
+
+def read_origin(checkpoint: Path) -> dict[str, str | None]:
+    """What a checkpoint's header says of its license and its training data, for `Model`."""
+    facts = read_metadata(checkpoint)
+    data = _part(_part(facts, "recipe"), "data").get("name")
+    license = facts.get("license")
+    return {
+        "license": license if isinstance(license, str) else None,
+        "trained_on": data if isinstance(data, str) else None,
+    }
 
 
 def _check_same_classes(own: ClassSet, other: ClassSet, weights: str) -> None:

@@ -120,7 +120,8 @@ class Card(_Facts):
     outputs: "labels" (uint8, H x W), "logits" (the network's own, float), "coarse" (of an
     engine: what its label kernel reads, float; `enlarge` names what that replaces). mean,
     std: of RGB in 0..1; they are inside the graph already. weights: digest of the network's state.
-    trained: False for random weights. macs: multiply-adds of one frame. proof: None until the
+    trained: False for random weights. license: of the weights, trained_on: the name of their data
+    set, as their checkpoint says. macs: multiply-adds of one frame. proof: None until the
     artifact was run against the reference. files: SHA-256 by file name; for ONNX and weights the
     one entry "" is of the file without its card. format: 1 had no digest of the card itself.
     """
@@ -145,6 +146,8 @@ class Card(_Facts):
     weights: str
     weights_from: str
     trained: bool
+    license: str | None = None
+    trained_on: str | None = None
     macs: int
     params: int
     tools: dict[str, str]
@@ -417,6 +420,8 @@ def describe(path: Path) -> dict[str, Any]:
         "params": card.params,
         "weights_from": card.weights_from,
         "trained": card.trained,
+        "license": card.license or "not stated",
+        "trained_on": card.trained_on or "not stated",
         "digests": {"weights": card.weights, **card.files},
         "tools": card.tools,
         "proof": card.proof.model_dump() if card.proof else "built, not proven",
