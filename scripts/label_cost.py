@@ -85,7 +85,7 @@ def label_cost(
     how = find_last_upsample(network, size)
     if how is None:
         raise UsageError(f"{network.info.name} enlarges no logits: nothing to measure")
-    end = _End(network, size, how, device)
+    end = NetworkEnd(network, size, how, device)
     inputs = [end.given(image) for image in images]
     maker = make_label_maker(inputs[0], size, how, threads, end.head)  # type: ignore[arg-type]
     with _threads(threads):
@@ -108,7 +108,7 @@ def label_cost(
     )
 
 
-class _End:
+class NetworkEnd:
     """The last steps of a network as scripts write them, and what they are given."""
 
     def __init__(self, network: Network, size: tuple[int, int], how: str, device: str):

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from ..models import Network
     from .result import Subject
 
-BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of a weight
+BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}  # of a weight
 SIDES = (512, 1024, 2048)  # of the square matrices; which one is fastest depends on the caches
 GPU_SIDES = (4096, 8192)
+EIGHT_BIT_FLOATS = (8, 9)  # the first compute capability that multiplies them
 CHAIN = 4  # products in a row, so that converting the first input does not show
 COPY_BYTES = 1 << 28
 Trial = tuple[str, str, int, Call]  # precision, what computes, multiply-adds, the call
@@ -225,6 +226,26 @@ def measure_ceilings(
     )
 
 
+def measure_copies(
+    device: str, seconds: float = 0.3, size: int = COPY_BYTES, now: Now = time.perf_counter_ns
+) -> dict[str, int]:
+    """Bytes a second between host and GPU, each way, from pinned and from pageable memory."""
+    import torch
+
+    there = torch.ones(size, dtype=torch.uint8, device=device)
+    rates: dict[str, int] = {}
+    for kind in ("pinned", "pageable"):
+        here = torch.ones(size, dtype=torch.uint8, pin_memory=kind == "pinned")
+        for way, target, source in (("upload", there, here), ("download", here, there)):
+
+            def call(target: torch.Tensor = target, source: torch.Tensor = source) -> None:
+                target.copy_(source, non_blocking=True)
+                torch.cuda.synchronize(device)
+
+            rates[f"{way}, {kind}"] = round(size / fastest(call, seconds, now))
+    return rates
+
+
 def fastest(call: Call, seconds: float, now: Now) -> float:
     """The shortest time of a call, in s, of `seconds` of them and three at least."""
     call()
@@ -327,6 +348,16 @@ def _torch(side: int, device: str, threads: int | None) -> Iterator[Trial]:
         small = [(64 * matrix).to(torch.int8) for matrix in (left, right)]
         call = _product(torch._int_mm, small[0], small[1].t().contiguous().t(), threads)
         yield "int8", f"PyTorch {side}", side**3, call
+    if device != "cpu" and torch.cuda.get_device_capability(device) >= EIGHT_BIT_FLOATS:
+        # As int8, by columns; one scale for each side.
+        eight = [matrix.to(torch.float8_e4m3fn) for matrix in (left, right)]
+        one = torch.ones((), device=device)
+
+        def scaled(a: Any, b: Any) -> Any:
+            return torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+
+        call = _product(scaled, eight[0], eight[1].t().contiguous().t(), threads)
+        yield "fp8", f"PyTorch {side}", side**3, call
 
 
 def _product(function: Any, left: Any, right: Any, threads: int | None, tf32: bool = False) -> Call:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,6 +191,37 @@ def _turn(lane: Lane, block_ms: float, now: Now) -> None:
         lane.rounds[name].append(turn)
     if lane.aside is not None:
         lane.aside()
+
+
+def device_ms(call: Call, device: str, runs: int = 20) -> float | None:
+    """The median time of `call` on a GPU's own clock: what the wall's has more is launching and
+    waiting.
+
+    Args:
+        call: queues its work on PyTorch's current stream.
+        device: "cpu" or "cuda[:N]".
+        runs: how many calls are timed.
+
+    Returns:
+        Milliseconds by CUDA events; None on a CPU, and without a PyTorch that uses the GPU.
+    """
+    if device == "cpu" or importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    with torch.cuda.device(device):
+        times = []
+        for _ in range(runs):
+            event: Any = torch.cuda.Event
+            begin, end = event(enable_timing=True), event(enable_timing=True)
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            times.append(float(begin.elapsed_time(end)))
+    return round(statistics.median(times), 4)
 
 
 def _timed(call: Call, now: Now) -> float:

@@ -22,6 +22,11 @@ from rtseg.system import Gpu
 from speed_parts import CARD
 
 SIZE, CLASSES = (16, 32), 4
+TYPES = {"pieces": np.int32, "left": np.int32, "right": np.int32}
+POINTERS = (
+    "logits", "pieces", "row_near", "row_far", "left", "right", "near", "far", "labels",
+)  # fmt: skip
+COLUMNS = 128  # of a program, as `argmax_triton.py` has it, which needs Triton
 COARSE_SHAPE = (1, CLASSES, SIZE[0] // 4, SIZE[1] // 4)
 GPU = Gpu(0, "Pretended GPU", "8.9", "580.65.06", 1 << 30)
 MACHINE = Machine(
@@ -312,6 +317,38 @@ class World:
             EngineValidity=SimpleNamespace(INVALID="invalid"),
             EngineInvalidityDiagnostics=SimpleNamespace(__members__=invalidity),
         )
+
+
+class PretendedKernel:
+    """The bilinear kernel of `file` on a pretended GPU: NumPy on the memory that its arguments
+    point at."""
+
+    def __init__(self, world, file):
+        self.world, self.cuda = world, world.cuda
+        count = len(file.call.arguments) + file.call.unused
+        world.driver.kernels[file.call.name] = (count, self.bilinear)
+
+    def bilinear(self, grid, given):
+        at = dict(zip(POINTERS, given, strict=False))
+        assert not any(given[len(POINTERS) :]), "the compiler's own pointers are null"
+        names = POINTERS[1:-1]
+        tables = {name: self.array(at[name], TYPES.get(name, np.float32)) for name in names}
+        read = SimpleNamespace(**tables)
+        logits = self.array(at["logits"], np.float16).reshape(COARSE_SHAPE)[0].astype(np.float32)
+        labels = self.array(at["labels"], np.uint8).reshape(SIZE)
+        columns = min(SIZE[1], grid[1] * COLUMNS)
+        for first, rows, upper, lower in read.pieces.reshape(-1, 4)[: grid[0]]:
+            ends = [
+                logits[:, row][:, read.left] * read.near + logits[:, row][:, read.right] * read.far
+                for row in (upper, lower)
+            ]
+            for y in range(first, first + rows):
+                values = ends[0] * read.row_near[y] + ends[1] * read.row_far[y]
+                labels[y, :columns] = values.argmax(0)[:columns]
+
+    def array(self, address, dtype):
+        buffer = self.cuda.memory[address]
+        return np.frombuffer((ctypes.c_uint8 * len(buffer)).from_address(address), dtype)
 
 
 def pretend(monkeypatch, folder):

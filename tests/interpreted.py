@@ -1,43 +1,21 @@
 """Runs the Triton kernels on the CPU, in Triton's interpreter, for `test_labels_gpu.py`.
 
-    python interpreted.py CASES ANSWERS
-
-CASES (.npz) holds, for case N, "N" (the logits, or a head's features) and "N.how", JSON of what
-`BilinearLabels` or `ShuffledLabels` takes; ANSWERS gets the labels under "N".
+python interpreted.py ANSWERS    labels of every case, by its name, as .npz
 """
 
-import json
 import os
 import sys
 
 os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
 
 import numpy as np
-import torch
-from rtseg.runtime.argmax_triton import FUSED, BilinearLabels, ShuffledLabels
+from label_cases import NAMES, case_of, labels_on
+from rtseg.runtime.argmax_triton import FUSED
 
 
-def labels(given: torch.Tensor, how: dict, arrays: dict) -> torch.Tensor:
-    given = given.to(getattr(torch, how["dtype"]))
-    if how["channels_last"]:
-        given = given.to(memory_format=torch.channels_last)
-    size = tuple(how["size"])
-    if how["enlarge"] != "shuffle":
-        return BilinearLabels(tuple(given.shape), size, how["enlarge"], given.device)(given)
-    weight = torch.from_numpy(arrays[how["weight"]]).to(given.dtype)
-    bias = torch.from_numpy(arrays[how["bias"]]).to(given.dtype) if how["bias"] else None
-    return ShuffledLabels(weight, bias, tuple(given.shape), size)(given)
-
-
-def main(source: str, target: str) -> None:
+def main(target: str) -> None:
     assert not FUSED, "this is no interpreter"
-    with np.load(source) as cases:
-        arrays = dict(cases)
-    answers = {}
-    for name in [name.removesuffix(".how") for name in arrays if name.endswith(".how")]:
-        how = json.loads(str(arrays[f"{name}.how"]))
-        answers[name] = labels(torch.from_numpy(arrays[name]), how, arrays).numpy()
-    np.savez(target, **answers)
+    np.savez(target, **{name: labels_on(case_of(name), "cpu") for name in NAMES})
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """Labels by a kernel beside an engine: the cut graph, the compile_kernel kernel, its file, and the
 backend that launches it on a pretended GPU. `test_labels_gpu.py` tests the kernels' arithmetic."""
 
-import ctypes
 import hashlib
 import os
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fake_cuda import (
     COARSE_SHAPE,
+    POINTERS,
     SIZE,
+    PretendedKernel,
     coarse_logits,
     picture,
     pretend,
@@ -43,10 +43,6 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="Triton interprets here"
 )
 FRAME = np.random.default_rng(7).integers(0, 256, (1, 64, 128, 3), np.uint8)
-TYPES = {"pieces": np.int32, "left": np.int32, "right": np.int32}
-POINTERS = (
-    "logits", "pieces", "row_near", "row_far", "left", "right", "near", "far", "labels",
-)  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -244,41 +240,10 @@ def test_a_gpu_takes_code_of_its_generation(made):
 # The backend.
 
 
-class World:
-    """The pretended GPU, where the kernel is NumPy on the memory that its arguments point at."""
-
-    def __init__(self, world, file):
-        self.world, self.cuda = world, world.cuda
-        count = len(file.call.arguments) + file.call.unused
-        world.driver.kernels[file.call.name] = (count, self.bilinear)
-
-    def bilinear(self, grid, given):
-        at = dict(zip(POINTERS, given, strict=False))
-        assert not any(given[len(POINTERS) :]), "the compiler's own pointers are null"
-        names = POINTERS[1:-1]
-        tables = {name: self.array(at[name], TYPES.get(name, np.float32)) for name in names}
-        read = SimpleNamespace(**tables)
-        logits = self.array(at["logits"], np.float16).reshape(COARSE_SHAPE)[0].astype(np.float32)
-        labels = self.array(at["labels"], np.uint8).reshape(SIZE)
-        columns = min(SIZE[1], grid[1] * labels_gpu.COLUMNS)
-        for first, rows, upper, lower in read.pieces.reshape(-1, 4)[: grid[0]]:
-            ends = [
-                logits[:, row][:, read.left] * read.near + logits[:, row][:, read.right] * read.far
-                for row in (upper, lower)
-            ]
-            for y in range(first, first + rows):
-                values = ends[0] * read.row_near[y] + ends[1] * read.row_far[y]
-                labels[y, :columns] = values.argmax(0)[:columns]
-
-    def array(self, address, dtype):
-        buffer = self.cuda.memory[address]
-        return np.frombuffer((ctypes.c_uint8 * len(buffer)).from_address(address), dtype)
-
-
 def start(made, monkeypatch, folder):
     """(the pretended GPU, an engine there, what its labels have to be)."""
     aligned, file = made
-    world = World(pretend(monkeypatch, folder), file)
+    world = PretendedKernel(pretend(monkeypatch, folder), file)
 
     def labels_of(frame):
         return plain(coarse_logits(frame), SIZE, aligned)
