@@ -25,11 +25,11 @@ EXPORT = [  # and CPU or GPU: a graph is proven in ONNX Runtime
 FAST = ["numba>=0.61"]  # labels of coarse logits on CPUs
 TRITON = ['triton>=3.2; platform_system == "Linux"']  # labels of coarse logits on GPUs
 OPENVINO = ["openvino>=2025.0", *FAST]
-TENSORRT = [
-    'tensorrt-rtx-cu13>=1.2; platform_system == "Linux" or platform_system == "Windows"',
-    "cuda-bindings>=12.9",
-    "nvidia-ml-py>=12",
-]
+ENGINES = ["cuda-bindings>=12.9", "nvidia-ml-py>=12"]
+ON_NVIDIA = 'platform_system == "Linux" or platform_system == "Windows"'
+# Two packages, for different GPUs: `runtime/support.py` has the table.
+TENSORRT_RTX = [f"tensorrt-rtx-cu13>=1.2; {ON_NVIDIA}", *ENGINES]
+TENSORRT = [f"tensorrt>=10.3; {ON_NVIDIA}", *ENGINES]
 DRIVE = [  # logs in and out, metrics, fault plans
     "mcap>=1.2",
     "mcap-ros2-support>=0.5",
@@ -43,7 +43,7 @@ WEB = ["starlette>=0.40", "uvicorn>=0.30"]
 FLEET = ["ray[data]>=2.40", "pyarrow>=17"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 TESTS = ["pytest>=8", "playwright>=1.45", "tritonclient>=2.41", "grpcio>=1.60", *TRITON]
-MOST = [*TRAIN, *OPENVINO, *TENSORRT, *DRIVE, *WEB, *SIGN]  # fleets apart: Ray is large
+MOST = [*TRAIN, *OPENVINO, *TENSORRT_RTX, *DRIVE, *WEB, *SIGN]  # fleets apart: Ray is large
 ALL = [*MOST, *CPU]
 
 
@@ -159,6 +159,7 @@ setup(
         "openvino": OPENVINO,
         "fast": FAST,
         "tensorrt": TENSORRT,
+        "tensorrt-rtx": TENSORRT_RTX,
         "train": TRAIN,
         "sign": SIGN,
         "web": WEB,

@@ -86,6 +86,10 @@ def export(
         list[str] | None,
         in_group(ENGINES, help="GPU generation, such as 8.6; may be repeated."),
     ] = None,
+    gpu: Annotated[
+        str | None,
+        in_group(ENGINES, help="The GPU that it shall run on, such as h100, if not this one's."),
+    ] = None,
     label_kernel: Annotated[
         bool,
         in_group(ENGINES, "--label-kernel", help="Make labels by a GPU kernel behind the engine."),
@@ -183,6 +187,7 @@ def export(
             proof_frames=proof_frames,
             calib=Calibration(calib, calibration.value, calib_frames) if calib else None,
             compute_capability=compute_capability or (),
+            gpu=gpu,
             label_kernel=label_kernel,
             log=log,
             progress=step,

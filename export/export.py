@@ -27,6 +27,7 @@ from ..models.loading import Model, load_model
 from ..reporting import Progress
 from ..runtime.artifact import Card, Precision, digest_of_tensors, read_card, sidecar
 from ..runtime.backends.backend import BACKENDS, installed
+from ..runtime.support import find_capability
 from . import parity
 from .artifacts import Artifact, publish, write_report
 from .calibrate import Calibration, CalibrationFrames, pick_frames
@@ -67,6 +68,7 @@ def export(
     proof_frames: int = MOST_FRAMES,
     calib: str | os.PathLike[str] | Calibration | None = None,
     compute_capability: Sequence[str] = (),
+    gpu: str | None = None,
     label_kernel: bool = False,
     log: str = "warning",
     progress: Progress = lambda step, share: None,
@@ -95,6 +97,8 @@ def export(
         proof_frames: how many of the folder's frames to take, spread over it.
         calib: folder of real frames for int8, or which of them and how.
         compute_capability: GPU generations that an engine is for, such as "8.6".
+        gpu: that an engine shall run on, by its name ("h100"), if that is not this machine's; one
+            that it cannot run on is warned of.
         label_kernel: engines end before their last upsampling, and a GPU kernel beside them makes
             the labels; their names end in `_kernel`.
         log: level of the log of TensorRT's builder.
@@ -112,7 +116,11 @@ def export(
     wanted = _as_list(to, str)
     # Triton serves what another target wrote; alone it asks for an ONNX file.
     targets = list(dict.fromkeys("onnx" if name == TRITON else name for name in wanted))
-    engine = {"compute_capabilities": tuple(compute_capability), "log_level": log}
+    engine = {
+        "compute_capabilities": tuple(compute_capability), "gpu": gpu, "log_level": log,
+    }  # fmt: skip
+    if gpu is not None:
+        find_capability(gpu)  # an unknown one is told before anything is written
     _check(model, sizes, targets, precision, output)
     check_fit(fit or model.fit)
     if label_kernel and ("tensorrt" not in targets or output != "labels"):
@@ -409,13 +417,15 @@ class _SizeExport:
         built = build_engine(graph, path, card, reference=reference, label_kernel=kernel, **options)
         result = parity.prove_engine(path, built.card, self.expected, built.census)
         result.fail(self.faults)
+        for line in built.warnings:
+            logger.warning("%s: %s", path.name, line)
         return Artifact(
             path,
             "tensorrt",
             read_card(path),
             (result,),
             self.expected.described,
-            self.warnings,
+            self.warnings + built.warnings,
             self.costs,
         )
 

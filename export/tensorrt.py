@@ -22,16 +22,18 @@ from ..runtime.packages import (
     cache_folder,
     find_package,
     import_package,
+    install_line,
     last_line,
     make_log,
     members,
+    pip_line,
     slug,
 )
 from ..runtime.preflight import block_digests, this_platform
+from ..runtime.support import NAMED_ONLY, find_capability, supported
 from ..runtime.verify import Reference, reference_path
 from ..system import gpus
 
-NOT_BY_DEFAULT = ("7.5",)  # TensorRT-RTX: makes the engine slower on every newer GPU
 ONNX_NAMES = {"float32": "float", "half": "float16", "bf16": "bfloat16"}
 
 
@@ -44,12 +46,14 @@ class BuiltEngine:
         census: values held in the weights of the network that TensorRT parsed, by data type.
         layer_types: its layer outputs likewise.
         log: TensorRT's own, beside the engine.
+        warnings: GPUs that it was to run on and cannot.
     """
 
     card: Card
     census: dict[str, int]
     layer_types: dict[str, int]
     log: Path
+    warnings: tuple[str, ...] = ()
 
 
 def build_engine(
@@ -58,6 +62,7 @@ def build_engine(
     card: Card,
     *,
     compute_capabilities: Sequence[str] = (),
+    gpu: str | None = None,
     log_level: str = "warning",
     flavour: Flavour | None = None,
     reference: Reference | None = None,
@@ -71,6 +76,7 @@ def build_engine(
         card: of the graph; the engine's is this one with the engine's facts and no proof.
         compute_capabilities: such as ("8.6", "8.9"), by default all that one engine serves well
             (with `tensorrt`: that of the GPU here).
+        gpu: that it shall run on, by its name ("h100"); by default those of this machine.
         log_level: "verbose", "info", "warning" or "error".
         flavour: by default `tensorrt` where it is installed and finds a GPU, else `tensorrt_rtx`.
         reference: what the engine is proven against on the first machine that loads it.
@@ -82,7 +88,9 @@ def build_engine(
         ArtifactError: TensorRT cannot parse or build the graph; only the log is left.
         UsageError: an option is unknown.
     """
-    package = choose_package(flavour)
+    package = choose_package(flavour, gpu)
+    if gpu and not compute_capabilities and supported(gpu, package.flavour).works:
+        compute_capabilities = (find_capability(gpu),)
     trt = import_package(package.flavour)
     log_path = target.with_name(target.name + ".log")
     began = time.perf_counter()
@@ -107,20 +115,53 @@ def build_engine(
         build_seconds=round(time.perf_counter() - began, 3),
     )
     written = _write(target, plan, card, facts, reference, kernel)
-    return BuiltEngine(written, census(trt, network), layer_types(network), log_path)
+    warnings = tuple(find_unserved(package, capabilities, gpu))
+    return BuiltEngine(written, census(trt, network), layer_types(network), log_path, warnings)
 
 
-def choose_package(flavour: Flavour | None = None) -> Package:
-    """The package to build with. Raises MissingPackage if it is not installed."""
+def find_unserved(
+    package: Package, capabilities: Sequence[str], gpu: str | None = None
+) -> Iterator[str]:
+    """A line for each GPU, the named one or this machine's, that an engine cannot run on.
+
+    Args:
+        package: that builds the engine.
+        capabilities: compute capabilities that it is built for.
+        gpu: by its name; by default those of this machine.
+    """
+    wanted = {gpu: find_capability(gpu)} if gpu else {g.name: g.compute_capability for g in gpus()}
+    for name, capability in wanted.items():
+        answer = supported(capability, package.flavour, package.version)
+        if not answer.works:
+            yield f"this engine does not run on {name}: {answer.why}; {answer.fix}"
+        elif capability not in capabilities:
+            yield (
+                f"this engine does not run on {name} ({capability}), as it is for "
+                f"{', '.join(capabilities)}: export with --compute-capability {capability}, or on "
+                "that machine"
+            )
+
+
+def choose_package(flavour: Flavour | None = None, gpu: str | None = None) -> Package:
+    """The package to build with: the full one for a GPU of this machine, else TensorRT-RTX.
+
+    Args:
+        flavour: the one that is asked for.
+        gpu: that the engine is for, by its name, if not one of this machine.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
     found = [package for name in FLAVOURS if (package := find_package(name))]
     wanted = [package for package in found if flavour in (None, package.flavour)]
     if not wanted:
         names = flavour or "tensorrt or tensorrt_rtx"
-        raise MissingPackage(f"building an engine needs {names}: {INSTALL}")
+        line = install_line(flavour) if flavour else pip_line("tensorrt-rtx")
+        raise MissingPackage(f"building an engine needs {names}: {line}")
     # The full package tunes on the GPU it builds for, so without one only the other can build.
-    if len(wanted) > 1 and not gpus():
-        return wanted[-1]
-    return wanted[0]
+    here = {each.compute_capability for each in gpus()}
+    at_hand = bool(here) if gpu is None else find_capability(gpu) in here
+    return wanted[0] if at_hand else wanted[-1]
 
 
 def census(trt: Any, network: Any) -> dict[str, int]:
@@ -232,7 +273,12 @@ def _set_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> tuple[str
     for name, member in members(trt.ComputeCapability).items():
         if name.startswith("SM"):  # SM86, SM120
             offered[f"{name[2:-1]}.{name[-1]}"] = member
-    chosen = tuple(dict.fromkeys(wanted)) or tuple(c for c in offered if c not in NOT_BY_DEFAULT)
+    # In an engine for several GPUs the oldest would make it slower on all the others.
+    usual = tuple(c for c in offered if c not in NAMED_ONLY)
+    here = tuple(dict.fromkeys(g.compute_capability for g in gpus()))
+    if here and not set(here) & set(usual) and set(here) <= set(offered):
+        usual = here
+    chosen = tuple(dict.fromkeys(wanted)) or usual
     if unknown := [capability for capability in chosen if capability not in offered]:
         raise UsageError(
             f"{trt.__name__} {trt.__version__} builds for compute capability "

@@ -24,10 +24,11 @@ from typing import Any, Literal, TextIO
 from ..data.files import probe_disk
 from ..errors import MissingPackage, UsageError
 from ..system import gpus
+from .support import INSTALL_FULL, INSTALL_RTX, supported, tensorrt_for
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt_rtx")
-INSTALL = 'pip install "rtseg[tensorrt]"'
+INSTALL = INSTALL_RTX  # builds without a GPU
 # Each of the two packages writes over the other's files, and so does taking one of them away.
 INSTALL_CUDA = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "rtseg[gpu]"'
 # The oldest driver branch that runs a CUDA major version, on Linux and Windows.
@@ -61,20 +62,29 @@ def find_package(flavour: Flavour) -> Package | None:
     return None
 
 
+def bindings_version() -> str | None:
+    """Of cuda-bindings, as the installer recorded it."""
+    try:
+        return metadata.version("cuda-bindings")
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def import_package(flavour: Flavour) -> Any:
     """The module `tensorrt` or `tensorrt_rtx`. Raises MissingPackage if it does not import."""
     if importlib.util.find_spec(flavour) is None:
-        raise MissingPackage(f"{flavour} is not installed: {_install(flavour)}")
+        raise MissingPackage(f"{flavour} is not installed: {install_line(flavour)}")
     try:
         return importlib.import_module(flavour)
     except (ImportError, OSError) as error:
         raise MissingPackage(
-            f"{flavour} is installed but does not load ({error}): {_install(flavour)} again"
+            f"{flavour} is installed but does not load ({error}): {install_line(flavour)} again"
         ) from error
 
 
-def _install(flavour: Flavour) -> str:
-    return INSTALL if flavour == "tensorrt_rtx" else "pip install tensorrt"
+def install_line(flavour: Flavour) -> str:
+    """The command that brings a TensorRT package."""
+    return INSTALL if flavour == "tensorrt_rtx" else INSTALL_FULL
 
 
 def make_log(trt: Any, level: str = "warning", file: TextIO | None = None) -> Any:
@@ -130,10 +140,13 @@ def read_header(path: Path) -> tuple[Flavour, str, int] | None:
 
 def pip_line(extra: str) -> str:
     """The command that brings an extra; of ONNX Runtime, without which nothing is exported, the
-    package for this machine."""
+    package for this machine, and of TensorRT the one that runs on its GPU."""
     if extra == "cpu" or (extra == "export" and importlib.util.find_spec("onnxruntime") is None):
         runtime = "gpu" if gpus() else "cpu"
         extra = runtime if extra == "cpu" else f"{extra},{runtime}"
+    if extra == "tensorrt-rtx" and (here := gpus()):
+        able = (gpu for gpu in here if supported(gpu, "tensorrt_rtx").works)
+        return tensorrt_for(next(able, here[0]))
     return f'pip install "rtseg[{extra}]"'
 
 

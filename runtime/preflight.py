@@ -18,13 +18,14 @@ from .artifact import Card, EngineFacts, read_card, sidecar, verify_artifact
 from .backends.backend import BACKENDS
 from .packages import (
     FLAVOURS,
-    INSTALL,
     MINIMUM_DRIVER,
     Package,
+    bindings_version,
     find_package,
     pip_line,
     read_header,
 )
+from .support import NAMED_ONLY, supported
 
 BLOCK = 1 << 22  # bytes hashed by one thread at a time
 BINDINGS = "cuda.bindings"
@@ -41,12 +42,13 @@ def this_platform() -> str:
 @dataclass(frozen=True)
 class Machine:
     """What a file may find here. tensorrt: the installed packages; modules: names that import, of
-    those that a backend needs."""
+    those that a backend needs; bindings: the version of cuda-bindings, None if that is unknown."""
 
     platform: str
     gpus: tuple[Gpu, ...]
     tensorrt: tuple[Package, ...]
     modules: frozenset[str]
+    bindings: str | None = None
 
     def package(self, flavour: str) -> Package | None:
         return next((p for p in self.tensorrt if p.flavour == flavour), None)
@@ -60,6 +62,7 @@ def this_machine() -> Machine:
         gpus=tuple(gpus()),
         tensorrt=tuple(package for name in FLAVOURS if (package := find_package(name))),
         modules=frozenset(name for name in names if _importable(name)),
+        bindings=bindings_version(),
     )
 
 
@@ -245,6 +248,32 @@ def _check_driver(path: Path, card: Card, engine: EngineFacts, machine: Machine)
             fix = f"sudo apt-get install nvidia-driver-{newest[0]}"
         reason = f"it needs NVIDIA driver {wanted} or newer, and {driver} is installed"
         raise _Refused("driver", reason, fix)
+    if fix := mend_bindings(machine.bindings, driver):
+        reason = f"cuda-bindings {machine.bindings} is newer than NVIDIA driver {driver} allows"
+        raise _Refused("driver", reason, fix)
+
+
+def mend_bindings(bindings: str | None, driver: str) -> str:
+    """The command that brings cuda-bindings which a driver runs, "" where they fit already: those
+    of CUDA 13 end in error 35 on the drivers of CUDA 12, which a T4 or JetPack 6 may have."""
+    major = (_numbers(bindings or "") or (0,))[0]
+    oldest = MINIMUM_DRIVER.get(major)
+    if not driver or oldest is None or _numbers(driver) >= _numbers(oldest):
+        return ""
+    return f'pip install "cuda-bindings<{major}"'
+
+
+def _check_support(path: Path, card: Card, engine: EngineFacts, machine: Machine) -> None:
+    """Before the package: to install it for a GPU that it does not run on would help nobody."""
+    answers = {gpu: supported(gpu, engine.flavour, engine.version) for gpu in machine.gpus}
+    if not any(answer.works for answer in answers.values()):
+        gpu, answer = next(iter(answers.items()))
+        full = machine.package("tensorrt")
+        steps = [_export(card, "tensorrt")]
+        if full is None or not supported(gpu, "tensorrt", full.version).works:
+            steps.insert(0, answer.fix)
+        reason = f"{engine.flavour} built it, and on {gpu.name} {answer.why}"
+        raise _Refused("compute_capability", reason, "; then ".join(steps))
 
 
 def _check_package(path: Path, card: Card, engine: EngineFacts, machine: Machine) -> None:
@@ -261,7 +290,7 @@ def _check_package(path: Path, card: Card, engine: EngineFacts, machine: Machine
         reason = f"it was built by {engine.flavour} {engine.version}, and {package.version} is here"
         raise _Refused("version", reason, _pip(engine, package))
     if BINDINGS not in machine.modules:
-        raise _Refused("no_package", "cuda-bindings is not installed", INSTALL)
+        raise _Refused("no_package", "cuda-bindings is not installed", pip_line("tensorrt-rtx"))
 
 
 def _loads(installed: str, engine: EngineFacts) -> bool:
@@ -280,13 +309,17 @@ def _check_capability(path: Path, card: Card, engine: EngineFacts, machine: Mach
     if not here.keys() & set(engine.compute_capabilities):
         found = ", ".join(f"{name} has {capability}" for capability, name in here.items())
         reason = f"it holds code for compute capability {', '.join(engine.compute_capabilities)}"
-        raise _Refused("compute_capability", f"{reason}, and {found}", _export(card, "tensorrt"))
+        fix = _export(card, "tensorrt")
+        if (named := next(iter(here))) in NAMED_ONLY and engine.flavour == "tensorrt_rtx":
+            fix += f" --compute-capability {named}"
+        raise _Refused("compute_capability", f"{reason}, and {found}", fix)
 
 
 ENGINE_STEPS: tuple[Callable[[Path, Card, EngineFacts, Machine], None], ...] = (
     _check_gpu,
     _check_platform,
     _check_driver,
+    _check_support,
     _check_package,
     _check_capability,
 )

@@ -12,11 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..reporting import Table
 from ..runtime.backends.backend import BACKENDS, installed
-from ..runtime.packages import (
-    INSTALL,
-    INSTALL_CUDA,
-    pip_line,
-)
+from ..runtime.packages import INSTALL_CUDA, pip_line
 from ..system import Gpu, SystemInfo, gpus, read_system
 
 if TYPE_CHECKING:
@@ -148,6 +144,6 @@ def _export() -> Finding:
     note = f"missing: {', '.join(missing)}" if missing else ""
     fix = pip_line("export") if missing else ""
     if not missing and not installed("tensorrt"):
-        note, fix = "to build TensorRT engines too (no GPU needed)", INSTALL
+        note, fix = "to build TensorRT engines too (no GPU needed)", pip_line("tensorrt-rtx")
     where = (platform.machine(),) if not missing else ()
     return Finding("export", not missing, versions, where, (), note, fix)

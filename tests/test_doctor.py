@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -74,6 +75,43 @@ def test_without_a_gpu_tensorrt_says_what_it_can_still_do(monkeypatch):
     assert not finding.ready
     assert "tensorrt_rtx" in finding.versions
     assert finding.note == "builds engines here; running them needs an NVIDIA GPU"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "ready", "note", "fix"),
+    [
+        ("9.0", False, "no code for compute capability 9.0", 'pip install "rtseg[tensorrt]"'),
+        ("8.7", False, "no code for compute capability 8.7", "use JetPack's TensorRT"),
+        ("7.5", True, "if built with --compute-capability 7.5", ""),
+        ("8.6", True, "", ""),
+    ],
+)
+def test_tensorrt_is_ready_where_it_has_code_for_the_gpu(monkeypatch, gpu, ready, note, fix):
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(doctor, "gpus", lambda: [replace(GPU, compute_capability=gpu)])
+    finding = finding_of("tensorrt")
+    assert finding.ready == ready
+    assert note in finding.note
+    assert fix in finding.fix
+
+
+def test_bindings_newer_than_the_driver_are_told(monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("rtseg.runtime.preflight.bindings_version", lambda: "13.5.0")
+    monkeypatch.setattr(doctor, "gpus", lambda: [replace(GPU, driver="550.54")])
+    finding = finding_of("tensorrt")
+    assert not finding.ready
+    assert finding.fix == 'pip install "cuda-bindings<13"'
+
+
+@pytest.mark.parametrize(("capability", "extra"), [("8.6", "tensorrt-rtx"), ("9.0", "tensorrt")])
+def test_an_absent_tensorrt_is_that_of_the_gpu(monkeypatch, capability, extra):
+    here = [replace(GPU, compute_capability=capability)]
+    monkeypatch.setattr(doctor, "gpus", lambda: here)
+    monkeypatch.setattr("rtseg.runtime.packages.gpus", lambda: here)
+    monkeypatch.setattr(doctor, "installed", lambda backend: backend != "tensorrt")
+    assert finding_of("tensorrt").fix == f'pip install "rtseg[{extra}]"'
+    assert finding_of("export").fix in ("", f'pip install "rtseg[{extra}]"')
 
 
 def test_a_gpu_that_a_cpu_build_leaves_idle_is_pointed_out(monkeypatch):

@@ -1,5 +1,7 @@
 """Engines are really built here, by TensorRT-RTX, which needs no GPU for that."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -191,11 +193,51 @@ def test_the_package_is_chosen_by_what_can_build_here(monkeypatch):
     machine([FULL], [])
     assert choose_package() == FULL
     machine([], [])
-    with pytest.raises(MissingPackage, match=r'pip install "rtseg\[tensorrt\]"'):
+    with pytest.raises(MissingPackage, match=r'pip install "rtseg\[tensorrt-rtx\]"'):
         choose_package()
     machine([RTX], gpu)
-    with pytest.raises(MissingPackage, match="needs tensorrt:"):
+    with pytest.raises(MissingPackage, match=r'needs tensorrt: pip install "rtseg\[tensorrt\]"'):
         choose_package("tensorrt")
+    machine([FULL, RTX], gpu)  # a 4090, which the full one builds for and no other
+    assert choose_package(gpu="RTX 4080") == FULL
+    assert choose_package(gpu="RTX 3090") == RTX
+
+
+def gpu_of(name, capability):
+    return Gpu(0, name, capability, "580.65.06", None)
+
+
+@pytest.mark.parametrize(
+    ("package", "capabilities", "here", "named", "words"),
+    [
+        (RTX, ("8.9",), ("NVIDIA RTX 4090", "8.9"), None, None),
+        (RTX, ("8.9",), ("NVIDIA H100", "9.0"), None, r"run on NVIDIA H100: .*rtseg\[tensorrt\]"),
+        (RTX, ("8.9",), ("NVIDIA RTX 4090", "8.9"), "h100", r"run on h100: .*rtseg\[tensorrt\]"),
+        (RTX, ("8.6",), ("NVIDIA RTX 4090", "8.9"), None, "--compute-capability 8.9"),
+        (FULL, ("8.9",), ("NVIDIA RTX 4090", "8.9"), "orin", "for 8.9.*or on that machine"),
+    ],
+)
+def test_gpus_that_an_engine_cannot_run_on_are_told(
+    monkeypatch, package, capabilities, here, named, words
+):
+    monkeypatch.setattr(module, "gpus", lambda: [gpu_of(*here)])
+    lines = list(module.find_unserved(package, capabilities, named))
+    assert bool(lines) == bool(words)
+    if words:
+        assert re.search(words, lines[0])
+
+
+def test_a_gpu_that_no_engine_is_for_by_default_gets_one_of_its_own(single, tmp_path, monkeypatch):
+    target, card = tmp_path / "small.engine", card_of("fp32")
+    monkeypatch.setattr(module, "gpus", lambda: [gpu_of("Tesla T4", "7.5")])
+    built = build_engine(single, target, card)
+    assert (built.card.engine.compute_capabilities, built.warnings) == (("7.5",), ())
+    monkeypatch.setattr(module, "gpus", list)
+    built = build_engine(single, target, card, gpu="rtx 4090")
+    assert (built.card.engine.compute_capabilities, built.warnings) == (("8.9",), ())
+    built = build_engine(single, target, card, gpu="h100")
+    assert "8.9" in built.card.engine.compute_capabilities
+    assert "does not run on h100" in built.warnings[0]
 
 
 def test_the_full_package_builds_for_the_gpu_at_hand_only(monkeypatch):

@@ -14,6 +14,7 @@ from rtseg.runtime.preflight import BINDINGS, Machine, block_digests, check
 from rtseg.system import Gpu
 
 GPU = Gpu(0, "NVIDIA RTX 4090", "8.9", "580.65.06", 24 << 30)
+H100 = replace(GPU, name="NVIDIA H100", compute_capability="9.0")
 RTX = Package("tensorrt_rtx", "1.7.1.116", 13)
 FULL = Package("tensorrt", "10.13.3.9", 12)
 MACHINE = Machine("linux-x86_64", (GPU,), (RTX,), frozenset({BINDINGS, "onnxruntime", "openvino"}))
@@ -113,6 +114,42 @@ MACHINES = {  # what differs: (machine, code, words of the reason, words of the 
         "8.0, 8.6, 8.9, and Quadro T1000 has 7.5",
         "--to tensorrt",
     ),
+    "a GPU that must be named at the export": (
+        replace(MACHINE, gpus=(replace(GPU, name="Tesla T4", compute_capability="7.5"),)),
+        "compute_capability",
+        "Tesla T4 has 7.5",
+        "--compute-capability 7.5",
+    ),
+    "a GPU that TensorRT-RTX has no code for": (
+        replace(MACHINE, gpus=(H100,)),
+        "compute_capability",
+        "on NVIDIA H100 it has no code for compute capability 9.0",
+        'pip install "rtseg[tensorrt]"; then rtseg export csfcn_tiny',
+    ),
+    "the same without any TensorRT": (
+        replace(MACHINE, gpus=(H100,), tensorrt=()),
+        "compute_capability",
+        "no code for compute capability 9.0",
+        'pip install "rtseg[tensorrt]"; then rtseg export csfcn_tiny',
+    ),
+    "the same with the package that works": (
+        replace(MACHINE, gpus=(H100,), tensorrt=(FULL, RTX)),
+        "compute_capability",
+        "no code for compute capability 9.0",
+        "rtseg export csfcn_tiny",
+    ),
+    "a Jetson": (
+        replace(MACHINE, gpus=(replace(GPU, name="Orin", compute_capability="8.7"),)),
+        "compute_capability",
+        "on Orin it has no code",
+        "use JetPack's TensorRT",
+    ),
+    "bindings for a newer driver": (
+        replace(MACHINE, bindings="13.5.0", gpus=(replace(GPU, driver="550.54"),)),
+        "driver",
+        "needs NVIDIA driver 580",
+        "nvidia-driver-580",
+    ),
     "no TensorRT": (
         replace(MACHINE, tensorrt=()),
         "no_package",
@@ -147,7 +184,7 @@ MACHINES = {  # what differs: (machine, code, words of the reason, words of the 
         replace(MACHINE, modules=frozenset()),
         "no_package",
         "cuda-bindings",
-        'pip install "rtseg[tensorrt]"',
+        'pip install "rtseg[tensorrt-rtx]"',
     ),
 }
 
@@ -159,6 +196,25 @@ def test_a_machine_that_does_not_fit(engine, case):
     assert (verdict.ok, verdict.code) == (False, code)
     assert reason in verdict.reason
     assert fix in verdict.fix
+
+
+@pytest.mark.parametrize(
+    ("bindings", "driver", "code"),
+    [
+        ("13.5.0", "550.54", "driver"), ("12.9.4", "550.54", "ok"), ("13.5.0", "580.65", "ok"),
+        (None, "550.54", "ok"), ("13.5.0", "", "ok"),
+    ],
+)  # fmt: skip
+def test_the_driver_has_to_run_the_installed_bindings(tmp_path, bindings, driver, code):
+    """An engine for CUDA 12 on a T4 or JetPack 6 whose cuda-bindings are those of CUDA 13."""
+    path = write_engine(tmp_path, FACTS_OF_FULL)
+    gpu = replace(GPU, driver=driver)
+    machine = replace(MACHINE, gpus=(gpu,), tensorrt=(FULL,), bindings=bindings)
+    verdict = check(path, machine)
+    assert verdict.code == code
+    if code == "driver":
+        assert "cuda-bindings 13.5.0 is newer than NVIDIA driver 550.54 allows" in verdict.reason
+        assert verdict.fix == 'pip install "cuda-bindings<13"'
 
 
 def test_without_a_gpu_an_artifact_of_the_same_export_is_named(engine):

@@ -168,8 +168,9 @@ GRAPHS: Mapping[str, tuple[str, str | None]] = {
 # A new backend is a row here and a file beside this one.
 BACKENDS = {
     "tensorrt": BackendSpec(
-        module="tensorrt", cls="TensorRT", packages=("tensorrt", "tensorrt_rtx"), extra="tensorrt",
-        suffixes=(".engine", ".plan"), devices={"cuda": 0}, precisions=GRAPHS,
+        module="tensorrt", cls="TensorRT", packages=("tensorrt", "tensorrt_rtx"),
+        extra="tensorrt-rtx", suffixes=(".engine", ".plan"), devices={"cuda": 0},
+        precisions=GRAPHS,
     ),
     "onnxruntime": BackendSpec(
         module="onnxruntime", cls="OnnxRuntime", packages=("onnxruntime",), extra="cpu",

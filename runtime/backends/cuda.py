@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ...errors import ArtifactError, BackendError, MissingPackage, UsageError
-from ..packages import INSTALL
+from ..packages import pip_line
 
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel has without asking
 
@@ -176,7 +176,7 @@ def _bindings(api: str = "runtime") -> Any:
     try:
         return importlib.import_module(f"cuda.bindings.{api}")
     except ImportError as error:
-        raise MissingPackage(f"engines need cuda-bindings: {INSTALL}") from error
+        raise MissingPackage(f"engines need cuda-bindings: {pip_line('tensorrt-rtx')}") from error
 
 
 def stream_handle(stream: Any) -> int:

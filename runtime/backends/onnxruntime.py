@@ -20,6 +20,7 @@ from ...system import Gpu, usable_cores
 from ..argmax import LabelMaker
 from ..artifact import coarse_graph, read_card
 from ..packages import INSTALL_CUDA
+from ..support import INSTALL_ORT, supported
 from .backend import (
     Backend,
     Diagnosis,
@@ -139,7 +140,9 @@ class OnnxRuntime(Backend):
             return Diagnosis(versions, ("cuda", "cpu"))
         if not found:
             return Diagnosis(versions, ("cpu",))
-        return Diagnosis(versions, ("cpu",), "this build does not use the GPU", INSTALL_CUDA)
+        fix = supported(found[0], "onnxruntime").fix
+        fix = INSTALL_CUDA if fix == INSTALL_ORT else fix  # a Jetson has a wheel of its own
+        return Diagnosis(versions, ("cpu",), "this build does not use the GPU", fix)
 
     @classmethod
     def open_scores(cls, path: Path, **options: Any) -> Scores:

@@ -28,6 +28,7 @@ from ..argmax_torch import (
     median_ms,
 )
 from ..artifact import read_card
+from ..support import supported
 from .backend import Backend, Diagnosis, Image, Info, LayerTimes, Scores, check_argmax
 
 log = logging.getLogger("rtseg")
@@ -245,7 +246,7 @@ class PyTorch(Backend):
             return Diagnosis(versions, ("cuda", "cpu"))
         if not found:
             return Diagnosis(versions, ("cpu",))
-        fix = "see https://pytorch.org/get-started/locally"
+        fix = f"see {supported(found[0], 'torch').fix}"
         return Diagnosis(versions, ("cpu",), "this build does not use the GPU", fix)
 
     @classmethod

@@ -16,7 +16,8 @@ from ...errors import ArtifactError, MissingPackage, UsageError
 from ...system import Gpu, gpus
 from ..artifact import Card, EngineFacts, read_card
 from ..packages import cache_folder, import_package, make_log, slug
-from ..preflight import BINDINGS, Machine, check_machine, this_machine
+from ..preflight import BINDINGS, Machine, check_machine, mend_bindings, this_machine
+from ..support import supported
 from ..verify import EngineHost, prove_once
 from .argmax_kernel import COARSE, LABELS, KernelFile, LabelKernel, kernel_path
 from .backend import Backend, Diagnosis, Image, Info, Labels
@@ -219,7 +220,19 @@ class TensorRT(Backend):
             return Diagnosis(versions, (), "builds engines here; running them needs an NVIDIA GPU")
         if BINDINGS not in machine.modules:
             raise MissingPackage("cuda-bindings is not installed")
-        return Diagnosis(versions, tuple(f"cuda:{gpu.index}" for gpu in found))
+        if fix := mend_bindings(machine.bindings, found[0].driver):
+            note = f"cuda-bindings {machine.bindings} needs a newer driver than {found[0].driver}"
+            return Diagnosis(versions, (), note, fix)
+        able, notes, fix = [], [], ""
+        for gpu in found:
+            answers = [supported(gpu, each.flavour, each.version) for each in machine.tensorrt]
+            best = next((answer for answer in answers if answer.works), answers[0])
+            if best.works:
+                able.append(f"cuda:{gpu.index}")
+            if best.why:
+                notes.append(f"{gpu.name}: {best.why}")
+            fix = fix or ("" if best.works else best.fix)
+        return Diagnosis(versions, tuple(able), "; ".join(notes), fix)
 
     def _use(self) -> None:
         if not self._finalizer.alive:
