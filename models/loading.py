@@ -187,18 +187,20 @@ def _open(
     network = load_checkpoint(build(model, len(classes)), weights, ignore=ignore)
     # The bars for random weights are milder, so a file's own word that it holds some is not taken.
     size = read_trained_size(weights, network)
-    return Model(network, classes, weights.name, True, size, **read_origin(weights))
+    model = Model(network, classes, weights.name, True, size)
+    license, trained_on = read_origin(weights)
+    return replace(model, license=license, trained_on=trained_on)
 
 
-def read_origin(checkpoint: Path) -> dict[str, str | None]:
-    """What a checkpoint's header says of its license and its training data, for `Model`."""
+def read_origin(checkpoint: Path) -> tuple[str | None, str | None]:
+    """(the license, the name of the training data) that a checkpoint's header says."""
     facts = read_metadata(checkpoint)
     data = _part(_part(facts, "recipe"), "data").get("name")
     license = facts.get("license")
-    return {
-        "license": license if isinstance(license, str) else None,
-        "trained_on": data if isinstance(data, str) else None,
-    }
+    return (
+        license if isinstance(license, str) else None,
+        data if isinstance(data, str) else None,
+    )
 
 
 def _check_same_classes(own: ClassSet, other: ClassSet, weights: str) -> None:
