@@ -187,9 +187,9 @@ def _open(
     network = load_checkpoint(build(model, len(classes)), weights, ignore=ignore)
     # The bars for random weights are milder, so a file's own word that it holds some is not taken.
     size = read_trained_size(weights, network)
-    model = Model(network, classes, weights.name, True, size)
+    opened = Model(network, classes, weights.name, True, size)
     license, trained_on = read_origin(weights)
-    return replace(model, license=license, trained_on=trained_on)
+    return replace(opened, license=license, trained_on=trained_on)
 
 
 def read_origin(checkpoint: Path) -> tuple[str | None, str | None]:
