@@ -16,6 +16,7 @@ from .families import (
     csfcn,
     ddrnet,
     ecfd,
+    ffnet,
     icnet,
     mgseg,
     pidnet,
@@ -29,7 +30,7 @@ from .network import Network, NetworkInfo
 from .variant import Variant
 
 FAMILIES = (  # a new one: its import above, its name here; the order is that of `rtseg models`
-    *(csfcn, sfnet, swiftnet, bisenet, pidnet, ddrnet, sfanet, mgseg, icnet),
+    *(csfcn, sfnet, swiftnet, bisenet, pidnet, ddrnet, sfanet, mgseg, icnet, ffnet),
     *(crossformer, ecfd, senformer, segformer),
 )
 VARIANTS: dict[str, Variant] = {k: v for family in FAMILIES for k, v in family.VARIANTS.items()}
