@@ -38,7 +38,7 @@ def export(
         str | None,
         Argument(
             help="A name that `rtseg models` lists, NAME:WEIGHTS, a checkpoint, or your own: "
-            "package.module:callable, file.py:callable, program.pt2.",
+            "package.module:callable, file.py:callable, program.pt2, anybody's network.onnx.",
             autocompletion=complete_models,
         ),
     ] = None,
@@ -125,6 +125,7 @@ def export(
     rtseg export csfcn_tiny --size 512x1024 --to onnx --to tensorrt --precision fp16
     rtseg export csfcn_nano --to openvino --precision int8 --calib drives/frames
     rtseg export nets.py:make_net --weights mine.pth --normalize imagenet --size 512x1024
+    rtseg export theirs.onnx --classes classes.yaml --normalize imagenet --precision fp16
     rtseg export --all --size 512x1024 --no-keep -o zoo
     """
     if (model is None) != whole_zoo:

@@ -96,7 +96,9 @@ def build_table(artifacts: Sequence[Artifact]) -> Table:
                 ]
             )
     header = ["file", "run by", "MiB", "agree %", "borders %", "mIoU %", "logits", "verdict"]
-    title = "Labels and mIoU against float32 PyTorch, which are no accuracy"
+    files = {a.card.weights_from for a in artifacts if a.card.weights_from.endswith(".onnx")}
+    against = f"{files.pop()} in ONNX Runtime" if files else "PyTorch"
+    title = f"Labels and mIoU against float32 {against}, which are no accuracy"
     return Table(header, rows, title, words=["run by", "verdict"], optional=["borders %", "MiB"])
 
 

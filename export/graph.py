@@ -21,14 +21,17 @@ from onnx import TensorProto, helper
 from ..data.files import write_atomically
 from ..errors import ExportError
 from ..models import FrameToLabels, Network, deploy
+from ..models.onnx_file import OnnxNetwork
+from ..models.onnx_graph import KINDS, node_macs
 from ..runtime.artifact import GRAPH, Card, CoarseLogits, Enlargement, append_card, field
+from .half import find_position_makers, to_half
+from .wrap import wrap_graph
 
 # The lowest that holds all we export; see `_opset` for why not simply the newest.
 OPSET = 18
 GELU_OPSET = 20  # knows GELU as one operator, where 18 spells it out in five
 SCORES = "scores"  # the tensor that the labels are the argmax of
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-KINDS = ("Conv", "Gemm", "MatMul")  # of nodes that may be int8
 # What may stand between a layer and the positions that GridSample reads at.
 CARRIERS = (
     "Add", "Cast", "Clip", "Concat", "Div", "Max", "Min", "Mul", "Reshape", "Resize", "Slice",
@@ -48,6 +51,11 @@ def to_onnx(
     Input "frame" (1, H, W, 3) uint8 BGR; outputs "labels" (1, H, W) uint8 and "logits"
     (1, K, h, w), as asked for. Weights and activations are of `precision`, but for float32 islands.
     """
+    if isinstance(network, OnnxNetwork):
+        model = wrap_graph(network, size, outputs)
+        if precision == "fp16":
+            model = to_half(model, find_position_makers(model.graph, CARRIERS))
+        return _finish(model)
     # With the size: constants that depend on it are made before the trace, and stay out of the
     # graph.
     deployed = deploy(network, size)
@@ -242,7 +250,7 @@ def find_layers(graph: onnx.ModelProto) -> list[Layer]:
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
     kept = find_positions(graph)
     found: list[Layer] = []
-    for node, macs in _node_macs(graph):
+    for node, macs in node_macs(graph):
         weight = node.input[1]
         if node.name in kept or weight not in weights or TABLE in weight:
             continue
@@ -254,24 +262,7 @@ def find_layers(graph: onnx.ModelProto) -> list[Layer]:
 
 
 def count_macs(graph: onnx.ModelProto) -> int:
-    return sum(macs for _, macs in _node_macs(graph))
-
-
-def _node_macs(graph: onnx.ModelProto) -> list[tuple[onnx.NodeProto, int]]:
-    """(node, multiply-adds) of every node of KINDS."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
-    for value in (*graph.graph.value_info, *graph.graph.output, *graph.graph.input):
-        shapes[value.name] = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
-    costs = []
-    for node in graph.graph.node:
-        if node.op_type not in KINDS:
-            continue
-        ours, weight = shapes.get(node.output[0], ()), shapes.get(node.input[1], ())
-        inner = (
-            math.prod(weight[1:]) if node.op_type == "Conv" else (shapes[node.input[0]] or (1,))[-1]
-        )
-        costs.append((node, math.prod(ours) * inner))
-    return costs
+    return sum(macs for _, macs in node_macs(graph))
 
 
 def _readable_name(weight: str, node: str) -> str:

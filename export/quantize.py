@@ -17,11 +17,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from ..data.files import write_atomically
 from ..data.letterbox import fit_frame
 from ..errors import ProofError
+from ..models.onnx_graph import KINDS
 from ..reporting import Progress
 from ..runtime.artifact import Card, Int8Facts
 from . import parity, sensitivity
 from .calibrate import CalibrationFrames, measure_ranges, silence_quantizer
-from .graph import KINDS, Layer, count_macs, find_layers
+from .graph import Layer, count_macs, find_layers
 from .reference import ReferenceOutputs
 
 OPTIONS = {

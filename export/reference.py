@@ -105,7 +105,7 @@ class ReferenceOutputs:
         """The frames in words."""
         count = len(self.logits)
         if self.origin == "drawn":
-            return f"{count} drawn scenes: this shows equality with PyTorch, not use on a street"
+            return f"{count} drawn scenes: this shows equality, not use on a street"
         return f"{count} of {self.total} frames {self.origin}"
 
     def sample(self, count: int) -> ReferenceOutputs:
@@ -161,7 +161,8 @@ def run_reference(
         progress(f"frame {place + 1} of {len(proof.frames)}", (place + 1) / len(proof.frames))
         image = fit_frame(frame, size, fit)
         with torch.inference_mode():
-            full = _upsample(network(normalize_frame(image, network)), size, info.align_corners)[0]
+            answer, own = network.answer(normalize_frame(image, network))
+            full = _upsample(answer, size, info.align_corners)[0]
             best = full.topk(2, dim=0).values
             # A number added to all classes changes no label, but would make every margin small.
             largest = (full - full.mean(dim=0)).abs().max()
@@ -169,7 +170,10 @@ def run_reference(
             # engine.
             lead = (best[0] - best[1]) / largest * MARGIN_STEPS
         fitted.append(image)
-        labels.append(full.argmax(0).numpy().astype(np.uint8))
+        best = full.argmax(0)
+        if own is not None and own.shape[1:] == size:
+            best = own[0]
+        labels.append(best.numpy().astype(np.uint8))
         margins.append(lead.clamp(0, 255).numpy().astype(np.uint8))
         logits.append(full.numpy() if place in kept else None)
     return ReferenceOutputs(

@@ -85,17 +85,18 @@ def load_model(
         what: a variant's name, "NAME:WEIGHTS" (those of a checkpoint, or shipped ones such as
             "csfcn_tiny:camvid"), a checkpoint (its variant is recognized), a module with the
             weights that it has, or where to find one: "package.module:callable",
-            "file.py:callable", or a program that `torch.export` saved, "file.pt2".
+            "file.py:callable", a program that `torch.export` saved, "file.pt2", or anybody's ONNX
+            file.
         weights: checkpoint to load into the named variant; by default the weights that ship with
             it for `classes`, the first of `shipped_weights` without, else seeded random ones.
         classes: a class set, its name or its YAML file; by default that of the weights.
         ignore: patterns of entries that the checkpoint may lack or have too many, as
             `load_checkpoint` takes them.
-        **own: of a module that is not of the zoo, see `OwnOptions`.
+        **own: of a module or file that is not of the zoo, see `OwnOptions`.
 
     Raises:
-        UsageError: no variant has this name, `what` already has weights, or a module does not run,
-            comes without a normalization, or its `preprocess` differs from it.
+        UsageError: no variant has this name, `what` already has weights, or a module or file does
+            not run, comes without a normalization, or its `preprocess` differs from it.
         CheckpointError: the weights cannot be read or do not fit; nothing was loaded.
     """
     if isinstance(classes, (str, os.PathLike)):
@@ -103,6 +104,8 @@ def load_model(
     if isinstance(what, nn.Module) and not isinstance(what, Network):
         return _open_own(what, weights, classes, own)
     named = os.fspath(what) if isinstance(what, (str, os.PathLike)) else ""
+    if named.endswith(".onnx"):
+        return _open_file(Path(named), weights, classes, own)
     if is_factory(named) and named.partition(":")[0] not in VARIANTS:  # else it is NAME:WEIGHTS
         return _open_own(load_module(named), weights, classes, own)
     if given := own.keys() - {"size"}:  # the size is asked of exports, too
@@ -146,6 +149,37 @@ def _open_own(
         check_preprocess(normalization, size, preprocess, fit)
     origin = "memory" if weights is None else Path(weights).name
     return replace(_with_classes(network, classes), weights_from=origin, trained_size=size, fit=fit)
+
+
+def _open_file(
+    path: Path,
+    weights: str | os.PathLike[str] | None,
+    classes: ClassSet | None,
+    own: OwnOptions,
+) -> Model:
+    from .onnx_file import open_onnx_file, read_onnx  # ONNX is no part of training's install
+
+    if weights is not None:
+        raise UsageError(f"{path.name} has its weights already: leave the others out")
+    content = read_onnx(path)  # an artifact is told before it is asked for what it says itself
+    normalization = find_normalization(own.get("normalize"))
+    output = own.get("output")
+    network, size = open_onnx_file(
+        path.name,
+        content,
+        own.get("size"),
+        normalization,
+        None if classes is None else len(classes),
+        own.get("name"),
+        None if output is None else str(output),
+    )
+    if network.info.name in VARIANTS:  # it may be one, and says nothing of that
+        network.info = replace(network.info, name=f"{network.info.name}_onnx")
+    fit = own.get("fit", "letterbox")
+    if preprocess := own.get("preprocess"):
+        check_preprocess(normalization, size, preprocess, fit)
+    model = _with_classes(network, classes)
+    return replace(model, weights_from=path.name, trained_size=size, fit=fit)
 
 
 def _with_classes(what: Network | Model, classes: ClassSet | None) -> Model:

@@ -75,6 +75,11 @@ class Network(nn.Module, ABC):
     def forward_logits(self, image: Tensor) -> Tensor:
         """image (N, 3, H, W) -> logits (N, K, h, w) at the head's own stride."""
 
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """image (1, 3, H, W) -> the logits that `forward` returns, and the labels (1, h, w) of a
+        network that says them itself."""
+        return self(image), None
+
     def forward_auxiliary(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What training sees: (as `forward_logits`, auxiliary logits by name)."""
         return self.forward_logits(image), {}

@@ -331,7 +331,7 @@ def _split_onnx(path: Path) -> tuple[bytes, bytes]:
     if start < 0:
         raise ArtifactError(
             f"{path} carries no card, so nothing says what its classes and sizes are: "
-            "export it with `rtseg export`"
+            f"`rtseg export {path} --normalize NAME` makes an artifact of it"
         )
     added = field(METADATA, content[start:])
     for digits in range(1, 6):  # of the text's length

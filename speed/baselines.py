@@ -306,7 +306,7 @@ class PlainOnnxRuntime(PlainExport):
             wanted = "CUDAExecutionProvider"
             providers.insert(0, (wanted, {"device_id": self.device.index or 0}))
         with _as_artifact_error(self.backend):
-            session = runtime.InferenceSession(str(self.plain), options, providers=providers)
+            session = runtime.InferenceSession(self._file(network), options, providers=providers)
         # Where CUDA does not load, ONNX Runtime continues without it and without an error.
         if self.device.type == "cuda" and wanted not in session.get_providers():
             raise ArtifactError(
@@ -314,6 +314,9 @@ class PlainOnnxRuntime(PlainExport):
                 "says what is missing"
             )
         return session
+
+    def _file(self, network: Network) -> str | bytes:
+        return str(self.plain)
 
     def _version(self) -> str:
         return str(importlib.import_module("onnxruntime").__version__)
@@ -338,6 +341,41 @@ class PlainOnnxRuntime(PlainExport):
         binding.bind_output("labels", *place, np.int64, [1, *self.size], labels.data_ptr())
         self.model.run_with_iobinding(binding)
         return labels
+
+
+class OriginalFile(PlainOnnxRuntime):
+    """Somebody's ONNX file as it is, with the steps around it that its user has to write: what
+    eager PyTorch is to a module."""
+
+    backend, title = "original file", "the original file in ONNX Runtime"
+
+    def _file(self, network: Network) -> str | bytes:
+        from ..models.onnx_file import OnnxNetwork
+
+        assert isinstance(network, OnnxNetwork)
+        self.form, self.order = network.form, network.order
+        return network.content
+
+    def _compute(self, image: torch.Tensor) -> torch.Tensor:
+        pixels = image.flip(1) if self.order == "bgr" else image
+        (found,) = self.model.run([self.form.output], self.form.feed(pixels))
+        computed: torch.Tensor = self.torch.from_numpy(found[:1])
+        return computed
+
+    def _labels(self, logits: torch.Tensor) -> torch.Tensor:
+        from ..models.onnx_file import as_ids
+
+        if self.form.tail.kind == "labels":
+            ids = logits.reshape(1, 1, *as_ids(logits.numpy()).shape).float()
+            if tuple(ids.shape[-2:]) != self.size:
+                ids = self.torch.nn.functional.interpolate(ids, self.size)
+            return ids[0, 0].to(self.torch.uint8)
+        if self.form.output_axis == 3:
+            logits = logits.permute(0, 3, 1, 2)
+        if self.form.channels == 1:
+            half = 0.5 if self.form.tail.kind == "probabilities" else 0.0
+            logits = self.torch.cat([self.torch.full_like(logits, half), logits], dim=1)
+        return Eager._labels(self, logits)
 
 
 class PlainOpenVino(PlainExport):

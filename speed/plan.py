@@ -25,12 +25,13 @@ from ..resolve import (
 from ..runtime import Card, read_card
 from ..runtime.backends.backend import BACKENDS, choose
 from ..system import NoiseWatch
-from .baselines import PEERS, PlainExport, peer_class
+from .baselines import PEERS, Eager, OriginalFile, PlainExport, peer_class
 from .config import BenchConfig, Size
 from .contestant import ArtifactContestant, Contestant, Frames
 from .roofline import Work, count_work
 
 if TYPE_CHECKING:
+    from ..models import Network
     from ..models.loading import Model
     from .config import Measurable
 
@@ -85,21 +86,32 @@ class PeerEntry:
         source, size = self.contest.model, self.contest.card.size  # without PyTorch this says so
         from ..models import count, digest
 
-        kind = peer_class(self.peer, self.device)
         # A copy: peers take it to a device or to float16, and the next one needs it as it was.
         network = copy.deepcopy(source.network)
+        kind = _class_of_peer(self.peer, self.device, network)
         macs, weights = count(network, size).macs, digest(network)
         on = device if device and device.startswith(self.device) else self.device
-        if issubclass(kind, PlainExport):
+        if issubclass(kind, PlainExport) and kind is not OriginalFile:
             kind = kind.of(source, size)
         # Only a busy machine asks for fewer threads: on a quiet one eager gets all of them.
         watch = NoiseWatch()
         fit = self.contest.card.fit
         peer = kind(network, size, weights, macs, frames, on, threads, source.trained, fit)
         peer.frame_to_labels()
-        if on == "cpu" and self.peer == "eager" and not watch.noise().quiet:
+        if on == "cpu" and kind is Eager and not watch.noise().quiet:
             peer.keep_faster_thread_count()
         return peer
+
+
+def _class_of_peer(peer: str, device: str, network: Network) -> type[Eager]:
+    """What runs a peer; somebody's ONNX file runs as it is where a module runs in PyTorch."""
+    from ..models.onnx_file import OnnxNetwork
+
+    if not isinstance(network, OnnxNetwork):
+        return peer_class(peer, device)
+    if peer not in ("eager", "onnxruntime"):
+        raise ArtifactError(f"{network.info.name} is an ONNX file, which {peer} does not run")
+    return OriginalFile
 
 
 @dataclass
@@ -185,6 +197,11 @@ class _Planner:
         if importlib.util.find_spec("torch") is None:
             return None, NO_TORCH
         model = _network_of(path, card, self.config.weights)
+        if model is None and card.weights_from.endswith(".onnx"):
+            return None, (
+                f"{card.weights_from}, which {path.name} was made of, is neither beside it nor "
+                "here: put it there to have it measured too"
+            )
         if model is None:
             return None, (
                 f"{card.model} is not in rtseg's zoo, so that PyTorch has no network to run: name "
@@ -283,6 +300,8 @@ def _network_of(path: Path, card: Card, weights: Path | None) -> Model | None:
     given, beside the artifact, in this folder, shipped or drawn."""
     from ..models import VARIANTS, digest
 
+    if card.weights_from.endswith(".onnx"):
+        return _original_of(path, card)
     if card.model not in VARIANTS:
         return None
     if weights is not None:
@@ -295,3 +314,28 @@ def _network_of(path: Path, card: Card, weights: Path | None) -> Model | None:
                 if digest(model.network) == card.weights:
                     return model
     return load_source(card.model, classes=card.class_table)
+
+
+def _original_of(path: Path, card: Card) -> Model | None:
+    """The ONNX file that an artifact was made of, if it lies beside the artifact or in this folder:
+    its digest is that of the card in one of the two channel orders."""
+    from ..models import digest
+    from ..models.own import Normalization
+
+    for place in (path.with_name(card.weights_from), Path(card.weights_from)):
+        if not place.is_file():
+            continue
+        rgb = Normalization(card.mean, card.std)
+        bgr = Normalization(card.mean[::-1], card.std[::-1], order="bgr")
+        for normalize in (rgb, bgr):
+            with suppress(UsageError):
+                model = load_source(
+                    place,
+                    classes=card.class_table,
+                    size=card.size,
+                    normalize=normalize,
+                    fit=card.fit,
+                )
+                if digest(model.network) == card.weights:
+                    return model
+    return None

@@ -139,6 +139,9 @@ def count_work(network: Network, size: tuple[int, int]) -> Work:
 
     from ..models import count
 
+    if hasattr(network, "count_cost"):  # no operations of PyTorch to look at
+        cost = count(network, size)
+        return Work(cost.macs, cost.params, math.prod(size))
     traced = copy.deepcopy(network).to("meta").eval().requires_grad_(False)
     layers: list[tuple[int, int, int]] = []
     with torch.no_grad(), _layer_counter(layers):

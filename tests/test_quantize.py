@@ -19,8 +19,9 @@ from rtseg.export import parity as proof
 from rtseg.export import quantize as quantize
 from rtseg.export.calibrate import Calibration, CalibrationError, CalibrationFrames, pick_frames
 from rtseg.export.export import make_card
-from rtseg.export.graph import KINDS, Layer, census, find_layers, find_positions, to_onnx
+from rtseg.export.graph import Layer, census, find_layers, find_positions, to_onnx
 from rtseg.models.loading import Model, load_model
+from rtseg.models.onnx_graph import KINDS
 from rtseg.runtime import load, read_card
 
 SIZE = 96, 160

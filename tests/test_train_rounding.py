@@ -14,9 +14,10 @@ from rtseg.data.scenes import scenes
 from rtseg.errors import RecipeError
 from rtseg.export import calibrate
 from rtseg.export import quantize as quantize
-from rtseg.export.graph import KINDS, find_layers, to_onnx
+from rtseg.export.graph import find_layers, to_onnx
 from rtseg.models import build, load_checkpoint
 from rtseg.models.checkpoints import official_names, read_checkpoint
+from rtseg.models.onnx_graph import KINDS
 from rtseg.train import qat as rounding
 from rtseg.train.log import read_log
 from rtseg.train.parallel import Place

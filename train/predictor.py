@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ class Predictor:
         aspect: Fit = "letterbox",
     ):
         self.network = channels_last(network.eval())
-        self.device = next(network.parameters()).device
+        self.device = next(chain(network.parameters(), network.buffers())).device
         self.size, self.scales, self.flip = size, tuple(scales), flip
         self.window, self.precision, self.fit = window, precision, fit
         self.aspect: Fit = aspect

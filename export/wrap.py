@@ -1,0 +1,246 @@
+"""Somebody's ONNX file as the whole job: uint8 frame to labels, around its own graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ..models.onnx_file import OnnxNetwork
+from ..models.onnx_graph import attributes, axes_of, find_last_resize, find_logits, tensor_shape
+
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+def wrap_graph(network: OnnxNetwork, size: Size, outputs: Sequence[str]) -> onnx.ModelProto:
+    """The graph of an ONNX file with all that an artifact holds, in float32.
+
+    Input "frame" (1, H, W, 3) uint8 BGR; outputs "labels" (1, H, W) uint8 and "logits"
+    (1, K, h, w), as asked for.
+
+    Args:
+        network: the file.
+        size: (height, width) of the frame in pixels.
+        outputs: of "labels" and "logits", in their order.
+    """
+    model = network.prepare(size)
+    nodes = _Nodes(model.graph)
+    image = model.graph.input[0].name
+    _normalize(nodes, network, image, size)
+    logits = find_logits(model, network.form.tail.axis)
+    coarse, _ = find_last_resize(model, logits, size)
+    _end(nodes, network, coarse, size, outputs)
+    nodes.finish()
+    return model
+
+
+class _Nodes:
+    """Nodes and constants put before and behind a graph."""
+
+    def __init__(self, graph: onnx.GraphProto):
+        self.graph = graph
+        self.before: list[onnx.NodeProto] = []
+        self.behind: list[onnx.NodeProto] = []
+        self.place = self.before
+
+    def add(self, kind: str, inputs: Sequence[str], output: str, **facts: Any) -> str:
+        self.place.append(helper.make_node(kind, inputs, [output], name=output, **facts))
+        return output
+
+    def keep(self, name: str, values: NDArray[Any]) -> str:
+        self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def finish(self) -> None:
+        """Put all in order, without what no output needs any more."""
+        graph, needed = self.graph, {output.name for output in self.graph.output}
+        kept = []
+        for node in reversed([*self.before, *graph.node, *self.behind]):
+            if needed.intersection(node.output):
+                kept.append(node)
+                needed.update(node.input)
+        constants = [tensor for tensor in graph.initializer if tensor.name in needed]
+        del graph.node[:], graph.initializer[:]
+        graph.node.extend(reversed(kept))
+        graph.initializer.extend(constants)
+
+
+def _normalize(nodes: _Nodes, network: OnnxNetwork, image: str, size: Size) -> None:
+    """The camera's frame in place of the file's input, as `FrameToLabels` does it."""
+    graph, info = nodes.graph, network.info
+    del graph.input[:]
+    graph.input.append(helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, *size, 3]))
+    mean, std = (np.array(values[::-1], np.float64) * 255 for values in (info.mean, info.std))
+    # TensorRT converts uint8 to float only, and moves axes of floats only: cast first.
+    pixels = nodes.add("Cast", ["frame"], "frame/float", to=TensorProto.FLOAT)
+    pixels = nodes.add("Transpose", [pixels], "frame/planes", perm=[0, 3, 1, 2])
+    flips = network.order == "rgb"
+    last = network.form.channels_last
+    if last and (source := _skip_transposes(graph, image)):
+        last, image = False, source
+    # A pixel less a whole number is exact even in bfloat16's 8 bits.
+    whole = mean.round()
+    if whole.any():
+        pixels = nodes.add("Sub", [pixels, _planes(nodes, "mean", whole)], "frame/centered")
+    first = None if last else _first_convolution(graph, image)
+    if first is not None:
+        _fold(nodes, first, whole - mean, 1 / std, flips, pixels, size)
+        return
+    if (whole != mean).any():
+        pixels = nodes.add("Sub", [pixels, _planes(nodes, "rest", mean - whole)], "frame/exact")
+    pixels = nodes.add("Mul", [pixels, _planes(nodes, "scale", 1 / std)], "frame/scaled")
+    if flips:
+        order = nodes.keep("frame/order", np.array([2, 1, 0], np.int64))
+        pixels = nodes.add("Gather", [pixels, order], "frame/ordered", axis=1)
+    if last:
+        pixels = nodes.add("Transpose", [pixels], "frame/last", perm=[0, 2, 3, 1])
+    _replace_input(graph, image, pixels)
+
+
+def _planes(nodes: _Nodes, name: str, values: NDArray[Any]) -> str:
+    return nodes.keep(f"frame/{name}_values", values.reshape(1, 3, 1, 1).astype(np.float32))
+
+
+def _skip_transposes(graph: onnx.GraphProto, image: str) -> str | None:
+    """The planes that a channels-last graph makes of its input first of all, if it reads nothing
+    else; the transpose goes."""
+    readers = [node for node in graph.node if image in node.input]
+    if (
+        len(readers) != 1
+        or readers[0].op_type != "Transpose"
+        or axes_of(readers[0]) != (0, 3, 1, 2)
+    ):
+        return None
+    planes: str = readers[0].output[0]
+    graph.node.remove(readers[0])
+    return planes
+
+
+def _replace_input(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name == old:
+                node.input[place] = new
+
+
+def _first_convolution(graph: onnx.GraphProto, image: str) -> onnx.NodeProto | None:
+    """The convolution that alone reads the image, if there is one whose padding is known."""
+    readers = [node for node in graph.node if image in node.input]
+    if len(readers) != 1 or readers[0].op_type != "Conv" or readers[0].input[0] != image:
+        return None
+    facts = attributes(readers[0])
+    held = {tensor.name for tensor in graph.initializer}
+    if facts.get("group", 1) != 1 or not held.issuperset(readers[0].input[1:]):
+        return None
+    first: onnx.NodeProto = readers[0]
+    return first
+
+
+def _fold(
+    nodes: _Nodes,
+    first: onnx.NodeProto,
+    shift: NDArray[Any],
+    scale: NDArray[Any],
+    flips: bool,
+    pixels: str,
+    size: Size,
+) -> None:
+    """Make `first` take BGR less `shift + mean` as it took normalized pixels, exactly: padding is
+    by hand, since zeros would no longer stand for the mean color."""
+    held = {tensor.name: tensor for tensor in nodes.graph.initializer}
+    weight = numpy_helper.to_array(held[first.input[1]]).astype(np.float64)
+    weight = (weight[:, ::-1] if flips else weight) * scale.reshape(1, 3, 1, 1)
+    bias = (weight * shift.reshape(1, 3, 1, 1)).sum(axis=(1, 2, 3))
+    if len(first.input) > 2:
+        bias += numpy_helper.to_array(held[first.input[2]])
+    facts = attributes(first)
+    top, left, bottom, right = _pads(facts, weight.shape[2:], size)
+    edge = (-shift).reshape(1, 3, 1, 1)
+
+    def border(name: str, height: int, width: int) -> str:
+        values = np.broadcast_to(edge, (1, 3, height, width)).astype(np.float32)
+        return nodes.keep(f"frame/{name}_border", values)
+
+    height, width = size
+    sides = [border("left", height, left)] if left else []
+    sides += [pixels]
+    sides += [border("right", height, right)] if right else []
+    if len(sides) > 1:
+        pixels = nodes.add("Concat", sides, "frame/wide", axis=3)
+    rows = [border("top", top, left + width + right)] if top else []
+    rows += [pixels]
+    rows += [border("bottom", bottom, left + width + right)] if bottom else []
+    if len(rows) > 1:
+        pixels = nodes.add("Concat", rows, "frame/padded", axis=2)
+    inputs = [
+        pixels,
+        nodes.keep(f"{first.name}.weight", weight.astype(np.float32)),
+        nodes.keep(f"{first.name}.bias", bias.astype(np.float32)),
+    ]
+    for name in ("pads", "auto_pad"):
+        facts.pop(name, None)
+    place = list(nodes.graph.node).index(first)
+    folded = helper.make_node("Conv", inputs, list(first.output), name=first.name, **facts)
+    nodes.graph.node.remove(first)
+    nodes.graph.node.insert(place, folded)
+
+
+def _pads(facts: dict[str, Any], kernel: tuple[int, ...], size: Size) -> list[int]:
+    """(top, left, bottom, right) of a convolution, written out or by its rule."""
+    rule = facts.get("auto_pad", b"NOTSET")
+    if rule == b"NOTSET":
+        return list(facts.get("pads", (0, 0, 0, 0)))
+    starts, ends = [], []
+    for side, k, stride, dilation in zip(
+        size, kernel, facts.get("strides", (1, 1)), facts.get("dilations", (1, 1)), strict=True
+    ):
+        total = max(0, (-(-side // stride) - 1) * stride + (k - 1) * dilation + 1 - side)
+        total = 0 if rule == b"VALID" else total
+        small, large = total // 2, total - total // 2
+        starts.append(large if rule == b"SAME_LOWER" else small)
+        ends.append(small if rule == b"SAME_LOWER" else large)
+    return [*starts, *ends]
+
+
+def _end(
+    nodes: _Nodes,
+    network: OnnxNetwork,
+    coarse: str,
+    size: Size,
+    outputs: Sequence[str],
+) -> None:
+    """Labels of the logits (1, K, h, w), and the logits themselves where they are asked for."""
+    graph = nodes.graph
+    model = helper.make_model(graph)
+    shape = tensor_shape(onnx.shape_inference.infer_shapes(model), coarse)
+    nodes.place = nodes.behind
+    del graph.output[:]
+    if network.form.channels == 1:
+        zeros = nodes.keep("labels/zeros", np.zeros((1, 1, *shape[2:]), np.float32))
+        coarse = nodes.add("Concat", [zeros, coarse], "labels/both", axis=1)
+        shape[1] = 2
+    for output in outputs:
+        if output == "logits":
+            nodes.add("Identity", [coarse], "logits")
+            graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
+            continue
+        scores = coarse
+        if tuple(shape[2:]) != size:
+            target = nodes.keep("labels/size", np.array([*shape[:2], *size], np.int64))
+            mode = "align_corners" if network.info.align_corners else "half_pixel"
+            scores = nodes.add(
+                "Resize",
+                [coarse, "", "", target],
+                "labels/resized",
+                mode="linear",
+                coordinate_transformation_mode=mode,
+            )
+        best = nodes.add("ArgMax", [scores], "labels/best", axis=1, keepdims=0)
+        # TensorRT makes uint8 of floats only; ids up to 255 are exact in half precision too.
+        best = nodes.add("Cast", [best], "labels/float", to=TensorProto.FLOAT)
+        nodes.add("Cast", [best], "labels", to=TensorProto.UINT8)
+        graph.output.append(helper.make_tensor_value_info("labels", TensorProto.UINT8, [1, *size]))
