@@ -209,8 +209,8 @@ def _map_labels(segment: Segment, names: Sequence[str], source: str, to: ClassSe
     ids = load_class_map(source, to)
     if len(ids) != len(names) or IGNORE in ids:
         raise UsageError(
-            f"--class-map gives {len(ids) - ids.count(IGNORE)} of its {len(ids)} classes a place, "
-            f"and the model has {len(names)}: it must give each one of them a class of {to.name}"
+            f"--class-map maps {len(ids) - ids.count(IGNORE)} of its {len(ids)} classes, and the "
+            f"model has {len(names)}: it must map each of them to a class of {to.name}"
         )
     table = np.full(256, IGNORE, np.uint8)  # what a model does not see stays unlabeled
     table[: len(ids)] = ids
@@ -221,6 +221,6 @@ def check_classes(names: Sequence[str], expected: ClassSet) -> None:
     """Refuse a model whose classes differ from those of the labels."""
     if tuple(names) != expected.names:
         raise UsageError(
-            f"the model knows {len(names)} classes ({', '.join(names[:3])}, ...), the data "
+            f"the model has {len(names)} classes ({', '.join(names[:3])}, ...), the data "
             f"{len(expected)} ({', '.join(expected.names[:3])}, ...): they must be the same"
         )

@@ -137,7 +137,7 @@ def _take_common(arguments: list[str]) -> list[str]:
     for word in words:
         option, equals, value = word.partition("=")
         if option in GONE:
-            raise UsageError(f"{option} is a program of its own now: {GONE[option]}")
+            raise UsageError(f"{option} is a separate program now: {GONE[option]}")
         if option in RENAMED:
             sys.stderr.write(f"rtseg: {option} is called {RENAMED[option]} now: use that\n")
             left.append(RENAMED[option] + equals + value)

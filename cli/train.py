@@ -55,4 +55,4 @@ def train(
         line = f"best mIoU {outcome.miou:.2%}: {outcome.folder / BEST}"
         show(json.dumps(facts), line, as_json)
     if not outcome.finished:
-        raise JobFailed(f"stopped and saved at iteration {outcome.iteration}: --resume goes on")
+        raise JobFailed(f"stopped and saved at iteration {outcome.iteration}: --resume continues")

@@ -208,7 +208,7 @@ def load_class_set(source: str | Path) -> ClassSet:
     try:
         entries = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not 2 <= len(entries) <= IGNORE:
         raise UsageError(f"{path} should be a list of 2 to 255 entries {ENTRY}")
     rows = [_entry(entry, number, path) for number, entry in enumerate(entries)]

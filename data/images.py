@@ -81,7 +81,7 @@ def decode_image(content: NDArray[np.uint8], name: str, flags: int = cv2.IMREAD_
         if "pixels" not in str(error) and "CV_IO_MAX_IMAGE" not in str(error):
             raise DataError(f"{name} is damaged or not an image") from error
         raise DataError(
-            f"{name} claims more pixels than are decoded ({os.environ.get(LIMIT, '2**30')}): if it "
+            f"{name} has more pixels than the limit ({os.environ.get(LIMIT, '2**30')}): if it "
             f"is sound, set {LIMIT} higher"
         ) from error
     if image is None:

@@ -120,7 +120,7 @@ def _damage_told(path: Path) -> Iterator[None]:
     except Exception as error:  # of mcap, its decompressors and its message decoders
         why = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"{path} is damaged or no MCAP log ({why}): `mcap recover` may mend it"
+            f"{path} is damaged or not an MCAP log ({why}): `mcap recover` may repair it"
         ) from error
 
 

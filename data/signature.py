@@ -174,7 +174,7 @@ def _read_manifest(path: Path, key: ed25519.Ed25519PublicKey) -> dict[str, str]:
         content = _read(beside)
     except FileNotFoundError as error:
         raise SignatureError(
-            f"{path} is not signed: {beside.name} must lie beside it; `rtseg sign` makes one"
+            f"{path} is not signed: {beside.name} must be beside it; `rtseg sign` makes one"
         ) from error
     first, _, lines = content.partition(b"\n")
     try:  # a first line of another format leaves no signature of this one

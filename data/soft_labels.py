@@ -49,7 +49,7 @@ class SoftLabels:
         self.files: dict[str, Path] = {}
         for path in sorted(self.folder.rglob("*.npz")):
             if path.stem in self.files:
-                raise DataError(f"{path} and {self.files[path.stem]} are of one name")
+                raise DataError(f"{path} and {self.files[path.stem]} have the same name")
             self.files[path.stem] = path
         if not self.files:
             raise DataError(f"no soft labels in {folder}: give a folder of NAME.npz files")
@@ -116,7 +116,7 @@ def load_class_map(source: str | Path | Sequence[int], classes: ClassSet) -> tup
         try:
             entries = yaml.safe_load(path.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+            raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, (list, tuple)) or not entries:
         raise UsageError(f"a class map is a list with an entry for each class, not {source}")
     return tuple(_train_id(entry, number, classes) for number, entry in enumerate(entries))
@@ -190,7 +190,7 @@ def write_soft_labels(
         How sure the model was.
 
     Raises:
-        UsageError: if two frames are of one name.
+        UsageError: if two frames have the same name.
     """
     confidence = Confidence()
     for name, image in frames:

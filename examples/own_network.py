@@ -1,4 +1,4 @@
-"""A network that is not of the zoo: a small U-Net, exported, proven and run."""
+"""A network from outside the zoo: a small U-Net, exported, proven and run."""
 
 import itertools
 import sys

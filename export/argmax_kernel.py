@@ -78,8 +78,8 @@ def cut(graph: onnx.ModelProto) -> CutGraph:
     found = find_coarse(graph)
     if found is None:
         raise ArtifactError(
-            "no kernel makes these labels, which are no argmax of enlarged logits: export without "
-            "--label-kernel"
+            "the label kernel cannot make these labels: they are not the argmax of upsampled "
+            "logits; export without --label-kernel"
         )
     source, enlarge = found.tensor, found.enlarge
     weight = bias = None
@@ -105,8 +105,8 @@ def _head(graph: onnx.ModelProto, scores: str) -> tuple[str, NDArray[Any], NDArr
         node = makers.get(node.input[0])
     if node is None or node.op_type != "Conv" or not _is_plain(node):
         raise ArtifactError(
-            "no kernel makes these labels, which a 1x1 convolution does not end in: export "
-            "without --label-kernel"
+            "the label kernel cannot make these labels: their logits are not of a 1x1 convolution; "
+            "export without --label-kernel"
         )
     weight, *bias = (_constant(name, makers, held) for name in node.input[1:])
     source = node.input[0]
@@ -219,7 +219,7 @@ def _call(ending: CutGraph, launch: Launch, types: dict[str, str], made: dict[st
     for each in made.values():
         facts = each.metadata
         if facts.global_scratch_size or facts.profile_scratch_size:
-            raise ArtifactError("this Triton asks for scratch memory that the runtime has not")
+            raise ArtifactError("this Triton needs scratch memory, which the runtime lacks")
     return Call(
         name=first.metadata.name,
         shape=ending.shape,

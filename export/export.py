@@ -193,7 +193,7 @@ def _check(
     # The file holds weights alone, and the runtime builds the network by its name in the zoo.
     if "torch" in targets and model.network.info.name not in VARIANTS:
         raise ExportError(
-            f"{model.network.info.name} is not of the zoo, so its weights alone say nothing: "
+            f"{model.network.info.name} is not in the zoo, so its weights alone are not enough: "
             "choose onnx, openvino or tensorrt"
         )
     if precision == "int8" and "torch" in targets:

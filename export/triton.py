@@ -89,9 +89,9 @@ def _check(artifact: Path, card: Card) -> None:
         )
     if card.engine is not None and card.engine.flavour == "tensorrt_rtx":
         raise ArtifactError(
-            f"{artifact.name} is of TensorRT-RTX, and Triton loads engines of TensorRT alone: "
-            "export where the package tensorrt is installed, or serve the ONNX file, of which "
-            "the server makes an engine by itself"
+            f"{artifact.name} is a TensorRT-RTX engine, and Triton loads only TensorRT engines: "
+            "export where the package tensorrt is installed, or serve the ONNX file, from which "
+            "the server builds an engine itself"
         )
     if "coarse" in card.outputs:
         raise ArtifactError(

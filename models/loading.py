@@ -92,7 +92,7 @@ def load_model(
         classes: a class set, its name or its YAML file; by default that of the weights.
         ignore: patterns of entries that the checkpoint may lack or have too many, as
             `load_checkpoint` takes them.
-        **own: of a module or file that is not of the zoo, see `OwnOptions`.
+        **own: for a module or file from outside the zoo, see `OwnOptions`.
 
     Raises:
         UsageError: no variant has this name, `what` already has weights, or a module or file does

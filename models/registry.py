@@ -62,7 +62,7 @@ def build(variant: str, num_classes: int = 19, **options: Any) -> Network:
     """
     entry = find_variant(variant)
     if not 2 <= num_classes <= 255:
-        raise UsageError(f"num_classes must lie in 2..255 (labels are uint8), not {num_classes}")
+        raise UsageError(f"num_classes must be in 2..255 (labels are uint8), not {num_classes}")
     network: Network = entry.make(num_classes, **options)
     network.info = NetworkInfo(
         variant, num_classes, entry.mean, entry.std, entry.multiple, entry.align_corners

@@ -28,8 +28,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,8 @@ from ..errors import ArtifactError
 from .artifact import Enlargement
 
 Labels = NDArray[np.uint8]  # (1, H, W) class ids
+Floats = NDArray[np.float32]
+Positions = NDArray[np.int64]
 CHUNKS = 4  # a thread: borders are not spread evenly over a frame
 MOST_CLASSES = 255  # ids 0 to 254: 255 is "unlabeled" in every label map
 # Share of a band's cells that hold several classes, above which the whole band is interpolated:
@@ -63,7 +65,7 @@ def classes_and_factor(
     factor = size[0] // height
     if (height * factor, width * factor) != size or channels % factor**2:
         raise ArtifactError(
-            f"coarse logits {shape} are no shuffled {size[0]}x{size[1]}: export the model again"
+            f"coarse logits {shape} are not a shuffled {size[0]}x{size[1]}: export the model again"
         )
     return channels // factor**2, factor
 
@@ -109,7 +111,7 @@ class LabelMaker:
         # Compiles the loops, or reads compiled ones, now and not at the first frame.
         self(np.zeros(shape, np.float32))
 
-    def __call__(self, coarse: NDArray[Any]) -> Labels:
+    def __call__(self, coarse: NDArray[np.generic]) -> Labels:
         """coarse: float32, or float16, which is converted; contiguous, or it is copied."""
         if coarse.shape != self.shape:
             raise ValueError(f"coarse logits are {self.shape}, not {coarse.shape}")
@@ -123,7 +125,7 @@ class LabelMaker:
             self.uniform = 1 - mixed / (len(self.rows) * len(self.columns))
         return self.labels
 
-    def _work(self, logits: NDArray[np.float32], queue: Any) -> int:
+    def _work(self, logits: NDArray[np.float32], queue: Iterator[tuple[int, int]]) -> int:
         """Take pieces until none is left; the number of cells that were interpolated."""
         from . import argmax_cpu
 
@@ -132,9 +134,9 @@ class LabelMaker:
             if self.factor is not None:
                 argmax_cpu.label_shuffled(logits, self.factor, first, last, self.labels[0])
                 continue
-            axes: tuple[Any, ...] = (*self.rows.arrays, *self.columns.arrays)
-            bilinear: Any = argmax_cpu.label_bilinear
-            mixed += bilinear(logits, *axes, first, last, self.most_mixed, self.labels[0])
+            axes = (*self.rows.arrays, *self.columns.arrays)
+            labels = self.labels[0]
+            mixed += argmax_cpu.label_bilinear(logits, *axes, first, last, self.most_mixed, labels)
         return mixed
 
     def close(self) -> None:
@@ -161,17 +163,17 @@ class Axis:
             fused = np.float64(step) * (places + half).astype(np.float64) - 0.5
             source = np.maximum(fused.astype(np.float32), np.float32(0))
         low = np.minimum(source.astype(np.int64), coarse - 1)
-        self.far: NDArray[np.float32] = np.clip(source - low.astype(np.float32), 0, one)
-        self.near: NDArray[np.float32] = one - self.far
+        self.far: Floats = np.clip(source - low.astype(np.float32), 0, one)
+        self.near: Floats = one - self.far
         # Where a position reads another pair than the one before it.
         begins = np.flatnonzero(np.diff(low, prepend=-1))
-        self.starts: NDArray[np.int64] = np.append(begins, fine)
-        self.pairs: NDArray[np.int64] = np.stack(
+        self.starts: Positions = np.append(begins, fine)
+        self.pairs: Positions = np.stack(
             [low[begins], np.minimum(low[begins] + 1, coarse - 1)], axis=1
         )
 
     @property
-    def arrays(self) -> tuple[NDArray[Any], ...]:
+    def arrays(self) -> tuple[Positions, Positions, Floats, Floats]:
         return self.starts, self.pairs, self.near, self.far
 
     def __len__(self) -> int:

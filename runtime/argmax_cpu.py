@@ -19,7 +19,12 @@ from numpy.typing import NDArray
 
 from .packages import cache_folder, can_write
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., object])
+Floats = NDArray[np.float32]
+Positions = NDArray[np.int64]
+Ids = NDArray[np.int32]
+Labels = NDArray[np.uint8]
+Flags = NDArray[np.bool_]
 UNDECIDED = 255
 MARGIN, FLOOR = np.float32(2**-20), np.float32(1e-35)  # here, since the cache watches this file
 WIDTH = 256  # columns of a piece of a band: 12 rows of them fit into 32 KiB
@@ -47,23 +52,23 @@ def compile_loop(function: Function) -> Function:
 
 
 @intrinsic
-def multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+def multiply_add(typing_context: object, a: object, b: object, c: object) -> object:
     """a * b + c, rounded once."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context: object, builder: Any, signature: object, arguments: Any) -> object:
         return builder.fma(*arguments)
 
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
 @compile_loop
-def mix(a: Any, near: Any, b: Any, far: Any) -> Any:
+def mix(a: np.float32, near: np.float32, b: np.float32, far: np.float32) -> np.float32:
     """a * near + b * far, rounded as PyTorch's compiled kernel does."""
     return multiply_add(a, near, b * far)  # type: ignore[call-arg]
 
 
 @compile_loop
-def take_row(logits: Any, i: int, row: Any, best: Any, ids: Any, codes: Any) -> None:
+def take_row(logits: Floats, i: int, row: Floats, best: Floats, ids: Ids, codes: Labels) -> None:
     """Copy row i of logits (K, h, w) to row (K, w), and find each position's first argmax.
 
     best (2, w): room for the largest logit, and the largest of the classes before it. codes: the
@@ -93,7 +98,7 @@ def take_row(logits: Any, i: int, row: Any, best: Any, ids: Any, codes: Any) -> 
 
 
 @compile_loop
-def drop_losers(corners: Any, winner: int, kept: Any) -> None:
+def drop_losers(corners: Floats, winner: int, kept: Flags) -> None:
     """Clear `kept` (K,) of classes that trail `winner` at all four corners (4, K)."""
     a = corners[0, winner] - (MARGIN * abs(corners[0, winner]) + FLOOR)
     b = corners[1, winner] - (MARGIN * abs(corners[1, winner]) + FLOOR)
@@ -105,7 +110,9 @@ def drop_losers(corners: Any, winner: int, kept: Any) -> None:
 
 
 @compile_loop
-def race_two(top: Any, bottom: Any, ids: Any, near: Any, far: Any, out: Any) -> None:
+def race_two(
+    top: Floats, bottom: Floats, ids: Labels, near: Floats, far: Floats, out: Labels
+) -> None:
     """Labels of a cell, out (rows, columns), between two classes: the first one wins ties."""
     rows, columns = out.shape
     first, second = ids[0], ids[1]
@@ -118,7 +125,14 @@ def race_two(top: Any, bottom: Any, ids: Any, near: Any, far: Any, out: Any) -> 
 
 @compile_loop
 def race_all(
-    top: Any, bottom: Any, ids: Any, count: int, near: Any, far: Any, value: Any, out: Any
+    top: Floats,
+    bottom: Floats,
+    ids: Labels,
+    count: int,
+    near: Floats,
+    far: Floats,
+    value: Floats,
+    out: Labels,
 ) -> None:
     """Labels of a cell, out (rows, columns), among `count` classes in the order of their ids.
 
@@ -138,7 +152,7 @@ def race_all(
 
 
 @compile_loop
-def fill(codes: Any, starts: Any, pairs: Any, out: Any) -> None:
+def fill(codes: Labels, starts: Positions, pairs: Positions, out: Labels) -> None:
     """The band `out` (rows, W) with every cell's upper left code; mixed cells are written later."""
     for j in range(len(pairs)):
         out[0, starts[j] : starts[j + 1]] = codes[pairs[j, 0]]
@@ -149,7 +163,14 @@ def fill(codes: Any, starts: Any, pairs: Any, out: Any) -> None:
 
 @compile_loop
 def take_larger(
-    top: Any, bottom: Any, count: int, near: Any, far: Any, k: int, best: Any, ids: Any
+    top: Floats,
+    bottom: Floats,
+    count: int,
+    near: Floats,
+    far: Floats,
+    k: int,
+    best: Floats,
+    ids: Ids,
 ) -> None:
     """Class k where it beats `best`, in len(near) rows of `count` pixels between top and bottom."""
     code = np.int32(k)
@@ -165,18 +186,18 @@ def take_larger(
 
 @compile_loop
 def label_band(
-    upper: Any,
-    lower: Any,
-    left: Any,
-    right: Any,
-    near: Any,
-    far: Any,
-    row_near: Any,
-    row_far: Any,
-    room: Any,
-    best: Any,
-    ids: Any,
-    out: Any,
+    upper: Floats,
+    lower: Floats,
+    left: Ids,
+    right: Ids,
+    near: Floats,
+    far: Floats,
+    row_near: Floats,
+    row_far: Floats,
+    room: Floats,
+    best: Floats,
+    ids: Ids,
+    out: Labels,
 ) -> None:
     """Labels of a band, out (rows, W), every pixel interpolated; upper, lower (K, w): the input
     rows that it lies between; left, right, near, far (W,): how each column reads them.
@@ -205,18 +226,18 @@ def label_band(
 
 @compile_loop
 def label_cell(
-    corners: Any,
-    ids_at: Any,
-    near: Any,
-    far: Any,
-    row_near: Any,
-    row_far: Any,
-    kept: Any,
-    ids: Any,
-    top: Any,
-    bottom: Any,
-    value: Any,
-    out: Any,
+    corners: Floats,
+    ids_at: Ids,
+    near: Floats,
+    far: Floats,
+    row_near: Floats,
+    row_far: Floats,
+    kept: Flags,
+    ids: Labels,
+    top: Floats,
+    bottom: Floats,
+    value: Floats,
+    out: Labels,
 ) -> None:
     """Labels of one cell, out (rows, columns), among the classes that can win in it.
 
@@ -243,7 +264,7 @@ def label_cell(
 
 
 @compile_loop
-def find_mixed(upper: Any, lower: Any, pairs: Any, mixed: Any) -> int:
+def find_mixed(upper: Labels, lower: Labels, pairs: Positions, mixed: Positions) -> int:
     """Write the cells of a band that have more than one argmax at their corners, or an undecided
     one, into `mixed`; returns how many. upper, lower (w,): the codes of its input rows."""
     count = 0
@@ -260,19 +281,19 @@ def find_mixed(upper: Any, lower: Any, pairs: Any, mixed: Any) -> int:
 
 @compile_loop
 def label_bilinear(
-    logits: NDArray[np.float32],
-    row_starts: Any,
-    row_pairs: Any,
-    row_near: Any,
-    row_far: Any,
-    starts: Any,
-    pairs: Any,
-    near: Any,
-    far: Any,
+    logits: Floats,
+    row_starts: Positions,
+    row_pairs: Positions,
+    row_near: Floats,
+    row_far: Floats,
+    starts: Positions,
+    pairs: Positions,
+    near: Floats,
+    far: Floats,
     first: int,
     last: int,
     most_mixed: float,
-    labels: Any,
+    labels: Labels,
 ) -> int:
     """Write the bands first..last - 1 of cells into labels (H, W), from logits (K, h, w).
 
@@ -337,9 +358,7 @@ def label_bilinear(
 
 
 @compile_loop
-def label_shuffled(
-    logits: NDArray[np.float32], factor: int, first: int, last: int, labels: Any
-) -> None:
+def label_shuffled(logits: Floats, factor: int, first: int, last: int, labels: Labels) -> None:
     """Write the pixels of rows first..last - 1 of logits (K * factor^2, h, w) into labels (H, W):
     the first argmax over K of each position's factor x factor pixels."""
     planes, _, width = logits.shape

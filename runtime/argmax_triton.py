@@ -254,7 +254,7 @@ class BilinearLabels(_Launched):
         device: torch.device,
     ):
         if enlarge == "shuffle":
-            raise ValueError("shuffled logits are no bilinear ones: use ShuffledLabels")
+            raise ValueError("shuffled logits are not bilinear: use ShuffledLabels")
         launch = bilinear_launch(shape, size, enlarge)
         tables = {name: torch.tensor(table, device=device) for name, table in launch.tables.items()}
         super().__init__(launch, tables, shape, size, device)

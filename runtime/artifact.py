@@ -220,7 +220,7 @@ def read_card(path: str | os.PathLike[str]) -> Card:
     beside = sidecar(path)
     if not beside.is_file():
         raise ArtifactError(
-            f"{path} has no card: {beside.name} must lie beside it; copy both or export again"
+            f"{path} has no card: {beside.name} must be beside it; copy both or export again"
         )
     return Card.from_json(beside.read_bytes(), str(beside))
 
@@ -390,8 +390,8 @@ def describe(path: Path) -> dict[str, Any]:
     """
     if path.suffix in (".pth", ".pt"):
         raise ArtifactError(
-            f"{path} is a pickled checkpoint, which says nothing of itself: "
-            f"`rtseg export VARIANT --weights {path}` tells whether it fits"
+            f"{path} is a pickled checkpoint, which does not describe itself: "
+            f"`rtseg export VARIANT --weights {path}` checks whether it fits"
         )
     if path.suffix == ".safetensors":
         tensors = _read_header(path)[0]

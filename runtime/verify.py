@@ -254,7 +254,7 @@ def prove_once(path: Path, card: Card, backend: Backend, host: EngineHost) -> di
     )
     if found:
         raise ArtifactError(
-            f"{path.name} is not right on {host.gpu} with {host.tensorrt} ({'; '.join(found)}), "
+            f"{path.name} is wrong on {host.gpu} with {host.tensorrt} ({'; '.join(found)}), "
             f"so it is not served: export it again for this machine, or use the ONNX artifact"
         )
     return record

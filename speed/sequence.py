@@ -192,7 +192,7 @@ def best_line(facts: Sequence[Mapping[str, Any]], rate_hz: float) -> str:
 def _check_classes(names: Sequence[str], samples: Cached) -> None:
     if tuple(names) != samples.classes.names:
         raise UsageError(
-            f"the model knows {len(names)} classes ({', '.join(names[:3])}, ...), the sequence "
+            f"the model has {len(names)} classes ({', '.join(names[:3])}, ...), the sequence "
             f"{len(samples.classes)} ({', '.join(samples.classes.names[:3])}, ...): they must be "
             "the same"
         )

@@ -175,13 +175,13 @@ def _short(here: SystemInfo) -> str:
 
 
 def read_machines(folder: Path) -> list[dict[str, Any]]:
-    """The machines' files in a folder, by title. Raises DataError for one that is no JSON."""
+    """The machines' files in a folder, by title. Raises DataError for invalid JSON."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
             value = json.loads(path.read_text())
         except ValueError as error:
-            raise DataError(f"{path} is no JSON: {error}") from error
+            raise DataError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(value, dict) or value.get("format") != FORMAT or "rows" not in value:
             continue  # other results live here too
         found.append(value)

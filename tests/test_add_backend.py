@@ -77,7 +77,7 @@ def test_a_backend_of_one_file_and_one_row_is_used_everywhere(artifact: Path) ->
         assert (segment(np.zeros((4, 8, 3), np.uint8)) == 1).all()
     finding = {found.name: found for found in doctor.examine().backends}["constant"]
     assert (finding.ready, finding.note, finding.loads) == (True, "gives one class", (".id",))
-    with pytest.raises(ArtifactError, match="does not tell the times of layers"):
+    with pytest.raises(ArtifactError, match="does not report the times of layers"):
         costliest(artifact, "constant", 1)
 
 

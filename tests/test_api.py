@@ -159,7 +159,7 @@ def test_evaluate_takes_what_load_model_and_load_take(tmp_path: Path) -> None:
     assert of_artifact.as_dict()["miou"] == pytest.approx(miou, abs=0.01)
     with pytest.raises(UsageError, match="an artifact runs as exported"):
         rtseg.evaluate(artifact.path, "camvid", root, flip=True)
-    with pytest.raises(UsageError, match="the model knows 19 classes"):
+    with pytest.raises(UsageError, match="the model has 19 classes"):
         rtseg.evaluate("sfnet_r18", "camvid", root)
     with pytest.raises(UsageError, match=r"add root \(--root DIR\)"):
         rtseg.evaluate(model, "camvid")

@@ -227,7 +227,7 @@ def test_load_class_set_by_name_and_file(tmp_path):
         ("- {name: road, shade: [1, 2, 3]}\n- kerb", "unknown key 'shade'"),
         ("- {color: [1, 2, 3]}\n- kerb", "class 0: write a name"),
         ("- {name: road, color: [1, 2, 300]}\n- kerb", "each 0..255"),
-        ("- {name: road", "is no YAML"),
+        ("- {name: road", "is not valid YAML"),
     ],
 )
 def test_class_files_that_are_wrong(tmp_path, text, message):

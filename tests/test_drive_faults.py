@@ -34,7 +34,7 @@ from rtseg.system import Usage, UsageLog, UsageSample, read_usage
         ("- {at: 3}", "an entry has `at`, `fault` and `seconds`"),
         ("at: 3", "should be a list"),
         ("- {at: -1, fault: camera_cut}", "0 or more"),
-        ("- [", "is no YAML"),
+        ("- [", "is not valid YAML"),
     ],
 )
 def test_plans_of_faults_that_are_none(text: str, message: str, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_files_that_are_no_artifacts(tmp_path: Path) -> None:
         read_card(plain)
     lonely = tmp_path / "lonely.engine"
     lonely.write_bytes(b"ptrt")
-    with pytest.raises(ArtifactError, match=r"lonely\.engine\.json must lie beside it"):
+    with pytest.raises(ArtifactError, match=r"lonely\.engine\.json must be beside it"):
         load(lonely)
 
 

@@ -75,7 +75,7 @@ def test_a_command_with_a_data_set_takes_those_of_its_classes(tmp_path, caplog):
     assert "csfcn_nano_camvid.safetensors" in caplog.text
     result = CliRunner().invoke(app, ["eval", "csfcn_nano:streets", "camvid", "--root", str(root)])
     assert isinstance(result.exception, UsageError)
-    assert "the model knows 19 classes" in str(result.exception)
+    assert "the model has 19 classes" in str(result.exception)
     call = ["eval", "csfcn_nano", "camvid", "--root", str(root), "--json"]
     result = CliRunner().invoke(app, [*call, "--class-map", "cityscapes_to_camvid"])
     assert result.exit_code == 0, result.output

@@ -114,7 +114,7 @@ def test_the_costliest_layers_come_first(nano: Model, tmp_path: Path):
         assert 0 < sum(layer.share for layer in layers) <= 1
     kinds = {layer.kind for layer in costliest(made[0].path, "onnxruntime", 1, count=10)}
     assert "Conv" in kinds
-    with pytest.raises(ArtifactError, match="does not tell the times"):
+    with pytest.raises(ArtifactError, match="does not report the times"):
         costliest(made[0].path, "tensorrt", 1)
 
 

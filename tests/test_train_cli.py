@@ -77,7 +77,7 @@ def test_eval_refuses_other_classes(trained, tmp_path):
     (tmp_path / "classes.yaml").write_text("- a\n- b\n")
     result = run("eval", folder / BEST, "folder", "--root", tmp_path)
     assert isinstance(result.exception, ValueError)
-    assert "the model knows 11 classes" in str(result.exception)
+    assert "the model has 11 classes" in str(result.exception)
 
 
 def test_data_check_fails_where_something_is_wrong(trained, tmp_path):

@@ -113,7 +113,7 @@ def _ask_model(
         count = len(source.classes)
         if class_map is None and source.classes.names != data.classes.names:
             raise UsageError(
-                f"the teacher {model} knows {count} classes of {source.classes.name}, not those of "
+                f"the teacher {model} has {count} classes of {source.classes.name}, not those of "
                 f"{data.classes.name}: give teacher.class_map"
             )
         if class_map is not None and len(class_map) != count:

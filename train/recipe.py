@@ -307,7 +307,7 @@ def _parse_change(change: str) -> dict[str, Any]:
     try:
         content: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise RecipeError(f"the value in {change!r} is no YAML") from error
+        raise RecipeError(f"the value in {change!r} is not valid YAML") from error
     for key in reversed(keys.split(".")):
         content = {key: content}
     return _rename_keys(content)

@@ -117,7 +117,7 @@ def start_backbone(network: Network, path: Path) -> Started:
     if 2 * len(fits) < len(own):
         raise CheckpointError(
             f"{path} holds {len(fits)} of the {len(own)} entries of {network.info.name}'s backbone "
-            f"(missing {', '.join(left[:3])}, ...): it is of another network"
+            f"(missing {', '.join(left[:3])}, ...): it belongs to another network"
         )
     network.load_state_dict(fits, strict=False)
     return Started(str(path), len(fits), len(own), left)
@@ -160,7 +160,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     except OSError as error:
         raise SaveError(
             f"cannot write {path}: {error.strerror or error}; the last saved state is unharmed, "
-            "make room and go on with --resume"
+            "make room and continue with --resume"
         ) from error
 
 

@@ -63,7 +63,7 @@ def _open_artifact(model: str, device: str | None) -> Iterator[TeacherModel]:
         card = segmenter.card
         if "logits" not in card.outputs:
             raise UsageError(
-                f"{model} gives labels alone, without probabilities: export it again with "
+                f"{model} gives only labels, without probabilities: export it again with "
                 "--output both"
             )
 

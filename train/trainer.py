@@ -93,7 +93,7 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True)
             if "DataLoader worker" not in str(error):
                 raise
             raise TrainingError(
-                f"a data worker died at iteration {run.iteration} (out of memory?): go on with "
+                f"a data worker died at iteration {run.iteration} (out of memory?): continue with "
                 "--resume, perhaps with data.workers=1"
             ) from error
 
@@ -315,7 +315,7 @@ class Run:
             names = ", ".join(self.data.name(index) for index in batch.indices)
             raise TrainingError(
                 f"the loss is {value} at iteration {self.iteration}, batch of {names}: lower "
-                "optimizer.learning_rate or set optimizer.clip, and go on with --resume"
+                "optimizer.learning_rate or set optimizer.clip, and continue with --resume"
             )
         torch.autograd.backward(self.scaler.scale(loss / self.recipe.accumulate))
         return value

@@ -172,7 +172,7 @@ def make_corrections(blocks: int, embed: int, heads: int, levels: int) -> nn.Mod
 
 
 class PlainDecoder(Decoder):
-    """The ablation without fusion: each map goes to the pyramid by itself."""
+    """The ablation without fusion: each map goes to the pyramid on its own."""
 
     def __init__(self, inputs: Sequence[int], num_classes: int, width: int, embed: int):
         super().__init__(inputs, num_classes, width)

@@ -170,7 +170,7 @@ class SFNet(Network):
     From the deepest map up, each stage's map takes the one below it through an alignment; all four
     results, enlarged to stride 4, go into the head. `supervised`: heads on the three aligned maps
     give auxiliary logits. `official`: as in the authors' own code, which warps with corners
-    aligned, drops channels after the pooling instead of in the head, and enlarges by itself.
+    aligned, drops channels after the pooling instead of in the head, and upsamples itself.
     """
 
     def __init__(

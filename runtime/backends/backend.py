@@ -122,10 +122,10 @@ class Backend(ABC):
         """Time every layer of an artifact, as the package itself counts.
 
         Raises:
-            ArtifactError: if it does not tell.
+            ArtifactError: if it does not report them.
         """
         raise ArtifactError(
-            f"{cls.__name__} does not tell the times of layers: name another backend"
+            f"{cls.__name__} does not report the times of layers: name another backend"
         )
 
 

@@ -33,7 +33,7 @@ Artifact = str | os.PathLike[str]
 log = logging.getLogger("rtseg")
 LAST_JOB_S = 0.3  # the frame in inference may still be answered when the loop is told to stop
 STOP_S = 0.9  # from a signal to the end, sinks included
-FLUSH_S = 30.0  # for sinks to take what they accepted when a source ended by itself
+FLUSH_S = 30.0  # for sinks to take what they accepted when a source ended on its own
 
 
 class Drive:

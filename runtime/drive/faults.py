@@ -90,7 +90,7 @@ def read_plan(path: Path) -> list[Fault]:
     try:
         entries = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list):
         raise UsageError(f"{path} should be a list of `- {{at: 20, fault: camera_stall, ...}}`")
     try:

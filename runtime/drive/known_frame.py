@@ -34,7 +34,7 @@ def prove(segmenter: Segmenter, name: str) -> str:
     if first.max() >= len(segmenter.card.classes):
         raise ArtifactError(f"{name} gives class ids that its card does not have")
     if np.mean(first == second) < SAME:
-        raise ArtifactError(f"{name} gives other labels each time for the same frame")
+        raise ArtifactError(f"{name} gives different labels each time for the same frame")
     # Threads that add up in another order move a tied pixel: no digest then, which would be chance.
     if not np.array_equal(first, second):
         return ""
