@@ -14,7 +14,7 @@ class CallablePackage(ModuleType):
     `sys.modules[__name__].__class__ = CallablePackage`.
     """
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
+    def __call__(self, *args: object, **options: object) -> object:
         return self._main(*args, **options)
 
     @property

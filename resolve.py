@@ -82,7 +82,7 @@ def read_own_options(
     std: str | None,
     order: str | None,
     output: str | None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the command line says of a network of the user's own, as `load_model` takes it.
 
     Args:

@@ -47,7 +47,7 @@ def _console(stream: TextIO) -> Console:
     return Console(file=stream, width=fixed)
 
 
-def show(as_text: str, table: Any, as_json: bool) -> None:
+def show(as_text: str, table: object, as_json: bool) -> None:
     """One JSON value on stdout, or the table or the lines."""
     if as_json:
         sys.stdout.write(as_text.rstrip() + "\n")
@@ -150,7 +150,7 @@ class _JsonLines(logging.Formatter):
         return json.dumps(facts, default=str)
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
+def _fields(record: logging.LogRecord) -> dict[str, object]:
     """What the caller added; other libraries (Ray) mark every record with a private name."""
     fields = vars(record).items()
     return {name: value for name, value in fields if name not in _PLAIN and name[0] != "_"}

@@ -14,7 +14,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": WIDEST}
 class Command(TyperCommand):
     """A command whose docstring ends in examples, lines that begin with `rtseg`."""
 
-    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+    def format_help_text(self, ctx: object, formatter: Any) -> None:
         words, examples = _split(self.help or "")
         formatter.write_paragraph()
         with formatter.indentation():

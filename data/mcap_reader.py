@@ -95,7 +95,7 @@ class McapLog:
                 name = f"{self.path.stem}_{index:06d}"
                 yield _frame(decoders[channel.id], message, index, name)
 
-    def _decoder(self, encoding: str, schema: Any) -> Decoder:
+    def _decoder(self, encoding: str, schema: object) -> Decoder:
         with _damage_told(self.path):
             decoder = _decoder(encoding, schema)
         if decoder is None:
@@ -150,7 +150,7 @@ def _frame(decode: Decoder, message: Any, index: int, name: str) -> Frame | Unre
     return Frame(image, index, time.monotonic_ns(), name, message.log_time)
 
 
-def _decoder(encoding: str, schema: Any) -> Decoder | None:
+def _decoder(encoding: str, schema: object) -> Decoder | None:
     """None for an encoding that nobody here knows."""
     if encoding == "json":
         return lambda data: base64.b64decode(json.loads(data)["data"])

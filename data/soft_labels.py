@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -174,7 +173,7 @@ def write_soft_labels(
     folder: Path,
     classes: ClassSet,
     stride: int = 2,
-    facts: dict[str, Any] | None = None,
+    facts: dict[str, object] | None = None,
 ) -> Confidence:
     """Write a model's probabilities for frames as a folder of soft labels.
 

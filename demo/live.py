@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +30,7 @@ RATE_NS = 5_000_000_000  # window of the rate
 class Picture:
     """A result as it is sent: a JPEG of the frame and, behind it, a PNG of class ids."""
 
-    facts: dict[str, Any]
+    facts: dict[str, object]
     body: bytes
 
 
@@ -107,7 +106,7 @@ class LivePage:
     def _is_news(self, frame_id: int) -> bool:
         return self._newest is not None and self._newest.frame_id != frame_id
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """What does not change: the model, its classes and two palettes."""
         return {
             "model": self.model,
@@ -116,13 +115,13 @@ class LivePage:
             "safe_palette": color_blind_safe(self.classes).palette,
         }
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, object]:
         """The numbers beside the picture."""
         now_ns = time.monotonic_ns()
         with self._news:
             ages = list(self._ages_ms)
             times = [t for t in self._published_ns if t > now_ns - RATE_NS]
-            own: dict[str, Any] = {
+            own: dict[str, object] = {
                 "state": "running" if self._taken else "starting",
                 "reasons": [],
                 "level": self._newest.level if self._newest else None,
@@ -140,7 +139,7 @@ class LivePage:
         return own | (_of_drive(self.watch()) if self.watch else {})
 
 
-def _of_drive(drive: DriveSnapshot) -> dict[str, Any]:
+def _of_drive(drive: DriveSnapshot) -> dict[str, object]:
     """What a drive's snapshot knows better than a sink that may have been passed over."""
     return {
         "state": drive.state,
@@ -152,7 +151,7 @@ def _of_drive(drive: DriveSnapshot) -> dict[str, Any]:
     }
 
 
-def histogram(ages_ms: list[float], deadline_ms: float | None) -> dict[str, Any]:
+def histogram(ages_ms: list[float], deadline_ms: float | None) -> dict[str, object]:
     """Counts in `BINS` bins, to twice the deadline or the largest value; the last bin is open."""
     top = 2 * deadline_ms if deadline_ms else max([*ages_ms, 10.0])
     edges = np.linspace(0, top, BINS + 1)

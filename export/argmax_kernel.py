@@ -32,6 +32,7 @@ POINTERS = {"float32": "*fp32", "float16": "*fp16", "int32": "*i32", "uint8": "*
 ALIGNED = 16  # bytes that pointers are promised to be aligned to; cudaMalloc aligns to 256
 CARRIERS = ("Reshape", "Identity")  # between a head's convolution and the argmax
 THREADS_A_WARP = 32
+Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class CutGraph:
     graph: onnx.ModelProto
     enlarge: Enlargement
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    weight: NDArray[Any] | None = None
-    bias: NDArray[Any] | None = None
+    dtype: np.dtype[np.generic]
+    weight: Array | None = None
+    bias: Array | None = None
 
 
 def cut_before_labels(
@@ -95,7 +96,7 @@ def cut(graph: onnx.ModelProto) -> CutGraph:
     return CutGraph(part, enlarge, shape, dtype, _cast(weight, dtype), _cast(bias, dtype))
 
 
-def _head(graph: onnx.ModelProto, scores: str) -> tuple[str, NDArray[Any], NDArray[Any] | None]:
+def _head(graph: onnx.ModelProto, scores: str) -> tuple[str, Array, Array | None]:
     """(what the convolution behind `scores` reads, its weight, its bias)."""
     makers = {output: node for node in graph.graph.node for output in node.output}
     held = {tensor.name: tensor for tensor in graph.graph.initializer}
@@ -121,9 +122,7 @@ def _is_plain(convolution: onnx.NodeProto) -> bool:
     return set(ones) == {1} and not any(facts.get("pads", ()))
 
 
-def _constant(
-    name: str, makers: dict[str, onnx.NodeProto], held: dict[str, TensorProto]
-) -> NDArray[Any]:
+def _constant(name: str, makers: dict[str, onnx.NodeProto], held: dict[str, TensorProto]) -> Array:
     """A weight as a float array, also where the graph holds it in int8."""
     if name in held:
         return np.asarray(numpy_helper.to_array(held[name]))
@@ -135,7 +134,7 @@ def _constant(
     return np.asarray(rounded.astype(np.float32) * scale.reshape(sides))
 
 
-def _cast(values: NDArray[Any] | None, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+def _cast(values: Array | None, dtype: np.dtype[np.generic]) -> Array | None:
     return None if values is None else values.astype(dtype)
 
 

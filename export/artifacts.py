@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ..data.files import move_file, write_atomically
 from ..reporting import Table
@@ -51,7 +50,7 @@ class Artifact:
         that the runtime will not do it."""
         return all(r.status != "failed" for r in self.results if r.precision != "bf16")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready, as `report.json` keeps it."""
         card = self.card
         int8 = card.int8 and {

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -170,7 +169,7 @@ def _check_alike(frames: Sequence[tuple[str, Image]], folder: Path) -> None:
 
 def measure_ranges(
     model: onnx.ModelProto, kinds: Sequence[str], frames: Sequence[Image], method: str
-) -> Any:
+) -> object:
     """The range of every tensor that nodes of `kinds` read or write, as the quantizer takes it.
 
     frames: of the graph's size. The range is symmetric: TensorRT knows no zero point.

@@ -92,7 +92,7 @@ class ZooRow:
     def key(self) -> str:
         return f"{self.model}_{self.size}_{self.precision}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
     def answers(self, job: ZooJob) -> bool:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -96,7 +95,7 @@ def prove_artifact(
     bar: Precision | None = None,
     device: str = "cpu",
     progress: Progress = lambda step, share: None,
-    **options: Any,
+    **options: object,
 ) -> ParityResult:
     """Run an artifact on the reference's frames and hold it to a bar.
 

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnxruntime import quantization
@@ -157,7 +156,7 @@ def infer_shapes(graph: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(target)
 
 
-def _insert_rounding(plain: onnx.ModelProto, nodes: list[str], spans: Any) -> onnx.ModelProto:
+def _insert_rounding(plain: onnx.ModelProto, nodes: list[str], spans: object) -> onnx.ModelProto:
     """`plain` with QuantizeLinear and DequantizeLinear around what `nodes` read."""
     if not nodes:
         return plain

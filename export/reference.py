@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ class ReferenceOutputs:
             truth=[self.truth[i] for i in places],
         )
 
-    def upsample(self, scores: NDArray[Any]) -> Logits:
+    def upsample(self, scores: NDArray[np.generic]) -> Logits:
         """Scores as an argmax reads them, (1, K, h, w) or before a pixel shuffle (1, K, p, h, w),
         as (K, H, W) float32 of the frame's size."""
         tensor = torch.from_numpy(np.asarray(scores, np.float32))

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..data.files import digest_of, text_log, write_atomically
@@ -164,7 +165,7 @@ def choose_package(flavour: Flavour | None = None, gpu: str | None = None) -> Pa
     return wanted[0] if at_hand else wanted[-1]
 
 
-def census(trt: Any, network: Any) -> dict[str, int]:
+def census(trt: ModuleType, network: object) -> dict[str, int]:
     """Values held in a TensorRT network's weights and constants, by data type as ONNX names it."""
     held: Counter[str] = Counter()
     for layer in _layers(network):
@@ -174,7 +175,7 @@ def census(trt: Any, network: Any) -> dict[str, int]:
     return dict(held)
 
 
-def layer_types(network: Any) -> dict[str, int]:
+def layer_types(network: object) -> dict[str, int]:
     """Layer outputs of a TensorRT network by its data types, such as {"HALF": 120, "INT32": 2}."""
     return dict(
         Counter(
@@ -189,7 +190,7 @@ def _layers(network: Any) -> Iterator[Any]:
     return (network.get_layer(place) for place in range(network.num_layers))
 
 
-def _weights(trt: Any, layer: Any) -> Iterator[Any]:
+def _weights(trt: ModuleType, layer: Any) -> Iterator[Any]:
     """The non-empty weights of a layer, as arrays or `trt.Weights`."""
     kind = {"CONVOLUTION": "IConvolutionLayer", "DECONVOLUTION": "IDeconvolutionLayer"}.get(
         layer.type.name, "IConstantLayer" if layer.type.name == "CONSTANT" else None
@@ -205,7 +206,7 @@ def _weights(trt: Any, layer: Any) -> Iterator[Any]:
             yield weights
 
 
-def _builder(trt: Any, log: Any) -> Any:
+def _builder(trt: ModuleType, log: Any) -> Any:
     try:
         return trt.Builder(log)
     except TypeError as error:  # how the binding reports a null pointer
@@ -215,7 +216,7 @@ def _builder(trt: Any, log: Any) -> Any:
         ) from error
 
 
-def _network(trt: Any, builder: Any) -> Any:
+def _network(trt: ModuleType, builder: Any) -> Any:
     """An empty network whose data types are those of the graph, where that is a choice."""
     flags = members(trt.NetworkDefinitionCreationFlag)
     typed = flags.get("STRONGLY_TYPED")
@@ -223,7 +224,7 @@ def _network(trt: Any, builder: Any) -> Any:
     return builder.create_network(0 if typed is None else 1 << int(typed))
 
 
-def _parse(trt: Any, network: Any, log: Any, onnx: Path) -> None:
+def _parse(trt: ModuleType, network: object, log: Any, onnx: Path) -> None:
     """Raises ArtifactError that names the node that TensorRT cannot read, and why."""
     if not onnx.is_file():
         raise ArtifactError(f"no ONNX graph at {onnx}")
@@ -242,7 +243,9 @@ def _parse(trt: Any, network: Any, log: Any, onnx: Path) -> None:
     )
 
 
-def _configure(trt: Any, config: Any, package: Package, wanted: Sequence[str]) -> tuple[str, ...]:
+def _configure(
+    trt: ModuleType, config: Any, package: Package, wanted: Sequence[str]
+) -> tuple[str, ...]:
     """Set flags, timing cache and compute capabilities; returns the capabilities."""
     flags = members(trt.BuilderFlag)
     # TF32 has 10 bits of mantissa.
@@ -268,7 +271,7 @@ def _capability_here(wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(here)
 
 
-def _set_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> tuple[str, ...]:
+def _set_capabilities(trt: ModuleType, config: Any, wanted: Sequence[str]) -> tuple[str, ...]:
     offered = {}
     for name, member in members(trt.ComputeCapability).items():
         if name.startswith("SM"):  # SM86, SM120
@@ -292,7 +295,13 @@ def _set_capabilities(trt: Any, config: Any, wanted: Sequence[str]) -> tuple[str
 
 
 def _build(
-    trt: Any, builder: Any, network: Any, config: Any, log: Any, package: Package, log_path: Path
+    trt: ModuleType,
+    builder: Any,
+    network: object,
+    config: Any,
+    log: Any,
+    package: Package,
+    log_path: Path,
 ) -> bytes:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -315,7 +324,7 @@ def _timing_cache(package: Package) -> Path:
     return cache_folder() / f"timing-{package.version}-{name}.cache"
 
 
-def _flags(trt: Any, network: Any, config: Any) -> tuple[str, ...]:
+def _flags(trt: ModuleType, network: Any, config: Any) -> tuple[str, ...]:
     """Names of the network's and the builder's flags that were set."""
     of_network = members(trt.NetworkDefinitionCreationFlag)
     of_builder = members(trt.BuilderFlag)

@@ -57,7 +57,7 @@ class FleetSummary:
     frames: int = 0
     skipped: int = 0
     failed: dict[str, str] = field(default_factory=dict)
-    logs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    logs: dict[str, dict[str, object]] = field(default_factory=dict)
     seconds: float = 0.0
     start_s: float = 0.0
 
@@ -115,7 +115,7 @@ def fleet(
 
 def local_opener(artifact: Path, options: FleetOptions) -> Opener:
     """One thread for each worker on CPUs: there is a worker on every core."""
-    threads: dict[str, Any] = {} if options.gpus else {"threads": 1}
+    threads: dict[str, object] = {} if options.gpus else {"threads": 1}
     # By name, too: the machines of a cluster do not have this one's environment.
     signed = required_key()
     return partial(
@@ -192,7 +192,7 @@ def _collect(
 def _close(
     progress: LogProgress,
     out: Path,
-    job: dict[str, Any],
+    job: dict[str, object],
     card: Card,
     summary: FleetSummary,
     finished: Callable[[str, str], None],

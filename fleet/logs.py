@@ -93,7 +93,7 @@ class LogProgress:
     def complete(self) -> bool:
         return not self.error and self.expected == len(self.rows)
 
-    def write(self, out: Path, job: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    def write(self, out: Path, job: dict[str, object], classes: Sequence[str]) -> dict[str, object]:
         """The log's labels, if they are runs, and its report; gives the report."""
         # Rows come in any order, from several workers.
         self.rows.sort(key=lambda row: row["index"])
@@ -107,7 +107,7 @@ class LogProgress:
         write_atomically(folder / REPORT, (json.dumps(facts, indent=2) + "\n").encode())
         return facts
 
-    def facts(self, job: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    def facts(self, job: dict[str, object], classes: Sequence[str]) -> dict[str, object]:
         """Frames, times, and the share of pixels that each class has."""
         pixels = np.sum([row["pixels"] for row in self.rows], axis=0) if self.rows else np.zeros(1)
         total = max(1, int(np.sum(pixels)))

@@ -70,7 +70,7 @@ class Labeller:
         self.segment, self.out, self.form = opener(), Path(out), form
         self.classes = len(self.segment.card.classes)
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
+    def __call__(self, batch: dict[str, NDArray[np.generic]]) -> dict[str, list[object]]:
         rows = [{key: batch[key][i] for key in batch} for i in range(len(batch["log"]))]
         # One by one: artifacts have batch 1, and frames of a batch may differ in size.
         answers = [self.answer(row) for row in rows]

@@ -47,7 +47,7 @@ _DTYPES = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
 SAFE: list[Any] = [argparse.Namespace, np.dtype, np.ndarray, *dict.fromkeys(_DTYPES), *_NUMPY]
 
 
-def read_checkpoint(path: Path) -> Mapping[str, Any]:
+def read_checkpoint(path: Path) -> Mapping[str, object]:
     """Read a checkpoint file: `.safetensors`, or what `torch.save` wrote, with `weights_only=True`.
 
     Raises:
@@ -219,7 +219,7 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     naming: Literal["ours", "official"] = "ours",
     dtype: torch.dtype | None = None,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
 ) -> Path:
     """Write the weights as safetensors, with variant and class count in the header.
 

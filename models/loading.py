@@ -280,7 +280,7 @@ def read_trained_size(checkpoint: Path, network: Network) -> tuple[int, int]:
     return height, width
 
 
-def _part(facts: dict[str, Any], name: str) -> dict[str, Any]:
+def _part(facts: dict[str, object], name: str) -> dict[str, Any]:
     part = facts.get(name)
     return part if isinstance(part, dict) else {}
 
@@ -347,7 +347,7 @@ def read_classes(path: Path) -> ClassSet | None:
 
 def load_checkpoint(
     model: Network,
-    source: str | os.PathLike[str] | Mapping[str, Any],
+    source: str | os.PathLike[str] | Mapping[str, object],
     classifier: Literal["keep", "new"] = "keep",
     ignore: Sequence[str] = (),
 ) -> Network:

@@ -117,7 +117,7 @@ class OwnOptions(TypedDict, total=False):
     name: str
     output: str | int
     fit: Fit
-    preprocess: Callable[[NDArray[np.uint8]], Any]
+    preprocess: Callable[[NDArray[np.uint8]], object]
 
 
 class OwnNetwork(Network):
@@ -180,10 +180,10 @@ class _WithoutResize(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Any,
-        types: Any,
+        types: object,
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    ) -> object:
         kwargs = dict(kwargs or {})
         if func is not F.interpolate or _argument("mode", 3, args, kwargs) != "bilinear":
             return func(*args, **kwargs)
@@ -195,7 +195,9 @@ class _WithoutResize(TorchFunctionMode):
         return result
 
 
-def _argument(name: str, place: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _argument(
+    name: str, place: int, args: Sequence[object], kwargs: Mapping[str, object]
+) -> object:
     return args[place] if len(args) > place else kwargs.get(name)
 
 
@@ -272,7 +274,7 @@ def _count_classes(logits: Tensor, wanted: int | None) -> int:
     return found
 
 
-def pick_output(result: Any, output: str | int | None = None) -> Tensor:
+def pick_output(result: object, output: str | int | None = None) -> Tensor:
     """The logits or labels in what a module returned.
 
     Args:
@@ -303,7 +305,7 @@ def pick_output(result: Any, output: str | int | None = None) -> Tensor:
     )
 
 
-def _named(result: Any) -> dict[str, Tensor]:
+def _named(result: object) -> dict[str, Tensor]:
     """Every tensor in what a module returned, by the name that takes it out."""
     if isinstance(result, Tensor):
         return {"0": result}
@@ -313,7 +315,7 @@ def _named(result: Any) -> dict[str, Tensor]:
     return {str(name): value for name, value in pairs if isinstance(value, Tensor)}
 
 
-def _as_sequence(result: Any) -> Sequence[Any]:
+def _as_sequence(result: object) -> Sequence[object]:
     return result if isinstance(result, (tuple, list)) else ()
 
 
@@ -367,7 +369,7 @@ def load_module(what: str) -> nn.Module:
     return module
 
 
-def _import(place: str) -> Any:
+def _import(place: str) -> object:
     try:
         if not place.endswith(".py"):
             if "" not in sys.path and str(Path.cwd()) not in sys.path:

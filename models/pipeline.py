@@ -191,11 +191,11 @@ class _Readers(TorchDispatchMode):
     def __init__(self, tensor: Tensor):
         super().__init__()
         self.tensor = tensor
-        self.weights: list[Any] = []
+        self.weights: list[object] = []
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: Any = None
+    ) -> object:
         if any(argument is self.tensor for argument in args):
             self.weights.append(args[1] if len(args) > 1 else None)
         return func(*args, **(kwargs or {}))

@@ -25,7 +25,7 @@ from .own import Normalization
 Size = tuple[int, int]
 Frame = NDArray[np.uint8]  # (H, W, 3) BGR
 Pixels = NDArray[np.float32]  # (H, W, 3) RGB, 0..255
-Preprocess = Callable[[Frame], Any]
+Preprocess = Callable[[Frame], object]
 
 # Roundings of a resize in uint8, as a share of the spread of what a network reads; a neighboring
 # way to resize is off by 0.03 and more on a drawn scene.
@@ -193,7 +193,7 @@ def _letterboxed(rgb: Frame, height: int, width: int) -> list[tuple[str, NDArray
     factor = min(height / rgb.shape[0], width / rgb.shape[1])
     h, w = round(rgb.shape[0] * factor), round(rgb.shape[1] * factor)
     small = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_LINEAR)
-    made: list[tuple[str, NDArray[Any]]] = []
+    made: list[tuple[str, NDArray[np.generic]]] = []
     middle = "bilinear with padding (letterbox, the frame in the middle)"
     for name, top, left in (
         (LETTERBOX, 0, 0),
@@ -205,7 +205,7 @@ def _letterboxed(rgb: Frame, height: int, width: int) -> list[tuple[str, NDArray
     return made
 
 
-def _as_pixels(result: Any, size: Size) -> NDArray[np.float32]:
+def _as_pixels(result: object, size: Size) -> NDArray[np.float32]:
     array = np.asarray(result.detach().cpu() if isinstance(result, torch.Tensor) else result)
     array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
     if array.shape != (3, *size):

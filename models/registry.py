@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -49,7 +48,7 @@ def find_variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
-def build(variant: str, num_classes: int = 19, **options: Any) -> Network:
+def build(variant: str, num_classes: int = 19, **options: object) -> Network:
     """Build a network in eval mode, with random weights from torch's generator.
 
     Args:
@@ -71,7 +70,7 @@ def build(variant: str, num_classes: int = 19, **options: Any) -> Network:
     return network.eval()
 
 
-def build_on_meta(variant: str, num_classes: int = 19, **options: Any) -> Network:
+def build_on_meta(variant: str, num_classes: int = 19, **options: object) -> Network:
     """`build` without values, on PyTorch's meta device: names, shapes and costs in a moment."""
     with torch.device("meta"), _SkipRandomValues():
         return build(variant, num_classes, **options)
@@ -85,9 +84,9 @@ class _SkipRandomValues(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., object],
         types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         return args[0] if func in self.SKIPPED else func(*args, **(kwargs or {}))

@@ -62,7 +62,7 @@ def list_rows() -> list[dict[str, Any]]:
     return [describe(name) for name in VARIANTS]
 
 
-def describe(name: str) -> dict[str, Any]:
+def describe(name: str) -> dict[str, object]:
     """The facts of a variant.
 
     Returns:
@@ -85,7 +85,7 @@ def describe(name: str) -> dict[str, Any]:
     }
 
 
-def describe_fully(name: str) -> dict[str, Any]:
+def describe_fully(name: str) -> dict[str, object]:
     """`describe`, and what the variant takes: frames, and checkpoints by which names.
 
     Returns:
@@ -102,7 +102,7 @@ def describe_fully(name: str) -> dict[str, Any]:
     }
 
 
-def count_costs(name: str) -> dict[str, Any]:
+def count_costs(name: str) -> dict[str, object]:
     """Parameters and multiply-adds of a variant, by our own counter."""
     network, variant = build_on_meta(name, CLASSES), VARIANTS[name]
     own, counted = variant.size, {size: count(network, size) for size in SIZES}
@@ -122,11 +122,11 @@ def count_costs(name: str) -> dict[str, Any]:
     }
 
 
-def stored_costs() -> dict[str, dict[str, Any]]:
+def stored_costs() -> dict[str, dict[str, object]]:
     """{variant: its costs}, as `store_costs` left them; a variant without is counted anew."""
     if not COSTS.is_file():
         return {}
-    stored: dict[str, dict[str, Any]] = json.loads(COSTS.read_text())
+    stored: dict[str, dict[str, object]] = json.loads(COSTS.read_text())
     return stored
 
 

@@ -74,7 +74,7 @@ def find_head(network: Any, size: tuple[int, int]) -> str | None:
     """The name of the 1x1 convolution that gives `network.forward_logits`, if one does: found by
     running a copy without data."""
     shadow = copy.deepcopy(network).to("meta")
-    made: list[tuple[str, nn.Module, Any]] = []
+    made: list[tuple[str, nn.Module, object]] = []
     for name, module in shadow.named_modules():
         module.register_forward_hook(
             lambda module, _, output, name=name: made.append((name, module, output))

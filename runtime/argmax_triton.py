@@ -143,7 +143,7 @@ class Launch:
     kernel: Any
     grid: tuple[int, ...]
     constants: dict[str, int]
-    tables: dict[str, NDArray[Any]] = field(default_factory=dict)
+    tables: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     stages: int = 3
 
 

@@ -382,7 +382,7 @@ def _header_card(path: Path) -> str:
         raise ArtifactError(f"the card in {path} is damaged: export it again") from error
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> dict[str, object]:
     """The facts of an artifact or a checkpoint, as values for JSON.
 
     Raises:
@@ -405,7 +405,7 @@ def describe(path: Path) -> dict[str, Any]:
         "logits": "float (1, classes, h, w)",
         "coarse": "float (1, channels, h, w), for the label kernel beside it",
     }
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "file": path.name,
         "bytes": path.stat().st_size,
         "model": card.model,
@@ -433,8 +433,8 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _describe_checkpoint(
     path: Path, metadata: dict[str, str], tensors: dict[str, Any]
-) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
+) -> dict[str, object]:
+    facts: dict[str, object] = {}
     for name, text in metadata.items():
         try:
             facts[name] = json.loads(text)

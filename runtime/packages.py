@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TextIO
 
 from ..data.files import probe_disk
@@ -70,7 +71,7 @@ def bindings_version() -> str | None:
         return None
 
 
-def import_package(flavour: Flavour) -> Any:
+def import_package(flavour: Flavour) -> ModuleType:
     """The module `tensorrt` or `tensorrt_rtx`. Raises MissingPackage if it does not import."""
     if importlib.util.find_spec(flavour) is None:
         raise MissingPackage(f"{flavour} is not installed: {install_line(flavour)}")

@@ -195,7 +195,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
 }
 
 
-def _crossformer(num_classes: int, head: str, size: str, **options: Any) -> EncoderDecoder:
+def _crossformer(num_classes: int, head: str, size: str, **options: object) -> EncoderDecoder:
     backbone = CrossFormer(**BACKBONES[size] | options)
     if head == "fpn":
         return EncoderDecoder(backbone, SemanticFPN(backbone.outputs, num_classes))

@@ -34,7 +34,7 @@ def _network(
     num_classes: int,
     backbone: Callable[[], Any],
     decoder: Callable[..., Decoder] = ECFD,
-    **options: Any,
+    **options: object,
 ) -> EncoderDecoder:
     encoder = backbone()
     head = decoder(encoder.outputs, num_classes, **options)
@@ -97,7 +97,7 @@ PLAIN_PROJECTION_KEYS: Keys = (
     ("decode_head.clgd_conv1x1", "head.deepest"),
 )
 RESNET_KEYS: Keys = (*deep_stem_keys("backbone.stem"), *stage_keys("backbone."))
-BACKBONES: dict[str, tuple[Callable[[], Any], Keys, int]] = {  # and the decoder's width
+BACKBONES: dict[str, tuple[Callable[[], object], Keys, int]] = {  # and the decoder's width
     "r50": (resnet50, RESNET_KEYS, 256),
     "r101": (partial(resnet50, depth=101), RESNET_KEYS, 256),
     "swin_l": (partial(swin_large, window=7, layout=ORIGINAL), SWIN_KEYS, 192),

@@ -186,7 +186,7 @@ def rename_older_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _senformer(num_classes: int, backbone: Callable[[], Any], shared: bool) -> SenFormer:
+def _senformer(num_classes: int, backbone: Callable[[], object], shared: bool) -> SenFormer:
     return SenFormer(backbone(), num_classes, shared)
 
 
@@ -208,7 +208,7 @@ KEYS: Keys = (
     *AUXILIARY_KEYS,
 )
 RESNET_KEYS: Keys = (*deep_stem_keys("backbone.stem"), *stage_keys("backbone."))
-BACKBONES: dict[str, tuple[Callable[[], Any], Keys, int]] = {  # and the size it is reported at
+BACKBONES: dict[str, tuple[Callable[[], object], Keys, int]] = {  # and the size it is reported at
     "r50": (resnet50, RESNET_KEYS, 512),
     "r101": (partial(resnet50, depth=101), RESNET_KEYS, 512),
     "swin_t": (partial(swin_tiny, window=7, layout=UNFOLDED), UNFOLDED_KEYS, 512),

@@ -278,7 +278,7 @@ class GatedFlow(nn.Module):
         return self.warp(deep, deep_flow) * gate + self.warp(shallow, shallow_flow) * (1 - gate)
 
 
-DILATED: dict[str, Any] = {"dilations": (1, 1, 2, 4)}
+DILATED: dict[str, object] = {"dilations": (1, 1, 2, 4)}
 
 
 def _sfnet(num_classes: int, depth: int, **options: Any) -> SFNet:

@@ -50,7 +50,7 @@ class KernelFile:
 
     call: Call
     code: Mapping[str, bytes]
-    tables: Mapping[str, NDArray[Any]]
+    tables: Mapping[str, NDArray[np.generic]]
 
     def to_bytes(self) -> bytes:
         arrays: dict[str, Any] = {_TABLE + name: table for name, table in self.tables.items()}
@@ -94,7 +94,7 @@ class KernelFile:
         return max(able, key=_numbers)
 
 
-def _named(arrays: Mapping[str, NDArray[Any]], start: str) -> dict[str, NDArray[Any]]:
+def _named(arrays: Mapping[str, NDArray[np.generic]], start: str) -> dict[str, NDArray[np.generic]]:
     return {
         name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)
     }
@@ -158,7 +158,7 @@ class LabelKernel:
         self._addresses.append(self._cuda.allocate(size))
         return self._addresses[-1]
 
-    def _on_device(self, table: NDArray[Any], stream: int) -> int:
+    def _on_device(self, table: NDArray[np.generic], stream: int) -> int:
         address = self._allocate(table.nbytes)
         self._cuda.to_device(address, np.ascontiguousarray(table), stream)
         return address

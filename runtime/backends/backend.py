@@ -25,7 +25,7 @@ log = logging.getLogger("rtseg")
 Image = NDArray[np.uint8]  # (1, H, W, 3) BGR
 Labels = NDArray[np.uint8]  # (1, H, W) class ids
 # An image -> the scores that the labels are the argmax of, (1, K, h, w) or (1, K, factor^2, h, w).
-Scores = Callable[[Image], NDArray[Any]]
+Scores = Callable[[Image], NDArray[np.generic]]
 # (layer, kind, kernel) -> milliseconds of each run.
 LayerTimes = dict[tuple[str, str, str], list[float]]
 
@@ -81,7 +81,7 @@ class Backend(ABC):
     def compute(self) -> None: ...
 
     @abstractmethod
-    def _fetch(self, name: str) -> NDArray[Any]:
+    def _fetch(self, name: str) -> NDArray[np.generic]:
         """The output `name` of the last `compute`, in host memory."""
 
     @abstractmethod
@@ -247,7 +247,7 @@ def cuda_available() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and bool(gpus())
 
 
-def open_backend(name: str, path: Path, device: str | None, **options: Any) -> Backend:
+def open_backend(name: str, path: Path, device: str | None, **options: object) -> Backend:
     """Load an artifact in the backend `name`; options: as its class takes them."""
     if "labels" in options:  # its name until 0.2
         old = options.pop("labels")

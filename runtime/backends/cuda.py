@@ -65,7 +65,7 @@ class Cuda:
     def free(self, address: int) -> None:
         self._call("cudaFree", address)
 
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
         """An array in page-locked host memory, which is freed with the last view of it."""
         kind = np.dtype(dtype)
         size = int(np.prod(shape)) * kind.itemsize
@@ -73,14 +73,14 @@ class Cuda:
         memory = (ctypes.c_uint8 * size).from_address(address)
         # NumPy's views keep this ctypes object alive, and it goes with the last of them.
         weakref.finalize(memory, self._runtime.cudaFreeHost, address)
-        array: NDArray[Any] = np.frombuffer(memoryview(memory), kind).reshape(shape)
+        array: NDArray[np.generic] = np.frombuffer(memoryview(memory), kind).reshape(shape)
         return array
 
-    def to_device(self, address: int, source: NDArray[Any], stream: int) -> None:
+    def to_device(self, address: int, source: NDArray[np.generic], stream: int) -> None:
         assert source.flags.c_contiguous
         self._copy(address, source.ctypes.data, source.nbytes, "HostToDevice", stream)
 
-    def to_host(self, target: NDArray[Any], address: int, stream: int) -> None:
+    def to_host(self, target: NDArray[np.generic], address: int, stream: int) -> None:
         assert target.flags.c_contiguous
         self._copy(target.ctypes.data, address, target.nbytes, "DeviceToHost", stream)
 
@@ -106,7 +106,7 @@ class Cuda:
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
 
-    def end_capture(self, stream: int) -> Any:
+    def end_capture(self, stream: int) -> object:
         """The recorded graph, ready to launch, until `destroy_graph`."""
         graph = self._call("cudaStreamEndCapture", stream)
         try:
@@ -114,13 +114,13 @@ class Cuda:
         finally:
             self._call("cudaGraphDestroy", graph)
 
-    def launch(self, graph: Any, stream: int) -> None:
+    def launch(self, graph: object, stream: int) -> None:
         self._call("cudaGraphLaunch", graph, stream)
 
-    def destroy_graph(self, graph: Any) -> None:
+    def destroy_graph(self, graph: object) -> None:
         self._call("cudaGraphExecDestroy", graph)
 
-    def load_kernel(self, code: bytes, name: str, shared: int) -> tuple[Any, Any]:
+    def load_kernel(self, code: bytes, name: str, shared: int) -> tuple[object, object]:
         """(module, kernel) of machine code, until `unload`. shared: bytes of shared memory that a
         block takes."""
         module = self._drive("cuModuleLoadData", code)
@@ -136,12 +136,12 @@ class Cuda:
             raise
         return module, kernel
 
-    def unload(self, module: Any) -> None:
+    def unload(self, module: object) -> None:
         self._drive("cuModuleUnload", module)
 
     def launch_kernel(
         self,
-        kernel: Any,
+        kernel: object,
         grid: tuple[int, ...],
         threads: int,
         shared: int,
@@ -153,16 +153,16 @@ class Cuda:
         sides = (*grid, 1, 1)[:3]
         self._drive("cuLaunchKernel", kernel, *sides, threads, 1, 1, shared, stream, arguments, 0)
 
-    def _call(self, name: str, *arguments: Any) -> Any:
+    def _call(self, name: str, *arguments: object) -> Any:
         """The results behind the error code: none, one, or a tuple of several."""
         return _checked(self._runtime, "cudaGetErrorString", name, *arguments)
 
-    def _drive(self, name: str, *arguments: Any) -> Any:
+    def _drive(self, name: str, *arguments: object) -> object:
         """As `_call`, of the driver, which alone loads machine code."""
         return _checked(_bindings("driver"), "cuGetErrorString", name, *arguments)
 
 
-def _checked(api: Any, reason_of: str, name: str, *arguments: Any) -> Any:
+def _checked(api: object, reason_of: str, name: str, *arguments: object) -> object:
     # The bindings raise nothing: every call returns its error code in front of its results.
     code, *results = getattr(api, name)(*arguments)
     if int(code):
@@ -179,7 +179,7 @@ def _bindings(api: str = "runtime") -> Any:
         raise MissingPackage(f"engines need cuda-bindings: {pip_line('tensorrt-rtx')}") from error
 
 
-def stream_handle(stream: Any) -> int:
+def stream_handle(stream: object) -> int:
     """The handle of a stream of any library: an integer, an object with `__cuda_stream__` (CUDA's
     own protocol), `cuda_stream` (PyTorch) or `handle` (PyCUDA).
 
@@ -198,7 +198,7 @@ def stream_handle(stream: Any) -> int:
     )
 
 
-def device_address(frame: Any, shape: tuple[int, ...]) -> int:
+def device_address(frame: object, shape: tuple[int, ...]) -> int:
     """Where a uint8 array on the GPU lies: an address, or an object with
     `__cuda_array_interface__` (PyTorch, CuPy, Numba) of `shape`, C-contiguous.
 

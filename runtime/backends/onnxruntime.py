@@ -63,7 +63,7 @@ class OnnxRuntime(Backend):
         if argmax == "runtime" and not on_cpu:
             raise ArtifactError('the argmax leaves the graph on CPUs only: use argmax="graph"')
         leave_out = leaves_out_argmax(self.card, argmax) and on_cpu
-        providers: list[Any] = ["CPUExecutionProvider"]
+        providers: list[object] = ["CPUExecutionProvider"]
         missing = "" if on_cpu else _preload_cuda()
         if not on_cpu:
             # In front: ONNX Runtime gives each node to the first provider that takes it.
@@ -120,8 +120,8 @@ class OnnxRuntime(Backend):
     def download(self) -> Labels:
         return super().download() if self._maker is None else self._maker.labels
 
-    def _fetch(self, name: str) -> NDArray[Any]:
-        value: NDArray[Any] = self.binding.get_outputs()[self.names.index(name)].numpy()
+    def _fetch(self, name: str) -> NDArray[np.generic]:
+        value: NDArray[np.generic] = self.binding.get_outputs()[self.names.index(name)].numpy()
         return value
 
     def synchronize(self) -> None:
@@ -145,7 +145,7 @@ class OnnxRuntime(Backend):
         return Diagnosis(versions, ("cpu",), "this build does not use the GPU", fix)
 
     @classmethod
-    def open_scores(cls, path: Path, **options: Any) -> Scores:
+    def open_scores(cls, path: Path, **options: object) -> Scores:
         import onnx
 
         model = onnx.load(path)

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino
@@ -107,8 +106,8 @@ class OpenVino(Backend):
     def download(self) -> Labels:
         return super().download() if self._maker is None else self._maker.labels
 
-    def _fetch(self, name: str) -> NDArray[Any]:
-        data: NDArray[Any] = self.request.get_tensor(name).data
+    def _fetch(self, name: str) -> NDArray[np.generic]:
+        data: NDArray[np.generic] = self.request.get_tensor(name).data
         return data
 
     def synchronize(self) -> None:
@@ -126,7 +125,7 @@ class OpenVino(Backend):
         return Diagnosis(versions, ("cpu",), note)
 
     @classmethod
-    def open_scores(cls, path: Path, precision: str = "fp32", **options: Any) -> Scores:
+    def open_scores(cls, path: Path, precision: str = "fp32", **options: object) -> Scores:
         model = read_model(path)
         held = {name for node in model.get_ops() for o in node.outputs() for name in o.get_names()}
         # Where the argmax reads an output of its own, that kept its name.
@@ -192,7 +191,7 @@ def read_model(path: Path, card: Card | None = None) -> openvino.Model:
     return model
 
 
-def _settings(threads: int, hint: str) -> dict[str, Any]:
+def _settings(threads: int, hint: str) -> dict[str, object]:
     return {
         # One frame at a time with all threads, not several side by side.
         "PERFORMANCE_HINT": "LATENCY",

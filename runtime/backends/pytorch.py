@@ -190,7 +190,7 @@ class PyTorch(Backend):
         log.warning("a CUDA graph gave other results than its network on %s", self.device)
         return f"off: it gave other results on {1 - min(shares):.1%} of the values"
 
-    def _recorded(self) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    def _recorded(self) -> tuple[object, tuple[torch.Tensor, ...]]:
         """(the graph of `_run`, its results)."""
         stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(stream):
@@ -221,13 +221,13 @@ class PyTorch(Backend):
             with torch.cuda.device_of(self.frame):
                 self.graph.replay()
 
-    def _fetch(self, name: str) -> NDArray[Any]:
+    def _fetch(self, name: str) -> NDArray[np.generic]:
         place = self.names.index(name)
         result = self.results[place]
         if self._host:  # pageable memory would be copied twice
             result = self._host[place].copy_(result, non_blocking=True)
             self.synchronize()
-        value: NDArray[Any] = result.numpy()
+        value: NDArray[np.generic] = result.numpy()
         return value
 
     def synchronize(self) -> None:
@@ -250,12 +250,12 @@ class PyTorch(Backend):
         return Diagnosis(versions, ("cpu",), "this build does not use the GPU", fix)
 
     @classmethod
-    def open_scores(cls, path: Path, **options: Any) -> Scores:
+    def open_scores(cls, path: Path, **options: object) -> Scores:
         card = read_card(path)
         network = load_checkpoint(build(card.model, len(card.classes)), path)
         whole = FrameToLabels(network, ("logits",))
 
-        def scores(image: Image) -> NDArray[Any]:
+        def scores(image: Image) -> NDArray[np.generic]:
             with torch.inference_mode():
                 return np.asarray(whole(torch.from_numpy(image))[0])
 

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -51,14 +52,14 @@ class TensorRT(Backend):
         device: str | None = None,
         *,
         cuda_graph: bool = True,
-        stream: Any = None,
+        stream: object = None,
         prove: bool = True,
     ):
         self.card = read_card(path)
         facts, index = _facts(path, self.card), _index(device)
         machine = this_machine()
         _refuse_hopeless(path, self.card, machine)
-        self._trt: Any = import_package(facts.flavour)
+        self._trt = import_package(facts.flavour)
         self._log = make_log(self._trt, "error")
         self._open = ExitStack()
         # Also frees everything when the program ends without `close`.
@@ -78,7 +79,7 @@ class TensorRT(Backend):
             self._open.close()
             raise
 
-    def _start(self, path: Path, machine: Machine, stream: Any) -> None:
+    def _start(self, path: Path, machine: Machine, stream: object) -> None:
         """Load the plan and make the buffers."""
         if stream is None:
             self._stream = self._cuda.create_stream()
@@ -105,7 +106,9 @@ class TensorRT(Backend):
             self._tensors[LABELS] = self._start_kernel(path)
             self.names = (LABELS,)
         self.frame: Image = self._pinned("frame")
-        self._host: dict[str, NDArray[Any]] = {name: self._pinned(name) for name in self.names}
+        self._host: dict[str, NDArray[np.generic]] = {
+            name: self._pinned(name) for name in self.names
+        }
 
     def _start_kernel(self, path: Path) -> Tensor:
         """The labels that a kernel behind every run of the plan makes."""
@@ -166,7 +169,7 @@ class TensorRT(Backend):
             np.copyto(self.frame, image)
         self._cuda.to_device(self._tensors["frame"].address, self.frame, self._stream)
 
-    def upload_device(self, frame: Any) -> None:
+    def upload_device(self, frame: object) -> None:
         """A frame that is on the GPU already: an address, or an object with
         `__cuda_array_interface__`, (1, H, W, 3) uint8. It must be finished, or made on this
         backend's stream."""
@@ -175,7 +178,7 @@ class TensorRT(Backend):
         source = device_address(frame, tensor.shape)
         self._cuda.on_device(tensor.address, source, tensor.nbytes, self._stream)
 
-    def infer_device(self, frame: Any) -> Labels:
+    def infer_device(self, frame: object) -> Labels:
         """As a call, for a frame that `upload_device` takes."""
         self.upload_device(frame)
         self.compute()
@@ -192,7 +195,7 @@ class TensorRT(Backend):
         tensor = self._tensors[output]
         return DeviceArray(tensor.address, tensor.shape, tensor.dtype)
 
-    def _fetch(self, name: str) -> NDArray[Any]:
+    def _fetch(self, name: str) -> NDArray[np.generic]:
         self._use()
         host = self._host[name]
         self._cuda.to_host(host, self._tensors[name].address, self._stream)
@@ -264,7 +267,7 @@ def _refuse_hopeless(path: Path, card: Card, machine: Machine) -> None:
         raise ArtifactError(f"{path}: {verdict.reason}: {verdict.fix}")
 
 
-def _engine_host(cuda: Cuda, trt: Any) -> EngineHost:
+def _engine_host(cuda: Cuda, trt: ModuleType) -> EngineHost:
     here = gpus()
     return EngineHost(
         gpu=cuda.name,

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class Tensor:
 
     name: str
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: np.dtype[np.generic]
     is_input: bool
     address: int
 
@@ -46,13 +47,18 @@ class Plan:
     """
 
     def __init__(
-        self, trt: Any, log: Any, content: bytes, cuda: Cuda, jit_caches: tuple[Path, ...] = ()
+        self,
+        trt: ModuleType,
+        log: Any,
+        content: bytes,
+        cuda: Cuda,
+        jit_caches: tuple[Path, ...] = (),
     ):
         self._cuda, self._log = cuda, log
         self._addresses: list[int] = []
         self._context: Any = None
-        self._graph: Any = None
-        self._config: Any = None
+        self._graph: object = None
+        self._config: object = None
         self._cache: Any = None
         self.jit, self._kept, self._caches = "none", b"", jit_caches
         self.behind: Callable[[int], None] | None = None
@@ -89,7 +95,7 @@ class Plan:
             self._cuda.destroy_stream(stream)
         return "on"
 
-    def _record(self, stream: int) -> Any:
+    def _record(self, stream: int) -> object:
         self._cuda.begin_capture(stream)
         try:
             self.enqueue(stream)
@@ -118,7 +124,7 @@ class Plan:
         while self._addresses:
             self._cuda.free(self._addresses.pop())
 
-    def _bind(self, trt: Any) -> list[Tensor]:
+    def _bind(self, trt: ModuleType) -> list[Tensor]:
         tensors = []
         for place in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(place)
@@ -136,7 +142,7 @@ class Plan:
             tensors.append(Tensor(name, shape, dtype, is_input, address))
         return tensors
 
-    def _create_context(self) -> Any:
+    def _create_context(self) -> object:
         if self._caches:
             self._attach_cache()
         if self._cache is None:
@@ -178,7 +184,7 @@ class Plan:
                 return
 
 
-def refuse_invalid(trt: Any, runtime: Any, content: bytes) -> None:
+def refuse_invalid(trt: ModuleType, runtime: object, content: bytes) -> None:
     """Raises ArtifactError with TensorRT's own reasons, where the package looks for them."""
     if not hasattr(runtime, "get_engine_validity"):
         return

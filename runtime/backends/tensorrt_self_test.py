@@ -8,6 +8,7 @@ that a vehicle needs no ONNX package.
 from __future__ import annotations
 
 from dataclasses import asdict
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ IMAGE, GRID, LARGE = (1, 2, 9, 11), (1, 6, 8, 2), (1, 2, 18, 22)
 TOLERANCE = 5e-3  # values are within 1; half precision is off by 5e-4, another convention by 0.1
 
 
-def self_test(trt: Any, log: Any, cuda: Cuda, host: EngineHost) -> None:
+def self_test(trt: ModuleType, log: object, cuda: Cuda, host: EngineHost) -> None:
     """Raises ArtifactError if this TensorRT gives wrong values on this GPU; a pass is kept."""
     if not hasattr(trt, "Builder"):  # the lean runtime; the engine's own proof has to do
         return
@@ -42,7 +43,7 @@ def self_test(trt: Any, log: Any, cuda: Cuda, host: EngineHost) -> None:
     write_record(record, {"passed": True, "errors": errors, **asdict(host)})
 
 
-def measure(trt: Any, log: Any, cuda: Cuda) -> dict[str, float]:
+def measure(trt: ModuleType, log: object, cuda: Cuda) -> dict[str, float]:
     """Largest error of each output of the test network, run on the GPU."""
     image, grid = inputs()
     plan = Plan(trt, log, build(trt, log, here=True), cuda)
@@ -71,7 +72,7 @@ def inputs() -> tuple[Map, Map]:
     return image, random.uniform(-1.2, 1.2, GRID).astype(np.float32)
 
 
-def build(trt: Any, log: Any, here: bool = False) -> bytes:
+def build(trt: ModuleType, log: Any, here: bool = False) -> bytes:
     """The test network as an engine: a float32 GridSample between half-precision layers, as fp16
     engines have it, one in float32 alone, and Resize by either rule. here: for this GPU only."""
     builder = trt.Builder(log)
@@ -102,11 +103,11 @@ def build(trt: Any, log: Any, here: bool = False) -> bytes:
     return bytes(plan)
 
 
-def _cast(trt: Any, network: Any, tensor: Any, to: str) -> Any:
+def _cast(trt: ModuleType, network: Any, tensor: object, to: str) -> object:
     return network.add_cast(tensor, getattr(trt.DataType, to)).get_output(0)
 
 
-def _sample(trt: Any, network: Any, image: Any, grid: Any, corners: bool) -> Any:
+def _sample(trt: ModuleType, network: Any, image: object, grid: object, corners: bool) -> object:
     layer = network.add_grid_sample(image, grid)
     layer.interpolation_mode = trt.InterpolationMode.LINEAR
     layer.sample_mode = trt.SampleMode.FILL
@@ -114,7 +115,7 @@ def _sample(trt: Any, network: Any, image: Any, grid: Any, corners: bool) -> Any
     return layer.get_output(0)
 
 
-def _resize(trt: Any, network: Any, image: Any, rule: str) -> Any:
+def _resize(trt: ModuleType, network: Any, image: object, rule: str) -> Any:
     layer = network.add_resize(image)
     layer.resize_mode = trt.InterpolationMode.LINEAR
     layer.coordinate_transformation = getattr(trt.ResizeCoordinateTransformation, rule)

@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -188,7 +187,7 @@ class Capture:
             _close(frames, self.source)
         return turn == self._turn
 
-    def accept(self, item: Any) -> None:
+    def accept(self, item: object) -> None:
         """One item of the source: into the mailbox, or counted and skipped."""
         frame_id = self.counters.capture()
         try:
@@ -205,7 +204,7 @@ class Capture:
         if self.mailbox.put(captured, in_turn=self.every_frame) is not None:
             self.counters.drop("stopped" if self.every_frame else "replaced")
 
-    def _check_frame(self, item: Any) -> Frame:
+    def _check_frame(self, item: object) -> Frame:
         if isinstance(item, Unreadable):
             raise ValueError(item.reason)
         if not isinstance(item, Frame):
@@ -263,7 +262,7 @@ def can_restart(source: Source) -> bool:
     return not isinstance(source, Iterator) and getattr(source, "restarts", True)
 
 
-def _close(frames: Iterator[Any], source: Source) -> None:
+def _close(frames: Iterator[object], source: Source) -> None:
     """Free the device that an iterator holds, so that the next one can open it."""
     close = getattr(frames, "close", None)
     if close is not None and frames is not source:

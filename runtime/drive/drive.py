@@ -253,7 +253,7 @@ def _starter(what: Any, clock: LoopClock, options: dict[str, Any]) -> EngineFact
     return _worker(build_artifact_task([Path(item) for item in items], **options), clock)
 
 
-def _check_same_classes(*served: Any) -> None:
+def _check_same_classes(*served: object) -> None:
     """All artifacts must have the same classes and colors, so that a class id means the same
     whichever serves.
 

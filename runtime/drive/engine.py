@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +112,7 @@ def run_segmenter(job: int, segment: Segment, image: Picture) -> Answer:
     """The answer of a segmenter, or what it raised; labels of another shape are an error too."""
     began = time.perf_counter()
     try:
-        labels: Any = segment(image)
+        labels: object = segment(image)
         took_ms = (time.perf_counter() - began) * 1000
         labels = check_labels(labels, image)
     except Exception as error:  # a backend raises what it likes
@@ -120,7 +120,7 @@ def run_segmenter(job: int, segment: Segment, image: Picture) -> Answer:
     return Answer(job, labels, took_ms)
 
 
-def check_labels(labels: Any, image: Picture) -> Picture:
+def check_labels(labels: object, image: Picture) -> Picture:
     """The labels, if they are a label map of `image`.
 
     Raises:

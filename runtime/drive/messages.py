@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +73,7 @@ class Result:
     published_ns: int
     expires_ns: int
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """All but the pictures, for JSON."""
         return {key: value for key, value in vars(self).items() if key not in ("labels", "image")}
 
@@ -98,7 +97,7 @@ class Status:
     frame_id: int | None = None
     captured_ns: int | None = None
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """All of it, for JSON."""
         return vars(self) | {"kind": self.kind.value}
 
