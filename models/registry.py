@@ -15,6 +15,7 @@ from .families import (
     csfcn,
     ddrnet,
     ecfd,
+    efficientvit,
     ffnet,
     icnet,
     mgseg,
@@ -29,7 +30,7 @@ from .network import Network, NetworkInfo
 from .variant import Variant
 
 FAMILIES = (  # a new one: its import above, its name here; the order is that of `rtseg models`
-    *(csfcn, sfnet, swiftnet, bisenet, pidnet, ddrnet, sfanet, mgseg, icnet, ffnet),
+    *(csfcn, sfnet, swiftnet, bisenet, pidnet, ddrnet, sfanet, mgseg, icnet, ffnet, efficientvit),
     *(crossformer, ecfd, senformer, segformer),
 )
 VARIANTS: dict[str, Variant] = {k: v for family in FAMILIES for k, v in family.VARIANTS.items()}
