@@ -94,6 +94,23 @@ def export(
         bool,
         in_group(ENGINES, "--label-kernel", help="Make labels by a GPU kernel behind the engine."),
     ] = False,
+    optimization_level: Annotated[
+        int | None, in_group(ENGINES, min=0, max=5, help="How long the builder searches: 0 to 5.")
+    ] = None,
+    workspace: Annotated[
+        int | None, in_group(ENGINES, min=1, help="Most MiB that a layer may use as it runs.")
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        in_group(ENGINES, "--version-compatible", help="For newer releases of TensorRT too."),
+    ] = False,
+    hardware_compatible: Annotated[
+        bool,
+        in_group(ENGINES, "--hardware-compatible", help="For all GPUs of 8.0 and later."),
+    ] = False,
+    timing_cache: Annotated[
+        Path | None, in_group(ENGINES, help="File that keeps the times of kernels.")
+    ] = None,
     log: Annotated[str, in_group(ENGINES, help="Level of the build log.")] = "warning",
     normalize: Annotated[
         str | None, in_group(OWN, help="Normalization: imagenet, unit (0..1) or none (0..255).")
@@ -166,6 +183,7 @@ def export(
     from ..export.artifacts import build_table as build_artifact_table
     from ..export.artifacts import list_notes
     from ..export.calibrate import Calibration
+    from ..export.tensorrt import BuilderOptions
     from ..resolve import load_source, read_own_options
 
     own = read_own_options(sizes, normalize, mean, std, order, logits)
@@ -190,6 +208,9 @@ def export(
             compute_capability=compute_capability or (),
             gpu=gpu,
             label_kernel=label_kernel,
+            builder=BuilderOptions(
+                optimization_level, workspace, version_compatible, hardware_compatible, timing_cache
+            ),
             log=log,
             progress=step,
         )

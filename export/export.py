@@ -35,6 +35,7 @@ from .conditions import compare_calibration, find_missing_classes, find_warnings
 from .graph import DTYPES, census, find_coarse, to_onnx, write_artifact
 from .reference import MOST_FRAMES, Frames, ProofFrames, draw_frames, read_frames, run_reference
 from .sensitivity import LayerCost
+from .tensorrt import BuilderOptions
 from .triton import write_model
 
 TARGETS = {  # target: file ending, backend that runs it
@@ -70,6 +71,7 @@ def export(
     compute_capability: Sequence[str] = (),
     gpu: str | None = None,
     label_kernel: bool = False,
+    builder: BuilderOptions | None = None,
     log: str = "warning",
     progress: Progress = lambda step, share: None,
 ) -> list[Artifact]:
@@ -101,6 +103,7 @@ def export(
             that it cannot run on is warned of.
         label_kernel: engines end before their last upsampling, and a GPU kernel beside them makes
             the labels; their names end in `_kernel`.
+        builder: options of TensorRT's builder, which the card keeps.
         log: level of the log of TensorRT's builder.
         progress: called with what is being done and the share of it that is done, 0..1.
 
@@ -118,6 +121,7 @@ def export(
     targets = list(dict.fromkeys("onnx" if name == TRITON else name for name in wanted))
     engine = {
         "compute_capabilities": tuple(compute_capability), "gpu": gpu, "log_level": log,
+        "options": builder,
     }  # fmt: skip
     if gpu is not None:
         find_capability(gpu)  # an unknown one is told before anything is written

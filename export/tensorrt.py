@@ -31,11 +31,51 @@ from ..runtime.packages import (
     slug,
 )
 from ..runtime.preflight import block_digests, this_platform
-from ..runtime.support import NAMED_ONLY, find_capability, supported
+from ..runtime.support import GPUS, NAMED_ONLY, find_capability, supported
 from ..runtime.verify import Reference, reference_path
 from ..system import gpus
 
+# Of those in the table of GPUs, what an engine in this mode of compatibility runs on.
+AMPERE_PLUS = tuple(dict.fromkeys(c for cs in GPUS.values() for c in cs if float(c) >= 8))
 ONNX_NAMES = {"float32": "float", "half": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class BuilderOptions:
+    """What TensorRT's builder is told beside the graph; None leaves its default.
+
+    Attributes:
+        optimization_level: 0 to 5, how long it searches for the fastest kernels.
+        workspace_mib: most memory in MiB that a layer may use while it runs.
+        version_compatible: newer releases of TensorRT load the engine too; with the full package.
+        hardware_compatible: GPUs of 8.0 and later run it, not only the one that builds it; with
+            the full package, as TensorRT-RTX takes compute capabilities instead.
+        timing_cache: file with the times of kernels, read and written; with the full package, by
+            default one in the user's cache.
+    """
+
+    optimization_level: int | None = None
+    workspace_mib: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimization_level not in (None, *range(6)):
+            raise UsageError(f"the optimization level is 0 to 5, not {self.optimization_level}")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise UsageError(f"the workspace is 1 MiB or more, not {self.workspace_mib}")
+
+    def asked(self) -> dict[str, str]:
+        """Those that are not left at their defaults, for the card."""
+        facts = {
+            "optimization_level": self.optimization_level,
+            "workspace_mib": self.workspace_mib,
+            "version_compatible": self.version_compatible or None,
+            "hardware_compatible": self.hardware_compatible or None,
+            "timing_cache": self.timing_cache and self.timing_cache.name,
+        }
+        return {name: str(value).lower() for name, value in facts.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -64,6 +104,7 @@ def build_engine(
     *,
     compute_capabilities: Sequence[str] = (),
     gpu: str | None = None,
+    options: BuilderOptions | None = None,
     log_level: str = "warning",
     flavour: Flavour | None = None,
     reference: Reference | None = None,
@@ -78,6 +119,7 @@ def build_engine(
         compute_capabilities: such as ("8.6", "8.9"), by default all that one engine serves well
             (with `tensorrt`: that of the GPU here).
         gpu: that it shall run on, by its name ("h100"); by default those of this machine.
+        options: of the builder, which the card keeps.
         log_level: "verbose", "info", "warning" or "error".
         flavour: by default `tensorrt` where it is installed and finds a GPU, else `tensorrt_rtx`.
         reference: what the engine is proven against on the first machine that loads it.
@@ -92,6 +134,8 @@ def build_engine(
     package = choose_package(flavour, gpu)
     if gpu and not compute_capabilities and supported(gpu, package.flavour).works:
         compute_capabilities = (find_capability(gpu),)
+    options = options or BuilderOptions()
+    _check_options(options, package)
     trt = import_package(package.flavour)
     log_path = target.with_name(target.name + ".log")
     began = time.perf_counter()
@@ -101,9 +145,11 @@ def build_engine(
         network = _network(trt, builder)
         _parse(trt, network, log, onnx)
         config = builder.create_builder_config()
-        capabilities = _configure(trt, config, package, compute_capabilities)
+        capabilities = _configure(trt, config, package, compute_capabilities, options)
         kernel = label_kernel(capabilities) if label_kernel else None
         plan = _build(trt, builder, network, config, log, package, log_path)
+        if package.flavour == "tensorrt":
+            _keep_timings(config, options.timing_cache or _timing_cache(package))
     facts = EngineFacts(
         flavour=package.flavour,
         version=trt.__version__,
@@ -114,6 +160,7 @@ def build_engine(
         layers=network.num_layers,
         onnx=digest_of(onnx),
         build_seconds=round(time.perf_counter() - began, 3),
+        options=options.asked() or None,
     )
     written = _write(target, plan, card, facts, reference, kernel)
     warnings = tuple(find_unserved(package, capabilities, gpu))
@@ -243,20 +290,48 @@ def _parse(trt: ModuleType, network: object, log: Any, onnx: Path) -> None:
     )
 
 
+def _check_options(options: BuilderOptions, package: Package) -> None:
+    """Raises UsageError for what the package has no such option for."""
+    if package.flavour != "tensorrt_rtx":
+        return
+    instead = {
+        "hardware_compatible": "name GPUs with --compute-capability, which may be repeated",
+        "timing_cache": "it times nothing as it builds",
+        # The flag is there, and the build ends for want of libnvinfer_lean (tried with 1.7.1).
+        "version_compatible": "its engines load in the release that built them",
+    }
+    for name, why in instead.items():
+        if getattr(options, name):
+            raise UsageError(f"tensorrt_rtx has no --{name.replace('_', '-')}: {why}")
+
+
+def _set_options(trt: ModuleType, config: Any, options: BuilderOptions) -> None:
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
+
 def _configure(
-    trt: ModuleType, config: Any, package: Package, wanted: Sequence[str]
+    trt: ModuleType, config: Any, package: Package, wanted: Sequence[str], options: BuilderOptions
 ) -> tuple[str, ...]:
     """Set flags, timing cache and compute capabilities; returns the capabilities."""
+    _set_options(trt, config, options)
     flags = members(trt.BuilderFlag)
     # TF32 has 10 bits of mantissa.
     if "TF32" in flags:  # float32 is where the range or the position counts, in fp16 engines too
         config.clear_flag(flags["TF32"])
     if package.flavour == "tensorrt":
         # A rebuild on the same GPU reads the kernels' times instead of taking them anew.
-        cache = _timing_cache(package)
+        cache = options.timing_cache or _timing_cache(package)
         known = cache.read_bytes() if cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
-        return _capability_here(wanted)
+        here = _capability_here(wanted)
+        return AMPERE_PLUS if options.hardware_compatible else here
     return _set_capabilities(trt, config, wanted)
 
 
@@ -309,11 +384,13 @@ def _build(
             f"{trt.__name__} {trt.__version__} cannot build the engine: {last_line(log.errors)} "
             f"(log: {log_path})"
         )
-    if package.flavour == "tensorrt":
-        # A cache that cannot be kept costs time at the next build, nothing else.
-        with contextlib.suppress(OSError):
-            write_atomically(_timing_cache(package), bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
+
+
+def _keep_timings(config: Any, path: Path) -> None:
+    # A cache that cannot be kept costs time at the next build, nothing else.
+    with contextlib.suppress(OSError):
+        write_atomically(path, bytes(config.get_timing_cache().serialize()))
 
 
 def _timing_cache(package: Package) -> Path:

@@ -66,7 +66,8 @@ class EngineFacts(_Facts):
     `flavour`: the Python package; `compute_capabilities`: such as "8.6", those it holds or may
     compile code for; `minimum_driver`: of the CUDA version it was built for, if that is known;
     `layers`: of the network before TensorRT fused them; `flags`: builder and network flags, by
-    name; `blocks`: SHA-256 of the file's blocks, so that all cores can check a large engine.
+    name; `options`: of the builder, those that were asked for; `blocks`: SHA-256 of the file's
+    blocks, so that all cores can check a large engine.
     """
 
     flavour: Literal["tensorrt", "tensorrt_rtx"]
@@ -78,6 +79,7 @@ class EngineFacts(_Facts):
     layers: int
     onnx: str
     build_seconds: float
+    options: dict[str, str] | None = None
     blocks: tuple[str, ...] = ()
 
 

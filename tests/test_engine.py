@@ -1,6 +1,8 @@
 """Engines are really built here, by TensorRT-RTX, which needs no GPU for that."""
 
 import re
+from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -9,9 +11,9 @@ onnx = pytest.importorskip("onnx")
 trt = pytest.importorskip("tensorrt_rtx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from rtseg.errors import ArtifactError, MissingPackage  # noqa: E402
+from rtseg.errors import ArtifactError, MissingPackage, UsageError  # noqa: E402
 from rtseg.export import tensorrt as module  # noqa: E402
-from rtseg.export.tensorrt import build_engine, choose_package  # noqa: E402
+from rtseg.export.tensorrt import BuilderOptions, build_engine, choose_package  # noqa: E402
 from rtseg.runtime.artifact import Card, read_card, sidecar, verify_artifact  # noqa: E402
 from rtseg.runtime.backends import tensorrt_self_test as self_test  # noqa: E402
 from rtseg.runtime.packages import Package, make_log, read_header  # noqa: E402
@@ -118,6 +120,55 @@ def test_compute_capabilities_are_selectable(single, tmp_path):
         assert built.card.engine.compute_capabilities == wanted
         sizes[wanted] = target.stat().st_size
     assert len(set(sizes.values())) == 2
+
+
+def test_options_of_the_builder_are_set_and_kept_in_the_card(single, tmp_path):
+    options = BuilderOptions(optimization_level=1, workspace_mib=64)
+    built = build_engine(single, tmp_path / "small.engine", card_of("fp32"), options=options)
+    assert built.card.engine.options == {"optimization_level": "1", "workspace_mib": "64"}
+    assert read_card(tmp_path / "small.engine") == built.card
+    plain = build_engine(single, tmp_path / "plain.engine", card_of("fp32"))
+    assert "options" not in plain.card.to_json()  # older versions read it as before
+
+
+def test_the_full_package_is_told_all_options(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "gpus", lambda: [gpu_of("NVIDIA RTX 4090", "8.9")])
+    full, config = MagicMock(), MagicMock()
+    full.BuilderFlag.__members__ = {}
+    cache = tmp_path / "times.cache"
+    cache.write_bytes(b"known")
+    options = BuilderOptions(5, 256, True, True, cache)
+    found = module._configure(full, config, FULL, (), options)
+    assert config.builder_optimization_level == 5
+    config.set_memory_pool_limit.assert_called_once_with(full.MemoryPoolType.WORKSPACE, 256 << 20)
+    config.set_flag.assert_called_once_with(full.BuilderFlag.VERSION_COMPATIBLE)
+    level = full.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert config.hardware_compatibility_level is level
+    config.create_timing_cache.assert_called_once_with(b"known")
+    assert {"8.0", "8.9", "9.0", "12.0"} <= set(found)
+    assert "7.5" not in found
+    config.get_timing_cache.return_value.serialize.return_value = b"known and new"
+    module._keep_timings(config, cache)
+    assert cache.read_bytes() == b"known and new"
+    assert options.asked()["timing_cache"] == "times.cache"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"hardware_compatible": True}, "no --hardware-compatible: name GPUs with"),
+        ({"version_compatible": True}, "no --version-compatible: its engines load in the release"),
+        ({"timing_cache": Path("t")}, "no --timing-cache: it times nothing"),
+        ({"optimization_level": 6}, "0 to 5, not 6"),
+        ({"workspace_mib": 0}, "1 MiB or more, not 0"),
+    ],
+)
+def test_options_that_a_builder_has_not(single, tmp_path, options, words):
+    with pytest.raises(UsageError, match=words):
+        build_engine(
+            single, tmp_path / "small.engine", card_of("fp32"), options=BuilderOptions(**options)
+        )
+    assert not (tmp_path / "small.engine").exists()
 
 
 def test_options_that_do_not_exist(single, tmp_path):
