@@ -132,13 +132,16 @@ def _measured(
     require_signature: RequireSignature = None,
     threads: Threads = None,
     peers: Annotated[
-        bool, in_group(PEERS, "--peers", help="Add every peer that is installed.")
+        bool,
+        in_group(
+            PEERS, "--peers", help="Add every peer; one that cannot run is listed with the reason."
+        ),
     ] = False,
     peer: Annotated[
         list[str] | None,
         in_group(
             PEERS,
-            help="compile, onnxruntime, openvino, torch_tensorrt, torch2trt, ...; may be repeated.",
+            help="compile, onnxruntime, openvino, tensorrt, torch_tensorrt, ...; may be repeated.",
         ),
     ] = None,
     eager: Annotated[bool, in_group(PEERS, help="Add the row of plain PyTorch.")] = True,

@@ -276,14 +276,16 @@ def write_weights(model: Model, size: tuple[int, int], precision: str, folder: P
 
 def open_peer(job: Job, model: Model, size: tuple[int, int], name: str, frames: Any) -> Contestant:
     from ..models import count, digest
-    from ..speed.baselines import PlainExport, peer_class
+    from ..speed.baselines import PlainExport, as_artifact_error, peer_class
 
     kind = peer_class(name, job.device.partition(":")[0])
-    if issubclass(kind, PlainExport):
-        kind = kind.of(model, size)
     network = copy.deepcopy(model.network)
     macs, weights = count(network, size).macs, digest(network)
-    return kind(network, size, weights, macs, frames, job.device, None, model.trained, model.fit)
+    with as_artifact_error(kind.title):
+        if issubclass(kind, PlainExport):
+            kind = kind.of(model, size)
+        on, fit = job.device, model.fit
+        return kind(network, size, weights, macs, frames, on, None, model.trained, fit)
 
 
 def compare_labels(
@@ -561,7 +563,7 @@ def onnxruntime(job: Job) -> None:
         for options in ({},) if job.dry else ({}, {"cuda_graph": True}, {"prefer_nhwc": True}):
             with job.part(backend="onnxruntime", **options):
                 serve(job, path, "onnxruntime", {"backend": "onnxruntime"} | options, **options)
-    for peer in ("onnxruntime", "tensorrt", "torch_tensorrt"):
+    for peer in ("onnxruntime", "tensorrt", "torch_tensorrt", "torch2trt"):
         if not job.dry or peer == "onnxruntime":
             measure(job, job.plan.engine, job.plan.engine_size, (), (peer,), labels=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import itertools
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _as_artifact_error(title: str) -> Iterator[None]:
+def as_artifact_error(title: str) -> Iterator[None]:
     """Compilers and runtimes raise errors of their own; a peer that fails is only left out."""
     try:
         yield
@@ -61,6 +62,7 @@ class Eager:
     title = "PyTorch eager"
     kinds: tuple[str, ...] = ("cpu", "cuda")
     package, install = "torch", 'pip install "rtseg[export]"'
+    packages: tuple[str, ...] = ()  # where any of several will do
     by_name_only = False
 
     def __init__(
@@ -257,7 +259,7 @@ class Compiled(Eager):
 
     def _tried(self, model: Any) -> Any:
         """Compiled by a first call, so that a compiler that is absent is found here."""
-        with _as_artifact_error("torch.compile"), self._settings():
+        with as_artifact_error("torch.compile"), self._settings():
             model(self._as_taken(self.torch.zeros(1, 3, *self.size, device=self.device)))
         return model
 
@@ -305,7 +307,7 @@ class PlainOnnxRuntime(PlainExport):
         if self.device.type == "cuda":
             wanted = "CUDAExecutionProvider"
             providers.insert(0, (wanted, {"device_id": self.device.index or 0}))
-        with _as_artifact_error(self.backend):
+        with as_artifact_error(self.backend):
             session = runtime.InferenceSession(self._file(network), options, providers=providers)
         # Where CUDA does not load, ONNX Runtime continues without it and without an error.
         if self.device.type == "cuda" and wanted not in session.get_providers():
@@ -392,7 +394,7 @@ class PlainOpenVino(PlainExport):
             "INFERENCE_NUM_THREADS": self.threads,
             "INFERENCE_PRECISION_HINT": self.hint,
         }
-        with _as_artifact_error(self.backend):
+        with as_artifact_error(self.backend):
             model = the_core().compile_model(str(self.plain), "CPU", settings)
         return model.create_infer_request()
 
@@ -409,6 +411,68 @@ class PlainOpenVinoBf16(PlainOpenVino):
     """As OpenVINO runs by default on processors that have bfloat16."""
 
     precision, hint, title = "bf16", "bf16", "plain OpenVINO in bfloat16"
+
+    def _prepare(self, network: Network) -> Any:
+        from ..runtime.backends.openvino import the_core
+
+        if "BF16" not in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise ArtifactError("this processor does not compute in bfloat16")
+        return super()._prepare(network)
+
+
+class PlainTensorRT(PlainExport):
+    """TensorRT with its builder's defaults on a half-precision export: float32 where its builder
+    would choose is no option, since releases from 11 on, and RTX, take the graph's own types."""
+
+    backend, title = "plain tensorrt", "plain TensorRT"
+    precision, half, kinds = "fp16", True, ("cuda",)
+    package, install = "tensorrt", "see `rtseg doctor`"
+    packages = ("tensorrt", "tensorrt_rtx")
+
+    def _prepare(self, network: Network) -> Any:
+        from ..runtime.packages import FLAVOURS, find_package, import_package, make_log
+
+        package = next(p for flavour in FLAVOURS if (p := find_package(flavour)))
+        self.trt: Any = import_package(package.flavour)
+        log = make_log(self.trt, "error")
+        with as_artifact_error(self.title):
+            content = self._build(log)
+            self.trt_runtime = self.trt.Runtime(log)
+            self.engine = self.trt_runtime.deserialize_cuda_engine(content)
+            if self.engine is None:
+                reason = log.errors[-1] if log.errors else "TensorRT gave no reason"
+                raise ArtifactError(f"{self.title} does not load its engine: {reason}")
+            return self.engine.create_execution_context()
+
+    def _build(self, log: Any) -> bytes:
+        trt = self.trt
+        builder = trt.Builder(log)
+        typed = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        network = builder.create_network(1 << int(typed))
+        parser = trt.OnnxParser(network, log)
+        if not parser.parse_from_file(str(self.plain)):
+            raise ArtifactError(f"{self.title} cannot parse: {parser.get_error(0).desc()}")
+        plan = builder.build_serialized_network(network, builder.create_builder_config())
+        if plan is None:
+            raise ArtifactError(f"{self.title} cannot build: {log.errors[-1:]}")
+        return bytes(plan)
+
+    def _version(self) -> str:
+        return str(self.trt.__version__)
+
+    def _normalized(self, frame: torch.Tensor) -> torch.Tensor:
+        return super()._normalized(frame).half()
+
+    def _compute(self, image: torch.Tensor) -> torch.Tensor:
+        labels: torch.Tensor = self.torch.empty(
+            (1, *self.size), dtype=self.torch.int64, device=self.device
+        )
+        for name, tensor in (("image", image), ("labels", labels)):
+            self.model.set_tensor_address(name, tensor.data_ptr())
+        stream = self.torch.cuda.current_stream(self.device).cuda_stream
+        if not self.model.execute_async_v3(stream):
+            raise ArtifactError(f"{self.title} could not run its engine")
+        return labels
 
 
 class _HalfEngine(Eager):
@@ -433,7 +497,7 @@ class TorchTensorRT(_HalfEngine):
     install = "pip install torch-tensorrt --extra-index-url https://download.pytorch.org/whl/cu130"
 
     def _prepare(self, network: Network) -> Any:
-        with _as_artifact_error(self.backend):
+        with as_artifact_error(self.backend):
             converter = importlib.import_module("torch_tensorrt")
             # The graph's own types count. `enabled_precisions`, which earlier versions wanted,
             # is an AssertionError since 2.10 (pytorch/TensorRT#4070).
@@ -456,7 +520,7 @@ class Torch2Trt(_HalfEngine):
     by_name_only = True
 
     def _prepare(self, network: Network) -> Any:
-        with _as_artifact_error(self.backend):
+        with as_artifact_error(self.backend):
             convert = importlib.import_module("torch2trt").torch2trt
             return convert(network.half(), [self._example()], fp16_mode=True)
 
@@ -464,22 +528,32 @@ class Torch2Trt(_HalfEngine):
         return str(getattr(importlib.import_module("torch2trt"), "__version__", "unknown"))
 
 
-def write_plain_export(model: Model, size: tuple[int, int]) -> Path:
-    """An ONNX file as anybody would write it: `torch.onnx.export` with its defaults, float32, of
-    the network, the resize to the image and the argmax; "image" (1, 3, H, W) float32, normalized,
-    to "labels" (1, H, W) int64. From the cache, or exported into it."""
+def write_plain_export(model: Model, size: tuple[int, int], half: bool = False) -> Path:
+    """An ONNX file as anybody would write it: `torch.onnx.export` with its defaults of the network,
+    the resize to the image and the argmax; "image" (1, 3, H, W), normalized, to "labels" (1, H, W)
+    int64. From the cache, or exported into it.
+
+    Args:
+        model: the network.
+        size: (height, width) in pixels.
+        half: in float16, weights and image, instead of float32.
+    """
     import torch
 
     from ..export.graph import silence_exporter
 
     name = model.network.info.name
-    path = export_cache(model) / f"{name}_{size[0]}x{size[1]}_plain.onnx"
+    end = "plain_half" if half else "plain"
+    path = export_cache(model) / f"{name}_{size[0]}x{size[1]}_{end}.onnx"
     if path.exists():
         return path
+    network, image = model.network, torch.zeros(1, 3, *size)
+    if half:
+        network, image = copy.deepcopy(network).half(), image.half()
     with staged(path) as temporary, silence_exporter():
         torch.onnx.export(
-            _add_argmax(model.network, size),
-            (torch.zeros(1, 3, *size),),
+            _add_argmax(network, size),
+            (image,),
             str(temporary),
             input_names=["image"],
             output_names=["labels"],
@@ -515,6 +589,7 @@ PEERS: dict[str, type[Eager]] = {
     "onnxruntime": PlainOnnxRuntime,
     "openvino": PlainOpenVino,
     "openvino_bf16": PlainOpenVinoBf16,
+    "tensorrt": PlainTensorRT,
     "torch_tensorrt": TorchTensorRT,
     "torch2trt": Torch2Trt,
 }
@@ -527,40 +602,43 @@ def check_peers(names: Iterable[str]) -> None:
             continue
         if name not in PEERS:
             raise UsageError(f"no peer is called {name!r}: choose from {', '.join(PEERS)}")
-        # Eager is there by default: without PyTorch its row is listed as absent.
-        if importlib.util.find_spec(PEERS[name].package) is None and name != "eager":
-            raise MissingPackage(
-                f"the peer {PEERS[name].title} is not installed: {PEERS[name].install}"
-            )
+        if name != "eager":
+            _check_installed(PEERS[name])
+
+
+def _check_installed(peer: type[Eager]) -> None:
+    if not any(map(importlib.util.find_spec, peer.packages or (peer.package,))):
+        raise MissingPackage(f"the peer {peer.title} is not installed: {peer.install}")
 
 
 def choose_peers(asked: Iterable[str], kind: str) -> list[str]:
-    """Those asked for by name, and for "all" each that is installed and runs on this kind of
-    device ("cpu" or "cuda")."""
+    """Those asked for by name, and for "all" each that runs on this kind of device ("cpu" or
+    "cuda"): one that is not installed becomes a row that says so."""
     names: dict[str, None] = {}
     for name in asked:
-        usual = (each for each in PEERS if _is_usual(each, kind))
+        usual = (each for each, peer in PEERS.items() if kind in peer.kinds)
         names.update(dict.fromkeys(usual if name == "all" else [name]))
     return list(names)
 
 
-def _is_usual(name: str, kind: str) -> bool:
-    peer = PEERS[name]
-    if kind not in peer.kinds or peer.by_name_only:
-        return False
-    if importlib.util.find_spec(peer.package) is None:
-        return False
-    if name == "openvino_bf16":
-        from ..runtime.backends.openvino import the_core
+def peer_class(name: str, kind: str, asked_for: bool = True) -> type[Eager]:
+    """The class that runs a peer.
 
-        return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return True
+    Args:
+        name: one of PEERS.
+        kind: "cpu" or "cuda".
+        asked_for: by its name, not as one of all.
 
-
-def peer_class(name: str, kind: str) -> type[Eager]:
-    """The class that runs a peer. Raises ArtifactError where it does not run on such devices."""
+    Raises:
+        ArtifactError: it does not run on such devices, or only where it is asked for.
+        MissingPackage: it is not installed.
+    """
     peer = PEERS[name]
     if kind not in peer.kinds:
         where = "an NVIDIA GPU" if peer.kinds == ("cuda",) else "a CPU"
         raise ArtifactError(f"the peer {peer.title} runs on {where} only")
+    if name != "eager":
+        _check_installed(peer)
+    if peer.by_name_only and not asked_for:
+        raise ArtifactError(f"it is measured where it is named: --peer {name}")
     return peer

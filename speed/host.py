@@ -69,7 +69,7 @@ class Host:
             if not opened:
                 raise ArtifactError("; ".join(each.why for each in self.absent))
             for peer in self._peers(contest, opened):
-                asked_for = peer.peer in self.config.peers and PEERS[peer.peer].by_name_only
+                asked_for = peer.asked_for and PEERS[peer.peer].by_name_only
                 self._open_or_note(contest, peer, asked_for, stack, opened)
             yield opened
         # Loading and warming up too: what disturbs that disturbs the rows as well.
@@ -113,7 +113,7 @@ class Host:
         asked = [*(["eager"] if self.config.eager else []), *self.config.peers]
         for kind in dict.fromkeys(each.kind for each in opened):
             for name in choose_peers(asked, kind):
-                yield contest.peer(name, kind)
+                yield contest.peer(name, kind, name in self.config.peers)
 
     def race(self, contest: Contest) -> list[BenchResult]:
         """The latency protocol: all contestants in turns, then each at the camera's pace."""

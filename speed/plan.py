@@ -25,7 +25,7 @@ from ..resolve import (
 from ..runtime import Card, read_card
 from ..runtime.backends.backend import BACKENDS, choose
 from ..system import NoiseWatch
-from .baselines import PEERS, Eager, OriginalFile, PlainExport, peer_class
+from .baselines import PEERS, Eager, OriginalFile, PlainExport, as_artifact_error, peer_class
 from .config import BenchConfig, Size
 from .contestant import ArtifactContestant, Contestant, Frames
 from .roofline import Work, count_work
@@ -73,6 +73,7 @@ class PeerEntry:
     peer: str
     contest: Contest
     device: str
+    asked_for: bool = True
 
     @property
     def title(self) -> str:
@@ -88,27 +89,28 @@ class PeerEntry:
 
         # A copy: peers take it to a device or to float16, and the next one needs it as it was.
         network = copy.deepcopy(source.network)
-        kind = _class_of_peer(self.peer, self.device, network)
+        kind = _class_of_peer(self.peer, self.device, network, self.asked_for)
         macs, weights = count(network, size).macs, digest(network)
         on = device if device and device.startswith(self.device) else self.device
-        if issubclass(kind, PlainExport) and kind is not OriginalFile:
-            kind = kind.of(source, size)
         # Only a busy machine asks for fewer threads: on a quiet one eager gets all of them.
         watch = NoiseWatch()
         fit = self.contest.card.fit
-        peer = kind(network, size, weights, macs, frames, on, threads, source.trained, fit)
-        peer.frame_to_labels()
+        with as_artifact_error(kind.title):
+            if issubclass(kind, PlainExport) and kind is not OriginalFile:
+                kind = kind.of(source, size)
+            peer = kind(network, size, weights, macs, frames, on, threads, source.trained, fit)
+            peer.frame_to_labels()
         if on == "cpu" and kind is Eager and not watch.noise().quiet:
             peer.keep_faster_thread_count()
         return peer
 
 
-def _class_of_peer(peer: str, device: str, network: Network) -> type[Eager]:
+def _class_of_peer(peer: str, device: str, network: Network, asked_for: bool) -> type[Eager]:
     """What runs a peer; somebody's ONNX file runs as it is where a module runs in PyTorch."""
     from ..models.onnx_file import OnnxNetwork
 
     if not isinstance(network, OnnxNetwork):
-        return peer_class(peer, device)
+        return peer_class(peer, device, asked_for)
     if peer not in ("eager", "onnxruntime"):
         raise ArtifactError(f"{network.info.name} is an ONNX file, which {peer} does not run")
     return OriginalFile
@@ -141,8 +143,8 @@ class Contest:
     def scenes(self) -> Frames:
         return scenes(SCENES, self.card.size)
 
-    def peer(self, name: str, device: str) -> PeerEntry:
-        return PeerEntry(name, self, device)
+    def peer(self, name: str, device: str, asked_for: bool = True) -> PeerEntry:
+        return PeerEntry(name, self, device, asked_for)
 
     def work(self) -> Work:
         """What the plain network has to do for a frame; its layers only where it is at hand."""

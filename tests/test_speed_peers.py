@@ -63,18 +63,73 @@ def test_torch2trt_is_imported_only_when_it_is_named(monkeypatch):
     module = ModuleType("torch2trt")
     monkeypatch.setitem(sys.modules, "torch2trt", module)
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
-    assert "torch2trt" not in choose_peers(["eager", "all"], "cuda")
+    with pytest.raises(ArtifactError, match="where it is named: --peer torch2trt"):
+        peer_class("torch2trt", "cuda", asked_for=False)
+    assert peer_class("torch2trt", "cuda") is peers.Torch2Trt
     assert choose_peers(["eager", "torch2trt"], "cuda") == ["eager", "torch2trt"]
     with pytest.raises(ArtifactError, match="torch2trt runs on an NVIDIA GPU only"):
         peer_class("torch2trt", "cpu")
 
 
-def test_all_peers_are_those_that_are_installed(monkeypatch):
-    absent = {"openvino", "torch_tensorrt"}
+def test_every_peer_of_the_device_has_a_row_or_a_reason(monkeypatch):
+    absent = {"openvino", "torch_tensorrt", "tensorrt"}
     monkeypatch.setattr(
         peers.importlib.util, "find_spec", lambda name: None if name in absent else object()
     )
-    assert choose_peers(["eager", "all"], "cpu") == ["eager", "compile", "onnxruntime"]
+    cpu = ["eager", "compile", "onnxruntime", "openvino", "openvino_bf16"]
+    assert choose_peers(["eager", "all"], "cpu") == cpu
+    cuda = ["eager", "compile", "onnxruntime", "tensorrt", "torch_tensorrt", "torch2trt"]
+    assert choose_peers(["eager", "all"], "cuda") == cuda
+    for name, words in (("openvino", r"rtseg\[openvino\]"), ("openvino_bf16", "openvino")):
+        with pytest.raises(MissingPackage, match=f"is not installed: .*{words}"):
+            peer_class(name, "cpu", asked_for=False)
+    with pytest.raises(MissingPackage, match="Torch-TensorRT is not installed: pip install torch-"):
+        peer_class("torch_tensorrt", "cuda", asked_for=False)
+    assert peer_class("tensorrt", "cuda")  # tensorrt_rtx will do
+
+
+def test_a_peer_that_fails_as_it_runs_says_so_too(contest, monkeypatch):
+    def fails(self, image):
+        raise RuntimeError("CUDA error: an illegal memory access\nlong trace")
+
+    monkeypatch.setattr(peers.Compiled, "_prepare", lambda self, network: network)
+    monkeypatch.setattr(peers.Compiled, "_compute", fails)
+    with pytest.raises(
+        ArtifactError, match=r"torch.compile: CUDA error: an illegal memory access$"
+    ):
+        contest.peer("compile", "cpu").open(scenes(1, SIZE), 1, None)
+
+
+def test_plain_tensorrt_builds_of_a_naive_export_and_binds_what_lies_there(contest, monkeypatch):
+    """Built for real by TensorRT-RTX, which needs no GPU for that; run by a pretended context."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    from rtseg.runtime.packages import make_log
+
+    kind = peers.PlainTensorRT.of(contest.model, SIZE)
+    peer = object.__new__(kind)
+    peer.torch, peer.size, peer.trt = torch, SIZE, trt
+    log = make_log(trt, "error")
+    assert len(peer._build(log)) > 10_000
+    assert log.errors == []
+
+    class Context(dict):
+        set_tensor_address = dict.__setitem__
+
+        def execute_async_v3(self, stream):
+            return stream == 7
+
+    peer.model, peer.device = Context(), torch.device("cpu")
+    peer.mean, peer.std = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+    stream = SimpleNamespace(cuda_stream=7)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    image = peer._normalized(torch.zeros((*SIZE, 3), dtype=torch.uint8))
+    assert image.dtype is torch.float16
+    labels = peer._compute(image)
+    assert peer.model == {"image": image.data_ptr(), "labels": labels.data_ptr()}
+    assert (labels.dtype, tuple(labels.shape)) == (torch.int64, (1, *SIZE))
+    stream.cuda_stream = 8
+    with pytest.raises(ArtifactError, match="could not run"):
+        peer._compute(image)
 
 
 def test_a_compiler_that_fails_only_leaves_its_row_out(contest, monkeypatch):
