@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxslim
 import torch
 from onnx import TensorProto, helper
 
@@ -25,11 +20,9 @@ from ..models.onnx_file import OnnxNetwork
 from ..models.onnx_graph import KINDS, node_macs
 from ..runtime.artifact import GRAPH, Card, CoarseLogits, Enlargement, append_card, field
 from .half import find_position_makers, to_half
+from .trace import trace
 from .wrap import wrap_graph
 
-# The lowest that holds all we export; see `_opset` for why not simply the newest.
-OPSET = 18
-GELU_OPSET = 20  # knows GELU as one operator, where 18 spells it out in five
 SCORES = "scores"  # the tensor that the labels are the argmax of
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # What may stand between a layer and the positions that GridSample reads at.
@@ -60,30 +53,7 @@ def to_onnx(
     # graph.
     deployed = deploy(network, size)
     whole = FrameToLabels(deployed, outputs).eval().to(DTYPES[precision])
-    frame = torch.zeros(1, *size, 3, dtype=torch.uint8)
-    with silence_exporter():
-        traced = torch.export.export(whole, (frame,), strict=False)
-        program = torch.onnx.export(
-            traced,
-            dynamo=True,
-            opset_version=_opset(traced),
-            input_names=["frame"],
-            output_names=list(outputs),
-            verbose=False,
-        )
-        assert program is not None
-        # A product and a sum would become a Gemm between two reshapes.
-        model = onnxslim.slim(program.model_proto, skip_fusion_patterns=["FusionGemm"])
-    return _finish(model)
-
-
-def _opset(traced: torch.export.ExportedProgram) -> int:
-    """The lowest opset that says what is needed in the fewest nodes."""
-    called = {str(node.target) for node in traced.graph.nodes}
-    gelu = any(name.startswith("aten.gelu") for name in called)
-    grid_sample = any(name.startswith("aten.grid_sampler") for name in called)
-    # TensorRT reads the GridSample of opset 20 as nearest (NVIDIA/TensorRT #4646).
-    return GELU_OPSET if gelu and not grid_sample else OPSET
+    return _finish(trace(whole, torch.zeros(1, *size, 3, dtype=torch.uint8), outputs))
 
 
 def _finish(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -323,17 +293,3 @@ def with_peaks(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, str]]
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, []))
         peaks[name] = result
     return probe, peaks
-
-
-@contextlib.contextmanager
-def silence_exporter() -> Iterator[None]:
-    """Keep the exporter's progress lines and its notes on absent packages off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

@@ -326,11 +326,11 @@ def pooling_matrix(bins: Iterable[tuple[int, int]], height: int, width: int) -> 
     """
     # A matrix, since PyTorch's exporter unrolls adaptive pooling into over a thousand layers. It is
     # separable: each level is the Kronecker product of averaging rows and averaging columns.
-    levels = [np.kron(_averages(r, height), _averages(c, width)) for r, c in bins]
+    levels = [np.kron(averages(r, height), averages(c, width)) for r, c in bins]
     return torch.from_numpy(np.concatenate(levels).T.astype(np.float32))
 
 
-def _averages(bins: int, length: int) -> np.ndarray:
+def averages(bins: int, length: int) -> np.ndarray:
     """(bins, length): row i averages the positions that adaptive pooling puts in bin i."""
     matrix = np.zeros((bins, length))
     for i in range(bins):

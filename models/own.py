@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..data.letterbox import Fit
 from ..errors import CheckpointError, UsageError
+from .layers import averages
 from .network import IMAGENET_MEAN, IMAGENET_STD, Network, NetworkInfo
 
 Triple = tuple[float, float, float]
@@ -159,8 +160,22 @@ class OwnNetwork(Network):
             image = image.flip(1)
         # Without values (device "meta"), what the module makes itself must be without them too.
         on = torch.device("meta") if image.is_meta else nullcontext()
-        with on, _WithoutResize(self.resizes):
-            found = pick_output(self.module(image), self.output)
+        exporting = torch.compiler.is_exporting()
+        try:
+            with on, _WithoutResize(self.resizes, exporting or image.is_meta):
+                result = self.module(image)
+        except Exception as error:
+            if not (image.is_meta or exporting) or isinstance(error, UsageError):
+                raise
+            raise UsageError(_explain_trace(self.module, error)) from error
+        return self._as_logits(pick_output(result, self.output), image)
+
+    def answer(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The module's own logits, as it makes them: the reference of its export."""
+        pixels = image.flip(1) if self.order == "bgr" else image
+        return self._as_logits(pick_output(self.module(pixels), self.output), image), None
+
+    def _as_logits(self, found: Tensor, image: Tensor) -> Tensor:
         if not found.is_floating_point():  # labels already: the argmax of their one-hot form
             ids = found[:, 0] if found.ndim == 4 else found
             return F.one_hot(ids.long(), self.info.num_classes).permute(0, 3, 1, 2).to(image.dtype)
@@ -170,11 +185,14 @@ class OwnNetwork(Network):
 
 
 class _WithoutResize(TorchFunctionMode):
-    """Passes over the bilinear resize number `number` (from 1): its input is its result."""
+    """Passes over the bilinear resize number `number` (from 1): its input is its result.
 
-    def __init__(self, number: int):
+    With `pools`, adaptive average pooling is written so that the exporter does not unroll it.
+    """
+
+    def __init__(self, number: int, pools: bool = False):
         super().__init__()
-        self.number, self.seen = number, 0
+        self.number, self.pools, self.seen = number, pools, 0
         self.calls: list[tuple[Tensor, bool]] = []  # (result, align_corners) of every resize
 
     def __torch_function__(
@@ -185,6 +203,8 @@ class _WithoutResize(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
         kwargs = dict(kwargs or {})
+        if self.pools and func is F.adaptive_avg_pool2d:
+            return pool_evenly(*args, **kwargs)
         if func is not F.interpolate or _argument("mode", 3, args, kwargs) != "bilinear":
             return func(*args, **kwargs)
         self.seen += 1
@@ -193,6 +213,41 @@ class _WithoutResize(TorchFunctionMode):
         result = func(*args, **kwargs)
         self.calls.append((result, bool(_argument("align_corners", 4, args, kwargs))))
         return result
+
+
+def pool_evenly(input: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
+    """`F.adaptive_avg_pool2d` for a fixed size: one pooling where its cells are alike, else a
+    matrix for the rows and one for the columns; PyTorch's exporter makes a node of every cell."""
+    height, width = input.shape[-2:]
+    wanted = [output_size] * 2 if isinstance(output_size, int) else list(output_size)
+    rows, columns = (w or own for w, own in zip(wanted, (height, width), strict=True))
+    if (rows, columns) == (1, 1):
+        return input.mean(dim=(-2, -1), keepdim=True)
+    if height % rows == 0 and width % columns == 0:
+        return F.avg_pool2d(input, (height // rows, width // columns))
+    down, across = (
+        torch.from_numpy(averages(bins, length)).to(input)
+        for bins, length in ((rows, height), (columns, width))
+    )
+    return down @ input @ across.T
+
+
+# What a trace trips over: a part of the message, a way around.
+WAYS = {
+    r"numpy": "take NumPy out of forward, and write it with PyTorch",
+    r"item\(\)|data.dependent|tolist|nonzero|is_nonzero": "nothing may depend on the values of "
+    "pixels: write torch.where for `if`, and a constant for .item()",
+    r"": "write that line with PyTorch operations of fixed shapes, or export an ONNX file in your "
+    "own way and give that",
+}
+
+
+def _explain_trace(module: nn.Module, error: BaseException) -> str:
+    way = next(way for part, way in WAYS.items() if re.search(part, str(error), re.IGNORECASE))
+    return (
+        f"PyTorch's exporter cannot take {type(module).__name__}{_where(error)}, "
+        f"{_first_line(error)[:200]}: {way}"
+    )
 
 
 def _argument(
@@ -431,12 +486,15 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
 
 
+OURS = ("<", *(str(Path(__file__).parents[1] / part) for part in ("models", "export")))
+
+
 def _where(error: BaseException) -> str:
     """The line of the user's own code that raised, below PyTorch's."""
     trace, found = error.__traceback__, ""
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if "site-packages" not in file and not file.startswith(("<", str(Path(__file__).parent))):
+        if "site-packages" not in file and not file.startswith(OURS):
             found = f" ({file}:{trace.tb_lineno})"
         trace = trace.tb_next
     return found

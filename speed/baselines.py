@@ -540,7 +540,7 @@ def write_plain_export(model: Model, size: tuple[int, int], half: bool = False) 
     """
     import torch
 
-    from ..export.graph import silence_exporter
+    from ..export.trace import silence_exporter
 
     name = model.network.info.name
     end = "plain_half" if half else "plain"

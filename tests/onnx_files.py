@@ -47,7 +47,7 @@ class Net(nn.Module):
 
 def write_torch(path: Path, net: nn.Module, dynamo: bool = True, dynamic: bool = False) -> Path:
     """As `torch.onnx.export` writes it, by either of its exporters."""
-    from rtseg.export.graph import silence_exporter
+    from rtseg.export.trace import silence_exporter
 
     image = torch.zeros(1, 3, *SIZE)
     options: dict[str, Any] = {"input_names": ["input"], "output_names": ["output"]}

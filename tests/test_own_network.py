@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from conftest import Run, as_json
 from rtseg import load_model
-from rtseg.errors import CheckpointError, UsageError
+from rtseg.errors import CheckpointError, ExportError, UsageError
 from rtseg.export import export
+from rtseg.export.graph import to_onnx
 from rtseg.models.own import (
     NORMALIZATIONS,
     Normalization,
@@ -22,6 +23,7 @@ from rtseg.models.own import (
     load_module,
     load_own_weights,
     pick_output,
+    pool_evenly,
     wrap_module,
 )
 from rtseg.models.preprocessing import check_preprocess
@@ -394,3 +396,138 @@ def test_a_network_that_knows_one_class_is_told(tmp_path: Path) -> None:
     assert any(
         "every pixel of the proof's frames 'class 2'" in w for w in artifact.card.proof.warnings
     )
+
+
+@pytest.mark.parametrize("wanted", [1, (2, 3), (3, 5), (None, 7), 6])
+def test_adaptive_pooling_is_two_products(wanted: Any) -> None:
+    image = torch.rand(1, 4, 16, 24, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(pool_evenly(image, wanted), F.adaptive_avg_pool2d(image, wanted))
+
+
+class Pyramid(Tiny):
+    """Pools to 6 x 6 cells, which do not divide the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(6)
+
+    def forward(self, image: Tensor) -> Any:
+        x = torch.relu(self.stem(image))
+        cells = F.interpolate(self.pool(x), x.shape[-2:], mode="bilinear")
+        return self.head(x + cells)
+
+
+def test_the_exporter_does_not_unroll_a_pyramid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(Pyramid(), size=SIZE, normalize="unit")
+    pooled = len(to_onnx(model.network, SIZE, "fp32", ("labels",)).graph.node)
+    (artifact,) = export(model, out=tmp_path)  # the reference is the module with its own pooling
+    assert artifact.status == "proven"
+    monkeypatch.setattr("rtseg.models.own.pool_evenly", F.adaptive_avg_pool2d)
+    plain = len(to_onnx(model.network, SIZE, "fp32", ("labels",)).graph.node)
+    assert pooled < 20
+    assert plain > 2 * pooled
+
+
+class Unrolled(Tiny):
+    def forward(self, image: Tensor) -> Any:
+        x = self.stem(image)
+        for _ in range(40):
+            x = torch.sigmoid(x) * x  # this line
+        return self.head(x)
+
+
+def test_what_unrolls_is_named_with_its_nodes(caplog: pytest.LogCaptureFixture) -> None:
+    to_onnx(load_model(Unrolled(), size=SIZE, normalize="unit").network, SIZE, "fp32", ("labels",))
+    (line,) = [text for text in caplog.messages if "becomes" in text]
+    place = next(
+        number
+        for number, text in enumerate(Path(__file__).read_text().splitlines(), 1)
+        if text.endswith("# this line")
+    )
+    assert f"test_own_network.py:{place} becomes 80 nodes" in line
+
+
+class Branches(Tiny):
+    def forward(self, image: Tensor) -> Any:
+        x = self.stem(image)
+        if x.mean() > 0:
+            x = x * 2
+        return self.head(x)
+
+
+class Reads(Tiny):
+    def forward(self, image: Tensor) -> Any:
+        x = self.stem(image)
+        return self.head(x / x.max().item())
+
+
+class InNumPy(Tiny):
+    def forward(self, image: Tensor) -> Any:
+        return self.head(torch.from_numpy(self.stem(image).detach().numpy()))
+
+
+class Decomposes(Tiny):
+    def forward(self, image: Tensor) -> Any:
+        x = self.stem(image)
+        return self.head(x * torch.linalg.svd(x[0, 0])[1].sum())
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (Branches, "cannot take Branches .*test_own_network.py:[0-9]+.*torch.where for `if`"),
+        (Reads, "cannot take Reads .*test_own_network.py:[0-9]+.*a constant for .item"),
+        (InNumPy, "cannot take InNumPy .*test_own_network.py:[0-9]+.*take NumPy out of forward"),
+        (Decomposes, r"linalg_svd has no form in ONNX \(.*test_own_network.py:[0-9]+\)"),
+    ],
+)
+def test_what_the_exporter_cannot_take_is_told_by_its_line(
+    module: Any, says: str, tmp_path: Path
+) -> None:
+    model = load_model(module(), size=SIZE, normalize="unit")
+    with pytest.raises((UsageError, ExportError), match=says) as error:
+        export(model, out=tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("out/*")), "nothing is written"
+
+
+class Doubles(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Any:
+        return x * 2
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        return gradients[0] * 2
+
+
+class Custom(Tiny):
+    """A function with a gradient of its own, and a layer whose results a hook changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+        self.stem.register_forward_hook(lambda module, given, result: result - 0.5)
+        self.stem.register_forward_hook(lambda module, given, result: self.seen.append(1))
+
+    def forward(self, image: Tensor) -> Any:
+        return self.head(torch.relu(Doubles.apply(self.stem(image))))
+
+
+def test_hooks_and_functions_with_their_own_gradient_are_part_of_the_network(
+    tmp_path: Path,
+) -> None:
+    (artifact,) = export(load_model(Custom(), size=SIZE, normalize="unit"), out=tmp_path)
+    assert artifact.status == "proven"
+    assert artifact.results[0].logits_error is not None
+    assert artifact.results[0].logits_error < 1e-5
+
+
+def test_a_hook_that_cannot_be_copied_is_told(tmp_path: Path) -> None:
+    module = Tiny()
+    with (tmp_path / "log").open("w") as file:
+        module.log = file  # type: ignore[assignment]
+        with pytest.raises(UsageError, match=r"cannot be copied .*take its hooks and open files"):
+            wrap_module(module, SIZE, "unit")
