@@ -44,6 +44,11 @@ __version__ = "0.1.0"
 # A small file may claim a picture of many gigabytes. OpenCV reads this when it is loaded, and would
 # take up to 2**30 pixels; set it for larger ones.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
+# What is wrong with a file is said in one line; FFmpeg says it again for every block of a picture.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+# ONNX Runtime tells its makers of each session, from its import on; a vehicle tells nobody.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 __all__ = [
     "Artifact",
     "ArtifactError",

@@ -42,7 +42,8 @@ SIGN = ["cryptography>=42"]
 WEB = ["starlette>=0.40", "uvicorn>=0.30"]
 FLEET = ["ray[data]>=2.40", "pyarrow>=17"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
-TESTS = ["pytest>=8", "playwright>=1.45", "tritonclient>=2.41", "grpcio>=1.60", *TRITON]
+SERVER = ["tritonclient>=2.41", "grpcio>=1.60"]  # to ask a Triton server
+TESTS = ["pytest>=8", "hypothesis>=6", "playwright>=1.45", *SERVER, *TRITON]
 MOST = [*TRAIN, *OPENVINO, *TENSORRT_RTX, *DRIVE, *WEB, *SIGN]  # fleets apart: Ray is large
 ALL = [*MOST, *CPU]
 

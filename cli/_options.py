@@ -203,7 +203,7 @@ class Outputs(str, Enum):
 def parse_size(text: str) -> tuple[int, int]:
     """(height, width) in pixels."""
     height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    if not (text.isascii() and height.isdigit() and width.isdigit()):
         raise UsageError(f"a size is HEIGHTxWIDTH, such as 512x1024, not {text!r}")
     return int(height), int(width)
 

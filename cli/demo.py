@@ -46,7 +46,9 @@ def demo(
     fps: Annotated[
         float | None, Option(help="FPS of the video; by default the source's, or 17.")
     ] = None,
-    limit: Annotated[int | None, Option(min=1, help="Frames to play; by default all.")] = None,
+    limit: Annotated[
+        int | None, Option(min=1, max=10**9, help="Frames to play; by default all.")
+    ] = None,
     camera: Annotated[bool, in_group(LOOK, help="Show the plain frame too.")] = True,
     opacity: Annotated[float, in_group(LOOK, min=0, max=1, help="Opacity of the labels.")] = 0.55,
     color_blind: Annotated[
@@ -81,8 +83,8 @@ def demo(
     from ..demo.video import demo as run
     from ..resolve import BEST_TO_DRIVE, BEST_TO_LOOK_AT, open_segmenter, resolve_artifact
 
-    if fps is not None and fps <= 0:
-        raise UsageError(f"--fps is frames a second, above 0, not {fps:g}")
+    if fps is not None and not 0 < fps <= 1000:
+        raise UsageError(f"--fps is frames a second, above 0 and at most 1000, not {fps:g}")
     if web:
         from ..demo.web import serve_drive
 

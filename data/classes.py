@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import UsageError, warn_renamed
+from .documents import load_yaml
 
 ADE20K_NAMES = """
     wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk,
@@ -203,12 +204,7 @@ def load_class_set(source: str | Path) -> ClassSet:
         near = get_close_matches(str(source), CLASS_SETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(CLASS_SETS)}"
         raise UsageError(f"no class set is called {str(source)!r}, nor is it a YAML file: {hint}")
-    import yaml  # only those who bring their own classes need it
-
-    try:
-        entries = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    entries = load_yaml(path)
     if not isinstance(entries, list) or not 2 <= len(entries) <= IGNORE:
         raise UsageError(f"{path} should be a list of 2 to 255 entries {ENTRY}")
     rows = [_entry(entry, number, path) for number, entry in enumerate(entries)]
@@ -229,6 +225,7 @@ def _entry(entry: object, number: int, path: Path) -> tuple[str, Color]:
     if unknown := set(entry) - {"name", "color"}:
         raise UsageError(f"{where}: unknown key {unknown.pop()!r}: known are name, color")
     color = entry.get("color", devkit_color(number + 1))
-    if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
+    sound = isinstance(color, (list, tuple)) and len(color) == 3
+    if not sound or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
         raise UsageError(f"{where}: color is [red, green, blue], each 0..255, not {color}")
     return entry["name"], (color[0], color[1], color[2])

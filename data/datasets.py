@@ -423,7 +423,7 @@ class Folder(SegmentationData):
     def __init__(self, root: Path, split: str, classes: ClassSet | None = None):
         self.classes = classes or load_class_set(Path(root) / "classes.yaml")
         self.ids = identity_ids(len(self.classes))
-        self.splits = (split,)
+        self.splits = (split,) if split and split == Path(split).name else ()
         super().__init__(root, split)
 
     def layout(self) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import DataError, UsageError
 from .images import IMAGES, read_image
 
+BOXED = (".mp4", ".mov", ".m4v")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -58,8 +59,8 @@ class Recording(Protocol):
 class Source:
     """An image, a folder of images, a glob or a video; iterates over its frames in order.
 
-    An unreadable image gives an `Unreadable` in its place. `count`: of frames, 0 if unknown; `fps`:
-    of a video.
+    An unreadable image gives an `Unreadable` in its place, and so does what a damaged video lacks
+    at its end. `count`: of frames, 0 if unknown; `fps`: of a video.
     """
 
     paths: tuple[Path, ...]
@@ -81,7 +82,7 @@ class Source:
             yield Frame(image, index, time.monotonic_ns(), names[index])
 
     def _of_video(self, path: Path) -> Iterator[Frame | Unreadable]:
-        capture = cv2.VideoCapture(str(path))
+        capture = cv2.VideoCapture(opencv_name(path))
         try:
             index = 0
             while True:
@@ -97,6 +98,10 @@ class Source:
                 index += 1
         finally:
             capture.release()
+        # OpenCV ends a damaged video as it does a whole one. Matroska's count is an estimate.
+        if self.count - index > max(1, self.count // 100):
+            ended = f"{path} ends after {index} of {self.count} frames: damaged, or cut off"
+            yield Unreadable(path.name, ended)
 
 
 def open_source(where: str | os.PathLike[str]) -> Source:
@@ -163,18 +168,43 @@ def numeric_order(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
+def opencv_name(path: Path) -> str:
+    """A video's path as OpenCV takes it.
+
+    Raises:
+        UsageError: if it is no UTF-8, at which OpenCV would end the process.
+    """
+    name = str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{name!r} is not UTF-8, as OpenCV wants a video's name: rename it"
+        ) from error
+    return name
+
+
 def _open_video(path: Path) -> Source:
-    capture = cv2.VideoCapture(str(path))
+    capture = cv2.VideoCapture(opencv_name(path))
     try:
         if not capture.isOpened():
             raise UsageError(
                 f"{path} cannot be opened as a video: damaged, or of a codec that OpenCV lacks here"
             )
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        if count <= 0 and path.suffix.lower() in BOXED and not _is_boxed(path):
+            # FFmpeg finds pictures in the rest of a file that lost its beginning.
+            raise UsageError(f"{path} has lost its beginning: damaged, or cut off")
         # Some containers name no rate.
         return Source((), path, max(0, count), capture.get(cv2.CAP_PROP_FPS) or 25.0)
     finally:
         capture.release()
+
+
+def _is_boxed(path: Path) -> bool:
+    """Whether a file begins as MP4 and its kin do, with a box of a known kind."""
+    with path.open("rb") as file:
+        return file.read(8)[4:] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
 
 
 def read_folder(folder: Path) -> list[tuple[str, NDArray[np.uint8]]]:

@@ -24,6 +24,7 @@ SCHEMAS = (
 )
 MAGIC = b"\x89MCAP0\r\n"
 SHORTEST = 2 * len(MAGIC) + 29  # the two ends and a footer
+MOST_BYTES = 1 << 30  # of a chunk, which is decompressed as a whole
 INSTALL = 'MCAP logs need the mcap packages: pip install "rtseg[drive]"'
 Decoder = Callable[[bytes], bytes]  # message -> the compressed picture in it
 
@@ -31,7 +32,7 @@ Decoder = Callable[[bytes], bytes]  # message -> the compressed picture in it
 class McapLog:
     """The compressed images of one topic of an MCAP file, in the log's order.
 
-    A picture that cannot be decoded gives an Unreadable.
+    A picture that cannot be decoded gives an Unreadable. Chunks are held against their CRCs.
 
     Args:
         path: The log.
@@ -65,9 +66,13 @@ class McapLog:
         make_reader = _mcap()
         with self.path.open("rb") as file, _damage_told(self.path):
             _check_ends(file)
-            summary = make_reader(file).get_summary()
+            summary = make_reader(file, validate_crcs=True).get_summary()
             if summary is None:
                 raise ValueError("it was not closed")
+            if (
+                most := max((c.uncompressed_size for c in summary.chunk_indexes), default=0)
+            ) > MOST_BYTES:
+                raise ValueError(f"a chunk of {most} bytes, and {MOST_BYTES} are read")
             counts = summary.statistics.channel_message_counts if summary.statistics else {}
             return {
                 channel.topic: counts.get(channel.id, 0)
@@ -88,12 +93,17 @@ class McapLog:
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:
         decoders: dict[int, Decoder] = {}
+        read = 0
         with self.path.open("rb") as file:
             for index, (schema, channel, message) in enumerate(self._messages(file)):
                 if channel.id not in decoders:
                     decoders[channel.id] = self._decoder(channel.message_encoding, schema)
                 name = f"{self.path.stem}_{index:06d}"
                 yield _frame(decoders[channel.id], message, index, name)
+                read += 1
+        if read < self.count:
+            ended = f"{self.path} ends after {read} of {self.count} images: damaged, or cut off"
+            yield Unreadable(self.path.name, ended)
 
     def _decoder(self, encoding: str, schema: object) -> Decoder:
         with _damage_told(self.path):
@@ -107,7 +117,7 @@ class McapLog:
 
     def _messages(self, file: BinaryIO) -> Iterator[Any]:
         with _damage_told(self.path):
-            yield from _mcap()(file).iter_messages(topics=[self.topic])
+            yield from _mcap()(file, validate_crcs=True).iter_messages(topics=[self.topic])
 
 
 @contextmanager

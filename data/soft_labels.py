@@ -18,14 +18,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import yaml
 
 from ..errors import DataError, UsageError
 from .classes import IGNORE, ClassSet
+from .documents import load_yaml
 from .files import write_atomically
 
 CLASS_MAPS = Path(__file__).with_name("class_maps")
 FACTS = "soft_labels.json"
+MOST_BYTES = 1 << 29  # of a frame's probabilities
 SMALLEST = 3  # of 255: below, a probability is written as 0, which packs well
 
 
@@ -82,6 +83,10 @@ def merge_classes(probabilities: np.ndarray, class_map: np.ndarray, classes: int
 def read_probabilities(path: Path) -> np.ndarray:
     """(C, h, w) uint8; raises DataError naming the file."""
     try:
+        with zipfile.ZipFile(path) as packed:
+            size = max((each.file_size for each in packed.infolist()), default=0)
+        if size > MOST_BYTES:
+            raise DataError(f"{path} unpacks to {size} bytes, and {MOST_BYTES} are read")
         with np.load(path) as content:
             values = np.asarray(content["probabilities"])
     except KeyError as error:
@@ -112,10 +117,7 @@ def load_class_map(source: str | Path | Sequence[int], classes: ClassSet) -> tup
         if not path.is_file():
             known = ", ".join(sorted(each.stem for each in CLASS_MAPS.glob("*.yaml")))
             raise UsageError(f"no class map {str(source)!r}, as a file or by name: known: {known}")
-        try:
-            entries = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        entries = load_yaml(path)
     if not isinstance(entries, (list, tuple)) or not entries:
         raise UsageError(f"a class map is a list with an entry for each class, not {source}")
     return tuple(_train_id(entry, number, classes) for number, entry in enumerate(entries))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from .files import ELSEWHERE, RecordingFile
+from .frames import opencv_name
 
 CODECS = {".mp4": "mp4v", ".webm": "VP90", ".avi": "MJPG", ".mkv": "mp4v"}
 UNCOUNTED = (".webm", ".mkv")  # they store no number of frames, and OpenCV's guess may be one off
@@ -30,10 +31,11 @@ class VideoFile:
     """
 
     def __init__(self, path: Path, size: tuple[int, int], fps: float, replaces: bool = False):
+        opencv_name(path)  # told before there is a file
         self.size, self.count = size, 0
         self._file = RecordingFile(path, replaces)
         code = cv2.VideoWriter.fourcc(*CODECS[path.suffix.lower()])
-        self._writer = cv2.VideoWriter(str(self._file.partial), code, fps, size)
+        self._writer = cv2.VideoWriter(opencv_name(self._file.partial), code, fps, size)
         if not self._writer.isOpened():
             self._file.abandon()
             raise UsageError(

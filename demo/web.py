@@ -188,6 +188,7 @@ class Server:
             application(page, token, any_host=not only_here),
             log_config=None,
             access_log=False,
+            log_level="critical",  # else a line for every request that is none
             lifespan="off",
             ws="none",
             http=Connection,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ..data.documents import read_json_object
 from ..data.files import move_file, write_atomically
 from ..reporting import Table
 from ..runtime.artifact import Card
@@ -153,10 +154,6 @@ def publish(artifact: Artifact, out: Path) -> Artifact:
 def write_report(out: Path, artifacts: Sequence[Artifact]) -> None:
     """Add to the folder's `report.json`, by artifact; an older entry of the same name goes."""
     path = out / "report.json"
-    try:
-        report = json.loads(path.read_text())
-    # A damaged report is written anew; nothing but people and tables reads it.
-    except (OSError, ValueError):
-        report = {}
+    report = read_json_object(path)  # nothing but people and tables reads it
     report |= {artifact.path.name: artifact.as_dict() for artifact in artifacts}
     write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())

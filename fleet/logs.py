@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.documents import read_json_object
 from ..data.files import write_atomically
 from ..data.frames import numeric_order
 from ..errors import UsageError
@@ -31,10 +32,7 @@ class DriveLog:
 
     def is_done(self, out: Path, job: dict[str, Any]) -> bool:
         """Whether this very input was labeled by the same artifact into the same form."""
-        try:
-            facts = json.loads((out / self.name / REPORT).read_text())
-        except (OSError, ValueError):
-            return False
+        facts = read_json_object(out / self.name / REPORT)
         # Another artifact or form would mix labels of two kinds.
         return bool(facts.get("job") == job and facts.get("input") == self.input)
 

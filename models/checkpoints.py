@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -59,20 +60,27 @@ def read_checkpoint(path: Path) -> Mapping[str, object]:
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path.read_bytes())
-        with torch.serialization.safe_globals(SAFE):
+        # torch warns of pickles of other protocols than its own, and then reads or refuses them.
+        with torch.serialization.safe_globals(SAFE), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RecursionError) as error:
         raise CheckpointError(_explain_refusal(path, str(error))) from error
     except (
         SafetensorError,
         RuntimeError,
         EOFError,
         ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        MemoryError,
         OSError,
         zipfile.BadZipFile,
     ) as error:
+        why = [*str(error).splitlines(), type(error).__name__][0]
         raise CheckpointError(
-            f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}; fetch it again"
+            f"{path} is damaged or not a checkpoint: {why}; fetch it again"
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
@@ -136,7 +144,11 @@ def unwrap_state_dict(content: Mapping[str, Any], where: str = "the checkpoint")
             break
         content = inner
     # Trainers keep the epoch, the optimizer's state and the like beside the tensors.
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    state = {k: v for k, v in content.items() if isinstance(v, Tensor) and isinstance(k, str)}
+    for key, value in state.items():
+        # Copying would drop the imaginary part with a warning, and ask meta tensors for values.
+        if value.is_complex() or value.is_meta or value.is_sparse or value.is_quantized:
+            raise CheckpointError(f"{where}: {key} is no plain tensor of real numbers")
     prefix: str | None = ""
     while prefix is not None:  # a loss may hide behind a prefix, and a prefix behind a loss
         state = {k.removeprefix(prefix): v for k, v in state.items()}

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ..data.classes import ClassSet
 from ..data.files import digest_of
@@ -27,6 +27,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Enlargement = Literal["bilinear", "bilinear_aligned", "shuffle"]
 # Numbers of fields in onnx.proto: of a model; of its graph.
 GRAPH, METADATA, OUTPUT = 7, 14, 12
+LARGEST = 1 << 14  # pixels of a side
 # The start of an entry of the metadata, its key, and of how protobuf writes its value.
 _ENTRY = b"\x0a\x05rtseg\x12"
 # How a tensor says that its values lie in another file.
@@ -157,6 +158,20 @@ class Card(_Facts):
     engine: EngineFacts | None = None
     int8: Int8Facts | None = None
     files: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Card:
+        """What can be served at all: whoever may write a card may digest it, too."""
+        for wrong, what in (
+            (not all(1 <= side <= LARGEST for side in self.size), f"size {self.size}"),
+            (not 1 <= len(self.classes) <= 255, f"{len(self.classes)} classes"),
+            (len(self.palette) != len(self.classes), f"{len(self.palette)} colors of classes"),
+            (not all(0 <= v <= 255 for color in self.palette for v in color), "colors"),
+            (not self.outputs, "no outputs"),
+        ):
+            if wrong:
+                raise ValueError(f"{what} cannot be right")
+        return self
 
     @property
     def gives_labels(self) -> bool:
@@ -360,8 +375,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         text = file.read(min(length, 100_000_000))
     try:
         header = json.loads(text)
-        ends = [each["data_offsets"][1] for name, each in header.items() if name[:2] != "__"]
+        tensors = [each for name, each in header.items() if name[:2] != "__"]
+        ends = [each["data_offsets"][1] for each in tensors if {*each} >= {"dtype", "shape"}]
         whole = 8 + length + max(ends, default=0) == path.stat().st_size
+        whole = whole and len(ends) == len(tensors)
         whole = whole and isinstance(header.get("__metadata__") or {}, dict)
     except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
         whole = False

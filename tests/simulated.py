@@ -140,7 +140,8 @@ class Simulation:
         self.reopened_at: list[float] = []
         queue = list(starts(clock))
         counters, mailbox = FrameCounters(), Mailbox(clock)
-        self.capture = Capture([], mailbox, counters, clock)
+        limit = DriveLimits(**limits)
+        self.capture = Capture([], mailbox, counters, clock, max_age_ms=limit.max_age_ms)
         self.capture.reopen = self._reopen  # type: ignore[method-assign]
         self.supervisor = Supervisor(
             clock,
@@ -149,11 +150,11 @@ class Simulation:
         )
         self.recorder = Recorder(clock)
         queues: Any = [self.recorder]
-        limit = DriveLimits(**limits)
         self.loop = Loop(self.capture, mailbox, self.supervisor, queues, counters, clock, limit)
         self.began = clock.now
         self.history = History()
         self._shown = 0
+        self.frozen = False
 
     def _started(self, start: Callable[[], SimulatedEngine]) -> SimulatedEngine:
         self.started.append(start())
@@ -168,8 +169,8 @@ class Simulation:
         return (self.clock.now - self.began) / SECOND
 
     def show(self) -> None:
-        """The camera gives a frame whose every value is its index."""
-        image = np.full((*SIZE, 3), self._shown % 256, np.uint8)
+        """The camera gives a frame whose every value is its index, or 7 if it is frozen."""
+        image = np.full((*SIZE, 3), 7 if self.frozen else self._shown % 256, np.uint8)
         self.capture.accept(Frame(image, self._shown, self.clock.now))
         self._shown += 1
 

@@ -33,7 +33,8 @@ from rtseg.system import Usage, UsageLog, UsageSample, read_usage
         ("- {at: 3, fault: flood}", "no fault is called 'flood'"),
         ("- {at: 3}", "an entry has `at`, `fault` and `seconds`"),
         ("at: 3", "should be a list"),
-        ("- {at: -1, fault: camera_cut}", "0 or more"),
+        ("- {at: -1, fault: camera_cut}", "are 0 to"),
+        ("- {at: .nan, fault: camera_cut}", "are 0 to"),
         ("- [", "is not valid YAML"),
     ],
 )

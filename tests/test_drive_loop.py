@@ -110,6 +110,26 @@ def test_a_frame_that_is_none_is_skipped_and_told(item: Any, cause: str) -> None
     assert accounted(drive)
 
 
+def test_a_frozen_camera_is_told_and_its_masks_withheld() -> None:
+    """New stamps make no new picture: it is as old as the first one that was like it."""
+    drive = Simulation(lambda clock: [lambda: SimulatedEngine(clock)])
+    drive.camera(0.1, 0.0, 6.0)
+    drive.clock.after(2.0, lambda: setattr(drive, "frozen", True))
+    drive.clock.after(4.0, lambda: setattr(drive, "frozen", False))
+    drive.run(6.0)
+    assert not [at for at, _ in drive.results if 2.65 < at < 3.95]
+    frozen = [status for _, status in drive.statuses if status.cause == "frozen"]
+    assert frozen
+    assert {status.kind for status in frozen} == {StatusKind.STALE}
+    assert "the camera has repeated one picture for 600 ms" in frozen[0].text
+    assert drive.frames["dropped"]["frozen"] == len(frozen)
+    assert "stale" in drive.states
+    reasons = " ".join(r for e in drive.history.entries if e.state == "stale" for r in e.reasons)
+    assert "repeated one picture" in reasons
+    assert drive.states[-1] == "running"
+    assert drive.frames["captured"] == drive.frames["published"] + len(frozen)
+
+
 def test_the_first_error_restarts_and_the_second_leaves_it_to_the_fallback() -> None:
     plans = [["", "", "error"], [*[""] * 20, "error"], []]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,9 @@ from rtseg.data import playback as pace
 from rtseg.data.camera import Camera, is_camera
 from rtseg.data.frames import Frame, Unreadable, open_source
 from rtseg.data.playback import Paced, open_drive_source
+from rtseg.data.scenes import scene
+from rtseg.data.video_file import VideoFile
+from rtseg.errors import UsageError
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 
@@ -209,3 +213,34 @@ def test_options_that_do_not_go_with_the_source(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         open_drive_source(where, **options)
+
+
+def test_a_video_that_was_cut_off_says_so(tmp_path: Path) -> None:
+    """Its index is whole, its pictures are not: OpenCV ends it as it does a whole one."""
+    whole = tmp_path / "whole.avi"
+    writer = cv2.VideoWriter(str(whole), cv2.VideoWriter.fourcc(*"MJPG"), 20, (128, 64))
+    for index in range(20):
+        writer.write(scene((64, 128), index))
+    writer.release()
+    assert not [each for each in open_source(whole) if isinstance(each, Unreadable)]
+    content = bytearray(whole.read_bytes())
+    middle = len(content) // 3
+    content[middle : 2 * middle] = bytes(middle)
+    damaged = tmp_path / "damaged.avi"
+    damaged.write_bytes(content)
+    items = list(open_source(damaged))
+    lost = [each for each in items if isinstance(each, Unreadable)]
+    assert len(items) - len(lost) < 20
+    assert len(lost) == 1
+    assert "of 20 frames: damaged, or cut off" in lost[0].reason
+
+
+def test_a_name_that_is_no_utf_8_is_told(tmp_path: Path) -> None:
+    """OpenCV ends the process at one."""
+    path = tmp_path / os.fsdecode(b"\xff.mp4")
+    path.write_bytes(b"")
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        open_source(path)
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        VideoFile(path, (64, 64), 20)
+    assert sorted(tmp_path.iterdir()) == [path]

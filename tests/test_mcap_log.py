@@ -13,6 +13,7 @@ import pytest
 from rtseg.data.frames import Frame, Unreadable
 from rtseg.data.mcap_reader import MAGIC, McapLog
 from rtseg.data.playback import open_recording
+from rtseg.errors import UsageError
 
 pytest.importorskip("mcap", reason='needs the mcap packages: pip install "rtseg[drive]"')
 pytest.importorskip("mcap_ros2", reason='needs the mcap packages: pip install "rtseg[drive]"')
@@ -147,3 +148,27 @@ def test_a_log_of_one_frame_has_no_rate(tmp_path: Path) -> None:
     path = tmp_path / "drive.mcap"
     json_log(path, [b"{}"])
     assert (McapLog(path).count, McapLog(path).fps) == (1, 0.0)
+
+
+def test_a_chunk_whose_checksum_is_wrong_is_not_believed(tmp_path: Path) -> None:
+    """A flipped bit in a picture may decode to another one."""
+    path = tmp_path / "drive.mcap"
+    rng = np.random.default_rng(0)
+    picture = cv2.imencode(".bmp", rng.integers(0, 256, (40, 60, 3), np.uint8))[1].tobytes()
+    message = json.dumps({"data": base64.b64encode(picture).decode()}).encode()
+    with path.open("wb") as file:
+        from mcap.writer import CompressionType, Writer
+
+        writer = Writer(file, compression=CompressionType.NONE)
+        writer.start()
+        schema = writer.register_schema("foxglove.CompressedImage", "jsonschema", b"{}")
+        channel = writer.register_channel("/camera", "json", schema)
+        writer.add_message(channel, 1, message, 1)
+        writer.finish()
+    whole = path.read_bytes()
+    assert [type(item) for item in McapLog(path)] == [Frame]
+    at = whole.index(message) + len(message) // 2
+    letter = b"A" if whole[at : at + 1] != b"A" else b"B"
+    path.write_bytes(whole[:at] + letter + whole[at + 1 :])
+    with pytest.raises(UsageError, match="damaged"):
+        list(McapLog(path))

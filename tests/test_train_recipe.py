@@ -89,5 +89,5 @@ def test_files_that_are_no_recipe(write):
         load_recipe("csfcn_nano_camvit")
     with pytest.raises(RecipeError, match="no `key: value` lines"):
         load_recipe(write("- a list"))
-    with pytest.raises(RecipeError, match="cannot be read"):
+    with pytest.raises(RecipeError, match="is not valid YAML"):
         load_recipe(write("{"))

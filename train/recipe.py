@@ -9,15 +9,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from ..data.documents import load_yaml, parse_yaml
 from ..data.transforms import Augment
 from ..errors import RecipeError, warn_renamed
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -221,9 +221,9 @@ class Recipe(Section):
     log_every: int = Field(default=20, ge=1)
     val_every: int = Field(default=1000, ge=1)
     save_every: int = Field(default=500, ge=1)
-    val_size: tuple[int, int] | None = None
-    val_fit: tuple[int, int] | None = None
-    val_window: tuple[int, int] | None = None
+    val_size: tuple[PositiveInt, PositiveInt] | None = None
+    val_fit: tuple[PositiveInt, PositiveInt] | None = None
+    val_window: tuple[PositiveInt, PositiveInt] | None = None
     tensorboard: bool = False
 
     @model_validator(mode="after")
@@ -250,6 +250,8 @@ def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
     path = find_recipe(source)
     content = _read(path)
     if "base" in content:
+        if not isinstance(content["base"], str):
+            raise RecipeError(f"{path}: base is the name of a recipe, not {content['base']!r}")
         base = _read(find_recipe(content.pop("base"), beside=path.parent))
         if "base" in base:
             raise RecipeError(f"{path}: its base has a base of its own: one step is the limit")
@@ -283,10 +285,7 @@ def recipes_by_variant() -> dict[str, list[str]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    content = load_yaml(path, RecipeError)
     if not isinstance(content, dict):
         raise RecipeError(f"{path} holds no `key: value` lines")
     return _rename_keys(content)
@@ -304,10 +303,7 @@ def _parse_change(change: str) -> dict[str, Any]:
     keys, equals, value = change.partition("=")
     if not equals or not keys:
         raise RecipeError(f"{change!r} is no change: write key=value or section.key=value")
-    try:
-        content: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the value in {change!r} is not valid YAML") from error
+    content: Any = parse_yaml(value, f"the value in {change!r}", RecipeError)
     for key in reversed(keys.split(".")):
         content = {key: content}
     return _rename_keys(content)

@@ -247,6 +247,14 @@ def cuda_available() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and bool(gpus())
 
 
+def check_input(path: Path, card: Card, shape: Sequence[int]) -> None:
+    """Raises ArtifactError unless a graph takes frames of its card's size."""
+    if tuple(shape) != (1, *card.size, 3):
+        raise ArtifactError(
+            f"{path} takes {tuple(shape)}, and its card says {(1, *card.size, 3)}: export it again"
+        )
+
+
 def open_backend(name: str, path: Path, device: str | None, **options: object) -> Backend:
     """Load an artifact in the backend `name`; options: as its class takes them."""
     if "labels" in options:  # its name until 0.2

@@ -29,6 +29,7 @@ from .backend import (
     Labels,
     LayerTimes,
     Scores,
+    check_input,
     cuda_available,
     label_maker,
     leaves_out_argmax,
@@ -82,6 +83,7 @@ class OnnxRuntime(Backend):
                 f"ONNX Runtime could not start CUDA ({missing or 'driver, CUDA or cuDNN'}): "
                 'run `rtseg doctor`, or load with device="cpu"'
             )
+        check_input(path, self.card, self.session.get_inputs()[0].shape)
         shapes = {output.name: output.shape for output in self.session.get_outputs()}
         self.names = list(shapes)
         self._maker: LabelMaker | None = None

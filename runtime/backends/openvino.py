@@ -23,6 +23,7 @@ from .backend import (
     Labels,
     LayerTimes,
     Scores,
+    check_input,
     label_maker,
     leaves_out_argmax,
 )
@@ -78,6 +79,7 @@ class OpenVino(Backend):
             raise ArtifactError(
                 f"OpenVINO {openvino.__version__} cannot load {path}: {reason}"
             ) from error
+        check_input(path, self.card, tuple(self.model.input(0).shape))
         self.names = sorted(name for output in self.model.outputs for name in output.names)
         self.request = self.model.create_infer_request()
         if leave_out and self.card.coarse:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...data.frames import Frame, Unreadable
 from ..segmenter import as_bgr
@@ -96,6 +97,14 @@ class Capture:
     (a generator) cannot start again: it is lost when it raises. So is a recording, which would
     repeat its frames.
 
+    Args:
+        source: an iterable of frames.
+        mailbox: where the newest one goes.
+        counters: of all.
+        clock: the loop's.
+        every_frame: no frame takes the place of one that waits.
+        max_age_ms: for which a camera may repeat one picture; None: for ever.
+
     Attributes:
         opened_ns: when it was first opened, monotonic; 0 before.
         last_ns: when the last good frame came, monotonic.
@@ -114,9 +123,10 @@ class Capture:
         counters: FrameCounters,
         clock: LoopClock,
         every_frame: bool = False,
+        max_age_ms: float | None = None,
     ):
         self.source, self.mailbox, self.counters, self.clock = source, mailbox, counters, clock
-        self.every_frame = every_frame
+        self.every_frame, self.max_age_ms = every_frame, max_age_ms
         self.lost = ""
         self.gone = self.ended = False
         self.opened_ns = self.last_ns = self.resumed_ns = 0
@@ -126,6 +136,8 @@ class Capture:
         self._gaps_ms: deque[float] = deque(maxlen=GAPS)
         self._turn = 0  # the thread that may deliver; older ones only end
         self._newest_ns = 0
+        self._picture: NDArray[np.uint8] | None = None
+        self._picture_ns = 0  # when it was first captured
         self._failures = 0
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -193,7 +205,7 @@ class Capture:
         try:
             frame = self._check_frame(item)
         except Exception as error:  # a caller's own source may give anything
-            cause = "repeated" if isinstance(error, _Repeated) else "corrupt"
+            cause = error.cause if isinstance(error, _NotNew) else "corrupt"
             self._skip(SkippedFrame(frame_id, cause, str(error)))
             return
         self._mark(frame)
@@ -217,8 +229,22 @@ class Capture:
             raise ValueError("captured in the future: captured_ns is time.monotonic_ns()")
         # Neither an older frame nor one that was given before must pass for news.
         if item.captured_ns <= self._newest_ns:
-            raise _Repeated("captured no later than the frame before it")
+            raise _NotNew("repeated", "captured no later than the frame before it")
+        self._check_moving(image, int(item.captured_ns))
         return replace(item, image=image, captured_ns=int(item.captured_ns))
+
+    def _check_moving(self, image: NDArray[np.uint8], captured_ns: int) -> None:
+        """A picture that equals the one before, byte for byte, is as old as that one, whatever its
+        stamp says: every sensor has noise, and a driver that hangs repeats what it has."""
+        if self.max_age_ms is None or getattr(self.source, "recorded", False):
+            return
+        before, self._picture = self._picture, image
+        if before is None or not _equal(before, image):
+            self._picture_ns = captured_ns
+        age_ms = (captured_ns - self._picture_ns) / 1e6
+        if age_ms > self.max_age_ms:
+            self._newest_ns = captured_ns
+            raise _NotNew("frozen", f"the camera has repeated one picture for {age_ms:.0f} ms")
 
     def _mark(self, frame: Frame) -> None:
         now = self.clock.now_ns()
@@ -252,8 +278,19 @@ class Capture:
         return not self.gone
 
 
-class _Repeated(ValueError):
-    """A frame that was given before, or an older one."""
+class _NotNew(ValueError):
+    """A frame that was given before, an older one, or one that only looks new."""
+
+    def __init__(self, cause: str, text: str):
+        super().__init__(text)
+        self.cause = cause
+
+
+def _equal(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """Whether two pictures are the same; a few pixels tell most that are not."""
+    if one.shape != other.shape or not np.array_equal(one[::16, ::16], other[::16, ::16]):
+        return False
+    return np.array_equal(one, other)
 
 
 def can_restart(source: Source) -> bool:

@@ -91,15 +91,18 @@ class Drive:
             None if fallback is None else _starter(fallback, self.clock, on_cpu),
         )
         _check_same_classes(segmenter, fallback)
+        limits = limits or DriveLimits(max_age_ms=None if every_frame else DriveLimits.max_age_ms)
+        frames = Capture(
+            source, mailbox, counters, self.clock, every_frame, max_age_ms=limits.max_age_ms
+        )
         self.loop = Loop(
-            capture=Capture(source, mailbox, counters, self.clock, every_frame),
+            capture=frames,
             mailbox=mailbox,
             supervisor=supervisor,
             queues=[SinkQueue(sink, self.clock) for sink in sinks],
             counters=counters,
             clock=self.clock,
-            limits=limits
-            or DriveLimits(max_age_ms=None if every_frame else DriveLimits.max_age_ms),
+            limits=limits,
         )
         self.granted: dict[str, str] = {}
         self._history = History()

@@ -17,10 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...data.documents import load_yaml
 from ...data.files import write_atomically
 from ...data.frames import Frame, Unreadable
 from ...errors import MissingPackage, UsageError
 from ..segmenter import Segmenter, load
+from .clock import LONGEST
 from .engine import Picture
 from .messages import Message
 from .worker import WorkerTask
@@ -56,8 +58,8 @@ class Fault:
     def __post_init__(self) -> None:
         if self.fault not in KINDS:
             raise UsageError(f"no fault is called {self.fault!r}: choose from {', '.join(KINDS)}")
-        if self.at < 0 or self.seconds < 0:
-            raise UsageError(f"{self.fault}: `at` and `seconds` are 0 or more")
+        if not (0 <= self.at <= LONGEST and 0 <= self.seconds <= LONGEST):
+            raise UsageError(f"{self.fault}: `at` and `seconds` are 0 to {LONGEST:g}")
 
 
 class FaultPlan:
@@ -84,13 +86,9 @@ def read_plan(path: Path) -> list[Fault]:
         MissingPackage: PyYAML is not installed.
     """
     try:
-        import yaml
+        entries = load_yaml(path)
     except ImportError as error:
         raise MissingPackage('--inject needs PyYAML: pip install "rtseg[drive]"') from error
-    try:
-        entries = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list):
         raise UsageError(f"{path} should be a list of `- {{at: 20, fault: camera_stall, ...}}`")
     try:

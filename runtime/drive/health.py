@@ -65,7 +65,9 @@ def _camera(loop: Loop) -> str:
     # A log that waits for inference is silent by itself.
     if loop.capture.ended or loop.capture.every_frame or loop.silent_s() <= loop.limits.silence_s:
         return ""
-    return "the camera is silent"
+    at_ns, text = loop.trouble.get("frozen", (0, ""))
+    frozen = bool(at_ns) and loop.clock.now_ns() - at_ns < RECENT_NS
+    return text if frozen else "the camera is silent"
 
 
 def _inference(loop: Loop) -> tuple[str, ...]:

@@ -126,10 +126,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: PageServer
 
     def do_GET(self) -> None:
-        named = urlsplit(f"//{self.headers.get('Host', 'localhost')}").hostname
+        named = {_host_in(each) for each in self.headers.get_all("Host", ["localhost"])}
         # DNS rebinding: a web page may point a name of its own at 127.0.0.1, and read what is
         # there.
-        if self.server.local and named not in LOCAL:
+        if self.server.local and not named <= set(LOCAL):
             self.send_error(403, "only this machine may ask")
             return
         page = self.server.pages.get(self.path.split("?")[0])
@@ -151,6 +151,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Silent: only the command line prints."""
+
+
+def _host_in(header: str) -> str | None:
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:  # a bracket that stays open
+        return None
 
 
 def serve_health(snapshot: TakeSnapshot, port: int, host: str = "127.0.0.1") -> PageServer:

@@ -273,7 +273,8 @@ class Loop:
         while self.capture.skipped:
             skipped = self.capture.skipped.popleft()
             self.trouble[skipped.cause] = self.clock.now_ns(), skipped.reason
-            self._tell(StatusKind.LOST, skipped.cause, skipped.reason, skipped.frame_id)
+            kind = StatusKind.STALE if skipped.cause == "frozen" else StatusKind.LOST
+            self._tell(kind, skipped.cause, skipped.reason, skipped.frame_id)
 
     def silent_s(self) -> float:
         """Since the last good frame, or since the start."""
