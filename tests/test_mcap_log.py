@@ -84,7 +84,7 @@ def test_a_log_with_two_cameras_wants_a_topic(tmp_path: Path) -> None:
 def test_what_is_no_log(content: bytes, why: str, tmp_path: Path) -> None:
     path = tmp_path / "drive.mcap"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"is damaged or no MCAP log .*{why}.*`mcap recover`"):
+    with pytest.raises(ValueError, match=f"is damaged or not an MCAP log .*{why}.*`mcap recover`"):
         McapLog(path)
 
 

@@ -71,7 +71,7 @@ def test_a_base_has_no_base(write):
         ("schedule.iterations=null", "schedule: give either epochs or iterations"),
         ("augment.scale=[2, 1]", "augment: scale is"),
         ("batch", "'batch' is no change"),
-        ("batch=[", "no YAML"),
+        ("batch=[", "not valid YAML"),
     ],
 )
 def test_mistakes_name_the_key(write, change, message):
