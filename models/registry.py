@@ -20,6 +20,7 @@ from .families import (
     icnet,
     mgseg,
     pidnet,
+    sctnet,
     segformer,
     senformer,
     sfanet,
@@ -30,7 +31,20 @@ from .network import Network, NetworkInfo
 from .variant import Variant
 
 FAMILIES = (  # a new one: its import above, its name here; the order is that of `rtseg models`
-    *(csfcn, sfnet, swiftnet, bisenet, pidnet, ddrnet, sfanet, mgseg, icnet, ffnet, efficientvit),
+    *(
+        csfcn,
+        sfnet,
+        swiftnet,
+        bisenet,
+        pidnet,
+        ddrnet,
+        sctnet,
+        sfanet,
+        mgseg,
+        icnet,
+        ffnet,
+        efficientvit,
+    ),
     *(crossformer, ecfd, senformer, segformer),
 )
 VARIANTS: dict[str, Variant] = {k: v for family in FAMILIES for k, v in family.VARIANTS.items()}
