@@ -37,6 +37,12 @@ DRIVE = [  # logs in and out, metrics, fault plans
     "prometheus-client>=0.20",
     "PyYAML>=6",
 ]
+ROS2 = [  # DDS, Zenoh, bags
+    # Linux on Arm has no wheel of it, and building it wants an installed Cyclone DDS.
+    'cyclonedds>=11.0; platform_system != "Linux" or platform_machine == "x86_64"',
+    "eclipse-zenoh>=1.5",
+    "rosbags>=0.10",
+]
 TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it is asked for
 SIGN = ["cryptography>=42"]
 WEB = ["starlette>=0.40", "uvicorn>=0.30"]
@@ -166,12 +172,14 @@ setup(
         "web": WEB,
         "fleet": FLEET,
         "drive": DRIVE,
+        "ros2": ROS2,
         "all": ALL,
         "all-gpu": [*MOST, *GPU, *TRITON],
         "docs": [*EXPORT, *DOCS],
         "dev": [
             *ALL,
             *FLEET,
+            *ROS2,
             *TESTS,
             *DOCS,
             "ruff>=0.9",

@@ -36,7 +36,8 @@ TESTS = "Tests"
 
 def drive(
     source: Annotated[
-        str, Argument(help="Camera (0, rtsp://..., GStreamer), .mcap log, video or images.")
+        str,
+        Argument(help="Camera (0, rtsp://...), ROS 2 topic (ros2:/image), log, video or images."),
     ],
     model: Models = None,
     fallback: Annotated[
@@ -56,7 +57,9 @@ def drive(
     loop: Annotated[
         bool, in_group(SOURCE, "--loop", help="Play a recording again and again.")
     ] = False,
-    topic: Annotated[str | None, in_group(SOURCE, help="Topic of an MCAP log.")] = None,
+    topic: Annotated[
+        str | None, in_group(SOURCE, help="Topic of an MCAP log or ROS 2 bag.")
+    ] = None,
     deadline: Annotated[
         float | None,
         in_group(KEEP_UP, help="ms from capture to publication, which several models try to hold."),
@@ -68,9 +71,15 @@ def drive(
     to: Annotated[
         list[Path] | None,
         in_group(
-            RESULTS, "-o", "--out", help="Folder for PNGs, .mp4, .mcap or .ring; may be repeated."
+            RESULTS,
+            "-o",
+            "--out",
+            help="Folder for PNGs, .mp4, .mcap, .ring, or ros2:/TOPIC; may be repeated.",
         ),
     ] = None,
+    mcap_ros2: Annotated[
+        bool, in_group(RESULTS, "--mcap-ros2", help="ROS 2 messages in .mcap logs too.")
+    ] = False,
     report: Annotated[
         Path | None, in_group(RESULTS, help="File for the JSON report, with a .md page beside it.")
     ] = None,
@@ -112,6 +121,7 @@ def drive(
 
     rtseg drive drive.mp4 -o labels/ --report drive.json
     rtseg drive 0 --model artifacts/csfcn_512x1024_fp16.engine --deadline 40
+    rtseg drive ros2:/camera/image_raw --out ros2:/rtseg
     """
     from rich.console import Group
 
@@ -157,7 +167,7 @@ def drive(
             spare = fallback and resolve_artifact(fallback, device="cpu", progress=tell)
         task = build_artifact_task(artifacts, backend, device, wishes)
         card = read_card(artifacts[0])
-        sinks: list[Any] = open_sinks(to or [], card, blend, rate)
+        sinks: list[Any] = open_sinks(to or [], card, blend, rate, mcap_ros2)
         # Counted from here: models are exported by now, which may take minutes.
         plan = FaultPlan(read_plan(inject), time.monotonic_ns()) if inject else None
         if plan is not None:
@@ -186,7 +196,6 @@ def drive(
         if page is not None:
             from ..demo.web import Server
 
-            page.watch = job.snapshot
             server = served.enter_context(Server(page, host, port, token))
             note(f"live page: {server.url} (Ctrl-C ends)")
         done = job.run(duration)

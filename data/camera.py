@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from .frames import Frame
+from .ros.links import is_ros_address
 
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "srt://")
 OPEN_LIMIT_MS = 3000  # of a network stream; OpenCV's own limits are half a minute
@@ -75,6 +76,7 @@ class Camera:
 
 
 def is_camera(where: str) -> bool:
-    """Whether `where` names a live camera rather than a file."""
+    """Whether `where` names a live camera, or a ROS 2 topic, rather than a file."""
     device = where.removeprefix("/dev/video")
-    return device.isdigit() or where.startswith(STREAMS) or "!" in where
+    known = device.isdigit() or where.startswith(STREAMS) or "!" in where
+    return known or is_ros_address(where)

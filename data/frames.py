@@ -25,14 +25,15 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 @dataclass(frozen=True)
 class Frame:
     """A picture (H, W, 3) uint8 BGR, its place in the source, when it was captured (monotonic
-    nanoseconds), a name that files made of it can have, and the capture time since 1970 where the
-    source knows it, such as a log."""
+    nanoseconds), a name that files made of it can have, and, where the source knows them, such as a
+    log, the capture time since 1970 and the coordinate frame, as ROS calls it."""
 
     image: NDArray[np.uint8]
     index: int
     captured_ns: int
     name: str = ""
     wall_ns: int | None = None
+    coordinate_frame: str = ""
 
 
 @dataclass(frozen=True)

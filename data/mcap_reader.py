@@ -16,9 +16,11 @@ import numpy as np
 from ..errors import DataError, MissingPackage, UsageError
 from .frames import Frame, Unreadable
 from .images import decode_image
+from .ros.pixels import IMAGE_TYPES, Picture, read_picture
+from .ros.ros_messages import Header
 
 SCHEMAS = (
-    "sensor_msgs/msg/CompressedImage",
+    *IMAGE_TYPES,
     "foxglove.CompressedImage",
     "foxglove_msgs/msg/CompressedImage",
 )
@@ -26,11 +28,11 @@ MAGIC = b"\x89MCAP0\r\n"
 SHORTEST = 2 * len(MAGIC) + 29  # the two ends and a footer
 MOST_BYTES = 1 << 30  # of a chunk, which is decompressed as a whole
 INSTALL = 'MCAP logs need the mcap packages: pip install "rtseg[drive]"'
-Decoder = Callable[[bytes], bytes]  # message -> the compressed picture in it
+Decoder = Callable[[bytes, str], tuple[Header, Picture]]  # message, its name for errors
 
 
 class McapLog:
-    """The compressed images of one topic of an MCAP file, in the log's order.
+    """The images of one topic of an MCAP file, in the log's order: compressed ones, and ROS' raw.
 
     A picture that cannot be decoded gives an Unreadable. Chunks are held against their CRCs.
 
@@ -52,7 +54,7 @@ class McapLog:
         self.path = path
         topics = self._topics()
         if not topics:
-            raise UsageError(f"{path} has no topic with compressed images ({', '.join(SCHEMAS)})")
+            raise UsageError(f"{path} has no topic with images ({', '.join(SCHEMAS)})")
         if topic is None and len(topics) > 1:
             raise UsageError(f"{path} has images on {', '.join(topics)}: name one with --topic")
         if topic is not None and topic not in topics:
@@ -150,20 +152,19 @@ def _check_ends(file: BinaryIO) -> None:
 
 def _frame(decode: Decoder, message: Any, index: int, name: str) -> Frame | Unreadable:
     try:
-        content = np.frombuffer(decode(message.data), np.uint8)
-    except Exception:  # a decoder's, of a damaged message; the next one may be whole
-        content = np.empty(0, np.uint8)
-    try:
-        image = decode_image(content, name)
+        header, image = decode(message.data, name)
     except DataError as error:
         return Unreadable(name, str(error))
-    return Frame(image, index, time.monotonic_ns(), name, message.log_time)
+    frame_id = header.frame_id
+    return Frame(image, index, time.monotonic_ns(), name, message.log_time, frame_id)
 
 
 def _decoder(encoding: str, schema: object) -> Decoder | None:
     """None for an encoding that nobody here knows."""
     if encoding == "json":
-        return lambda data: base64.b64decode(json.loads(data)["data"])
+        return _compressed(lambda data: base64.b64decode(json.loads(data)["data"]))
+    if encoding == "cdr" and schema.name in IMAGE_TYPES:
+        return lambda data, name: read_picture(schema.name, data, name)
     try:
         from mcap_protobuf.decoder import DecoderFactory as Protobuf
         from mcap_ros2.decoder import DecoderFactory as Ros2
@@ -173,8 +174,21 @@ def _decoder(encoding: str, schema: object) -> Decoder | None:
     for factory in factories:
         decode = factory.decoder_for(encoding, schema)
         if decode is not None:
-            return lambda data, decode=decode: bytes(decode(data).data)  # type: ignore[misc]
+            return _compressed(lambda data, decode=decode: decode(data).data)  # type: ignore[misc]
     return None
+
+
+def _compressed(content: Callable[[bytes], bytes]) -> Decoder:
+    """The decoder of messages whose compressed picture `content` takes out."""
+
+    def decode(data: bytes, name: str) -> tuple[Header, Picture]:
+        try:
+            found = np.frombuffer(bytes(content(data)), np.uint8)
+        except Exception:  # a decoder's, of a damaged message; the next one may be whole
+            found = np.empty(0, np.uint8)
+        return Header(), decode_image(found, name)
+
+    return decode
 
 
 def _mcap() -> Any:

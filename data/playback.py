@@ -12,6 +12,9 @@ from ..errors import UsageError
 from .camera import Camera, is_camera
 from .frames import Frame, Recording, Unreadable, open_source
 from .mcap_reader import McapLog
+from .ros.links import is_ros_address
+from .ros.ros_bag import RosBag, is_ros_bag
+from .ros.ros_camera import RosCamera
 
 CITYSCAPES_HZ = 17.0
 
@@ -89,7 +92,7 @@ def _sleep_until(moment_ns: int) -> None:
         time.sleep(left_ns / 1e9)
 
 
-ONLY_LOGS = "--topic goes with MCAP logs only"
+ONLY_LOGS = "--topic goes with MCAP logs and ROS 2 bags only"
 
 
 def open_drive_source(
@@ -98,7 +101,8 @@ def open_drive_source(
     """The frames of a camera as they come, or of a recording in real time.
 
     Args:
-        where: What `Camera` takes, an MCAP log, or what `open_source` takes.
+        where: What `Camera` or `RosCamera` takes, an MCAP log, a ROS 2 bag, or what `open_source`
+            takes.
         rate_hz: Of a recording; None: a log's own times, a video's own rate, 17 Hz for images (that
             of Cityscapes' sequences); 0: as fast as frames are taken.
         loops: Play a recording for ever.
@@ -112,14 +116,14 @@ def open_drive_source(
             raise UsageError("a camera has a rate of its own and no end: no --loop, no --rate 0")
         if topic is not None:
             raise UsageError(ONLY_LOGS)
-        return Camera(where)
+        return RosCamera(where) if is_ros_address(where) else Camera(where)
     recording = open_recording(where, topic)
-    own_hz = None if isinstance(recording, McapLog) else recording.fps or CITYSCAPES_HZ
+    own_hz = None if isinstance(recording, (McapLog, RosBag)) else recording.fps or CITYSCAPES_HZ
     return Paced(recording, own_hz if rate_hz is None else rate_hz, loops)
 
 
 def open_recording(where: str, topic: str | None = None) -> Recording:
-    """The frames of an MCAP log, or of what `open_source` takes. topic: of a log.
+    """The frames of an MCAP log, a ROS 2 bag, or what `open_source` takes. topic: of a log or bag.
 
     Raises:
         UsageError: if nothing is there, or it cannot be read.
@@ -128,6 +132,8 @@ def open_recording(where: str, topic: str | None = None) -> Recording:
         if not Path(where).is_file():
             raise UsageError(f"no log at {where}")
         return McapLog(Path(where), topic)
+    if is_ros_bag(where):
+        return RosBag(Path(where), topic)
     if topic is not None:
         raise UsageError(ONLY_LOGS)
     return open_source(where)

@@ -247,7 +247,6 @@ def serve_drive(
     limits = DriveLimits(max_age_ms=max(500.0, 5 * deadline_ms), deadline_ms=deadline_ms)
     frames = open_drive_source(source, rate_hz, loops=not is_camera(source), topic=topic)
     drive = Drive(frames, artifacts, [page], limits=limits, backend=backend, device=device)
-    page.watch = drive.snapshot
     with Server(page, *address) as server:
         opened(server.url)
         return drive.run()

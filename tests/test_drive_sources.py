@@ -203,8 +203,8 @@ def test_an_absent_camera_says_what_is_missing() -> None:
     ("where", "options", "message"),
     [
         ("absent.mcap", {}, "no log at absent.mcap"),
-        ("frames", {"topic": "/camera"}, "MCAP logs only"),
-        ("0", {"topic": "/camera"}, "MCAP logs only"),
+        ("frames", {"topic": "/camera"}, "MCAP logs and ROS 2 bags only"),
+        ("0", {"topic": "/camera"}, "MCAP logs and ROS 2 bags only"),
         ("0", {"loops": True}, "a rate of its own and no end"),
     ],
 )

@@ -14,6 +14,7 @@ from rtseg.data.frames import Frame, Unreadable
 from rtseg.data.mcap_reader import MAGIC, McapLog
 from rtseg.data.playback import open_recording
 from rtseg.errors import UsageError
+from rtseg.data.ros.ros_messages import Header, Image
 
 pytest.importorskip("mcap", reason='needs the mcap packages: pip install "rtseg[drive]"')
 pytest.importorskip("mcap_ros2", reason='needs the mcap packages: pip install "rtseg[drive]"')
@@ -57,6 +58,37 @@ def test_a_ros2_log(tmp_path: Path) -> None:
     assert frames[1].name == "drive_000001"
     recording = open_recording(str(path))
     assert (recording.count, recording.fps) == (3, pytest.approx(10))
+
+
+def test_raw_images_of_ros2(tmp_path: Path) -> None:
+    from mcap.writer import Writer
+
+    path = tmp_path / "drive.mcap"
+    header = Header(5 * 10**9, "front")
+    bgr = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    messages = [
+        Image(header, 4, 6, "bgr8", 18, bgr.tobytes()),
+        Image(header, 4, 6, "rgb8", 18, bgr[..., ::-1].tobytes()),
+        Image(header, 4, 6, "bgr8", 17, bgr.tobytes()),
+    ]
+    with path.open("wb") as file:
+        writer = Writer(file)
+        writer.start()
+        schema = Image.TYPE.schema().encode()
+        known = writer.register_schema(Image.TYPE.name, "ros2msg", schema)
+        channel = writer.register_channel("/camera/image_raw", "cdr", known)
+        for number, message in enumerate(messages):
+            at_ns = 10**18 + number * 10**8
+            writer.add_message(channel, at_ns, message.encode(), at_ns)
+        writer.finish()
+    first, second, third = list(McapLog(path))
+    assert isinstance(first, Frame)
+    assert isinstance(second, Frame)
+    assert np.array_equal(first.image, bgr)
+    assert np.array_equal(second.image, bgr)
+    assert (first.wall_ns, first.coordinate_frame) == (10**18, "front")
+    assert isinstance(third, Unreadable)
+    assert "rows of 17 bytes" in third.reason
 
 
 def test_a_log_with_two_cameras_wants_a_topic(tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ class Drive:
             clock=self.clock,
             limits=limits,
         )
+        for sink in sinks:
+            if hasattr(sink, "watch"):
+                sink.watch = self.snapshot
         self.granted: dict[str, str] = {}
         self._history = History()
         self._usage = UsageLog()

@@ -224,6 +224,7 @@ class Loop:
                 age_ms=age_ms,
                 published_ns=now,
                 expires_ns=self.limits.expiry_ns(frame.captured_ns),
+                coordinate_frame=frame.coordinate_frame,
             )
         )
 

@@ -58,6 +58,7 @@ class Result:
         age_ms: from capture to publication.
         published_ns: monotonic.
         expires_ns: after which the mask must not be used, monotonic.
+        coordinate_frame: that the frame is in, as ROS calls it; "" where the source does not say.
     """
 
     frame_id: int
@@ -72,6 +73,7 @@ class Result:
     age_ms: float
     published_ns: int
     expires_ns: int
+    coordinate_frame: str = ""
 
     def facts(self) -> dict[str, object]:
         """All but the pictures, for JSON."""

@@ -11,9 +11,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...data.files import RecordingFile, check_writable, explain_failure
+from ...data.ros.ros_messages import (
+    CompressedImage,
+    Diagnostic,
+    DiagnosticArray,
+    Header,
+    Image,
+    LabelInfo,
+    MessageType,
+    RosMessage,
+)
 from ...errors import MissingPackage
-from ..drive.messages import Message, Result
+from ..drive.messages import Message, Result, Status, StatusKind
 from .label_files import Colors, Paint, encode_picture
+from .ros_topics import label_image
 
 RETRY_S = 10.0
 # Every record is a chunk of its own: what waits in one until it is full would be called delivered,
@@ -36,6 +47,12 @@ IMAGE: dict[str, Any] = {  # Foxglove's own, in JSON
     },
 }
 FACTS: dict[str, Any] = {"title": "rtseg.Facts", "type": "object"}
+ROS_TOPICS: dict[str, type[RosMessage]] = {
+    "/rtseg/ros/overlay": CompressedImage,
+    "/rtseg/ros/labels": Image,
+    "/rtseg/ros/label_info": LabelInfo,
+    "/rtseg/ros/diagnostics": DiagnosticArray,
+}
 
 
 class McapRecorder:
@@ -45,12 +62,17 @@ class McapRecorder:
     `foxglove.CompressedImage`; `/rtseg/result` and `/rtseg/status`, JSON without the pictures.
     Log times are capture times. The metadata `rtseg` holds classes and palette.
 
+    With `ros_messages` also, in CDR: `/rtseg/ros/overlay` (sensor_msgs/CompressedImage),
+    `/rtseg/ros/labels` (sensor_msgs/Image, mono8), `/rtseg/ros/label_info` (vision_msgs/LabelInfo,
+    once) and `/rtseg/ros/diagnostics` (diagnostic_msgs/DiagnosticArray, of each status).
+
     After an error it begins another file, at most every ten seconds.
 
     Args:
         path: the file's name.
         classes, palette: names and BGR colors.
         paint: makes the overlay, (H, W, 3) uint8 BGR.
+        ros_messages: write the results as ROS 2 messages too.
 
     Raises:
         MissingPackage: the mcap package is not installed.
@@ -61,19 +83,27 @@ class McapRecorder:
     capacity = 64
     records = True
 
-    def __init__(self, path: Path, classes: Sequence[str], palette: Colors, paint: Paint):
+    def __init__(
+        self,
+        path: Path,
+        classes: Sequence[str],
+        palette: Colors,
+        paint: Paint,
+        ros_messages: bool = False,
+    ):
         try:
             from mcap.writer import Writer
         except ImportError as error:
             raise MissingPackage(INSTALL) from error
         check_writable(path.parent)
         self.path, self.classes, self.palette, self.paint = path, classes, palette, paint
+        self.ros_messages = ros_messages
         self._new_writer = Writer
         self._recording: RecordingFile | None = None
         self._file: BinaryIO | None = None
         self._broken: tuple[float, OSError] | None = None
 
-    def _begin(self) -> None:
+    def _begin(self, at_ns: int) -> None:
         if self._broken and time.monotonic() < self._broken[0] + RETRY_S:
             raise self._broken[1]
         self._recording = RecordingFile(self.path)
@@ -91,6 +121,17 @@ class McapRecorder:
                 "/rtseg/status": FACTS,
             }.items()
         }
+        if self.ros_messages:
+            self._channels |= {
+                topic: self._ros_channel(topic, message.TYPE)
+                for topic, message in ROS_TOPICS.items()
+            }
+            info = LabelInfo(Header(at_ns), self.classes)
+            self._add_bytes("/rtseg/ros/label_info", info.encode(), at_ns)
+
+    def _ros_channel(self, topic: str, kind: MessageType) -> int:
+        known = self._writer.register_schema(kind.name, "ros2msg", kind.schema().encode())
+        return int(self._writer.register_channel(topic, "cdr", known))
 
     def _channel(self, topic: str, schema: dict[str, Any]) -> int:
         data = json.dumps(schema).encode()
@@ -101,7 +142,7 @@ class McapRecorder:
         try:
             with explain_failure(self.path):
                 if self._recording is None:
-                    self._begin()
+                    self._begin(_at_ns(message))
                 self._record(message)
                 if self._file is not None:
                     # After every message: what the library has passed on is then the kernel's,
@@ -113,13 +154,27 @@ class McapRecorder:
 
     def _record(self, message: Message) -> None:
         if not isinstance(message, Result):
-            self._add("/rtseg/status", message.facts(), message.at_wall_ns)
+            self._add("/rtseg/status", message.facts(), _at_ns(message))
+            self._record_ros_status(message)
             return
         overlay = self.paint(message.image, message.labels, self.palette)
-        at_ns = message.captured_wall_ns
-        self._add_image("/rtseg/overlay", "jpeg", encode_picture(".jpg", overlay), at_ns)
+        at_ns = _at_ns(message)
+        jpeg = encode_picture(".jpg", overlay)
+        self._add_image("/rtseg/overlay", "jpeg", jpeg, at_ns)
         self._add_image("/rtseg/labels", "png", encode_picture(".png", message.labels), at_ns)
         self._add("/rtseg/result", message.facts(), at_ns)
+        if self.ros_messages:
+            picture = CompressedImage(Header(at_ns, message.coordinate_frame), "jpeg", jpeg)
+            self._add_bytes("/rtseg/ros/overlay", picture.encode(), at_ns)
+            self._add_bytes("/rtseg/ros/labels", label_image(message).encode(), at_ns)
+
+    def _record_ros_status(self, status: Status) -> None:
+        if self.ros_messages:
+            text = f"{status.kind.value} {status.cause}: {status.text}"
+            level = 3 if status.kind is StatusKind.STALE else 2
+            found = Diagnostic(level, "rtseg: segmentation", text)
+            message = DiagnosticArray(Header(status.at_wall_ns), [found])
+            self._add_bytes("/rtseg/ros/diagnostics", message.encode(), status.at_wall_ns)
 
     def _abandon(self, error: OSError) -> None:
         if self._recording is None:
@@ -145,7 +200,9 @@ class McapRecorder:
         )
 
     def _add(self, topic: str, value: dict[str, Any], at_ns: int) -> None:
-        data = json.dumps(value).encode()
+        self._add_bytes(topic, json.dumps(value).encode(), at_ns)
+
+    def _add_bytes(self, topic: str, data: bytes, at_ns: int) -> None:
         self._writer.add_message(self._channels[topic], at_ns, data, at_ns)
 
     def close(self) -> None:
@@ -156,3 +213,8 @@ class McapRecorder:
             self._writer.finish()  # type: ignore[no-untyped-call]
             self._file.close()
         self._recording.publish()
+
+
+def _at_ns(message: Message) -> int:
+    """When it was captured, or told, since 1970."""
+    return message.captured_wall_ns if isinstance(message, Result) else message.at_wall_ns

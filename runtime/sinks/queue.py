@@ -1,13 +1,14 @@
 """Between the loop and a sink: a bounded queue and a thread, so that no sink can delay inference.
 
 A sink is any callable that takes a Result or a Status. It runs in a thread of its own, one message
-at a time. Three attributes are looked for and may be absent:
+at a time. Four attributes are looked for and may be absent:
 
 * `capacity` (int, default 4): messages that may wait for it. When one more comes, the oldest is
   dropped and counted.
 * `records` (bool, default False): it keeps what it gets for later, such as a file, so it also takes
   masks that became older than `max_age` while they waited. Other sinks get a LATE status instead.
 * `close()`: called in the same thread after the last message.
+* `watch`: a drive sets it to its `snapshot`, which tells the state and counters of the moment.
 """
 
 from __future__ import annotations
