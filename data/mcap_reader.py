@@ -159,7 +159,7 @@ def _frame(decode: Decoder, message: Any, index: int, name: str) -> Frame | Unre
     return Frame(image, index, time.monotonic_ns(), name, message.log_time, frame_id)
 
 
-def _decoder(encoding: str, schema: object) -> Decoder | None:
+def _decoder(encoding: str, schema: Any) -> Decoder | None:
     """None for an encoding that nobody here knows."""
     if encoding == "json":
         return _compressed(lambda data: base64.b64decode(json.loads(data)["data"]))
