@@ -13,8 +13,8 @@ import pytest
 from rtseg.data.frames import Frame, Unreadable
 from rtseg.data.mcap_reader import MAGIC, McapLog
 from rtseg.data.playback import open_recording
-from rtseg.errors import UsageError
 from rtseg.data.ros.ros_messages import Header, Image
+from rtseg.errors import UsageError
 
 pytest.importorskip("mcap", reason='needs the mcap packages: pip install "rtseg[drive]"')
 pytest.importorskip("mcap_ros2", reason='needs the mcap packages: pip install "rtseg[drive]"')
