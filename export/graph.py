@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -17,7 +16,7 @@ from ..data.files import write_atomically
 from ..errors import ExportError
 from ..models import FrameToLabels, Network, deploy
 from ..models.onnx_file import OnnxNetwork
-from ..models.onnx_graph import KINDS, node_macs
+from ..models.onnx_graph import KINDS, attributes, node_macs
 from ..runtime.artifact import GRAPH, Card, CoarseLogits, Enlargement, append_card, field
 from .half import find_position_makers, to_half
 from .trace import trace
@@ -117,28 +116,24 @@ def find_coarse(model: onnx.ModelProto) -> CoarseLogits | None:
     node = makers.get("labels")
     while node is not None and (
         node.op_type in BESIDE_LABELS
-        or (node.op_type == "Gather" and _facts(node).get("axis", 0) == 1)
+        or (node.op_type == "Gather" and attributes(node).get("axis", 0) == 1)
     ):
         node = makers.get(node.input[0])
-    if node is None or node.op_type != "ArgMax" or _facts(node).get("axis", 0) != 1:
+    if node is None or node.op_type != "ArgMax" or attributes(node).get("axis", 0) != 1:
         return None
     # Ties would go to the last class; the runtime's loops give them to the first, as PyTorch does.
-    if _facts(node).get("select_last_index", 0):
+    if attributes(node).get("select_last_index", 0):
         return None
     resize = makers.get(node.input[0])
     if resize is None or resize.op_type != "Resize":
         return CoarseLogits(tensor=node.input[0], enlarge="shuffle")
-    facts = _facts(resize)
+    facts = attributes(resize)
     enlarge = RESIZES.get(facts.get("coordinate_transformation_mode", b"half_pixel"))
     plain = facts.get("mode") == b"linear" and not facts.get("antialias", 0)
     to_size = len(resize.input) == 4 and resize.input[3]  # not by a factor, which may round
     if not (enlarge and plain and to_size):
         return None
     return CoarseLogits(tensor=resize.input[0], enlarge=enlarge)
-
-
-def _facts(node: onnx.NodeProto) -> dict[str, Any]:
-    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
 
 
 def write_artifact(path: Path, model: onnx.ModelProto, card: Card) -> None:

@@ -58,12 +58,12 @@ class RepConv(ConvNorm):
     The 3x3 branch has the names of the plain ConvNorm whose place this takes.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, bias: bool = False):
-        super().__init__(inputs, outputs, stride=stride, bias=bias)
+    def __init__(self, inputs: int, outputs: int, bias: bool = False):
+        super().__init__(inputs, outputs, bias=bias)
         # The 3x3 branch keeps the names `conv` and `norm`, so that a plain head's checkpoint fits.
-        self.point = ConvNorm(inputs, outputs, kernel=1, stride=stride, act=False)
+        self.point = ConvNorm(inputs, outputs, kernel=1, act=False)
         self.identity: nn.BatchNorm2d | None = None
-        if inputs == outputs and stride == 1:
+        if inputs == outputs:
             self.identity = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class RepConv(ConvNorm):
             weight[:, :, 1, 1] += torch.diag(scale)
             bias += norm.bias.detach() - norm.running_mean * scale
         out, inputs = weight.shape[:2]
-        plain = ConvNorm(inputs, out, stride=self.conv.stride[0], bias=True)
+        plain = ConvNorm(inputs, out, bias=True)
         plain.conv.weight = nn.Parameter(weight.to(self.conv.weight.dtype))
         plain.conv.bias = nn.Parameter(bias.to(self.conv.weight.dtype))
         plain.norm, plain.act = nn.Identity(), self.act

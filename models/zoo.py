@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -130,8 +129,7 @@ def stored_costs() -> dict[str, dict[str, object]]:
     return stored
 
 
-def store_costs(names: Iterable[str] = VARIANTS) -> None:
-    """Count the variants anew and write their costs: to be called when a network changes."""
-    known = stored_costs() | {name: count_costs(name) for name in names}
-    lines = (f'"{name}": {json.dumps(known[name])}' for name in VARIANTS if name in known)
+def store_costs() -> None:
+    """Count every variant anew and write the costs: to be called when a network changes."""
+    lines = (f'"{name}": {json.dumps(count_costs(name))}' for name in VARIANTS)
     write_atomically(COSTS, ("{\n" + ",\n".join(lines) + "\n}\n").encode())

@@ -215,15 +215,13 @@ def stage_keys(theirs: str, ours: str = "backbone.") -> tuple[Row, ...]:
     return block_keys(theirs + name, ours + name)
 
 
-def deep_stem_keys(
-    theirs: str, last_norm: str | None = None, ours: str = "backbone."
-) -> tuple[Row, ...]:
+def deep_stem_keys(theirs: str, last_norm: str | None = None) -> tuple[Row, ...]:
     """Of a sequence of convolutions, norms and ReLUs, `theirs` its name, such as "backbone.stem";
     `last_norm`: the name of its last norm where that stands outside of the sequence."""
     return tuple(
         (
             last_norm if last_norm and place == 7 else f"{theirs}.{place}",
-            f"{ours}stem.{place // 3}.{part}",
+            f"backbone.stem.{place // 3}.{part}",
         )
         for place, part in zip((0, 1, 3, 4, 6, 7), ("conv", "norm") * 3, strict=True)
     )
