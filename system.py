@@ -457,7 +457,7 @@ def _gpus_of_nvml(nvml: Any) -> Iterator[Gpu]:
         )
 
 
-def _ask(nvml: Any, read: Callable[..., Any], *arguments: object) -> Any:
+def _ask(nvml: Any, read: Callable[..., object], *arguments: object) -> Any:
     """What the driver answers; None where it does not, as integrated GPUs do for some questions."""
     try:
         return read(*arguments)
@@ -465,7 +465,7 @@ def _ask(nvml: Any, read: Callable[..., Any], *arguments: object) -> Any:
         return None
 
 
-def _handle(nvml: Any, gpu: Gpu) -> Any:
+def _handle(nvml: Any, gpu: Gpu) -> object:
     """By bus id, for NVML's own numbers are not CUDA's; integrated GPUs have none."""
     if gpu.pci:
         return nvml.nvmlDeviceGetHandleByPciBusId(gpu.pci.encode())
@@ -610,7 +610,7 @@ def watch_gpu(
     )
 
 
-def _energy_mj(nvml: Any, handle: Any) -> int | None:
+def _energy_mj(nvml: Any, handle: object) -> int | None:
     """Millijoules since the driver was loaded."""
     spent: int | None = _ask(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
     return spent

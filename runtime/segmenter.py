@@ -33,7 +33,7 @@ class Segmenter:
         self.card: Card = backend.card
         self.info: Info = backend.info
 
-    def __call__(self, frame: NDArray[Any]) -> NDArray[np.uint8]:
+    def __call__(self, frame: NDArray[np.generic]) -> NDArray[np.uint8]:
         """frame (H, W, 3) uint8 BGR, any size -> labels (H, W) uint8 class ids, the caller's own.
 
         A frame of another size than the artifact's is resized (bilinear), and letterboxed or
@@ -88,7 +88,7 @@ def load(
     device: str | None = None,
     *,
     require_signature: str | os.PathLike[str] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Segmenter:
     """The Segmenter of an artifact: `.engine`, `.onnx`, `.xml` (OpenVINO) or `.safetensors`.
 
@@ -108,7 +108,7 @@ def load(
     return Segmenter(open_backend(name, path, device, **options))
 
 
-def as_bgr(frame: NDArray[Any]) -> NDArray[np.uint8]:
+def as_bgr(frame: NDArray[np.generic]) -> NDArray[np.uint8]:
     """`frame` as contiguous, writable (H, W, 3) uint8 BGR, since OpenVINO takes nothing that it
     could not write to; ValueError where that would lose something."""
     frame = np.asarray(frame)
@@ -135,7 +135,7 @@ def _as_uint8(frame: NDArray[Any]) -> NDArray[np.uint8]:
     )
 
 
-def _whole_bytes(frame: NDArray[Any]) -> bool:
+def _whole_bytes(frame: NDArray[np.generic]) -> bool:
     """Whether all values are whole numbers in 0..255, and not a black and white image in 0..1."""
     if not np.isfinite(frame).all() or frame.min() < 0 or frame.max() > 255:
         return False

@@ -225,7 +225,7 @@ def record_path(engine: Path) -> Path:
     return engine.with_name(engine.name + ".proof.json")
 
 
-def prove_once(path: Path, card: Card, backend: Backend, host: EngineHost) -> dict[str, Any]:
+def prove_once(path: Path, card: Card, backend: Backend, host: EngineHost) -> dict[str, object]:
     """The record of the engine's proof on this machine, made now if there is none yet.
 
     The record lies beside the engine, as `NAME.proof.json`, where the folder can be written. It

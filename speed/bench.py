@@ -64,7 +64,7 @@ class Setup:
         self,
         protocol: str,
         tables: Sequence[Table],
-        facts: Sequence[dict[str, Any]],
+        facts: Sequence[dict[str, object]],
         settings: dict[str, Any],
         notes: Sequence[str] = (),
         warnings: Sequence[str] = (),

@@ -88,7 +88,7 @@ class _Stopwatch:
         self.laps.lap("device_to_host")
         return labels
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.backend, name)
 
 

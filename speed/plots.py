@@ -17,7 +17,7 @@ COLUMNS = 2
 SHOWN = 8  # histograms, the networks that come first in the table
 
 
-def _grid(lines: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def _grid(lines: int, columns: int, size: tuple[float, float]) -> tuple[object, Any]:
     """(figure, axes by line and column)."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -116,7 +116,7 @@ def _log_scale(axes: Any) -> None:
     axes.tick_params(which="both", labelsize=7)
 
 
-def _fastest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _fastest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, object]]:
     from .table import fastest_of_ours
 
     sizes = sorted({tuple(row["size"]) for row in rows})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -59,7 +58,7 @@ def costliest(
 def profile(setup: Setup) -> Report:
     """The costliest layers of every artifact that is to be measured."""
     tables: list[Table] = []
-    facts: list[dict[str, Any]] = []
+    facts: list[dict[str, object]] = []
     for contest in setup.contests:
         for entry in contest.entries:
             setup.host.progress(f"{entry.title}: layers", 0.0)

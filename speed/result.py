@@ -53,7 +53,7 @@ class Subject:
         """What ran it, and in which precision."""
         return f"{self.backend} {self.precision}"
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """JSON values; names as in docs/benchmarking.md."""
         value = asdict(self)
         value["backend_version"] = value.pop("version")
@@ -129,7 +129,7 @@ class BenchResult:
         found = (ratio for peer, ratio in self.against.items() if peer.startswith("eager "))
         return next(found, None)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, object]:
         """All of it as JSON values; names as in docs/benchmarking.md."""
         plain = ("frame_to_labels", "network", "papers", "camera", "noise", "gpu", "machine")
         eager, everything = self.against_eager, asdict(self)
@@ -179,10 +179,10 @@ class Report:
 
     protocol: str
     tables: Sequence[Table]
-    facts: Sequence[Mapping[str, Any]]
+    facts: Sequence[Mapping[str, object]]
     machine: SystemInfo
     started: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     absent: Sequence[Absent] = ()
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
@@ -320,12 +320,12 @@ def latency_tables(facts: Sequence[Mapping[str, Any]], rate_hz: float | None) ->
     return tables
 
 
-def _against(fact: Mapping[str, Any], peer: str) -> Any:
+def _against(fact: Mapping[str, Any], peer: str) -> object:
     return next((a["frame_to_labels"] for a in fact["against"] if a["peer"] == peer), None)
 
 
 def tabulate(
-    title: str, facts: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]
+    title: str, facts: Sequence[Mapping[str, object]], columns: Mapping[str, Column]
 ) -> Table:
     """A table whose rows begin with what was measured; a column without any figure is left out."""
     rows = [[_cell(fact, column) for column in columns.values()] for fact in facts]
@@ -344,7 +344,7 @@ def _names(fact: Mapping[str, Any]) -> list[str]:
     return [fact["model"], f"{fact['size'][0]}x{fact['size'][1]}", runner]
 
 
-def _cell(fact: Mapping[str, Any], column: Column) -> str:
+def _cell(fact: Mapping[str, object], column: Column) -> str:
     """A figure with three digits that count; "" where there is none."""
     if callable(column):
         value = column(fact)

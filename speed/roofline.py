@@ -165,8 +165,8 @@ def _layer_counter(layers: list[tuple[int, int, int]]) -> Any:
 
     class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
-            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-        ) -> Any:
+            self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: Any = None
+        ) -> object:
             result = func(*args, **(kwargs or {}))
             if func in weight_of:
                 layers.append(_layer(args, weight_of[func], result))
@@ -303,13 +303,13 @@ def _openvino(side: int, threads: int) -> Iterator[Trial]:
         yield precision, f"OpenVINO {side}", CHAIN * side**3, request.infer
 
 
-def _tensor(values: NDArray[np.float32]) -> Any:
+def _tensor(values: NDArray[np.float32]) -> object:
     import openvino
 
     return openvino.Tensor(values)
 
 
-def _chain(side: int, quantized: bool) -> Any:
+def _chain(side: int, quantized: bool) -> object:
     """CHAIN products with constant weights; `quantized`: between int8 values, as QDQ writes it."""
     import openvino
     from openvino import opset13 as ops
@@ -324,12 +324,12 @@ def _chain(side: int, quantized: bool) -> Any:
     return openvino.Model([value], [frame])
 
 
-def _rounded(ops: Any, value: Any) -> Any:
+def _rounded(ops: Any, value: object) -> object:
     edges = [np.float32(-4), np.float32(4)] * 2
     return ops.fake_quantize(value, *edges, 256)
 
 
-def _int8(ops: Any, weights: NDArray[np.float32]) -> Any:
+def _int8(ops: Any, weights: NDArray[np.float32]) -> object:
     scale = np.float32(np.abs(weights).max() / 127)
     whole = np.clip(np.round(weights / scale), -127, 127).astype(np.int8)
     return ops.multiply(ops.convert(ops.constant(whole), np.float32), ops.constant(scale))
@@ -363,7 +363,9 @@ def _torch(side: int, device: str, threads: int | None) -> Iterator[Trial]:
         yield "fp8", f"PyTorch {side}", side**3, call
 
 
-def _product(function: Any, left: Any, right: Any, threads: int | None, tf32: bool = False) -> Call:
+def _product(
+    function: Any, left: Any, right: object, threads: int | None, tf32: bool = False
+) -> Call:
     """The call, which on a GPU ends when the product is there."""
     import torch
 

@@ -31,7 +31,7 @@ PERCENTILES = ("50.00", "90.00", "99.00", "99.90")  # as the summary writes them
 
 def fixed_rate(setup: Setup, rates: Sequence[float] | None = None) -> Report:
     """Every row at every rate, by default RATES_HZ, each in two halves in reversed order."""
-    facts: list[dict[str, Any]] = []
+    facts: list[dict[str, object]] = []
     host, config = setup.host, setup.host.config
     for contest in setup.contests:
         with host.open_all(contest) as opened:
@@ -124,7 +124,7 @@ def pipelined(
 
 def throughput(setup: Setup, streams: Sequence[int] = STREAMS) -> Report:
     """Every row with each number of streams, which share the CPU's threads; peers have one."""
-    facts: list[dict[str, Any]] = []
+    facts: list[dict[str, object]] = []
     alone: dict[str, float] = {}
     host = setup.host
 
@@ -183,7 +183,7 @@ def mlperf(setup: Setup, folder: Path) -> Report:
 
     Raises MissingPackage without `mlcommons-loadgen`.
     """
-    facts: list[dict[str, Any]] = []
+    facts: list[dict[str, object]] = []
     host, config = setup.host, setup.host.config
     for contest in setup.contests:
         with host.open_all(contest) as opened:
@@ -279,11 +279,11 @@ def _package() -> Any:
         ) from error
 
 
-def _nothing(*samples: Any) -> None:
+def _nothing(*samples: object) -> None:
     """Frames lie in memory before the run, and nothing is left in flight after it."""
 
 
-def _settings(loadgen: Any, seconds: float, queries: int, expected_ms: float) -> Any:
+def _settings(loadgen: Any, seconds: float, queries: int, expected_ms: float) -> object:
     settings = loadgen.TestSettings()
     settings.scenario = loadgen.TestScenario.SingleStream
     settings.mode = loadgen.TestMode.PerformanceOnly
@@ -293,7 +293,7 @@ def _settings(loadgen: Any, seconds: float, queries: int, expected_ms: float) ->
     return settings
 
 
-def _logs(loadgen: Any, folder: Path) -> Any:
+def _logs(loadgen: Any, folder: Path) -> object:
     output = loadgen.LogOutputSettings()
     output.outdir = str(folder)
     output.copy_summary_to_stdout = False

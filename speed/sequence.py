@@ -107,7 +107,7 @@ def sequence(
     # One start for all rows: a slow network would else be spared the frames that it has no mask
     # for.
     start = _first_scored(played)
-    facts: list[dict[str, Any]] = []
+    facts: list[dict[str, object]] = []
     for each in played:
         point = _point(each, samples, start, rate_hz)
         facts.append({**each.subject.facts(), **_flat(point), "scored_from": start})
@@ -168,7 +168,7 @@ def _point(played: _Played, samples: Cached, start: int, rate_hz: float) -> Late
     )
 
 
-def _flat(point: LatencyScore) -> dict[str, Any]:
+def _flat(point: LatencyScore) -> dict[str, object]:
     value = asdict(point)
     lag = value.pop("lag")
     value["frames_behind"] = None if np.isnan(lag) else round(lag, 3)

@@ -76,7 +76,7 @@ def measure(
     cells = writable_cache("table") / slug(str(here))
     path = folder / f"{slug(_short(here))}.json"
     pairs = [(model, size) for size in config.sizes or SIZES for model in config.models]
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     absent: dict[str, str] = {}
     for done, (model, size) in enumerate(pairs):
         title = f"{_title_of(model)} {size[0]}x{size[1]}"
@@ -97,7 +97,7 @@ def _title_of(model: Measurable) -> str:
     return Path(str(model)).stem
 
 
-def _key(config: BenchConfig, here: SystemInfo) -> dict[str, Any]:
+def _key(config: BenchConfig, here: SystemInfo) -> dict[str, object]:
     """What a cell has to agree in to be taken for measured already."""
     value = {name: getattr(config, name) for name in AGREE} | {
         "calib": str(config.calib),
@@ -105,14 +105,14 @@ def _key(config: BenchConfig, here: SystemInfo) -> dict[str, Any]:
         "packages": dict(here.packages) | {"rtseg": __version__},
     }
     # Through JSON, so that it equals what a cell's file gives back: tuples are lists there.
-    cleaned: dict[str, Any] = json.loads(json.dumps(value))
+    cleaned: dict[str, object] = json.loads(json.dumps(value))
     return cleaned
 
 
 def _save(
     path: Path,
     here: SystemInfo,
-    key: Mapping[str, Any],
+    key: Mapping[str, object],
     rows: Sequence[Row],
     absent: Mapping[str, str],
 ) -> None:
@@ -136,11 +136,11 @@ def _save(
     write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def _cell(path: Path, key: Mapping[str, Any], config: BenchConfig) -> dict[str, Any]:
+def _cell(path: Path, key: Mapping[str, object], config: BenchConfig) -> dict[str, Any]:
     """ "rows" and "absent" of one network at one size, from an earlier run that was asked the same,
     or new."""
     with suppress(OSError, ValueError, KeyError):
-        kept: dict[str, Any] = json.loads(path.read_text())
+        kept: dict[str, object] = json.loads(path.read_text())
         if kept["key"] == key:
             return kept
     # A variant by its name is measured with Cityscapes' 19 classes, so that all rows of the table
@@ -157,7 +157,7 @@ def _cell(path: Path, key: Mapping[str, Any], config: BenchConfig) -> dict[str, 
     return cell
 
 
-def compact(row: Row) -> dict[str, Any]:
+def compact(row: Row) -> dict[str, object]:
     """A row of a report, without the facts that all rows of a machine share."""
     kept = {name: row[name] for name in ROW if name in row}
     return kept | {"others": (row.get("noise") or {}).get("others")}
@@ -174,7 +174,7 @@ def _short(here: SystemInfo) -> str:
     return " ".join(f"{name}, {cores} {best[0] if best else ''}".split())
 
 
-def read_machines(folder: Path) -> list[dict[str, Any]]:
+def read_machines(folder: Path) -> list[dict[str, object]]:
     """The machines' files in a folder, by title. Raises DataError for invalid JSON."""
     found = []
     for path in sorted(folder.glob("*.json")):

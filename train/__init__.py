@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .._package import CallablePackage
 
@@ -19,7 +19,7 @@ __all__ = ["train"]
 
 def train(
     recipe: str | os.PathLike[str] | Recipe,
-    changes: Mapping[str, Any] | Iterable[str] = (),
+    changes: Mapping[str, object] | Iterable[str] = (),
     *,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -91,7 +90,7 @@ class Evaluation:
             1, self.confusion.unseen + int(self.confusion.matrix.sum())
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """JSON-ready: fractions; null for classes that never occur."""
         counts = self.confusion
         return {

@@ -38,7 +38,7 @@ class TrainingLog:
         self.file = LineLog(path, (json.dumps(row) for row in (rows if iteration else [])))
         self.board = _tensorboard(path.parent) if tensorboard else None
 
-    def write(self, iteration: int, **values: Any) -> None:
+    def write(self, iteration: int, **values: object) -> None:
         self.file.append(json.dumps({"iteration": iteration, **values}))
         if self.board is not None:
             for name, value in values.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
@@ -58,14 +57,14 @@ def _group(name: str, options: Optimizer) -> Group:
     return next(fits, UNCHANGED)
 
 
-def state_by_name(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+def state_by_name(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, object]:
     """{parameter's name: its moments}; unlike PyTorch's numbers, names outlive a new order."""
-    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[object, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {names[parameter]: dict(state) for parameter, state in optimizer.state.items()}
 
 
 def load_state_by_name(
-    optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any]
+    optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, object]
 ) -> None:
     """Fill the optimizer from `state_by_name`, whatever the order of its parameters now."""
     names = {parameter: name for name, parameter in model.named_parameters()}

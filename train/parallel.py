@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -53,13 +52,13 @@ class SumOverProcesses(torch.autograd.Function):
     """A tensor added up over all processes; so are its gradients on the way back."""
 
     @staticmethod
-    def forward(context: Any, value: Tensor) -> Tensor:
+    def forward(context: object, value: Tensor) -> Tensor:
         total = value.clone()
         distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
+    def backward(context: object, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone()
         distributed.all_reduce(total)
         return total

@@ -138,10 +138,10 @@ def position_layers(network: Network, size: tuple[int, int]) -> set[str]:
     them in ONNX.
     """
     shadow = copy_to_meta(network)
-    makers: dict[Any, str] = {}
+    makers: dict[object, str] = {}
 
     def note(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        def hook(layer: nn.Module, inputs: object, output: Tensor) -> None:
             makers[output.grad_fn] = name
 
         return hook
@@ -156,7 +156,7 @@ def position_layers(network: Network, size: tuple[int, int]) -> set[str]:
     return {makers[node] for node in _before(grids, until=makers) if node in makers}
 
 
-def _before(nodes: Iterable[Any], until: Collection[Any] = ()) -> set[Any]:
+def _before(nodes: Iterable[Any], until: Collection[object] = ()) -> set[Any]:
     """The nodes of a gradient's graph and all that came before them, up to those of `until`."""
     todo, found = list(nodes), set()
     while todo:

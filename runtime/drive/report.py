@@ -64,7 +64,7 @@ class DriveSnapshot:
     reopened_source: int = 0
     ended: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The values that JSON has."""
         return asdict(self)
 
@@ -121,12 +121,12 @@ class DriveReport(DriveSnapshot):
     level_changes: Sequence[LevelChange] = ()
     engine_failures: Sequence[EngineFailure] = ()
     states: Sequence[StateChange] = ()
-    engines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    engines: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     realtime: Mapping[str, str] = field(default_factory=dict)
     usage: Sequence[UsageSample] = ()
     injected: InjectionReport | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The values that JSON has; `injected` only where faults were."""
         values = asdict(self)
         for row in (*values["level_changes"], *values["engine_failures"]):

@@ -43,7 +43,7 @@ class EngineSlot:
         self.due_ns: int | None = 0  # when to start the next engine; None: one is there
         self.failed_ns: deque[int] = deque(maxlen=100)
         self.retry_s = RETRY_S
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, object] = {}
 
 
 class Supervisor:

@@ -31,12 +31,12 @@ RETRY_S = 10.0
 # and be lost where the disk is full by then.
 CHUNK = 1
 INSTALL = 'MCAP logs need the mcap package: pip install "rtseg[drive]"'
-TIME: dict[str, Any] = {
+TIME: dict[str, object] = {
     "type": "object",
     "title": "time",
     "properties": {"sec": {"type": "integer"}, "nsec": {"type": "integer"}},
 }
-IMAGE: dict[str, Any] = {  # Foxglove's own, in JSON
+IMAGE: dict[str, object] = {  # Foxglove's own, in JSON
     "title": "foxglove.CompressedImage",
     "type": "object",
     "properties": {
@@ -46,7 +46,7 @@ IMAGE: dict[str, Any] = {  # Foxglove's own, in JSON
         "format": {"type": "string"},
     },
 }
-FACTS: dict[str, Any] = {"title": "rtseg.Facts", "type": "object"}
+FACTS: dict[str, object] = {"title": "rtseg.Facts", "type": "object"}
 ROS_TOPICS: dict[str, type[RosMessage]] = {
     "/rtseg/ros/overlay": CompressedImage,
     "/rtseg/ros/labels": Image,
@@ -199,7 +199,7 @@ class McapRecorder:
             at_ns,
         )
 
-    def _add(self, topic: str, value: dict[str, Any], at_ns: int) -> None:
+    def _add(self, topic: str, value: dict[str, object], at_ns: int) -> None:
         self._add_bytes(topic, json.dumps(value).encode(), at_ns)
 
     def _add_bytes(self, topic: str, data: bytes, at_ns: int) -> None:

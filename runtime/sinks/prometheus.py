@@ -45,7 +45,7 @@ class PrometheusCollector:
             yield _by_label(Gauges, f"rtseg_{name}_seconds", "quantile", quantiles)
 
 
-def _by_label(family: Any, name: str, label: str, values: Mapping[str, float]) -> Any:
+def _by_label(family: Any, name: str, label: str, values: Mapping[str, float]) -> object:
     metric = family(name, f"By {label}", labels=[label])
     for value, number in values.items():
         metric.add_metric([value], number)

@@ -17,12 +17,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
 
 from ..drive.clock import LoopClock
 from ..drive.messages import Message, Result, Status, StatusKind
 
-Sink = Callable[[Message], Any]
+Sink = Callable[[Message], object]
 CAPACITY = 4
 BLOCKED_S = 1.0  # a sink that has been busy with one message for longer is called blocked
 
@@ -129,7 +128,7 @@ class SinkQueue:
             self.delivered += 1
         self._busy_since_ns = 0
 
-    def _guarded(self, call: Callable[[], Any]) -> bool:
+    def _guarded(self, call: Callable[[], object]) -> bool:
         try:
             call()
         except Exception as error:  # whatever a sink raises is the sink's own trouble
