@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..data.files import digest_of, write_atomically
+from ..data.scenes import scene
 from ..errors import ArtifactError
+from ..system import Gpu
 from .artifact import Card, Precision
 from .backends.backend import Backend, Image, Labels
 from .records import read_record, write_record
@@ -30,6 +32,8 @@ log = logging.getLogger("rtseg")
 LabelMap = NDArray[np.uint8]  # (H, W)
 BAND = 3  # pixels on each side of a border between classes
 MARGIN_STEPS = 1000  # margins are kept in thousandths of the largest logit, up to 0.255
+HALF_FRAMES = 3  # drawn, of a float16 graph's proof on a GPU
+NEARLY_TIED = 0.9  # of random weights, whose logits are; what overflows agrees on far less
 UNEXPLAINED = 1e-5  # share of pixels; a coarse grid of kept margins makes strays
 
 
@@ -258,6 +262,58 @@ def prove_once(path: Path, card: Card, backend: Backend, host: EngineHost) -> di
             f"so it is not served: export it again for this machine, or use the ONNX artifact"
         )
     return record
+
+
+def prove_half(
+    path: Path, card: Card, backend: Backend, gpu: Gpu, open_cpu: Callable[[], Backend]
+) -> None:
+    """Prove a float16 graph on the GPU that will run it, once, against the CPU of its machine.
+
+    Export proved it on a CPU, which computes such a graph in float32; a GPU's sums are really of
+    float16, and may overflow where nothing showed it. The record lies beside the file, as of
+    `prove_once`.
+
+    Args:
+        path: the artifact.
+        card: of it.
+        backend: on the GPU.
+        gpu: that it runs on.
+        open_cpu: loads the same file on the CPU; called where there is no record yet.
+
+    Raises:
+        ArtifactError: the GPU gives other labels than the CPU.
+    """
+    host = {"gpu": gpu.name, "driver": gpu.driver, "version": backend.info.version}
+    key = {**_subject(path, card), **host}
+    if read_record(record_path(path), passed=True, **key) is not None:
+        return
+    cpu = open_cpu()
+    try:
+        frames = [scene(card.size, seed)[None] for seed in range(HALF_FRAMES)]
+        same = [_classes(backend, frame) == _classes(cpu, frame) for frame in frames]
+    finally:
+        cpu.close()
+    agreement, bar = float(np.mean(same)), BARS["fp16"].agreement if card.trained else NEARLY_TIED
+    write_record(record_path(path), {**key, "passed": agreement >= bar, "agreement": agreement})
+    log.info("proof of %s on %s: %.3f %% of labels agree", path.name, gpu.name, 100 * agreement)
+    if agreement < bar:
+        raise ArtifactError(
+            f"{path.name} is wrong on {gpu.name} (its labels agree with the CPU's on "
+            f"{agreement:.3%} of pixels, the bar is {bar:.2%}), so it is not served: export it "
+            "in fp32, or as an engine"
+        )
+
+
+def _classes(backend: Backend, image: Image) -> Labels:
+    """Labels, or the likeliest classes at the logits' own size where there are only those."""
+    if backend.card.gives_labels:
+        return np.array(backend(image)[0])
+    backend.upload(image)
+    backend.compute()
+    backend.synchronize()
+    logits = backend.logits()
+    assert logits is not None
+    return np.asarray(logits[0].argmax(0), np.uint8)
 
 
 def is_proven_here(path: Path, card: Card) -> bool:

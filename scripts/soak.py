@@ -43,6 +43,7 @@ from rtseg.runtime.sinks.shared_memory import RingReader
 
 SIZE = 64, 128
 HZ = 20.0
+START_S = 180.0  # that the first mask may take
 PAUSE_S = 0.5, 3.0  # between two attacks
 TOLD_ONCE = ("replaced", "starting", "stopped")  # causes of which no sink is told
 GROWTH_MB = 150.0  # of memory, from a third of the time to the end
@@ -54,6 +55,7 @@ class HostileCamera:
     def __init__(self) -> None:
         self.given = 0
         self.mood, self.until_s = "", 0.0
+        self.over = False
         self._pictures = [scene(SIZE, index) for index in range(8)]
 
     def be(self, mood: str, seconds: float) -> None:
@@ -61,6 +63,8 @@ class HostileCamera:
 
     def __iter__(self) -> Iterator[Any]:
         for index in range(1 << 40):
+            if self.over:
+                return
             mood = self.mood if time.monotonic() < self.until_s else ""
             if mood == "cut":
                 time.sleep(0.05)
@@ -184,7 +188,7 @@ class Soak:
         """Drive for a while under attack.
 
         Args:
-            seconds: how long.
+            seconds: how long, from the first mask on.
             tell: called with a line each minute.
 
         Returns:
@@ -198,7 +202,7 @@ class Soak:
             self.port = server.port
             for thread in threads:
                 thread.start()
-            self.report = self.drive.run(seconds)
+            self.report = self.drive.run(seconds + START_S)
             self._over.set()
             for thread in threads:
                 thread.join(10)
@@ -211,13 +215,15 @@ class Soak:
             if name.startswith("_do_")
         }
         names = list(self.kinds or ways)
-        end = time.monotonic() + seconds
         while not self.ledger.results and not self._over.wait(0.1):
             pass  # what never began shows nothing
+        end = time.monotonic() + seconds
         # The last seconds are quiet, in which all has to come back.
         calm_s = min(12.0, seconds / 3)
         while not self._over.wait(float(self.rng.uniform(*PAUSE_S))):
             if time.monotonic() > end - calm_s:
+                self._over.wait(end - time.monotonic())
+                self.camera.over = True
                 return
             name = names[int(self.rng.integers(len(names)))]
             self.tried[name] += 1

@@ -16,11 +16,12 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import ArtifactError
-from ...system import Gpu, usable_cores
+from ...system import Gpu, gpus, usable_cores
 from ..argmax import LabelMaker
 from ..artifact import coarse_graph, read_card
 from ..packages import INSTALL_CUDA
 from ..support import INSTALL_ORT, supported
+from ..verify import prove_half
 from .backend import (
     Backend,
     Diagnosis,
@@ -102,6 +103,11 @@ class OnnxRuntime(Backend):
             precision=self.card.precision,
             options=(("argmax", "runtime" if self._maker else "graph"),),
         )
+
+        if not on_cpu and self.card.precision == "fp16":
+            gpu = next((each for each in gpus() if each.index == index), None)
+            if gpu is not None:
+                prove_half(path, self.card, self, gpu, lambda: OnnxRuntime(path, "cpu", threads))
 
     def upload(self, image: Image) -> None:
         if self.kind == "cpu":

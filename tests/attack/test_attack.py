@@ -12,6 +12,7 @@ import pytest
 from attack_all import FORMATS, all_cases, quick_share
 from attack_materials import Materials, make_materials
 from attack_run import ONE_LINE, RIGHT, WRONG, Case, Server, build_table, run_case
+from conftest import load_script
 from rtseg.errors import UsageError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bounds processes as Linux does")
@@ -44,6 +45,28 @@ def test_nothing_breaks_it(row: str, cases: list[Case], server: Server, tmp_path
     assert verdicts
     wrong = [f"{verdict.case}: {verdict.why}" for verdict in verdicts if verdict.kind == WRONG]
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "kinds", [("kill", "swap"), ("stop", "sink"), ("fill", "ring"), ("camera", "flood")], ids=str
+)
+def test_every_frame_is_accounted_for(
+    kinds: tuple[str, str], materials: Materials, tmp_path: Path
+) -> None:
+    """A short drive under attack of two kinds; `scripts/soak.py` runs long ones of all."""
+    pytest.importorskip("uvicorn")
+    soak = load_script("soak").Soak(materials.onnx, tmp_path, seed=5, kinds=kinds)
+    assert soak.run(8.0) == []
+    assert soak.attacks
+
+
+def test_the_soak_sees_a_frame_that_is_lost(materials: Materials, tmp_path: Path) -> None:
+    soak = load_script("soak").Soak(materials.onnx, tmp_path, kinds=("crowd",))
+    publish = soak.drive.loop.counters.publish
+    soak.drive.loop.counters.publish = lambda: None if soak.rng.random() < 0.2 else publish()
+    faults = "; ".join(soak.run(3.0))
+    assert "frames are open" in faults
+    assert "results in the ledger of" in faults
 
 
 def probe(name: str) -> Case:
