@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -135,7 +136,7 @@ def find_last_upsample(network: Network, size: tuple[int, int]) -> str | None:
         return run_to_last_upsample(shadow, head, *size)[1]
 
 
-def normalize_frame(frame: np.ndarray[Any, Any], network: Network) -> Tensor:
+def normalize_frame(frame: NDArray[np.uint8], network: Network) -> Tensor:
     """frame (H, W, 3) uint8 BGR -> the network's input (1, 3, H, W) float32, as papers write it."""
     rgb = frame[..., ::-1].astype(np.float32) / 255
     mean, std = (np.array(each, np.float32) for each in (network.info.mean, network.info.std))

@@ -188,12 +188,12 @@ def _resized(frame: Frame, size: tuple[int, ...]) -> list[tuple[str, Pixels]]:
     return [(name, image.astype(np.float32)) for name, image in made]
 
 
-def _letterboxed(rgb: Frame, height: int, width: int) -> list[tuple[str, NDArray[Any]]]:
+def _letterboxed(rgb: Frame, height: int, width: int) -> list[tuple[str, Frame]]:
     """The frame's aspect kept, the rest black: at the top left, and in the middle."""
     factor = min(height / rgb.shape[0], width / rgb.shape[1])
     h, w = round(rgb.shape[0] * factor), round(rgb.shape[1] * factor)
     small = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_LINEAR)
-    made: list[tuple[str, NDArray[np.generic]]] = []
+    made: list[tuple[str, Frame]] = []
     middle = "bilinear with padding (letterbox, the frame in the middle)"
     for name, top, left in (
         (LETTERBOX, 0, 0),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.scenes import scenes
@@ -42,7 +42,7 @@ def build_untrained(variant: str, num_classes: int, seed: int = SEED) -> Network
     return network
 
 
-def _fit_norms(network: Network, frames: Iterable[np.ndarray[Any, Any]]) -> None:
+def _fit_norms(network: Network, frames: Iterable[NDArray[np.uint8]]) -> None:
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     if not norms:
         network.eval()

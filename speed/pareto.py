@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.datasets import SegmentationData
 from ..errors import ProofError, UsageError
@@ -236,8 +237,8 @@ def _capabilities() -> list[str]:
 
 
 def _times(
-    running: Sequence[Segmenter], frames: Sequence[np.ndarray[Any, Any]], runs: int
-) -> list[np.ndarray[Any, Any]]:
+    running: Sequence[Segmenter], frames: Sequence[NDArray[np.uint8]], runs: int
+) -> list[NDArray[np.float64]]:
     """Milliseconds of each call, by way; they race, so that a busy moment meets all."""
     lanes = []
     for segment in running:
@@ -250,11 +251,17 @@ def _times(
     return [lane.times("call") for lane in lanes]
 
 
-def _next(segment: Segmenter, frames: Iterator[Any]) -> object:
+def _next(segment: Segmenter, frames: Iterator[NDArray[np.uint8]]) -> object:
     return segment(next(frames))
 
 
-def _point(way: Way, spent: Any, count: Any, reference: Any, names: Sequence[str]) -> ParetoPoint:
+def _point(
+    way: Way,
+    spent: NDArray[np.float64],
+    count: Confusion,
+    reference: Confusion,
+    names: Sequence[str],
+) -> ParetoPoint:
     # A class that is in no frame loses nothing.
     loss = np.nan_to_num(reference.iou() - count.iou())
     worst = int(loss.argmax())

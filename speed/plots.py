@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import MissingPackage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Machines = Sequence[Mapping[str, Any]]
 # Told apart by color-blind readers too (Okabe and Ito).
@@ -17,8 +21,8 @@ COLUMNS = 2
 SHOWN = 8  # histograms, the networks that come first in the table
 
 
-def _grid(lines: int, columns: int, size: tuple[float, float]) -> tuple[object, Any]:
-    """(figure, axes by line and column)."""
+def _grid(lines: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """(figure, axes line by line)."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -27,7 +31,7 @@ def _grid(lines: int, columns: int, size: tuple[float, float]) -> tuple[object, 
     figure = Figure(figsize=size, layout="constrained")
     # Without pyplot, which keeps every figure and looks for a display.
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(lines, columns, squeeze=False)
+    return figure, list(figure.subplots(lines, columns, squeeze=False).flat)
 
 
 def accuracy_plot(machines: Machines) -> bytes | None:
@@ -37,7 +41,7 @@ def accuracy_plot(machines: Machines) -> bytes | None:
     if not any(points for _, points in series):
         return None
     figure, grid = _grid(1, 1, (8, 5))
-    axes = grid[0][0]
+    axes = grid[0]
     for (title, points), color in zip(series, _colors(len(series)), strict=True):
         for place, (model, miou, fps, eager_fps) in enumerate(points):
             axes.scatter(fps, miou, color=color, label=title if place == 0 else None, zorder=3)
@@ -84,14 +88,14 @@ def latency_plot(machines: Machines) -> bytes | None:
         return None
     lines = -(-len(picked) // COLUMNS)
     figure, grid = _grid(lines, COLUMNS, (9, 2.1 * lines))
-    for axes in grid.flat[len(picked) :]:
+    for axes in grid[len(picked) :]:
         axes.set_visible(False)
-    for axes, (title, row) in zip(grid.flat, picked, strict=False):
+    for axes, (title, row) in zip(grid, picked, strict=False):
         _histogram(axes, title, row)
     return _png(figure)
 
 
-def _histogram(axes: Any, title: str, row: Mapping[str, Any]) -> None:
+def _histogram(axes: Axes, title: str, row: Mapping[str, Any]) -> None:
     for name, color in (("burst", COLORS[0]), ("camera", COLORS[1])):
         found = row["histograms"].get(name)
         if found:
@@ -106,7 +110,7 @@ def _histogram(axes: Any, title: str, row: Mapping[str, Any]) -> None:
     axes.legend(fontsize=7)
 
 
-def _log_scale(axes: Any) -> None:
+def _log_scale(axes: Axes) -> None:
     """Logarithmic in x, with plain numbers: all ticks have one within a decade, else 1, 2 and 5."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
@@ -129,7 +133,7 @@ def _colors(count: int) -> list[str]:
     return [COLORS[index % len(COLORS)] for index in range(count)]
 
 
-def _png(figure: Any) -> bytes:
+def _png(figure: Figure) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=130)
     return content.getvalue()

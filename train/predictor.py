@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ def normalize(frames: Tensor, info: NetworkInfo) -> Tensor:
     return ((rgb - mean) / std).permute(0, 3, 1, 2)
 
 
-def autocast(device: torch.device, precision: str) -> Any:
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context for `precision` fp32, bf16 or fp16 on `device`."""
     if precision == "fp32":
         return nullcontext()

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.classes import CLASS_SETS, IGNORE, ClassSet, load_class_set
 from ..data.datasets import Cached, SegmentationData, open_data
 from ..errors import DataError, TrainingError, UsageError
-from ..models import build, save_checkpoint
+from ..models import Network, build, save_checkpoint
 from .distill import SoftSource, soft_loss
 from .evaluate import Evaluation, evaluate_frames
 from .loader import Batch, Positions, Stream, epoch_frames, make_loader
@@ -228,7 +228,7 @@ class Run:
             self.folder, self.iteration, self.iteration == self.total, self.best, self.place.first
         )
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> dict[str, object]:
         """What the log begins with, after every start."""
         facts = {"recipe": json.loads(self.recipe.model_dump_json()), "revision": git_revision()}
         facts |= {"rounded": self.rounded} if self.rounded else {}
@@ -293,7 +293,7 @@ class Run:
         except DataError as error:  # from a worker, it brings a traceback before its own line
             raise DataError(str(error).strip().splitlines()[-1].split("DataError: ")[-1]) from error
 
-    def _gradients_shared(self, last: bool) -> Any:
+    def _gradients_shared(self, last: bool) -> AbstractContextManager[None]:
         """Processes exchange gradients once an update, with its last batch."""
         if last or not isinstance(self.parallel, DistributedDataParallel):
             return nullcontext()
@@ -349,7 +349,7 @@ class Run:
             self._keep(network, result)
         return result
 
-    def _keep(self, network: Any, result: Evaluation) -> None:
+    def _keep(self, network: Network, result: Evaluation) -> None:
         facts = {
             "classes": describe_classes(self.data.classes),
             "metrics": {"split": self.recipe.data.val, "iteration": self.iteration}
@@ -374,7 +374,7 @@ def open_split(
     return Cached(data) if options.cache else data
 
 
-def describe_classes(classes: ClassSet) -> str | dict[str, Any]:
+def describe_classes(classes: ClassSet) -> str | dict[str, object]:
     """For a checkpoint's header: the name of a known set, another one in full."""
     if CLASS_SETS.get(classes.name) == classes:
         return classes.name

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 from ..backbones.convnext import KEYS as CONVNEXT_KEYS
-from ..backbones.convnext import convnext_large
-from ..backbones.resnet import deep_stem_keys, resnet50, stage_keys
-from ..backbones.swin import ORIGINAL, swin_large
+from ..backbones.convnext import ConvNeXt, convnext_large
+from ..backbones.resnet import ResNet, deep_stem_keys, resnet50, stage_keys
+from ..backbones.swin import ORIGINAL, Swin, swin_large
 from ..backbones.swin import ORIGINAL_KEYS as SWIN_KEYS
 from ..heads import AUXILIARY_KEYS, EncoderDecoder, fcn_head
 from ..variant import (
@@ -32,7 +32,7 @@ from .ecfd_decoders import ECFD, ContextDecoder, Decoder, PlainDecoder, SpatialD
 
 def _network(
     num_classes: int,
-    backbone: Callable[[], Any],
+    backbone: Callable[[], ResNet | Swin | ConvNeXt],
     decoder: Callable[..., Decoder] = ECFD,
     **options: object,
 ) -> EncoderDecoder:
@@ -97,17 +97,25 @@ PLAIN_PROJECTION_KEYS: Keys = (
     ("decode_head.clgd_conv1x1", "head.deepest"),
 )
 RESNET_KEYS: Keys = (*deep_stem_keys("backbone.stem"), *stage_keys("backbone."))
-BACKBONES: dict[str, tuple[Callable[[], object], Keys, int]] = {  # and the decoder's width
+Backbone = ResNet | Swin | ConvNeXt
+BACKBONES: dict[str, tuple[Callable[[], Backbone], Keys, int]] = {  # and the decoder's width
     "r50": (resnet50, RESNET_KEYS, 256),
     "r101": (partial(resnet50, depth=101), RESNET_KEYS, 256),
     "swin_l": (partial(swin_large, window=7, layout=ORIGINAL), SWIN_KEYS, 192),
     "convnext_l": (convnext_large, CONVNEXT_KEYS, 192),
 }
 DILATED = partial(resnet50, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True)
-TINY: dict[str, Any] = {"embed": 192, "heads": 6}
-SMALL: dict[str, Any] = {"embed": 384, "heads": 6}
-BASE: dict[str, Any] = {"embed": 768, "heads": 12}
-LARGE: dict[str, Any] = {"embed": 1024, "heads": 16}
+
+
+class Tokens(TypedDict):
+    embed: int
+    heads: int
+
+
+TINY: Tokens = {"embed": 192, "heads": 6}
+SMALL: Tokens = {"embed": 384, "heads": 6}
+BASE: Tokens = {"embed": 768, "heads": 12}
+LARGE: Tokens = {"embed": 1024, "heads": 16}
 
 
 # mIoU in % at one scale and at several: on Cityscapes, Pascal Context and BDD100K.

@@ -13,16 +13,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..attention import Block, Groups, RelativeBias, window_plan
-from ..backbones.resnet import deep_stem_keys, resnet50, stage_keys
+from ..backbones.resnet import ResNet, deep_stem_keys, resnet50, stage_keys
 from ..backbones.swin import (
     UNFOLDED,
     UNFOLDED_KEYS,
+    Swin,
     swin_base,
     swin_large,
     swin_small,
@@ -126,7 +126,7 @@ class SenFormer(EncoderDecoder):
 
     head: SelfEnsemble
 
-    def __init__(self, backbone: Any, num_classes: int, shared: bool):
+    def __init__(self, backbone: ResNet | Swin, num_classes: int, shared: bool):
         head = SelfEnsemble(backbone.outputs, num_classes, shared)
         super().__init__(backbone, head, fcn_head(backbone.outputs[2], WIDTH, num_classes))
         self.shared = shared
@@ -186,7 +186,7 @@ def rename_older_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _senformer(num_classes: int, backbone: Callable[[], object], shared: bool) -> SenFormer:
+def _senformer(num_classes: int, backbone: Callable[[], ResNet | Swin], shared: bool) -> SenFormer:
     return SenFormer(backbone(), num_classes, shared)
 
 
@@ -208,7 +208,8 @@ KEYS: Keys = (
     *AUXILIARY_KEYS,
 )
 RESNET_KEYS: Keys = (*deep_stem_keys("backbone.stem"), *stage_keys("backbone."))
-BACKBONES: dict[str, tuple[Callable[[], object], Keys, int]] = {  # and the size it is reported at
+# Keys, and the size that it is reported at.
+BACKBONES: dict[str, tuple[Callable[[], ResNet | Swin], Keys, int]] = {
     "r50": (resnet50, RESNET_KEYS, 512),
     "r101": (partial(resnet50, depth=101), RESNET_KEYS, 512),
     "swin_t": (partial(swin_tiny, window=7, layout=UNFOLDED), UNFOLDED_KEYS, 512),
