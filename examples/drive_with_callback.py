@@ -14,7 +14,7 @@ seconds = float(sys.argv[3]) if len(sys.argv) > 3 else None
 
 
 def plan(message):
-    """Called in a thread of its own; a slow one loses messages and delays nobody."""
+    """Called in its own thread; if it is slow, it loses messages and delays nothing else."""
     if isinstance(message, Result):
         road = float((message.labels == ROAD).mean())
         print(f"frame {message.frame_id}: {message.age_ms:.0f} ms old, road {road:.0%}")

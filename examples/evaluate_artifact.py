@@ -1,4 +1,4 @@
-"""mIoU of the very file that will drive, on labeled frames.
+"""mIoU of the very file that will be deployed, on labeled frames.
 
 python evaluate_artifact.py artifacts/csfcn_nano_360x480_fp32.onnx camvid data/camvid
 """

@@ -1,4 +1,4 @@
-"""Label many logs on all cores with Ray Data; run it again to go on where it stopped.
+"""Label many logs on all cores with Ray Data; run it again to resume where it stopped.
 
 python fleet_on_ray.py 'logs/*' artifacts/csfcn_nano_360x480_fp32.onnx labels
 """

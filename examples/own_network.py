@@ -42,7 +42,7 @@ class UNet(nn.Module):
 
 
 def preprocess(frame: np.ndarray) -> np.ndarray:
-    """As in training, which stretched frames; it is held against what the export will do."""
+    """As in training, which stretched frames; compared with what the export will do."""
     image = cv2.resize(frame, SIZE[::-1])[..., ::-1].astype(np.float32) / 255
     return ((image - MEAN) / STD).transpose(2, 0, 1)
 

@@ -1,4 +1,4 @@
-"""Read the newest mask from shared memory, in a process of its own.
+"""Read the newest mask from shared memory, in a separate process.
 
 rtseg drive 0 --model artifacts/csfcn_nano_360x480_fp32.onnx -o /dev/shm/labels.ring
 python ring_reader.py /dev/shm/labels.ring 10

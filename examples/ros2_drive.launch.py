@@ -1,4 +1,4 @@
-"""Start `rtseg drive` beside ROS 2 nodes, and again whenever it ends.
+"""Start `rtseg drive` beside ROS 2 nodes, and restart it whenever it ends.
 
 ros2 launch ros2_drive.launch.py image:=/camera/image_raw model:=csfcn_nano_360x480_fp32.onnx
 """

@@ -1,4 +1,4 @@
-"""Networks at three sizes as a LaTeX table for a paper: FPS at batch 1, and against PyTorch.
+"""A LaTeX table for a paper: FPS of networks at three sizes, batch 1, and against PyTorch.
 
 python speed_table.py csfcn pidnet_s > table.tex
 python speed_table.py csfcn 512x1024 > table.tex
