@@ -184,6 +184,8 @@ def resize(image: np.ndarray, label: np.ndarray, factor: float) -> Pair:
     size = (width, height)
     return (
         cv2.resize(image, size, interpolation=cv2.INTER_LINEAR),
+        # Plain INTER_NEAREST reads at floor(x * scale), without the half pixel that the image's
+        # bilinear resize has: labels would move against their image.
         cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT),
     )
 
@@ -196,6 +198,7 @@ def pad(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> Pair:
     border = (0, below, 0, right, cv2.BORDER_CONSTANT)
     return (
         cv2.copyMakeBorder(image, *border, value=(0, 0, 0)),
+        # OpenCV fills the value up with zeros: 255 for the train ids, 0 for the maps behind them.
         cv2.copyMakeBorder(label, *border, value=(IGNORE,)),
     )
 
@@ -209,6 +212,7 @@ def random_corner(
         top = int(random.integers(label.shape[0] - height + 1))
         left = int(random.integers(label.shape[1] - width + 1))
         window = (slice(top, top + height), slice(left, left + width))
+        # The last try is taken even if it is above the cap.
         if category_cap == 1 or _largest_part(label[window]) <= category_cap:
             break
     return top, left

@@ -59,6 +59,7 @@ class _Nodes:
         """Put all in order, without what no output needs any more."""
         graph, needed = self.graph, {output.name for output in self.graph.output}
         kept = []
+        # ONNX keeps nodes in topological order, so one pass from the end finds all that is read.
         for node in reversed([*self.before, *graph.node, *self.behind]):
             if needed.intersection(node.output):
                 kept.append(node)
@@ -74,6 +75,7 @@ def _normalize(nodes: _Nodes, network: OnnxNetwork, image: str, size: Size) -> N
     graph, info = nodes.graph, network.info
     del graph.input[:]
     graph.input.append(helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, *size, 3]))
+    # The frame's order, BGR, and its scale, 0..255; those of `info` are RGB in 0..1.
     mean, std = (np.array(values[::-1], np.float64) * 255 for values in (info.mean, info.std))
     # TensorRT converts uint8 to float only, and moves axes of floats only: cast first.
     pixels = nodes.add("Cast", ["frame"], "frame/float", to=TensorProto.FLOAT)
@@ -152,6 +154,7 @@ def _fold(
     """Make `first` take BGR less `shift + mean` as it took normalized pixels, exactly: padding is
     by hand, since zeros would no longer stand for the mean color."""
     held = {tensor.name: tensor for tensor in nodes.graph.initializer}
+    # In float64, so that folding rounds every weight once.
     weight = numpy_helper.to_array(held[first.input[1]]).astype(np.float64)
     weight = (weight[:, ::-1] if flips else weight) * scale.reshape(1, 3, 1, 1)
     bias = (weight * shift.reshape(1, 3, 1, 1)).sum(axis=(1, 2, 3))
@@ -165,6 +168,7 @@ def _fold(
         values = np.broadcast_to(edge, (1, 3, height, width)).astype(np.float32)
         return nodes.keep(f"frame/{name}_border", values)
 
+    # Concatenated, since Pad has one value for all channels, and the mean color has three.
     height, width = size
     sides = [border("left", height, left)] if left else []
     sides += [pixels]
@@ -198,6 +202,8 @@ def _pads(facts: dict[str, Any], kernel: tuple[int, ...], size: Size) -> list[in
     for side, k, stride, dilation in zip(
         size, kernel, facts.get("strides", (1, 1)), facts.get("dilations", (1, 1)), strict=True
     ):
+        # By the definition of auto_pad: the output has ceil(side / stride) positions, and the odd
+        # pixel goes to the end, for SAME_LOWER to the start.
         total = max(0, (-(-side // stride) - 1) * stride + (k - 1) * dilation + 1 - side)
         total = 0 if rule == b"VALID" else total
         small, large = total // 2, total - total // 2
@@ -220,6 +226,7 @@ def _end(
     nodes.place = nodes.behind
     del graph.output[:]
     if network.form.channels == 1:
+        # One logit against 0: softmax of (0, x) gives the second class sigmoid(x).
         zeros = nodes.keep("labels/zeros", np.zeros((1, 1, *shape[2:]), np.float32))
         coarse = nodes.add("Concat", [zeros, coarse], "labels/both", axis=1)
         shape[1] = 2

@@ -76,8 +76,10 @@ def build_sbom(
     data = data or card.trained_on
     data_license = data_license or DATA_LICENSES.get(data or "")
     files = [_file(each) for each in _list_files(path, card)]
+    # `excluded` is what CycloneDX calls parts that are not there when it runs.
     built = [_library(name, version, "excluded") for name, version in card.tools.items()]
     needed = list(_list_needed(path, card))
+    # A bom-ref may occur only once in a bill.
     known = {each["bom-ref"] for each in needed}
     built = [each for each in built if each["bom-ref"] not in known]
     weights = {
@@ -96,6 +98,7 @@ def build_sbom(
         "data": [{"type": "dataset", "name": data or UNKNOWN}],
     }
     parts = [*files, weights, *needed]
+    # Of the card, not random: bills of one artifact have one serial number.
     serial = uuid.uuid5(NAMESPACE, card.to_json())
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
@@ -145,6 +148,7 @@ def _list_files(path: Path, card: Card) -> list[Path]:
     names = dict.fromkeys([path.name, *(name for name in card.files if name)])
     files = [path.with_name(name) for name in names]
     beside = sidecar(path)
+    # ONNX files and weights carry their card inside.
     return [*files, beside] if path.suffix not in (".onnx", ".safetensors") else files
 
 

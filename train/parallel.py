@@ -59,6 +59,7 @@ class SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(context: object, *gradients: Tensor) -> Tensor:
+        # Each process's result reads the values of all, so gradients come back from all.
         total = gradients[0].clone()
         distributed.all_reduce(total)
         return total
@@ -70,8 +71,11 @@ class SharedBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
+        # Sums of squares over a batch overflow in float16 and lose their digits in bfloat16.
         x = input.float()
+        # Stacked, for one exchange instead of two.
         sums = torch.stack([x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3))])
+        # Batches of all processes are of one size.
         count = x.numel() // x.shape[1] * distributed.get_world_size()
         total: Tensor = SumOverProcesses.apply(sums)  # type: ignore[no-untyped-call]
         mean, square = (total / count).unbind()

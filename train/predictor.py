@@ -76,6 +76,7 @@ class Predictor:
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         height, width = frame.shape[:2]
         view = find_view((height, width), self.size or (height, width), self.aspect)
+        # What a crop leaves out gets no label.
         labels = np.full((height, width), IGNORE, np.uint8)
         labels[view] = self.scores(frame[view]).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
         return labels
@@ -90,6 +91,7 @@ class Predictor:
             resize(self._logits(view, flip)[..., :high, :wide], (height, width))
             for view, flip, (high, wide) in self._views(image)
         ]
+        # A single view stays in logits: softmax would not change their argmax.
         if len(views) == 1:
             return views[0]
         return torch.stack([view.softmax(dim=1) for view in views]).mean(dim=0)
@@ -129,6 +131,7 @@ class Predictor:
     def _logits(self, view: Tensor, mirrored: bool) -> Tensor:
         with autocast(self.device, self.precision):
             logits = self._slid(view) if self.window else self._whole(view)
+        # Resizes, means and the argmax are in float32, whatever the network computed in.
         return (logits.flip(-1) if mirrored else logits).float()
 
     def _whole(self, view: Tensor) -> Tensor:
