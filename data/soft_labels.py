@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from .files import write_atomically
 
 CLASS_MAPS = Path(__file__).with_name("class_maps")
 FACTS = "soft_labels.json"
+# What damaged or unknown compression makes zipfile raise.
+PACKED = (zlib.error, NotImplementedError, RuntimeError, MemoryError)
 MOST_BYTES = 1 << 29  # of a frame's probabilities
 SMALLEST = 3  # of 255: below, a probability is written as 0, which packs well
 
@@ -91,7 +94,7 @@ def read_probabilities(path: Path) -> np.ndarray:
             values = np.asarray(content["probabilities"])
     except KeyError as error:
         raise DataError(f"{path} holds no array `probabilities`") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, *PACKED) as error:
         raise DataError(f"{path} cannot be read ({error}): write it again") from error
     if values.dtype != np.uint8 or values.ndim != 3:
         raise DataError(

@@ -353,6 +353,8 @@ def _split_onnx(path: Path) -> tuple[bytes, bytes]:
     added = field(METADATA, content[start:])
     for digits in range(1, 6):  # of the text's length
         at = start + len(_ENTRY) + digits
+        if at > len(content):
+            break
         prefix = _ENTRY + _varint(len(content) - at)
         if content[start:at] == prefix and content.endswith(added):
             return content[: -len(added)], content[at:]
