@@ -13,7 +13,7 @@ MOST_LETTERS = 1000  # of a value: what is wrong with it is told with the value
 MOST_DEPTH = 50
 
 
-def load_yaml(path: Path, error: type[UsageError] = UsageError) -> Any:
+def load_yaml(path: Path, error: type[UsageError] = UsageError) -> object:
     """What a YAML file holds.
 
     Args:
@@ -35,7 +35,7 @@ def load_yaml(path: Path, error: type[UsageError] = UsageError) -> Any:
     return parse_yaml(text, str(path), error)
 
 
-def parse_yaml(text: str, where: str, error: type[UsageError] = UsageError) -> Any:
+def parse_yaml(text: str, where: str, error: type[UsageError] = UsageError) -> object:
     """What a YAML text holds. where: for messages; errors as of `load_yaml`."""
     import yaml  # only those who write YAML need it
 
@@ -61,7 +61,7 @@ def _check_events(events: Any) -> None:
             raise ValueError(f"a value of {len(event.value)} characters: {MOST_LETTERS} are read")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, object]:
     """A JSON object that a program kept; {} where it is absent, damaged or something else, since a
     crash or a full disk may leave anything."""
     try:

@@ -51,7 +51,7 @@ class _Nodes:
         self.place.append(helper.make_node(kind, inputs, [output], name=output, **facts))
         return output
 
-    def keep(self, name: str, values: NDArray[Any]) -> str:
+    def keep(self, name: str, values: NDArray[np.generic]) -> str:
         self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
@@ -103,7 +103,7 @@ def _normalize(nodes: _Nodes, network: OnnxNetwork, image: str, size: Size) -> N
     _replace_input(graph, image, pixels)
 
 
-def _planes(nodes: _Nodes, name: str, values: NDArray[Any]) -> str:
+def _planes(nodes: _Nodes, name: str, values: NDArray[np.generic]) -> str:
     return nodes.keep(f"frame/{name}_values", values.reshape(1, 3, 1, 1).astype(np.float32))
 
 

@@ -41,7 +41,7 @@ from .own import NORMALIZATIONS, Normalization
 from .zoo import NetworkCost
 
 Size = tuple[int, int]  # (height, width) in pixels
-Array = NDArray[Any]
+Array = NDArray[np.generic]
 USUAL = ("logits", "out", "output", "sem_seg", "semantic_logits")  # names of the main output
 QUANTIZED = ("QuantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 FLOATS = (TensorProto.FLOAT, TensorProto.UINT8)
@@ -103,7 +103,7 @@ class OnnxNetwork(Network):
         self.upsample_logits = nn.Identity()
         self._session: onnxruntime.InferenceSession | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_session": None}  # a copy opens its own
 
     @property
@@ -289,7 +289,7 @@ def _check_operators(model: onnx.ModelProto, name: str) -> None:
 
 def _find_input(
     model: onnx.ModelProto, name: str
-) -> tuple[str, bool, Any, int, tuple[int | None, int | None]]:
+) -> tuple[str, bool, object, int, tuple[int | None, int | None]]:
     """(name, channels last?, dtype, images at a time, its fixed height and width)."""
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}

@@ -16,7 +16,6 @@ import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..data.files import write_atomically
 from .packages import cache_folder
@@ -29,7 +28,7 @@ def key_path() -> Path:
     return cache_folder() / "records.key"
 
 
-def write_record(path: Path, facts: Mapping[str, Any]) -> None:
+def write_record(path: Path, facts: Mapping[str, object]) -> None:
     """Write facts as JSON, sealed; where that is impossible, on a vehicle with a read-only home
     say, there is no record."""
     if (key := _key(make=True)) is None:
@@ -39,7 +38,7 @@ def write_record(path: Path, facts: Mapping[str, Any]) -> None:
         write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def read_record(path: Path, **wanted: Any) -> dict[str, Any] | None:
+def read_record(path: Path, **wanted: object) -> dict[str, object] | None:
     """The facts of a record, if it is sealed and says what is wanted; else None."""
     try:
         record = json.loads(path.read_bytes())
@@ -71,7 +70,7 @@ def _seal(key: bytes, content: bytes) -> bytes:
     return hmac.new(key, content, hashlib.sha256).digest()
 
 
-def _canonical(facts: Mapping[str, Any]) -> bytes:
+def _canonical(facts: Mapping[str, object]) -> bytes:
     return json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
 
 

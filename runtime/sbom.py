@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -71,7 +71,7 @@ def build_sbom(
     license: str | None = None,
     data: str | None = None,
     data_license: str | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The bill of materials as JSON values; arguments as of `write_sbom`."""
     data = data or card.trained_on
     data_license = data_license or DATA_LICENSES.get(data or "")
@@ -121,7 +121,7 @@ def build_sbom(
     }
 
 
-def _describe(path: Path, card: Card) -> dict[str, Any]:
+def _describe(path: Path, card: Card) -> dict[str, object]:
     """The artifact as the bill's subject."""
     height, width = card.size
     proof = card.proof
@@ -162,7 +162,7 @@ def _file(path: Path) -> dict[str, Any]:
     }
 
 
-def _list_needed(path: Path, card: Card) -> Iterable[dict[str, Any]]:
+def _list_needed(path: Path, card: Card) -> Iterable[dict[str, object]]:
     """What runs it: the base, and each backend that loads it, of which one is enough."""
     yield _library("rtseg", __version__, "required", _license("Apache-2.0"))
     for name in BASE:
@@ -185,10 +185,10 @@ def _installed(name: str) -> str | None:
 
 
 def _library(
-    name: str, version: str | None, scope: str, licenses: list[dict[str, Any]] | None = None
-) -> dict[str, Any]:
+    name: str, version: str | None, scope: str, licenses: list[dict[str, object]] | None = None
+) -> dict[str, object]:
     purl = f"pkg:pypi/{name.lower()}" + (f"@{quote(version, safe='.')}" if version else "")
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "type": "library",
         "bom-ref": f"{name}@{version or 'any'}",
         "name": name,
@@ -202,9 +202,9 @@ def _library(
     )
 
 
-def _license(text: str | None) -> list[dict[str, Any]]:
+def _license(text: str | None) -> list[dict[str, object]]:
     return [{"license": {"name": text or UNKNOWN}}]
 
 
-def _properties(facts: dict[str, Any]) -> list[dict[str, str]]:
+def _properties(facts: Mapping[str, object]) -> list[dict[str, str]]:
     return [{"name": f"rtseg:{name}", "value": str(value)} for name, value in facts.items()]

@@ -147,7 +147,7 @@ def _hold_message(sample: Any, message: bytes) -> None:
     sample.message = message
 
 
-def _make(name: str, definition: str, kind: MessageType, made: dict[str, Any]) -> Any:
+def _make(name: str, definition: str, kind: MessageType, made: dict[str, object]) -> Any:
     from cyclonedds.idl import make_idl_struct
 
     if name not in made:
@@ -160,7 +160,7 @@ def _make(name: str, definition: str, kind: MessageType, made: dict[str, Any]) -
     return made[name]
 
 
-def _field(written: str, kind: MessageType, made: dict[str, Any]) -> Any:
+def _field(written: str, kind: MessageType, made: dict[str, object]) -> object:
     """Cyclone's type of a field of a .msg file."""
     import cyclonedds.idl.types
 

@@ -120,9 +120,9 @@ class Newest:
 
     def __init__(self) -> None:
         self._news = threading.Condition()
-        self._sample: Any = None
+        self._sample: object = None
 
-    def put(self, sample: Any) -> None:
+    def put(self, sample: object) -> None:
         with self._news:
             self._sample = sample
             self._news.notify()
