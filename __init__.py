@@ -15,6 +15,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
+from .data.limits import LIMITS, find_variable
 from .errors import (
     ArtifactError,
     BackendError,
@@ -43,12 +44,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 # A small file may claim a picture of many gigabytes. OpenCV reads this when it is loaded, and would
 # take up to 2**30 pixels; set it for larger ones.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**28))
 # What is wrong with a file is said in one line; FFmpeg says it again for every block of a picture.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
 # ONNX Runtime tells its makers of each session, from its import on; a vehicle tells nobody.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault(find_variable("image_pixels"), str(LIMITS["image_pixels"].most))
+# FFmpeg's bound, read at each opening; TCP is what OpenCV itself sets where nothing is set.
+os.environ.setdefault(
+    "OPENCV_FFMPEG_CAPTURE_OPTIONS",
+    "rtsp_flags;prefer_tcp|max_streams;"
+    + os.environ.get(find_variable("video_streams"), str(LIMITS["video_streams"].most)),
+)
 __all__ = [
     "Artifact",
     "ArtifactError",

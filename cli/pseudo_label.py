@@ -39,6 +39,7 @@ def pseudo_label(
     rtseg pseudo-label csfcn_tiny data/drive --flip -o data/drive_soft
     """
     from ..data.frames import Unreadable, open_source
+    from ..data.limits import read_json
     from ..data.soft_labels import FACTS, write_soft_labels
     from ..reporting import Table
     from ..resolve import is_artifact
@@ -73,7 +74,7 @@ def pseudo_label(
             )
     if not sure.frames:
         raise JobFailed("no frame could be read")
-    facts = json.loads((folder / FACTS).read_text()) | {"skipped": skipped, "out": str(folder)}
+    facts = read_json(folder / FACTS) | {"skipped": skipped, "out": str(folder)}
     rows = [
         (name, f"{100 * row['share']:.2f}", row["confidence"] and f"{100 * row['confidence']:.1f}")
         for name, row in facts["by_class"].items()

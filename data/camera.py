@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from .frames import Frame
+from .frames import Frame, check_capture
 from .ros.links import is_ros_address
 
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "srt://")
@@ -62,6 +62,7 @@ class Camera:
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         if not capture.isOpened():
             raise OSError(f"the camera {self.where} cannot be opened{self._hint()}")
+        check_capture(capture, self.where)
         return capture
 
     def _hint(self) -> str:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import UsageError, warn_renamed
-from .documents import load_yaml
+from .limits import read_yaml
 
 ADE20K_NAMES = """
     wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk,
@@ -204,7 +204,7 @@ def load_class_set(source: str | Path) -> ClassSet:
         near = get_close_matches(str(source), CLASS_SETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(CLASS_SETS)}"
         raise UsageError(f"no class set is called {str(source)!r}, nor is it a YAML file: {hint}")
-    entries = load_yaml(path)
+    entries = read_yaml(path)
     if not isinstance(entries, list) or not 2 <= len(entries) <= IGNORE:
         raise UsageError(f"{path} should be a list of 2 to 255 entries {ENTRY}")
     rows = [_entry(entry, number, path) for number, entry in enumerate(entries)]

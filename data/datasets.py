@@ -27,6 +27,7 @@ from .classes import (
     load_class_set,
 )
 from .images import IMAGES, read_image, read_png
+from .limits import read_lines
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class CamVid(SegmentationData):
             for image in images_in(self.root / self.split):
                 yield Files(image, self.root / f"{self.split}annot" / f"{image.stem}.png")
             return
-        for line in lines_of(listing):
+        for line in read_lines(listing):
             image, label = (self._inside(entry) for entry in line.split())
             yield Files(image, label)
 
@@ -278,7 +279,7 @@ class CamVid32(SegmentationData):
 
     def find(self) -> Iterator[Files]:
         listing = self.root / f"{self.split}.txt"
-        listed = {Path(line).stem for line in lines_of(listing)} if listing.is_file() else None
+        listed = {Path(line).stem for line in read_lines(listing)} if listing.is_file() else None
         for image in images_in(self.root / "701_StillsRaw_full"):
             name = image.stem
             if name in listed if listed is not None else segnet_split(name) == self.split:
@@ -340,7 +341,7 @@ class PascalContext60(SegmentationData):
 
     def find(self) -> Iterator[Files]:
         listing = self.root / "ImageSets" / "SegmentationContext" / f"{self.split}.txt"
-        for name in lines_of(listing) if listing.is_file() else ():
+        for name in read_lines(listing) if listing.is_file() else ():
             label = self.root / "SegmentationClassContext" / f"{name}.png"
             yield Files(self.root / "JPEGImages" / f"{name}.jpg", label)
 
@@ -377,7 +378,7 @@ class CocoStuff10k(SegmentationData):
     def find(self) -> Iterator[Files]:
         listing = self.root / "imageLists" / f"{self.split}.txt"
         if listing.is_file():
-            for name in lines_of(listing):
+            for name in read_lines(listing):
                 image = self.root / "images" / f"{name}.jpg"
                 yield Files(image, self.root / "annotations" / f"{name}.mat")
             return
@@ -434,10 +435,6 @@ class Folder(SegmentationData):
         for image in images_in(images):
             label = (labels / image.relative_to(images)).with_suffix(".png")
             yield Files(image, label if labels.is_dir() else None)
-
-
-def lines_of(listing: Path) -> Iterable[str]:
-    return (line.strip() for line in listing.read_text().splitlines() if line.strip())
 
 
 DATASETS: dict[str, type[SegmentationData]] = {

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError
 from .images import IMAGES, read_image
+from .limits import check_limit
 
 BOXED = (".mp4", ".mov", ".m4v")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -85,6 +86,7 @@ class Source:
     def _of_video(self, path: Path) -> Iterator[Frame | Unreadable]:
         capture = cv2.VideoCapture(opencv_name(path))
         try:
+            check_capture(capture, path)
             index = 0
             while True:
                 more, image = capture.read()
@@ -192,6 +194,7 @@ def _open_video(path: Path) -> Source:
             raise UsageError(
                 f"{path} cannot be opened as a video: damaged, or of a codec that OpenCV lacks here"
             )
+        check_capture(capture, path)
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         if count <= 0 and path.suffix.lower() in BOXED and not _is_boxed(path):
             # FFmpeg finds pictures in the rest of a file that lost its beginning.
@@ -206,6 +209,16 @@ def _is_boxed(path: Path) -> bool:
     """Whether a file begins as MP4 and its kin do, with a box of a known kind."""
     with path.open("rb") as file:
         return file.read(8)[4:] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp")
+
+
+def check_capture(capture: cv2.VideoCapture, where: object) -> None:
+    """Refuse frames that are too large, before the first is decoded.
+
+    Raises:
+        UsageError: they are.
+    """
+    width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+    check_limit("video_pixels", int(width) * int(height), f"a frame of {where}")
 
 
 def read_folder(folder: Path) -> list[tuple[str, NDArray[np.uint8]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from ..errors import DataError
 from .classes import ClassSet, Color
 from .files import write_atomically
 from .lettering import BLACK, Picture, text_width, write_text
+from .limits import check_limit, find_limit, find_variable, read_limited
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
 STRIP = 20  # pixels of height for a line of text
-LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"  # OpenCV's own; `rtseg/__init__.py` sets a lower default
 
 
 def read_image(path: Path) -> Picture:
@@ -59,7 +58,7 @@ def read_gray(path: Path) -> Picture:
 def _read(path: Path) -> NDArray[np.uint8]:
     # imread would print its own complaint, and hides why it failed.
     try:
-        return np.fromfile(path, np.uint8)
+        return np.frombuffer(read_limited(path, "image_bytes", DataError), np.uint8)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -75,14 +74,15 @@ def decode_image(content: NDArray[np.uint8], name: str, flags: int = cv2.IMREAD_
     Raises:
         DataError: if it is damaged, no picture, or has more pixels than OPENCV_IO_MAX_IMAGE_PIXELS.
     """
+    check_limit("image_bytes", content.size, name, DataError)
     try:
         image = cv2.imdecode(content, flags) if content.size else None
     except cv2.error as error:
         if "pixels" not in str(error) and "CV_IO_MAX_IMAGE" not in str(error):
             raise DataError(f"{name} is damaged or not an image") from error
         raise DataError(
-            f"{name} has more pixels than the limit ({os.environ.get(LIMIT, '2**30')}): if it "
-            f"is sound, set {LIMIT} higher"
+            f"{name} has more pixels than the limit ({find_limit('image_pixels'):,}): if it is "
+            f"sound, set {find_variable('image_pixels')} higher"
         ) from error
     if image is None:
         raise DataError(f"{name} is damaged or not an image")

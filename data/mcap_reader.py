@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import DataError, MissingPackage, UsageError
 from .frames import Frame, Unreadable
 from .images import decode_image
+from .limits import check_limit
 from .ros.pixels import IMAGE_TYPES, Picture, read_picture
 from .ros.ros_messages import Header
 
@@ -26,7 +27,6 @@ SCHEMAS = (
 )
 MAGIC = b"\x89MCAP0\r\n"
 SHORTEST = 2 * len(MAGIC) + 29  # the two ends and a footer
-MOST_BYTES = 1 << 30  # of a chunk, which is decompressed as a whole
 INSTALL = 'MCAP logs need the mcap packages: pip install "rtseg[drive]"'
 Decoder = Callable[[bytes, str], tuple[Header, Picture]]  # message, its name for errors
 
@@ -71,10 +71,8 @@ class McapLog:
             summary = make_reader(file, validate_crcs=True).get_summary()
             if summary is None:
                 raise ValueError("it was not closed")
-            if (
-                most := max((c.uncompressed_size for c in summary.chunk_indexes), default=0)
-            ) > MOST_BYTES:
-                raise ValueError(f"a chunk of {most} bytes, and {MOST_BYTES} are read")
+            most = max((c.uncompressed_size for c in summary.chunk_indexes), default=0)
+            check_limit("chunk_bytes", most, "a chunk of it")
             counts = summary.statistics.channel_message_counts if summary.statistics else {}
             return {
                 channel.topic: counts.get(channel.id, 0)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +20,11 @@ import numpy as np
 
 from ..errors import DataError, UsageError
 from .classes import IGNORE, ClassSet
-from .documents import load_yaml
 from .files import write_atomically
+from .limits import read_arrays, read_yaml
 
 CLASS_MAPS = Path(__file__).with_name("class_maps")
 FACTS = "soft_labels.json"
-# What damaged or unknown compression makes zipfile raise.
-PACKED = (zlib.error, NotImplementedError, RuntimeError, MemoryError)
-MOST_BYTES = 1 << 29  # of a frame's probabilities
 SMALLEST = 3  # of 255: below, a probability is written as 0, which packs well
 
 
@@ -86,15 +81,10 @@ def merge_classes(probabilities: np.ndarray, class_map: np.ndarray, classes: int
 def read_probabilities(path: Path) -> np.ndarray:
     """(C, h, w) uint8; raises DataError naming the file."""
     try:
-        with zipfile.ZipFile(path) as packed:
-            size = max((each.file_size for each in packed.infolist()), default=0)
-        if size > MOST_BYTES:
-            raise DataError(f"{path} unpacks to {size} bytes, and {MOST_BYTES} are read")
-        with np.load(path) as content:
-            values = np.asarray(content["probabilities"])
+        values = np.asarray(read_arrays(path, DataError)["probabilities"])
     except KeyError as error:
         raise DataError(f"{path} holds no array `probabilities`") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, *PACKED) as error:
+    except OSError as error:
         raise DataError(f"{path} cannot be read ({error}): write it again") from error
     if values.dtype != np.uint8 or values.ndim != 3:
         raise DataError(
@@ -120,7 +110,7 @@ def load_class_map(source: str | Path | Sequence[int], classes: ClassSet) -> tup
         if not path.is_file():
             known = ", ".join(sorted(each.stem for each in CLASS_MAPS.glob("*.yaml")))
             raise UsageError(f"no class map {str(source)!r}, as a file or by name: known: {known}")
-        entries = load_yaml(path)
+        entries = read_yaml(path)
     if not isinstance(entries, (list, tuple)) or not entries:
         raise UsageError(f"a class map is a list with an entry for each class, not {source}")
     return tuple(_train_id(entry, number, classes) for number, entry in enumerate(entries))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..data.documents import read_json_object
 from ..data.files import move_file, write_atomically
+from ..data.limits import read_json_object
 from ..reporting import Table
 from ..runtime.artifact import Card
 from .conditions import text_of

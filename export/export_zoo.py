@@ -18,6 +18,7 @@ import torch
 
 from .. import __version__
 from ..data.files import scratch_folder, write_atomically
+from ..data.limits import read_json
 from ..data.scenes import scenes
 from ..errors import ProofError, UsageError
 from ..models import VARIANTS, build, count
@@ -216,7 +217,7 @@ def _row(job: ZooJob, folder: Path) -> ZooRow:
     """Gathers a job's row from the export's report and its files."""
     size = f"{job.size[0]}x{job.size[1]}"
     row = ZooRow(job.model, size, job.precision, job.targets, job.scenes)
-    report = json.loads((folder / "report.json").read_text())
+    report = read_json(folder / "report.json")
     for name, entry in report.items():
         if not name.startswith(f"{job.name}."):
             continue
@@ -246,7 +247,7 @@ def read_rows(table: Path) -> dict[str, ZooRow]:
     if not table.is_file():
         return {}
     try:
-        rows = [ZooRow(**entry) for entry in json.loads(table.read_text())]
+        rows = [ZooRow(**entry) for entry in read_json(table)]
     except (TypeError, ValueError) as error:
         raise UsageError(f"{table} is not a table of this version: move it away") from error
     return {row.key: row for row in rows}

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.documents import read_json_object
 from ..data.files import write_atomically
 from ..data.frames import numeric_order
+from ..data.limits import read_json_object, read_lines
 from ..errors import UsageError
 from .workers import Row
 
@@ -47,9 +47,7 @@ def find_logs(inputs: Sequence[str]) -> list[DriveLog]:
     paths: list[Path] = []
     for each in inputs:
         if each.startswith("@"):
-            paths += [
-                Path(line) for line in Path(each[1:]).read_text().splitlines() if line.strip()
-            ]
+            paths += map(Path, read_lines(Path(each[1:])))
         elif glob.has_magic(each) and not Path(each).exists():
             paths += sorted((Path(p) for p in glob.glob(each, recursive=True)), key=numeric_order)
         else:

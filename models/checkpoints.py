@@ -16,12 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as dump_safetensors
 from torch import Tensor
 
 from ..data.files import write_atomically
+from ..data.limits import check_archive
+from ..data.safetensors_header import METADATA, read_tensor_header
 from ..data.signature import check_required
 from ..errors import CheckpointError
 from .layers import RepConv
@@ -57,6 +59,10 @@ def read_checkpoint(path: Path) -> Mapping[str, object]:
     check_required(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        read_tensor_header(path, CheckpointError)
+    else:
+        check_archive(path, CheckpointError)
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path.read_bytes())
@@ -113,11 +119,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     check_required(path)
-    try:
-        with safe_open(path, "pt") as file:
-            header: dict[str, str] = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
+    header: dict[str, str] = read_tensor_header(path, CheckpointError)[0].get(METADATA) or {}
     facts = {}
     for key, value in header.items():
         try:

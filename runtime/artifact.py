@@ -18,8 +18,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from ..data.classes import ClassSet
 from ..data.files import digest_of
 from ..data.letterbox import Fit
+from ..data.limits import check_json, parse_json, read_limited
+from ..data.safetensors_header import read_tensor_header
 from ..data.signature import check_required
 from ..errors import ArtifactError
+from .onnx_scan import scan_onnx
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 # How coarse logits become the frame's size: a bilinear resize of (1, K, h, w), without or with
@@ -30,8 +33,6 @@ GRAPH, METADATA, OUTPUT = 7, 14, 12
 LARGEST = 1 << 14  # pixels of a side
 # The start of an entry of the metadata, its key, and of how protobuf writes its value.
 _ENTRY = b"\x0a\x05rtseg\x12"
-# How a tensor says that its values lie in another file.
-_EXTERNAL = b"\x0a\x08location\x12"
 _DIGEST = re.compile(rb'\{"digest":"([0-9a-f]{64})",')
 
 
@@ -196,13 +197,14 @@ class Card(_Facts):
         """
         # Damaged text may hold half a surrogate pair: it fails by its digest, not as it is encoded.
         body = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        check_json(body, where, ArtifactError)
         signed = _DIGEST.match(body)
         if signed:
             body = b"{" + body[signed.end() :]
         if signed and _sha256(body) != signed[1].decode():
             raise ArtifactError(f"{where} was changed or damaged: export the model again")
         try:
-            card = cls.model_validate_json(body)
+            card = cls.model_validate_json(body, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "JSON"
@@ -239,7 +241,7 @@ def read_card(path: str | os.PathLike[str]) -> Card:
         raise ArtifactError(
             f"{path} has no card: {beside.name} must be beside it; copy both or export again"
         )
-    return Card.from_json(beside.read_bytes(), str(beside))
+    return Card.from_json(read_limited(beside, "json_bytes", ArtifactError), str(beside))
 
 
 def append_card(model: bytes, card: Card) -> bytes:
@@ -297,6 +299,11 @@ def verify_artifact(path: str | os.PathLike[str], card: Card, but: str | None = 
             f"the card of {path} names no digest of {path.name}: give it the name that it was "
             "exported under, or export it again"
         )
+    needed = [path.with_suffix(".bin").name] if path.suffix == ".xml" else []
+    needed += [f"{path.name}.labels.npz"] if "coarse" in card.outputs else []
+    for name in needed:
+        if name not in card.files:
+            raise ArtifactError(f"the card of {path} names no digest of {name}: export it again")
     for name, expected in card.files.items():
         if name != but and expected != _digest(path, name):
             raise ArtifactError(
@@ -316,10 +323,7 @@ def _digest(path: Path, name: str) -> str:
     if path.suffix == ".safetensors":
         return digest_of_tensors(path)
     model = _split_onnx(path)[0]
-    if _EXTERNAL in model:
-        raise ArtifactError(
-            f"{path} keeps weights in another file, which no digest covers: export it again"
-        )
+    scan_onnx(model, path)
     return _sha256(model)
 
 
@@ -342,7 +346,7 @@ def _sha256(content: bytes) -> str:
 
 def _split_onnx(path: Path) -> tuple[bytes, bytes]:
     """(the model without its card, the card's JSON)."""
-    content = path.read_bytes()
+    content = read_limited(path, "model_bytes", ArtifactError)
     # The last one: a card goes to the end, and a model may hold such bytes by chance.
     start = content.rfind(_ENTRY)
     if start < 0:
@@ -371,24 +375,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """
     if not path.is_file():
         raise ArtifactError(f"no file at {path}")
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        # The format's own limit: a damaged length must not ask for all memory.
-        text = file.read(min(length, 100_000_000))
-    try:
-        header = json.loads(text)
-        tensors = [each for name, each in header.items() if name[:2] != "__"]
-        ends = [each["data_offsets"][1] for each in tensors if {*each} >= {"dtype", "shape"}]
-        whole = 8 + length + max(ends, default=0) == path.stat().st_size
-        whole = whole and len(ends) == len(tensors)
-        whole = whole and isinstance(header.get("__metadata__") or {}, dict)
-    except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
-        whole = False
-    if not whole:
-        raise ArtifactError(
-            f"{path} is damaged or not a safetensors file: fetch or export it again"
-        )
-    return header, 8 + length
+    return read_tensor_header(path, ArtifactError)
 
 
 def _header_card(path: Path) -> str:
@@ -397,10 +384,9 @@ def _header_card(path: Path) -> str:
         raise ArtifactError(
             f"{path} is a checkpoint without a card: `rtseg export {path}` makes artifacts of it"
         )
-    try:
-        return str(json.loads(card) if str(card).startswith('"') else card)
-    except ValueError as error:
-        raise ArtifactError(f"the card in {path} is damaged: export it again") from error
+    if not card.startswith('"'):
+        return str(card)
+    return str(parse_json(card, f"the card in {path}", ArtifactError))
 
 
 def describe(path: Path) -> dict[str, object]:

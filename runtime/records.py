@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..data.files import write_atomically
+from ..data.limits import read_json
 from .packages import cache_folder
 
 KEY_BYTES = SEAL_BYTES = 32
@@ -41,9 +42,9 @@ def write_record(path: Path, facts: Mapping[str, object]) -> None:
 def read_record(path: Path, **wanted: object) -> dict[str, object] | None:
     """The facts of a record, if it is sealed and says what is wanted; else None."""
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
         given = record.pop(SEAL).encode()
-    except (OSError, ValueError, AttributeError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
         return None
     key = _key()
     if key is None or not hmac.compare_digest(_seal(key, _canonical(record)).hex().encode(), given):

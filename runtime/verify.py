@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..data.files import digest_of, write_atomically
+from ..data.limits import read_arrays
 from ..data.scenes import scene
 from ..errors import ArtifactError
 from ..system import Gpu
@@ -130,12 +131,12 @@ class Reference:
     def load(cls, path: Path) -> Reference:
         """Raises ArtifactError if the file is absent or damaged."""
         try:
-            with np.load(path, allow_pickle=False) as packed:
-                names = tuple(map(str, packed["names"]))
-                frames, labels, margins = (
-                    np.stack([_unpacked(packed[f"{kind}_{i}"]) for i in range(len(names))])
-                    for kind in ("frames", "labels", "margins")
-                )
+            packed = read_arrays(path, ArtifactError)
+            names = tuple(map(str, packed["names"]))
+            frames, labels, margins = (
+                np.stack([_unpacked(packed[f"{kind}_{i}"]) for i in range(len(names))])
+                for kind in ("frames", "labels", "margins")
+            )
         except (OSError, ValueError, KeyError, cv2.error) as error:
             raise ArtifactError(
                 f"{path} is missing or damaged: copy it again with its engine, or export again"

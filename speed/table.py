@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..data.classes import CITYSCAPES
 from ..data.files import write_atomically
+from ..data.limits import read_json
 from ..errors import DataError, RtsegError, UsageError
 from ..reporting import Progress, Table, format_figure
 from ..runtime.packages import slug, writable_cache
@@ -120,7 +121,7 @@ def _save(
     measured = {(row["model"], tuple(row["size"])) for row in rows}
     before: list[Row] = []
     with suppress(OSError, ValueError, KeyError):
-        before = json.loads(path.read_text())["rows"]
+        before = read_json(path)["rows"]
     value = {
         "format": FORMAT,
         "machine": asdict(here),
@@ -140,7 +141,7 @@ def _cell(path: Path, key: Mapping[str, object], config: BenchConfig) -> dict[st
     """ "rows" and "absent" of one network at one size, from an earlier run that was asked the same,
     or new."""
     with suppress(OSError, ValueError, KeyError):
-        kept: dict[str, object] = json.loads(path.read_text())
+        kept: dict[str, object] = read_json(path)
         if kept["key"] == key:
             return kept
     # A variant by its name is measured with Cityscapes' 19 classes, so that all rows of the table
@@ -178,10 +179,7 @@ def read_machines(folder: Path) -> list[dict[str, object]]:
     """The machines' files in a folder, by title. Raises DataError for invalid JSON."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        try:
-            value = json.loads(path.read_text())
-        except ValueError as error:
-            raise DataError(f"{path} is not valid JSON: {error}") from error
+        value = read_json(path, DataError)
         if not isinstance(value, dict) or value.get("format") != FORMAT or "rows" not in value:
             continue  # other results live here too
         found.append(value)

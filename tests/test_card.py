@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from rtseg.data.files import digest_of
 from rtseg.errors import ArtifactError
 from rtseg.runtime import load
 from rtseg.runtime.artifact import (
@@ -154,3 +155,19 @@ def test_damaged_weights_are_no_artifact(damage: str, tmp_path: Path) -> None:
     assert check(path).code in ("card", "digest")
     with pytest.raises(ArtifactError):
         load(path)
+
+
+@pytest.mark.parametrize("name", ["net.xml", "net.engine"])
+def test_a_card_names_a_digest_of_every_file_that_is_read(name: str, tmp_path: Path) -> None:
+    """Else the weights, or the kernel that makes the labels, could be anybody's."""
+    path = tmp_path / name
+    path.write_bytes(b"plan")
+    other = tmp_path / ("net.bin" if name == "net.xml" else "net.engine.labels.npz")
+    other.write_bytes(b"weights")
+    outputs = ("labels",) if name == "net.xml" else ("coarse",)
+    digests = {each.name: digest_of(each) for each in (path, other)}
+    card = CARD.model_copy(update={"outputs": outputs, "files": digests})
+    verify_artifact(path, card)
+    less = card.model_copy(update={"files": {path.name: digests[path.name]}})
+    with pytest.raises(ArtifactError, match=rf"names no digest of {other.name}"):
+        verify_artifact(path, less)

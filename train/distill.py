@@ -5,7 +5,6 @@ Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", 2015.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ..data.classes import IGNORE
 from ..data.datasets import Cached, SegmentationData
+from ..data.limits import read_json
 from ..data.soft_labels import FACTS, SoftLabels, load_class_map, write_soft_labels
 from ..data.transforms import View
 from ..errors import DataError, UsageError
@@ -107,7 +107,7 @@ def _ask_model(
     class_map: tuple[int, ...] | None,
 ) -> None:
     """Write the soft labels that `model` gives the frames, unless they are there already."""
-    if (folder / FACTS).is_file() and json.loads((folder / FACTS).read_text())["model"] == model:
+    if (folder / FACTS).is_file() and read_json(folder / FACTS)["model"] == model:
         return
     with open_teacher(model) as source:
         count = len(source.classes)

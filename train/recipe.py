@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from ..data.documents import load_yaml, parse_yaml
+from ..data.limits import parse_yaml, read_yaml
 from ..data.transforms import Augment
 from ..errors import RecipeError, warn_renamed
 
@@ -285,7 +285,7 @@ def recipes_by_variant() -> dict[str, list[str]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    content = load_yaml(path, RecipeError)
+    content = read_yaml(path, RecipeError)
     if not isinstance(content, dict):
         raise RecipeError(f"{path} holds no `key: value` lines")
     return _rename_keys(content)

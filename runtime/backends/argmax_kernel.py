@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import io
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from ...data.limits import read_arrays
 from ...errors import ArtifactError
 from .cuda import Cuda
 
@@ -66,8 +66,7 @@ class KernelFile:
         """Raises ArtifactError if the file is missing or damaged."""
         try:
             # The file came from elsewhere, and a pickle runs code.
-            with np.load(path, allow_pickle=False) as held:
-                arrays = dict(held)
+            arrays = read_arrays(path, ArtifactError)
             return cls(
                 call=Call.model_validate_json(str(arrays[_CALL])),
                 code={
@@ -77,7 +76,7 @@ class KernelFile:
             )
         except FileNotFoundError as error:
             raise ArtifactError(f"{path} is missing: copy it with the engine") from error
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise ArtifactError(f"{path} is damaged: copy it again, or export again") from error
 
     def code_for(self, compute_capability: str) -> str:

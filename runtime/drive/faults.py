@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...data.documents import load_yaml
 from ...data.files import write_atomically
 from ...data.frames import Frame, Unreadable
+from ...data.limits import read_yaml
 from ...errors import MissingPackage, UsageError
 from ..segmenter import Segmenter, load
 from .clock import LONGEST
@@ -86,7 +86,7 @@ def read_plan(path: Path) -> list[Fault]:
         MissingPackage: PyYAML is not installed.
     """
     try:
-        entries = load_yaml(path)
+        entries = read_yaml(path)
     except ImportError as error:
         raise MissingPackage('--inject needs PyYAML: pip install "rtseg[drive]"') from error
     if not isinstance(entries, list):
