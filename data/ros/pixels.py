@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DataError
-from ..images import LIMIT, decode_image
+from ..images import decode_image
+from ..limits import find_limit
 from .ros_messages import CompressedImage, Header, Image
 
 Picture = NDArray[np.uint8]
@@ -36,7 +35,6 @@ ENCODINGS: dict[str, tuple[int, int | None]] = {
 }
 IMAGE_TYPES = (CompressedImage.TYPE.name, Image.TYPE.name)
 HALVED = ("nv12", "nv21")  # below the luma, half as many rows of chroma
-MOST_PIXELS = 1 << 30  # OpenCV's own limit of decoding
 
 
 def read_picture(kind: str, message: bytes | memoryview, name: str) -> tuple[Header, Picture]:
@@ -67,7 +65,7 @@ def to_bgr(image: Image) -> Picture:
     if encoding not in ENCODINGS:
         raise DataError(f"an image in {encoding!r}: {', '.join(ENCODINGS)} are read")
     channels, conversion = ENCODINGS[encoding]
-    most = int(os.environ.get(LIMIT) or MOST_PIXELS)
+    most = find_limit("image_pixels")
     if not 0 < height * width <= most:
         raise DataError(f"an image of {width} x {height} pixels, of which 1 to {most} are read")
     if image.step < width * channels:
