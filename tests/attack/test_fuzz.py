@@ -10,7 +10,7 @@ from conftest import load_script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rtseg.data.classes import CAMVID, load_class_set
-from rtseg.data.documents import parse_yaml, read_json_object
+from rtseg.data.limits import parse_yaml, read_json_object
 from rtseg.data.soft_labels import load_class_map
 from rtseg.errors import RtsegError, UsageError
 from rtseg.runtime.artifact import Card
