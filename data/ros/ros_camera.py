@@ -14,7 +14,7 @@ from .pixels import read_picture
 from .ros_messages import CompressedImage, Image
 
 log = logging.getLogger("rtseg")
-SILENCE_S = 0.9  # a drive would open a source anew after 1 s, with a thread that hangs left behind
+SILENCE_S = 0.8  # a drive would open a source anew after 1 s, with a thread that hangs left behind
 SLICE_S = 0.1
 # A stamp this far from now is no capture time of this machine's clock.
 FUTURE_NS, PAST_NS = 5_000_000, 10_000_000_000
@@ -23,7 +23,7 @@ FUTURE_NS, PAST_NS = 5_000_000, 10_000_000_000
 class RosCamera:
     """A topic of sensor_msgs/Image or CompressedImage as an iterable of Frames, newest only.
 
-    It subscribes once, when it is first iterated. Iterating raises OSError after 0.9 s without a
+    It subscribes once, when it is first iterated. Iterating raises OSError after 0.8 s without a
     message, and can begin again at once; a damaged message gives an Unreadable.
 
     A frame's age counts from its header's stamp, as long as stamps are this machine's: from the

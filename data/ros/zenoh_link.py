@@ -161,7 +161,7 @@ class ZenohSubscription:
 
     def publishers(self) -> int:
         """See `Subscription`."""
-        found = self._link.session.liveliness().get(self._others, timeout=1.0)
+        found = self._link.session.liveliness().get(self._others, timeout=0.1)
         return sum(1 for reply in found if reply.ok is not None)
 
     def close(self) -> None:

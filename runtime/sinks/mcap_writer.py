@@ -160,8 +160,10 @@ class McapRecorder:
         overlay = self.paint(message.image, message.labels, self.palette)
         at_ns = _at_ns(message)
         jpeg = encode_picture(".jpg", overlay)
-        self._add_image("/rtseg/overlay", "jpeg", jpeg, at_ns)
-        self._add_image("/rtseg/labels", "png", encode_picture(".png", message.labels), at_ns)
+        frame_id = message.coordinate_frame or "camera"
+        labels = encode_picture(".png", message.labels)
+        self._add_image("/rtseg/overlay", "jpeg", jpeg, at_ns, frame_id)
+        self._add_image("/rtseg/labels", "png", labels, at_ns, frame_id)
         self._add("/rtseg/result", message.facts(), at_ns)
         if self.ros_messages:
             picture = CompressedImage(Header(at_ns, message.coordinate_frame), "jpeg", jpeg)
@@ -186,13 +188,13 @@ class McapRecorder:
         self._recording.abandon()
         self._recording = None
 
-    def _add_image(self, topic: str, kind: str, content: bytes, at_ns: int) -> None:
+    def _add_image(self, topic: str, kind: str, content: bytes, at_ns: int, frame_id: str) -> None:
         seconds, nanoseconds = divmod(at_ns, 1_000_000_000)
         self._add(
             topic,
             {
                 "timestamp": {"sec": seconds, "nsec": nanoseconds},
-                "frame_id": "camera",
+                "frame_id": frame_id,
                 "data": base64.b64encode(content).decode(),
                 "format": kind,
             },
