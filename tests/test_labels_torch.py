@@ -124,6 +124,16 @@ def test_a_graph_that_gives_something_else_is_not_replayed(
     backend.close()
 
 
+def test_a_frame_goes_up_in_stripes(artifact: Path, monkeypatch: Any) -> None:
+    backend = PyTorch(artifact, "cpu")
+    image = np.random.default_rng(0).integers(0, 256, tuple(backend.frame.shape), np.uint8)
+    monkeypatch.setattr("rtseg.runtime.backends.pytorch.STRIPE", image[:, :7].nbytes)
+    backend.staging = torch.zeros_like(backend.frame)
+    backend.upload(image)
+    np.testing.assert_array_equal(backend.frame.numpy(), image)
+    backend.close()
+
+
 class Gpus:
     """Two pretended GPUs, of which the first is the current one."""
 

@@ -118,6 +118,23 @@ def test_images_of_another_shape_or_type_are_refused(world, engine):
     backend.close()
 
 
+def test_a_frame_goes_up_in_stripes(world, engine, monkeypatch):
+    """Each is copied into pinned memory while the last is on its way."""
+    monkeypatch.setattr(cuda_module, "STRIPE", 100)
+    backend = TensorRT(engine)
+    copies = []
+    copy = world.cuda.cudaMemcpyAsync
+    world.cuda.cudaMemcpyAsync = lambda *facts: copies.append(facts[2]) or copy(*facts)
+    for seed in range(2):
+        backend.upload(picture(seed))
+        assert (max(copies), sum(copies), len(copies)) == (100, picture(0).nbytes, 16)
+        np.testing.assert_array_equal(backend.frame, picture(seed))
+        backend.compute()
+        np.testing.assert_array_equal(backend.download(), picture(seed)[..., 0] % CLASSES)
+        copies.clear()
+    backend.close()
+
+
 def test_an_image_written_into_the_frame_is_not_copied_first(world, engine):
     backend = TensorRT(engine)
     backend.frame[:] = picture(3)

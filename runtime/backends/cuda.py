@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from ...errors import ArtifactError, BackendError, MissingPackage, UsageError
 from ..packages import pip_line
 
+STRIPE = 1 << 20  # bytes of a frame that are copied on the host while the last are on their way
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel has without asking
 
 
@@ -79,6 +80,24 @@ class Cuda:
     def to_device(self, address: int, source: NDArray[np.generic], stream: int) -> None:
         assert source.flags.c_contiguous
         self._copy(address, source.ctypes.data, source.nbytes, "HostToDevice", stream)
+
+    def upload(
+        self, address: int, staging: NDArray[np.generic], source: NDArray[np.generic], stream: int
+    ) -> None:
+        """Queue the copy of `source` by way of pinned `staging` of its size, which may be itself.
+
+        In stripes: while one is on its way to the GPU, the host copies the next.
+        """
+        if source.ctypes.data == staging.ctypes.data:
+            self.to_device(address, staging, stream)
+            return
+        given, pinned = (
+            np.ascontiguousarray(each).reshape(-1).view(np.uint8) for each in (source, staging)
+        )
+        for start in range(0, given.size, STRIPE):
+            part = slice(start, start + STRIPE)
+            np.copyto(pinned[part], given[part])
+            self.to_device(address + start, pinned[part], stream)
 
     def to_host(self, target: NDArray[np.generic], address: int, stream: int) -> None:
         assert target.flags.c_contiguous

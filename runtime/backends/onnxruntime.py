@@ -7,7 +7,7 @@ import io
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ...errors import ArtifactError
+from ...errors import ArtifactError, MissingPackage
 from ...system import Gpu, gpus, usable_cores
 from ..argmax import LabelMaker
 from ..artifact import coarse_graph, read_card
@@ -35,8 +35,14 @@ from .backend import (
     label_maker,
     leaves_out_argmax,
 )
+from .cuda import Cuda
 
 RUNS = 10  # of a profile
+NUMPY_TYPES = {
+    "tensor(uint8)": np.uint8,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+}
 
 
 class OnnxRuntime(Backend):
@@ -49,6 +55,8 @@ class OnnxRuntime(Backend):
         threads: on the CPU, by default one per core that this process may use.
         argmax: "graph" takes it as exported, "runtime" outside of the graph, on the CPU only; see
             `leaves_out_argmax` for the default.
+        cuda_graph: on CUDA, record the run and replay it; `info.options` says whether that worked.
+        prefer_nhwc: on CUDA, keep convolutions channels last.
     """
 
     def __init__(
@@ -57,6 +65,8 @@ class OnnxRuntime(Backend):
         device: str | None = None,
         threads: int | None = None,
         argmax: str | None = None,
+        cuda_graph: bool = False,
+        prefer_nhwc: bool = False,
     ):
         self.card = read_card(path)
         self.kind, self.index = kind, index = _parse_device(device)
@@ -64,26 +74,18 @@ class OnnxRuntime(Backend):
         on_cpu = kind == "cpu"
         if argmax == "runtime" and not on_cpu:
             raise ArtifactError('the argmax leaves the graph on CPUs only: use argmax="graph"')
+        if on_cpu and (cuda_graph or prefer_nhwc):
+            raise ArtifactError("cuda_graph and prefer_nhwc are options of CUDA: leave them out")
         leave_out = leaves_out_argmax(self.card, argmax) and on_cpu
-        providers: list[object] = ["CPUExecutionProvider"]
-        missing = "" if on_cpu else _preload_cuda()
-        if not on_cpu:
-            # In front: ONNX Runtime gives each node to the first provider that takes it.
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
         model = coarse_graph(path, self.card) if leave_out else str(path)
-        try:
-            self.session = onnxruntime.InferenceSession(
-                model, _options(threads), providers=providers
-            )
-        except Exception as error:  # the package raises classes of its own, without a common base
-            raise ArtifactError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_first_line(error)}"
-            ) from error
-        if not on_cpu and "CUDAExecutionProvider" not in self.session.get_providers():
-            raise ArtifactError(
-                f"ONNX Runtime could not start CUDA ({missing or 'driver, CUDA or cuDNN'}): "
-                'run `rtseg doctor`, or load with device="cpu"'
-            )
+        self._path, options = path, []
+        self._cuda: Cuda | None = None
+        self._values: dict[str, Any] = {}
+        if on_cpu:
+            self.session = self._open(model, _options(threads), ["CPUExecutionProvider"])
+        else:
+            wanted = {"enable_cuda_graph": cuda_graph, "prefer_nhwc": prefer_nhwc}
+            options = self._open_on_cuda(threads, wanted)
         check_input(path, self.card, self.session.get_inputs()[0].shape)
         shapes = {output.name: output.shape for output in self.session.get_outputs()}
         self.names = list(shapes)
@@ -91,17 +93,17 @@ class OnnxRuntime(Backend):
         if leave_out and self.card.coarse:
             self._coarse = self.card.coarse.tensor
             self._maker = label_maker(self.card, shapes[self._coarse], threads)
-        self.binding = self.session.io_binding()
-        self._input: Any = None
-        for name in self.names:
-            self.binding.bind_output(name, kind, index)
+        self._input: Image | None = None
+        self._bind()
+        if cuda_graph:
+            options.append(("cuda_graph", self._prove_replay(threads, wanted)))
         self.info = Info(
             name="onnxruntime",
             version=onnxruntime.__version__,
             device=kind if on_cpu else f"cuda:{index}",
             threads=threads if on_cpu else None,
             precision=self.card.precision,
-            options=(("argmax", "runtime" if self._maker else "graph"),),
+            options=(("argmax", "runtime" if self._maker else "graph"), *options),
         )
 
         if not on_cpu and self.card.precision == "fp16":
@@ -109,16 +111,103 @@ class OnnxRuntime(Backend):
             if gpu is not None:
                 prove_half(path, self.card, self, gpu, lambda: OnnxRuntime(path, "cpu", threads))
 
+    def _open(self, model: str | bytes, options: Any, providers: list[Any]) -> Any:
+        try:
+            return onnxruntime.InferenceSession(model, options, providers=providers)
+        except Exception as error:  # the package raises classes of its own, without a common base
+            raise ArtifactError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {self._path}: "
+                f"{_first_line(error)}"
+            ) from error
+
+    def _open_on_cuda(self, threads: int, wanted: Mapping[str, bool]) -> list[tuple[str, str]]:
+        """Make the session; returns what to say of it. Raises ArtifactError without CUDA.
+
+        ONNX Runtime gives nodes that CUDA does not take to the CPU, and says nothing. So it is
+        first told not to.
+        """
+        missing = _preload_cuda()
+        facts = {name: "1" for name, asked in wanted.items() if asked}
+        provider = ("CUDAExecutionProvider", {"device_id": self.index, **facts})
+        strict = _options(threads)
+        strict.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        said = [("prefer_nhwc", "on")] if wanted["prefer_nhwc"] else []
+        try:
+            # The CPU's own provider may not be named here.
+            self.session = self._open(str(self._path), strict, [provider])
+        except ArtifactError as error:
+            options = _options(threads)
+            # In front: ONNX Runtime gives each node to the first provider that takes it.
+            self.session = self._open(str(self._path), options, [provider, "CPUExecutionProvider"])
+            said.append(("cpu_fallback", _first_line(error)))
+        if "CUDAExecutionProvider" not in self.session.get_providers():
+            raise ArtifactError(
+                f"ONNX Runtime could not start CUDA ({missing or 'driver, CUDA or cuDNN'}): "
+                'run `rtseg doctor`, or load with device="cpu"'
+            )
+        return said
+
+    def _bind(self) -> None:
+        """On CUDA to buffers of ours, whose addresses stay, as a CUDA graph needs it; with
+        cuda-bindings the host's side is pinned memory, which is neither copied twice nor new."""
+        self.binding = self.session.io_binding()
+        if self.kind == "cpu":
+            for name in self.names:
+                self.binding.bind_output(name, "cpu")
+            return
+        tensors = (*self.session.get_inputs(), *self.session.get_outputs())
+        kinds = {each.name: (tuple(each.shape), NUMPY_TYPES[each.type]) for each in tensors}
+        self._values = {
+            name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(*facts, "cuda", self.index)
+            for name, facts in kinds.items()
+        }
+        for name, value in self._values.items():
+            bind = self.binding.bind_ortvalue_input if name == "frame" else None
+            (bind or self.binding.bind_ortvalue_output)(name, value)
+        if self._cuda is None:
+            with contextlib.suppress(MissingPackage, ArtifactError):  # then by its own copies
+                self._cuda = Cuda(self.index)
+                self._stream = self._cuda.create_stream()
+                self._host = {n: self._cuda.pinned(*facts) for n, facts in kinds.items()}
+
+    def _prove_replay(self, threads: int, wanted: Mapping[str, bool]) -> str:
+        """Hold a replay against a plain run, behind poisoned outputs; "on", or why it is off."""
+        shape = self._values["frame"].shape()
+        first, other = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+        try:
+            expected = self._outputs_of(first)
+            for _ in range(3):  # it is recorded after a few runs, here of another frame
+                self._outputs_of(other)
+            for name in self.names:
+                poison = np.full_like(expected[name], 255)  # no class
+                self._values[name].update_inplace(poison)
+            found = self._outputs_of(first)
+            same = all(np.allclose(found[n], expected[n], 0.01, 0.01) for n in self.names)
+            why = "it gave other results"
+        except Exception as error:  # the package's own: a graph that it cannot capture
+            same, why = False, _first_line(error)
+        if same:
+            return "on"
+        self._open_on_cuda(threads, {**wanted, "enable_cuda_graph": False})
+        self._bind()
+        return f"off: {why}"
+
+    def _outputs_of(self, image: Image) -> dict[str, NDArray[np.generic]]:
+        self.upload(image)
+        self.compute()
+        return {name: self._fetch(name).copy() for name in self.names}
+
     def upload(self, image: Image) -> None:
         if self.kind == "cpu":
             self._input = image  # bound by address, so it has to live on
             self.binding.bind_cpu_input("frame", image)
-        # One buffer on the GPU for all frames, made of the first.
-        elif self._input is None:
-            self._input = onnxruntime.OrtValue.ortvalue_from_numpy(image, self.kind, self.index)
-            self.binding.bind_ortvalue_input("frame", self._input)
+        elif self._cuda is None:
+            self._values["frame"].update_inplace(image)
         else:
-            self._input.update_inplace(image)
+            self._cuda.select()
+            address = self._values["frame"].data_ptr()
+            self._cuda.upload(address, self._host["frame"], image, self._stream)
+            self._cuda.synchronize(self._stream)  # ONNX Runtime computes in a stream of its own
 
     def compute(self) -> None:
         self.session.run_with_iobinding(self.binding)
@@ -129,6 +218,11 @@ class OnnxRuntime(Backend):
         return super().download() if self._maker is None else self._maker.labels
 
     def _fetch(self, name: str) -> NDArray[np.generic]:
+        if self._cuda is not None:  # a run ends before it returns
+            self._cuda.select()
+            self._cuda.to_host(self._host[name], self._values[name].data_ptr(), self._stream)
+            self._cuda.synchronize(self._stream)
+            return self._host[name]
         value: NDArray[np.generic] = self.binding.get_outputs()[self.names.index(name)].numpy()
         return value
 
@@ -138,6 +232,12 @@ class OnnxRuntime(Backend):
     def close(self) -> None:
         del self.binding, self.session
         self._input = None
+        self._values = {}
+        if self._cuda is not None:
+            self._cuda.select()
+            self._cuda.destroy_stream(self._stream)
+            self._host = {}
+            self._cuda = None
         if self._maker is not None:
             self._maker.close()
 

@@ -30,6 +30,7 @@ from ..argmax_torch import (
 from ..artifact import read_card
 from ..support import supported
 from .backend import Backend, Diagnosis, Image, Info, LayerTimes, Scores, check_argmax
+from .cuda import STRIPE
 
 log = logging.getLogger("rtseg")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -210,9 +211,14 @@ class PyTorch(Backend):
     def upload(self, image: Image) -> None:
         if self.staging is None:
             self.frame = torch.from_numpy(image)
-        else:
-            self.staging.numpy()[...] = image
-            self.frame.copy_(self.staging, non_blocking=True)
+            return
+        pinned = self.staging.numpy()
+        step = max(1, STRIPE * image.shape[1] // image.nbytes)  # rows
+        for start in range(0, image.shape[1], step):
+            # While one stripe is on its way to the GPU, the host copies the next.
+            rows = slice(start, start + step)
+            pinned[:, rows] = image[:, rows]
+            self.frame[:, rows].copy_(self.staging[:, rows], non_blocking=True)
 
     def compute(self) -> None:
         if self.graph is None:

@@ -165,9 +165,7 @@ class TensorRT(Backend):
                 f"not {image.dtype} of shape {image.shape}"
             )
         # A caller that wrote into `frame` has spared itself this copy.
-        if image.ctypes.data != self.frame.ctypes.data:
-            np.copyto(self.frame, image)
-        self._cuda.to_device(self._tensors["frame"].address, self.frame, self._stream)
+        self._cuda.upload(self._tensors["frame"].address, self.frame, image, self._stream)
 
     def upload_device(self, frame: object) -> None:
         """A frame that is on the GPU already: an address, or an object with
