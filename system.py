@@ -71,6 +71,9 @@ THROTTLES = {
 }
 
 
+CLOCK_STEPS = 0.02  # of the clock: one of NVIDIA's steps, 15 MHz, is half of it
+
+
 @dataclass(frozen=True)
 class SystemInfo:
     """The machine that figures were measured on.
@@ -528,7 +531,8 @@ class GpuState:
     """Under the load of one contestant; None where the driver does not tell.
 
     sm_clock_mhz: median, of at most `max_sm_clock_mhz`; power_w: median; temperature_c: highest;
-    energy_mj: millijoules a frame, from the driver's own counter; throttled: reasons.
+    energy_mj: millijoules a frame, from the driver's own counter; throttled: reasons;
+    sm_clock_range_mhz: lowest and highest; pci: its bus id, "" if unknown.
     """
 
     name: str
@@ -538,6 +542,8 @@ class GpuState:
     temperature_c: int | None
     energy_mj: float | None
     throttled: tuple[str, ...]
+    sm_clock_range_mhz: tuple[int, int] | None = None
+    pci: str = ""
 
     def __str__(self) -> str:
         facts = [
@@ -549,10 +555,29 @@ class GpuState:
         ]
         return f"{self.name} under load: {', '.join(fact for fact in facts if fact)}"
 
+    @property
+    def clocks_moved(self) -> bool:
+        """Whether the clock moved under the load by more than a few of its steps."""
+        if self.sm_clock_range_mhz is None:
+            return False
+        low, high = self.sm_clock_range_mhz
+        return high - low > CLOCK_STEPS * high
+
     def warning(self, title: str) -> str | None:
-        if not self.throttled:
-            return None
-        return f"{title}: the GPU's clocks were held down by {', '.join(self.throttled)}"
+        """One line on clocks that spoil figures, with what steadies them."""
+        parts = []
+        if self.throttled:
+            parts.append(f"the GPU's clocks were held down by {', '.join(self.throttled)}")
+        if self.clocks_moved and self.sm_clock_range_mhz:
+            low, high = self.sm_clock_range_mhz
+            which = f" -i {self.pci}" if self.pci else ""
+            # The lowest that was seen is one that it holds.
+            parts.append(
+                f"the GPU's clock moved between {low} and {high} MHz: lock it with "
+                f"`sudo nvidia-smi{which} --lock-gpu-clocks={low}`, and afterwards "
+                "--reset-gpu-clocks"
+            )
+        return f"{title}: {'; '.join(parts)}" if parts else None
 
 
 def watch_gpu(
@@ -607,6 +632,8 @@ def watch_gpu(
         temperature_c=max(told["heat"], default=None),
         energy_mj=None if spent is None else round(spent, 2),
         throttled=tuple(reason for bit, reason in THROTTLES.items() if bits & bit),
+        sm_clock_range_mhz=(min(told["clock"]), max(told["clock"])) if told["clock"] else None,
+        pci=gpu.pci,
     )
 
 

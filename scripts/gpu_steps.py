@@ -229,7 +229,7 @@ def timed(
     job: Job, each: Contestant, lane: Lane, opened: dict[str, Any], peers: tuple[str, ...]
 ) -> dict[str, Any]:
     """Its times, those of a peer over its own, and the GPU's own clock beside the wall's."""
-    from ..speed.timing import Timing, device_ms, ratio
+    from ..speed.timing import Timing, ratio
 
     subject = each.subject
     facts: dict[str, Any] = {
@@ -237,8 +237,7 @@ def timed(
         "options": dict(subject.options),
         **{call: asdict(Timing.of(lane.times(call))) for call in lane.calls},
     }
-    if (by_events := device_ms(each.network, job.device)) is not None:
-        facts["network_by_events_ms"] = by_events
+    facts["device_ms"] = each.device_ms()
     for peer in peers:
         if not subject.peer and peer in opened:
             other = opened[peer][1]

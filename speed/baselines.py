@@ -23,6 +23,7 @@ from ..resolve import export_cache
 from ..runtime.segmenter import as_bgr
 from .contestant import Frame, Frames, Laps
 from .result import Subject
+from .timing import device_ms
 
 if TYPE_CHECKING:
     import torch
@@ -169,6 +170,12 @@ class Eager:
             result = self._compute(self.image)
         self._synchronize()
         return result
+
+    def device_ms(self) -> float | None:
+        image = self.image
+        assert image is not None
+        with self._settings():
+            return device_ms(lambda: self._compute(image), str(self.device))
 
     def take_noise(self) -> None:
         assert self.image is not None

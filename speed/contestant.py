@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from ..runtime import Segmenter, load
 from ..runtime.backends.backend import Backend, Image, Labels
 from .result import STAGES, Subject
-from .timing import MS
+from .timing import MS, device_ms
 
 Frame = NDArray[np.uint8]  # (H, W, 3) BGR, of any size
 Frames = Sequence[Frame]
@@ -47,6 +48,11 @@ class Contestant(Protocol):
 
     def network(self) -> object:
         """The network alone, on a frame that is already where it computes."""
+        ...
+
+    def device_ms(self) -> float | None:
+        """The median of `network` on the GPU's own clock; None on a CPU, and where the runtime
+        keeps its stream to itself."""
         ...
 
     def staged(self) -> object:
@@ -141,6 +147,14 @@ class ArtifactContestant:
         backend.compute()
         backend.synchronize()
         return backend
+
+    def device_ms(self) -> float | None:
+        backend: Any = self.segmenter.backend
+        if hasattr(backend, "time_on_device"):
+            return round(float(statistics.median(backend.time_on_device())), 4)
+        if self.segmenter.info.name == "torch":  # which computes in PyTorch's current stream
+            return device_ms(backend.compute, str(backend.device))
+        return None
 
     def take_noise(self) -> None:
         """The next `network` takes the random frame too, until another is uploaded."""

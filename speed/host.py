@@ -190,6 +190,7 @@ class Host:
             noise=noise,
             machine=self.machine,
             gpu=self._gpu_state(contestant),
+            device_ms=contestant.device_ms(),
             share=self._share(each, network, work),
             histograms=histograms,
         )

@@ -98,7 +98,8 @@ class BenchResult:
     papers: the network alone on random input, calls queued one behind another, ms each; camera: at
     a camera's pace, None if that was not asked for; stages: median ms by name of STAGES; host_mib,
     device_mib: peak memory; against: by the peer's runner, such as "eager fp32"; gpu: its state
-    under this load; share: of the machine's limit, None if that was not asked for; histograms: of
+    under this load; share: of the machine's limit, None if that was not asked for; device_ms: of
+    the network by the GPU's own clock, the median, None where that is not told; histograms: of
     frame to labels, "burst" and "camera".
     """
 
@@ -116,6 +117,7 @@ class BenchResult:
     camera: Pace | None = None
     gpu: GpuState | None = None
     share: Share | None = None
+    device_ms: float | None = None
     histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
     @property
@@ -131,7 +133,16 @@ class BenchResult:
 
     def facts(self) -> dict[str, object]:
         """All of it as JSON values; names as in docs/benchmarking.md."""
-        plain = ("frame_to_labels", "network", "papers", "camera", "noise", "gpu", "machine")
+        plain = (
+            "frame_to_labels",
+            "network",
+            "device_ms",
+            "papers",
+            "camera",
+            "noise",
+            "gpu",
+            "machine",
+        )
         eager, everything = self.against_eager, asdict(self)
         return {
             **self.subject.facts(),

@@ -65,6 +65,7 @@ class PretendedCuda:
         self.recording = None
         self.allocations = self.launches = 0
         self.used_streams = []
+        self.events, self.destroyed = {}, set()
 
     def cudaGetDeviceCount(self):
         return 0, self.gpus
@@ -129,6 +130,24 @@ class PretendedCuda:
         for step in self.graphs[graph]:
             step()
         return (0,)
+
+    def cudaEventCreate(self):
+        self.events[len(self.events) + 1] = None
+        return 0, len(self.events)
+
+    def cudaEventRecord(self, event, stream):
+        self.used_streams.append(stream)
+        self.events[event] = self.launches  # a launch takes a millisecond
+        return (0,)
+
+    def cudaEventSynchronize(self, event):
+        return (0,) if self.events.get(event) is not None else (400,)
+
+    def cudaEventElapsedTime(self, begin, end):
+        return 0, float(self.events[end] - self.events[begin])
+
+    def cudaEventDestroy(self, event):
+        return (0,) if event in self.events and not self.destroyed.add(event) else (400,)
 
     def cudaGetErrorString(self, code):
         return 0, b"pretended error"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,15 +105,19 @@ class NvmlError(Exception):
     pass
 
 
-def nvml_of(*found: Gpu, clock: Clock | None = None, **silent: bool) -> ModuleType:
-    """A pynvml whose GPUs, by PCI bus id, take 200 W, run at 1500 of 2000 MHz and are hot."""
+def nvml_of(*found: Gpu, clock: Clock | None = None, **told_else: Any) -> ModuleType:
+    """A pynvml whose GPUs, by PCI bus id, take 200 W, run at 1500 of 2000 MHz and are hot.
+
+    told_else: by the function's name, what it tells instead; True: nothing.
+    """
     nvml = ModuleType("pynvml")
 
     def told(name: str, value):
         def read(*arguments):
-            if silent.get(name):
+            if told_else.get(name) is True:
                 raise NvmlError
-            return value(*arguments) if callable(value) else value
+            found = told_else.get(name, value)
+            return found(*arguments) if callable(found) else found
 
         return read
 
@@ -230,6 +235,21 @@ def test_energy_and_clocks_are_told_under_load(monkeypatch):
     assert state.throttled == ("heat (software)",)
     assert "held down by heat" in state.warning("row")
     assert "1000 mJ a frame" in str(state)
+
+
+def test_clocks_that_move_are_told_with_the_command_that_locks_them(monkeypatch):
+    clock, told = Clock(), iter([1500, 1980, 1740] * 100)
+    here = gpu_of(0)
+    steady = {"nvmlDeviceGetCurrentClocksThrottleReasons": 0}
+    moving = nvml_of(here, clock=clock, nvmlDeviceGetClockInfo=lambda *_: next(told), **steady)
+    use(monkeypatch, moving)
+    state = system.watch_gpu(lambda: clock.work(5), now=clock)
+    assert state.sm_clock_range_mhz == (1500, 1980)
+    warning = state.warning("row")
+    assert "moved between 1500 and 1980 MHz" in warning
+    assert f"sudo nvidia-smi -i {here.pci} --lock-gpu-clocks=1500" in warning
+    use(monkeypatch, nvml_of(here, clock=clock, nvmlDeviceGetClockInfo=lambda *_: 1500, **steady))
+    assert system.watch_gpu(lambda: clock.work(5), now=clock).warning("row") is None
 
 
 def test_what_the_driver_does_not_tell_is_none(monkeypatch):

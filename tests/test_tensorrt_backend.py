@@ -118,6 +118,15 @@ def test_images_of_another_shape_or_type_are_refused(world, engine):
     backend.close()
 
 
+def test_runs_are_timed_by_the_gpus_own_clock(world, engine):
+    backend = TensorRT(engine)
+    world.cuda.used_streams.clear()
+    assert backend.time_on_device(runs=3) == [1.0, 1.0, 1.0]
+    assert set(world.cuda.used_streams) == {backend._stream}
+    assert world.cuda.destroyed == {1, 2}
+    backend.close()
+
+
 def test_a_frame_goes_up_in_stripes(world, engine, monkeypatch):
     """Each is copied into pinned memory while the last is on its way."""
     monkeypatch.setattr(cuda_module, "STRIPE", 100)

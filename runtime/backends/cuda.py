@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,22 @@ class Cuda:
 
     def synchronize(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", stream)
+
+    def time_ms(self, work: Callable[[], None], stream: int, runs: int) -> list[float]:
+        """Milliseconds of each run of what `work` queues on `stream`, by the GPU's own clock."""
+        begin, end = (self._call("cudaEventCreate") for _ in range(2))
+        times = []
+        try:
+            for _ in range(runs):
+                self._call("cudaEventRecord", begin, stream)
+                work()
+                self._call("cudaEventRecord", end, stream)
+                self._call("cudaEventSynchronize", end)
+                times.append(float(self._call("cudaEventElapsedTime", begin, end)))
+        finally:
+            for event in (begin, end):
+                self._call("cudaEventDestroy", event)
+        return times
 
     def begin_capture(self, stream: int) -> None:
         # Thread-local: other threads may go on allocating meanwhile.

@@ -186,6 +186,12 @@ class TensorRT(Backend):
         self._use()
         self._plan.run(self._stream)
 
+    def time_on_device(self, runs: int = 20) -> list[float]:
+        """Milliseconds of each of `runs` of `compute`, by CUDA events: the wall's clock has
+        launching and waiting beside."""
+        self._use()
+        return self._cuda.time_ms(lambda: self._plan.run(self._stream), self._stream, runs)
+
     def on_device(self, output: str = "labels") -> DeviceArray:
         """The output of the last `compute` in GPU memory, for other libraries; queued work may
         still be writing it."""
