@@ -206,7 +206,7 @@ def test_a_proof_holds_for_its_own_record_and_files_alone(world, engine, change,
     if change == "record":
         path.unlink()
         world.shift = 1
-        with pytest.raises(ArtifactError, match="not right"):
+        with pytest.raises(ArtifactError, match="is wrong"):
             TensorRT(engine)  # a failed proof leaves a record too
         path.write_text(path.read_text().replace('"passed": false', '"passed": true'))
     elif change == "key":  # a record that another user's cache sealed
@@ -226,7 +226,7 @@ def test_a_proof_holds_for_its_own_record_and_files_alone(world, engine, change,
         card = read_card(engine).model_copy(update={"weights_from": "elsewhere"})
         sidecar(engine).write_text(card.to_json())
     world.shift = 1
-    with pytest.raises(ArtifactError, match="not right on Pretended GPU"):
+    with pytest.raises(ArtifactError, match="is wrong on Pretended GPU"):
         TensorRT(engine)
 
 
@@ -236,7 +236,7 @@ def test_another_driver_asks_for_another_proof(world, engine, monkeypatch):
     TensorRT(engine).close()  # trusted: nothing changed that the record knows of
     other = Gpu(0, GPU.name, "8.9", "581.10", None)
     monkeypatch.setattr(module, "gpus", lambda: [other])
-    with pytest.raises(ArtifactError, match="not right on Pretended GPU"):
+    with pytest.raises(ArtifactError, match="is wrong on Pretended GPU"):
         TensorRT(engine)
 
 
