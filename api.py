@@ -57,8 +57,9 @@ def evaluate(
     """
     if isinstance(data, str):
         data = open_dataset(data, root, split, classes)
-    with open_labeler(model, data.classes, classes=classes, **view) as segment:
+    with open_labeler(model, data.classes, classes=classes, **view) as (segment, ran):
         result = evaluate_frames(segment, data, seen=seen)
+        result.backend, result.precision = ran
         if worst is not None:
             from .train.evaluate import draw_worst_frames
 
@@ -91,7 +92,7 @@ def submit(
     from .train.submit import submit as run
 
     data = open_data("cityscapes", Path(root), split)
-    with open_labeler(model, data.classes, **view) as segment:
+    with open_labeler(model, data.classes, **view) as (segment, _):
         return run(segment, data, Path(out), seen=seen)
 
 
@@ -123,8 +124,9 @@ def open_labeler(
     precision: str = "fp32",
     backend: str | None = None,
     device: str | None = None,
-) -> Iterator[Segment]:
-    """A function from frame (H, W, 3) uint8 BGR to labels (H, W) uint8 in the `expected` classes.
+) -> Iterator[tuple[Segment, tuple[str, str]]]:
+    """A function from frame (H, W, 3) uint8 BGR to labels (H, W) uint8 in the `expected` classes,
+    and the backend and the precision that it runs in.
 
     Args:
         model: an artifact or a Segmenter, which runs as exported; a network otherwise, which runs
@@ -157,17 +159,19 @@ def open_labeler(
         segment: Segment
         if isinstance(model, Segmenter):
             segment, names = model, model.card.classes
+            ran = model.info.name, model.info.precision
         elif artifact or backend:
             network = {} if artifact else {"weights": weights, "classes": classes}
             segment = opened.enter_context(
                 open_segmenter(model, backend=backend, device=device, **network)
             )
             names = segment.card.classes
+            ran = segment.info.name, segment.info.precision
         else:
             from .train.predictor import Predictor
 
             source = load_source(model, weights, classes)
-            names = source.classes.names
+            names, ran = source.classes.names, ("torch", precision)
             logger.log(
                 logging.INFO if source.trained else logging.WARNING,
                 "%s, weights: %s",
@@ -187,7 +191,7 @@ def open_labeler(
             segment = _map_labels(segment, names, class_map, expected)
         else:
             check_classes(names, expected)
-        yield segment
+        yield segment, ran
 
 
 def shipped_for(model: object, classes: ClassSet) -> ClassSet | None:

@@ -36,6 +36,13 @@ class RtsegError(Exception):
 
     exit_code = 1
 
+    def __init__(self, *arguments: object):
+        if arguments and '"rtseg[' in (message := str(arguments[0])):
+            from .install import localize
+
+            arguments = (localize(message), *arguments[1:])
+        super().__init__(*arguments)
+
 
 # Python's own classes too, here and below, for code that catches those.
 class UsageError(RtsegError, ValueError):

@@ -8,7 +8,7 @@ import io
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
@@ -113,9 +113,9 @@ class Table:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.text import Text
 
-        if self.title:
-            yield Text(self.title, style="italic")
-        for line, style in self._lay_out(options.max_width):
+        title = wrap(self.title, options.max_width) if self.title else []
+        lines = ((line, "italic") for line in title)
+        for line, style in chain(lines, self._lay_out(options.max_width)):
             # Laid out already: rich would wrap again, in the middle of names.
             yield Text(line, style=style, no_wrap=True, overflow="ignore")
         yield Text("")
@@ -135,7 +135,7 @@ class Table:
         if (widths := figures._fit(width)) is not None:
             yield from figures._head(widths)
             for row in rows:
-                yield from ((line, "bold") for line in _wrap(" ".join(row[:names]), width))
+                yield from ((line, "bold") for line in wrap(" ".join(row[:names]), width))
                 yield from figures._row(row[names:], widths)
             return
         unused = next((name for name in self.optional if name in self.header), None)
@@ -143,9 +143,9 @@ class Table:
             yield from self._without(unused)._lay_out(width)
             return
         for row in rows:
-            yield from ((line, "bold") for line in _wrap(" ".join(row[:names]), width))
+            yield from ((line, "bold") for line in wrap(" ".join(row[:names]), width))
             for name, cell in zip(self.header[names:], row[names:], strict=True):
-                yield from ((f"  {line}", "") for line in _wrap(f"{name}: {cell}", width - 2))
+                yield from ((f"  {line}", "") for line in wrap(f"{name}: {cell}", width - 2))
 
     def _without(self, name: str) -> Table:
         place = list(self.header).index(name)
@@ -165,8 +165,10 @@ class Table:
         for place in sorted(flexible, key=lambda i: -widths[i]):
             longest = max(map(len, " ".join(row[place] for row in rows).split()), default=0)
             taken = min(max(excess, 0), max(0, widths[place] - max(NARROWEST, longest)))
-            widths[place] -= taken
             excess -= taken
+            # Words seldom fill a line to its end: no wider than what is written there.
+            lines = (line for row in rows for line in wrap(row[place], widths[place] - taken))
+            widths[place] = max(map(len, lines))
         return None if excess > 0 else widths
 
     def _head(self, widths: Sequence[int]) -> Iterator[tuple[str, str]]:
@@ -175,7 +177,7 @@ class Table:
             yield "─" * (sum(widths) + GAP * (len(widths) - 1)), "dim"
 
     def _row(self, cells: Sequence[str], widths: Sequence[int]) -> Iterator[tuple[str, str]]:
-        parts = [_wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
+        parts = [wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
         for line in zip_longest(*parts, fillvalue=""):
             yield self._line(line, widths), ""
 
@@ -219,7 +221,7 @@ def _width(cell: str) -> int:
     return max(map(len, cell.split("\n")))
 
 
-def _wrap(cell: str, width: int) -> list[str]:
+def wrap(cell: str, width: int) -> list[str]:
     """The lines of a cell, broken between words only."""
     lines = cell.split("\n")
     return [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import RtsegError
+from ..reporting import wrap
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,12 +55,22 @@ def show(as_text: str, table: object, as_json: bool) -> None:
         sys.stdout.write(as_text.rstrip() + "\n")
     else:
         # rich would color numbers and paths of its own accord.
-        stdout().print(table, soft_wrap=isinstance(table, str), highlight=False)
+        if isinstance(table, str):
+            table = fold(table, sys.stdout)
+        stdout().print(table, soft_wrap=isinstance(table, str), highlight=False, markup=False)
 
 
 def note(line: str) -> None:
     """A line on stderr that is not the result."""
+    line = fold(line, sys.stderr)
     stderr().print(line, style="dim", soft_wrap=True, highlight=False, markup=False)
+
+
+def fold(text: str, stream: TextIO) -> str:
+    """Text broken between words where a terminal would break it within names; whole elsewhere."""
+    if not stream.isatty():
+        return text
+    return "\n".join(wrap(text, shutil.get_terminal_size().columns))
 
 
 @contextmanager
@@ -117,7 +129,10 @@ def working() -> Iterator[Callable[..., None]]:
 
     text = TextColumn("{task.description}", markup=False)
     columns = (SpinnerColumn(), text, Bar(bar_width=24), TimeElapsedColumn())
-    with Progress(*columns, console=stderr(), transient=True) as progress:
+    here = stderr()
+    # Elsewhere than on a terminal it would leave an empty line behind.
+    silent = not here.is_terminal
+    with Progress(*columns, console=here, transient=True, disable=silent) as progress:
         task = progress.add_task("starting", total=1.0)
 
         def say(line: str, share: float = 0.0) -> None:

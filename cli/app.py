@@ -13,7 +13,7 @@ from typer import Option
 
 from .. import __version__
 from ..errors import RtsegError, UsageError
-from ._console import LEVELS, start_log
+from ._console import LEVELS, fold, start_log
 from ._help import CONTEXT, Command
 from .bench import app as bench
 from .check import check
@@ -157,5 +157,5 @@ def fail(error: Exception, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exception(error)
     elif str(error):
-        sys.stderr.write(f"rtseg: {error}\n")
+        sys.stderr.write(fold(f"rtseg: {error}\n", sys.stderr))
     sys.exit(code)

@@ -24,9 +24,11 @@ def check(
 
     rtseg check artifacts/csfcn_512x1024_fp16.engine
     """
+    from ..install import localize
     from ..runtime.preflight import check as examine
 
     verdict = examine(file)
-    show(json.dumps(asdict(verdict)), str(verdict), as_json)
+    facts = asdict(verdict) | {"fix": localize(verdict.fix)}
+    show(json.dumps(facts), str(verdict), as_json)
     if not verdict.ok:
         raise JobFailed

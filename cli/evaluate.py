@@ -81,4 +81,5 @@ def evaluate(
             worst=worst,
             seen=advance,
         )
-    show(result.to_json(), build_table(result, f"{model} on {dataset} {split}"), as_json)
+    title = f"{model} on {dataset} {split}, run by {result.backend} in {result.precision}"
+    show(result.to_json(), build_table(result, title), as_json)

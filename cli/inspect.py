@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -23,15 +24,29 @@ def inspect(
     from ..runtime.artifact import describe
 
     facts = describe(file)
-    rows = [(name.replace("_", " "), _text(value)) for name, value in facts.items()]
+    rows = [(name.replace("_", " "), _text(name, value)) for name, value in facts.items()]
     show(json.dumps(facts, indent=2), Table(("", ""), rows, words=("",)), as_json)
 
 
-def _text(value: object) -> str:
+def _text(name: str, value: object) -> str:
+    """A value for people; facts inside a fact are lines, named as `outer.inner`."""
     if isinstance(value, dict):
-        return "\n".join(f"{k or 'file'}: {_text(v)}" for k, v in value.items())
+        return "\n".join(f"{inner}: {text}" for inner, text in _flatten(value))
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_text, value))
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:
+        size = len(value) == 2 and name.endswith(("size", "crop", "window"))
+        return ("x" if size else ", ").join(_text("", each) for each in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and value >= 10_000:
         return f"{value:,}"
-    return str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _flatten(facts: Mapping[str, object], outer: str = "") -> Iterator[tuple[str, str]]:
+    """Without those that say nothing: None, and lists and dictionaries of nothing."""
+    for key, value in facts.items():
+        name = f"{outer}{key or 'file'}"
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{name}.")
+        elif value is not None and value not in ([], ()):
+            yield name, _text(key, value)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from typer import Argument
 
+from ..errors import UsageError
 from ..reporting import Table
 from ._console import note, show, stdout
-from ._options import Json, complete_models
+from ._options import ROOT, Json, complete_models
 
+IN_FULL = ("multiple", "mean", "std", "checkpoint")  # of one network, not in the list of all
 WIDE = 150  # columns of a terminal that has room for recipes and all scores
 
 
@@ -38,22 +41,45 @@ def models(
 
 def listed() -> list[dict[str, Any]]:
     """`models.zoo.describe` of every variant, with the names of its `recipes`."""
-    from ..models.zoo import list_rows
-
+    try:
+        from ..models.zoo import list_rows
+    except ModuleNotFoundError as error:
+        zoo = _stored(error).values()
+        rows: Iterable[Mapping[str, Any]] = (
+            {key: value for key, value in facts.items() if key not in IN_FULL} for facts in zoo
+        )
+    else:
+        rows = list_rows()
     recipes = _recipes()
-    return [row | {"recipes": recipes.get(row["model"], [])} for row in list_rows()]
+    return [{**row, "recipes": recipes.get(row["model"], [])} for row in rows]
 
 
 def one(name: str) -> dict[str, Any]:
     """`models.zoo.describe_fully` of a variant, with the names of its `recipes`.
 
     Raises:
-        UsageError: if there is no such variant.
+        UsageError: no variant is called so.
     """
-    from ..models.zoo import describe_fully
+    try:
+        from ..models.zoo import describe_fully
+    except ModuleNotFoundError as error:
+        zoo = _stored(error)
+        if name not in zoo:
+            near = get_close_matches(name, zoo, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "`rtseg models` lists them"
+            raise UsageError(f"no model is called {name!r}: {hint}") from error
+        facts = zoo[name]
+    else:
+        facts = describe_fully(name)
+    return {**facts, "recipes": _recipes().get(name, [])}
 
-    facts = describe_fully(name)
-    return facts | {"recipes": _recipes().get(name, [])}
+
+def _stored(error: ModuleNotFoundError) -> dict[str, dict[str, Any]]:
+    """What a machine with PyTorch wrote down of each variant, where this one lacks it."""
+    if (error.name or "").partition(".")[0] not in ("torch", "safetensors"):
+        raise error
+    stored: dict[str, dict[str, Any]] = json.loads((ROOT / "models" / "costs.json").read_text())
+    return stored
 
 
 def _recipes() -> dict[str, list[str]]:

@@ -27,16 +27,21 @@ class Paced:
         rate_hz: Frames a second; None: by the capture times in the log (`wall_ns`), 0: as fast as
             they are taken.
         loops: From the beginning again at the end, for ever; frames are counted on.
+        where: What was opened, for the log.
     """
 
     recorded = True  # a drive waits for inference before it plays it
 
     def __init__(
-        self, frames: Iterable[Frame | Unreadable], rate_hz: float | None, loops: bool = False
+        self,
+        frames: Iterable[Frame | Unreadable],
+        rate_hz: float | None,
+        loops: bool = False,
+        where: str = "recording",
     ):
         if rate_hz is not None and not 0 <= rate_hz <= 1000:
             raise UsageError(f"a rate is 0 (as fast as possible) to 1000 Hz, not {rate_hz}")
-        self.frames, self.rate_hz, self.loops = frames, rate_hz, loops
+        self.frames, self.rate_hz, self.loops, self.where = frames, rate_hz, loops, where
 
     @property
     def restarts(self) -> bool:
@@ -119,7 +124,7 @@ def open_drive_source(
         return RosCamera(where) if is_ros_address(where) else Camera(where)
     recording = open_recording(where, topic)
     own_hz = None if isinstance(recording, (McapLog, RosBag)) else recording.fps or CITYSCAPES_HZ
-    return Paced(recording, own_hz if rate_hz is None else rate_hz, loops)
+    return Paced(recording, own_hz if rate_hz is None else rate_hz, loops, where)
 
 
 def open_recording(where: str, topic: str | None = None) -> Recording:

@@ -86,7 +86,7 @@ class BuiltEngine:
         card: beside it.
         census: values held in the weights of the network that TensorRT parsed, by data type.
         layer_types: its layer outputs likewise.
-        log: TensorRT's own, beside the engine.
+        log: TensorRT's own, beside the engine; not there if it said nothing.
         warnings: GPUs that it was to run on and cannot.
     """
 
@@ -150,6 +150,8 @@ def build_engine(
         plan = _build(trt, builder, network, config, log, package, log_path)
         if package.flavour == "tensorrt":
             _keep_timings(config, options.timing_cache or _timing_cache(package))
+    if not log_path.stat().st_size:
+        log_path.unlink()
     facts = EngineFacts(
         flavour=package.flavour,
         version=trt.__version__,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from .registry import VARIANTS, build_on_meta, find_variant
 
 CLASSES = 19
 SIZES = ((512, 1024), (1024, 2048))
-# Counting the whole zoo takes minutes, so that what was counted is kept; tests hold it true.
-COSTS = Path(__file__).with_name("costs.json")
+# Counting the whole zoo takes minutes, so that what was counted is kept; tests hold it true. The
+# rest is kept beside it for machines without PyTorch, where no network can be built.
+STORED = Path(__file__).with_name("costs.json")
+COSTS = ("params", *(f"macs_{height}x{width}" for height, width in SIZES), "reported")
 
 
 @dataclass(frozen=True)
@@ -123,13 +126,17 @@ def count_costs(name: str) -> dict[str, object]:
 
 def stored_costs() -> dict[str, dict[str, object]]:
     """{variant: its costs}, as `store_costs` left them; a variant without is counted anew."""
-    if not COSTS.is_file():
+    if not STORED.is_file():
         return {}
-    stored: dict[str, dict[str, object]] = json.loads(COSTS.read_text())
-    return stored
+    zoo = json.loads(STORED.read_text())
+    return {name: {key: facts[key] for key in COSTS} for name, facts in zoo.items()}
 
 
-def store_costs() -> None:
-    """Count every variant anew and write the costs: to be called when a network changes."""
-    lines = (f'"{name}": {json.dumps(count_costs(name))}' for name in VARIANTS)
-    write_atomically(COSTS, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+def store_costs(counted: Iterable[str] = VARIANTS) -> None:
+    """Write what `rtseg models` lists: to be called when a network changes, which is `counted`
+    anew."""
+    costs = {name: count_costs(name) for name in counted}
+    lines = [
+        f'"{name}": {json.dumps(describe_fully(name) | costs.get(name, {}))}' for name in VARIANTS
+    ]
+    write_atomically(STORED, ("{\n" + ",\n".join(lines) + "\n}\n").encode())

@@ -349,6 +349,8 @@ def _split_onnx(path: Path) -> tuple[bytes, bytes]:
     content = read_limited(path, "model_bytes", ArtifactError)
     # The last one: a card goes to the end, and a model may hold such bytes by chance.
     start = content.rfind(_ENTRY)
+    if start < 0 and not _is_onnx(content):
+        raise ArtifactError(f"{path} is truncated or no ONNX file: copy or export it again")
     if start < 0:
         raise ArtifactError(
             f"{path} carries no card, so nothing says what its classes and sizes are: "
@@ -365,6 +367,34 @@ def _split_onnx(path: Path) -> tuple[bytes, bytes]:
     raise ArtifactError(
         f"{path} is truncated or was rewritten by another tool: copy or export it again"
     )
+
+
+def _is_onnx(content: bytes) -> bool:
+    """Whether protobuf fields fill these bytes to the end, and one of them is a graph."""
+    at, numbers = 0, set()
+    while at < len(content):
+        tag, at = _read_varint(content, at)
+        number, kind = tag >> 3, tag & 7
+        numbers.add(number)
+        if kind == 0:
+            _, at = _read_varint(content, at)
+        elif kind == 2:
+            length, at = _read_varint(content, at)
+            at += length
+        else:  # a model has no fields of other kinds
+            return False
+    return at == len(content) and GRAPH in numbers
+
+
+def _read_varint(content: bytes, at: int) -> tuple[int, int]:
+    """The number at `at`, and where it ends: beyond the content if it is cut short."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = content[at] if at < len(content) else 0x80
+        value, at = value | (byte & 0x7F) << shift, at + 1
+        if byte < 0x80:
+            return value, at
+    return value, len(content) + 1
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -417,6 +447,7 @@ def describe(path: Path) -> dict[str, object]:
         "bytes": path.stat().st_size,
         "model": card.model,
         "size": f"{height}x{width}",
+        "fit": card.fit,
         "precision": card.precision,
         "class_set": card.class_set,
         "classes": list(card.classes),

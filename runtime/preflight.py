@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..data.signature import check_required
 from ..errors import ArtifactError, SignatureError
+from ..install import localize
 from ..system import Gpu, gpus
 from .artifact import Card, EngineFacts, read_card, sidecar, verify_artifact
 from .backends.backend import BACKENDS
@@ -85,7 +86,8 @@ class Verdict:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.path}: runs here" if self.ok else f"{self.path}: {self.reason}: {self.fix}"
+        told = "runs here" if self.ok else f"{self.reason}: {localize(self.fix)}"
+        return f"{self.path}: {told}"
 
 
 class _Refused(Exception):

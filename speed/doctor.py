@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from ..install import localize
 from ..reporting import Table
 from ..runtime.backends.backend import BACKENDS, installed
 from ..runtime.packages import INSTALL_CUDA, pip_line
@@ -48,7 +49,7 @@ class DoctorReport:
         value = {
             "machine": asdict(self.machine),
             "gpus": [asdict(gpu) for gpu in self.gpus],
-            "backends": [asdict(finding) for finding in self.backends],
+            "backends": [asdict(f) | {"fix": localize(f.fix)} for f in self.backends],
         }
         return json.dumps(value, indent=2)
 
@@ -66,7 +67,7 @@ class DoctorReport:
 def _cells(finding: Finding) -> list[str]:
     single = list(finding.versions) == [finding.name]
     versions = (v if single else f"{name} {v}" for name, v in finding.versions.items())
-    notes = "\n".join(line for line in (finding.note, finding.fix) if line)
+    notes = "\n".join(line for line in (finding.note, localize(finding.fix)) if line)
     ready = "yes" if finding.ready else "no"
     return [finding.name, ready, "\n".join(versions), ", ".join(finding.devices), notes]
 

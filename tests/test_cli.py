@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import Run, as_json
 from rtseg.errors import ProofError, UsageError
+from rtseg.install import localize
 from rtseg.models import build, save_checkpoint
 
 
@@ -212,7 +213,7 @@ def test_an_absent_extra_is_named(
     with pytest.raises(SystemExit) as left:
         app.main()
     assert left.value.code == 1
-    assert capsys.readouterr().err == f"rtseg: {line}\n"
+    assert capsys.readouterr().err == localize(f"rtseg: {line}\n")
     monkeypatch.setattr(app, "app", Mock(side_effect=ModuleNotFoundError(name="rtseg.gone")))
     with pytest.raises(ModuleNotFoundError):
         app.main()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -18,6 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from rtseg.cli._console import _JsonLines
 from rtseg.data.frames import Frame
 from rtseg.data.scenes import scene
 from rtseg.errors import UsageError
@@ -183,3 +186,43 @@ def test_the_command_says_starting_while_it_exports(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode == 0, process.communicate()[1]
     assert ("starting", "exporting csfcn_nano_360x480_fp32") in told, told
+
+
+def test_log_lines_carry_state_cause_frame_and_source() -> None:
+    class Street:
+        where = "rtsp://me:secret@camera/1"
+
+        def __iter__(self) -> Iterator[Frame]:
+            for index, frame in enumerate(frames(8)):
+                frame.image[:] = index
+                yield frame
+
+    def breaks(image: np.ndarray[object, np.dtype[np.uint8]]) -> np.ndarray[object, object]:
+        if image[0, 0, 0] >= 3:
+            raise RuntimeError("out of memory")
+        return image[..., 0].copy()
+
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    handler.setFormatter(_JsonLines())
+    logger = logging.getLogger("rtseg")
+    level = logger.level
+    logger.setLevel("INFO")
+    logger.addHandler(handler)
+    try:
+        Drive(Street(), breaks, fallback=lambda image: image[..., 0], every_frame=True).run()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert "secret" not in text.getvalue()
+    lines = [json.loads(line) for line in text.getvalue().splitlines()]
+    failed, *_ = [line for line in lines if "failed (backend)" in line["message"]]
+    told = {key: failed[key] for key in ("level", "engine", "cause", "frame")}
+    assert told == {"level": "warning", "engine": "primary", "cause": "backend", "frame": 3}
+    taken, *_ = [line for line in lines if "in place of the primary" in line["message"]]
+    assert (taken["engine"], taken["cause"], taken["frame"] >= 3) == ("standby", "backend", True)
+    states = [line for line in lines if "state" in line]
+    assert {"running", "degraded"} <= {line["state"] for line in states}
+    assert {line["source"] for line in states} == {"rtsp://camera/1"}
+    degraded = next(line for line in states if line["state"] == "degraded")
+    assert (degraded["cause"], degraded["frame"] >= 3) == ("backend", True)

@@ -95,7 +95,6 @@ def test_an_engine_and_all_that_belongs_to_it(single, tmp_path):
     assert facts.layers >= 6
     assert facts.blocks == block_digests(target)
     assert read_header(target) == ("tensorrt_rtx", trt.__version__, target.stat().st_size)
-    assert built.log.is_file()
     assert check(target).code in ("ok", "no_gpu", "driver", "compute_capability", "no_package")
 
 
@@ -185,7 +184,9 @@ def test_the_log_is_as_loud_as_asked(single, tmp_path):
     for level in ("error", "verbose"):
         target = tmp_path / f"{level}.engine"
         log = build_engine(single, target, card_of("fp32"), log_level=level).log
-        lines[level] = log.read_text().splitlines()
+        # Nothing said, nothing left: a file of no bytes looks like a build that broke.
+        lines[level] = log.read_text().splitlines() if log.exists() else []
+        assert not log.exists() or log.stat().st_size
     assert len(lines["verbose"]) > 50 > len(lines["error"])
     assert any(line.startswith("[VERBOSE]") for line in lines["verbose"])
 
@@ -244,10 +245,10 @@ def test_the_package_is_chosen_by_what_can_build_here(monkeypatch):
     machine([FULL], [])
     assert choose_package() == FULL
     machine([], [])
-    with pytest.raises(MissingPackage, match=r'pip install "rtseg\[tensorrt-rtx\]"'):
+    with pytest.raises(MissingPackage, match=r"pip install .*\[tensorrt-rtx\]"):
         choose_package()
     machine([RTX], gpu)
-    with pytest.raises(MissingPackage, match=r'needs tensorrt: pip install "rtseg\[tensorrt\]"'):
+    with pytest.raises(MissingPackage, match=r"needs tensorrt: pip install .*\[tensorrt\]"):
         choose_package("tensorrt")
     machine([FULL, RTX], gpu)  # a 4090, which the full one builds for and no other
     assert choose_package(gpu="RTX 4080") == FULL

@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import onnxruntime
 import pytest
 from conftest import ROOT
-from rtseg.errors import ArtifactError
+from rtseg import install
+from rtseg.errors import ArtifactError, MissingPackage
 from rtseg.export import export
+from rtseg.install import localize
 from rtseg.models.loading import Model
 from rtseg.runtime import load, packages
 from rtseg.runtime.packages import pip_line
@@ -178,7 +181,7 @@ def test_without_onnx_runtime_artifacts_run_and_export_says_what_it_needs(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     extra = "gpu" if gpus() else "cpu"
-    assert done.stdout == f'export needs ONNX Runtime: pip install "rtseg[{extra}]"\n'
+    assert done.stdout == localize(f'export needs ONNX Runtime: pip install "rtseg[{extra}]"\n')
 
 
 @pytest.mark.parametrize("here", [[], [Gpu(0, "NVIDIA Test", "8.6", "580.65", None)]])
@@ -192,6 +195,41 @@ def test_onnx_runtime_s_package_is_the_machine_s(
     assert pip_line("cpu") == f'pip install "rtseg[{runtime}]"'
     assert pip_line("export") == f'pip install "rtseg[export{"" if present else "," + runtime}]"'
     assert pip_line("openvino") == 'pip install "rtseg[openvino]"'
+
+
+REQUIRES = (
+    "numpy>=1.26",
+    "torch>=2.6; extra == 'export'",
+    'onnx>=1.17; extra == "export"',
+    "openvino>=2025.0; extra == 'openvino'",
+    'triton>=3.2; platform_system == "Linux" and extra == "gpu"',
+)
+
+
+def test_the_line_that_brings_an_extra_needs_no_index_that_has_this_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = tmp_path / "rtseg-0.1.0-py3-none-any.whl"
+    wheel.touch()
+
+    def told(url: str | None, more: str = "") -> str:
+        origin = None if url is None else f'{{"url": "{url}"{more}}}'
+        found = Mock(read_text=lambda name: origin)
+        monkeypatch.setattr(install.metadata, "distribution", lambda name: found)
+        return str(MissingPackage('first: pip install "rtseg[export,gpu]", or not'))
+
+    monkeypatch.setattr(install.metadata, "requires", lambda name: REQUIRES)
+    checkout = install.ROOT
+    assert told(None) == f'first: pip install -e "{checkout}[export,gpu]", or not'
+    monkeypatch.setattr(install, "ROOT", tmp_path / "site-packages" / "rtseg")
+    assert told(None) == 'first: pip install "rtseg[export,gpu]", or not'
+    assert told(f"file://{wheel}") == f'first: pip install "{wheel}[export,gpu]", or not'
+    assert told("file:///gone/rtseg.whl") == (
+        'first: pip install "torch>=2.6" "onnx>=1.17" "triton>=3.2", or not'
+    )
+    assert told("https://example.org/rtseg", ', "vcs_info": {"vcs": "git"}') == (
+        'first: pip install "rtseg[export,gpu] @ git+https://example.org/rtseg", or not'
+    )
 
 
 def test_cuda_is_looked_for_among_what_pip_installed(

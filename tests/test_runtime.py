@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 from rtseg.errors import ArtifactError, BackendError, MissingPackage
 from rtseg.export import Artifact, export
+from rtseg.install import localize
 from rtseg.models.loading import Model
 from rtseg.runtime import Segmenter, load, read_card
+from rtseg.runtime.artifact import GRAPH, field
 from rtseg.runtime.backends.backend import choose
 from rtseg.runtime.segmenter import as_bgr
 
@@ -184,16 +187,18 @@ def test_a_changed_file_is_refused(
 
 def test_a_truncated_file_is_refused(artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     path = tmp_path / "half.onnx"
-    path.write_bytes(artifacts["onnx"].path.read_bytes()[:-100])
-    with pytest.raises(ArtifactError, match=r"half\.onnx is truncated"):
-        load(path)
+    whole = artifacts["onnx"].path.read_bytes()
+    for part in (whole[:-100], whole[: len(whole) // 2], whole[:7], b"", b"no such thing" * 99):
+        path.write_bytes(part)
+        with pytest.raises(ArtifactError, match=r"half\.onnx is truncated"):
+            load(path)
 
 
 def test_files_that_are_no_artifacts(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no artifact at"):
         load(tmp_path / "absent.onnx")
     plain = tmp_path / "plain.onnx"
-    plain.write_bytes(b"\x08\x08" * 50)
+    plain.write_bytes(b"\x08\x08" + field(GRAPH, bytes(300)))
     with pytest.raises(ArtifactError, match="carries no card"):
         read_card(plain)
     lonely = tmp_path / "lonely.engine"
@@ -217,7 +222,8 @@ def test_backends_that_do_not_fit(name: str, backend: str | None, message: str) 
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rtseg.runtime.backends.backend.installed", lambda backend: False)
-    with pytest.raises(MissingPackage, match=r'needs openvino: pip install "rtseg\[openvino\]"'):
+    line = localize('needs openvino: pip install "rtseg[openvino]"')
+    with pytest.raises(MissingPackage, match=re.escape(line)):
         choose(Path("x.xml"), None, None)
 
 

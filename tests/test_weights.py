@@ -152,6 +152,16 @@ def test_a_truncated_file_is_refused(
         load_checkpoint(build("csfcn_nano"), path)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"hello world" * 99, b"\x80\x02q", b"(dp0\nS'a'\np9\nss."]
+)
+def test_a_file_of_something_else_is_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "odd.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"odd\.pth (is|holds) .*fetch it again$"):
+        load_checkpoint(build("csfcn_nano"), path)
+
+
 def test_another_class_count_says_the_count_found(state: dict[str, torch.Tensor]) -> None:
     with pytest.raises(
         CheckpointError, match=r"it has 19 classes; name them with --classes .*num_classes=19"

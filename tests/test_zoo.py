@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from rtseg.cli import models as listing
 from rtseg.models import VARIANTS, count
 from rtseg.models.registry import build_on_meta
-from rtseg.models.zoo import count_costs, describe, stored_costs
+from rtseg.models.zoo import STORED, count_costs, describe, describe_fully, stored_costs
 
 # name: (height, width, classes, parameters in M or None, GMACs), measured on the references.
 MEASURED = {
@@ -85,8 +87,11 @@ def test_parameters_and_macs(name):
     assert cost.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
 
 
-def test_every_cost_is_stored():
-    assert list(stored_costs()) == list(VARIANTS)
+def test_every_variant_is_stored_as_it_is():
+    stored = json.loads(STORED.read_text())
+    assert list(stored) == list(stored_costs()) == list(VARIANTS)
+    for name, facts in stored.items():
+        assert facts == json.loads(json.dumps(describe_fully(name))), f"run store_costs([{name!r}])"
 
 
 QUICK = ("csfcn_nano", "pidnet_s", "icnet", "ecfd_tiny_r50", "senformer_r50", "crossformer_s_fpn")

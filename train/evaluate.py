@@ -76,12 +76,15 @@ def _mean(shares: np.ndarray) -> float:
 
 @dataclass
 class Evaluation:
-    """What was counted. `frames`: (mIoU of the frame alone, index, name), in the order seen."""
+    """What was counted. `frames`: (mIoU of the frame alone, index, name), in the order seen;
+    `backend` and `precision`: what ran."""
 
     classes: ClassSet
     confusion: Confusion
     frames: list[tuple[float, int, str]] = field(default_factory=list)
     images: int = 0
+    backend: str = ""
+    precision: str = ""
 
     @property
     def unseen(self) -> float:
@@ -100,6 +103,8 @@ class Evaluation:
             "mean_accuracy": counts.mean_accuracy(),
             "accuracy": _by_class(self.classes, counts.accuracy()),
             "images": self.images,
+            "backend": self.backend,
+            "precision": self.precision,
             "unseen": self.unseen,
             "confusion": counts.matrix.tolist(),
         }

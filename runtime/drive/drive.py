@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from ..sinks.queue import Sink, SinkQueue
 from .capture import Capture, Mailbox, Source
 from .clock import LONGEST, DriveLimits, LoopClock
 from .engine import EngineFactory, InlineEngine, Segment
-from .health import History, assess_health
+from .health import History, assess_health, find_cause
 from .health_server import HealthPoint, Systemd
 from .loop import Loop
 from .messages import Health
@@ -110,7 +111,10 @@ class Drive:
         self.granted: dict[str, str] = {}
         self._history = History()
         self._usage = UsageLog()
-        self._stopped_by = self._over = ""
+        self._stopped_by = self._over = self._served = ""
+        # Of a stream's address without the password, which a log would keep.
+        where = str(getattr(source, "where", type(source).__name__))
+        self._source = re.sub(r"//[^/@]*@", "//", where)
 
     def run(
         self,
@@ -188,9 +192,29 @@ class Drive:
 
     def _note(self, on_state: Callable[[float, Health], None]) -> Health:
         health, at_s = assess_health(self.loop), self._at_s()
+        now = {
+            "frame": self.loop.counters.last_id(),
+            "source": self._source,
+            "at_s": round(at_s, 3),
+        }
         if self._history.note(at_s, health):
-            log.info("%s: %s", health.state.value, "; ".join(health.reasons) or "all is well")
+            log.info(
+                "%s: %s",
+                health.state.value,
+                "; ".join(health.reasons) or "all is well",
+                extra={"state": health.state.value, "cause": find_cause(self.loop), **now},
+            )
             on_state(at_s, health)
+        serving = self.loop.supervisor.serving()
+        if serving is not None and serving.role != self._served:
+            if self._served:
+                log.warning(
+                    "the %s engine serves in place of the %s one",
+                    serving.role,
+                    self._served,
+                    extra={"engine": serving.role, "cause": find_cause(self.loop), **now},
+                )
+            self._served = serving.role
         self._usage.note(at_s, self.loop.supervisor.processes())
         return health
 

@@ -105,6 +105,7 @@ class FaultySource:
         self.source, self.plan = source, plan
         self.restarts: bool = getattr(source, "restarts", True)
         self.recorded: bool = getattr(source, "recorded", False)
+        self.where: str = getattr(source, "where", type(source).__name__)
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:
         for item in self.source:

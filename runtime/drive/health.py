@@ -99,6 +99,19 @@ def _sinks(loop: Loop) -> tuple[str, ...]:
     return tuple(reasons)
 
 
+def find_cause(loop: Loop) -> str:
+    """What ails a loop now, in a word for machines: "camera", an engine's or a frame's cause; ""
+    if nothing does."""
+    if loop.capture.gone or _camera(loop):
+        return "camera"
+    failures = loop.supervisor.failures
+    if failures and loop.supervisor.serving() is not loop.supervisor.primary:
+        return failures[-1].cause
+    now = loop.clock.now_ns()
+    recent = [(at, cause) for cause, (at, _) in list(loop.trouble.items()) if now - at < RECENT_NS]
+    return max(recent, default=(0, ""))[1]
+
+
 @dataclass(frozen=True)
 class StateChange:
     """at_s: seconds since the start of the drive; reasons: why, one sentence each."""

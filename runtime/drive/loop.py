@@ -188,7 +188,7 @@ class Loop:
             return
         if not job.told:
             self._drop(StatusKind.LOST, "backend", answer.error, job.captured)
-        self.supervisor.fail(job.slot, "backend", answer.error)
+        self.supervisor.fail(job.slot, "backend", answer.error, job.captured.frame_id)
 
     def _publish(self, job: InferenceJob, answer: Answer) -> None:
         assert answer.labels is not None
@@ -239,7 +239,13 @@ class Loop:
         change = self.ladder.observe(self.clock.now_ns(), latency_ms, age_ms)
         if change is not None:
             self.changes.append(change)
-            log.info("level %s after %s: %s", change.after, change.before, change.why)
+            log.info(
+                "level %s after %s: %s",
+                change.after,
+                change.before,
+                change.why,
+                extra={"level": change.after, "cause": change.why, "frame": job.captured.frame_id},
+            )
 
     def _tell_late(self, job: InferenceJob) -> None:
         """Once for each frame."""
@@ -260,7 +266,7 @@ class Loop:
         elif now >= job.begun_ns + self.limits.stuck_ns(self.period_ms):
             took_ms = (now - job.begun_ns) / 1e6
             reason, cause = f"inference has been stuck for {took_ms:.0f} ms", "stuck"
-            self.supervisor.fail(job.slot, cause, reason)
+            self.supervisor.fail(job.slot, cause, reason, job.captured.frame_id)
         else:
             if now > self.limits.expiry_ns(job.captured.frame.captured_ns):
                 self._tell_late(job)

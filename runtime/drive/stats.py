@@ -38,6 +38,10 @@ class FrameCounters:
             self._captured += 1
             return self._captured - 1
 
+    def last_id(self) -> int | None:
+        """Of the newest frame; None before the first."""
+        return self._captured - 1 if self._captured else None
+
     def publish(self) -> None:
         with self._lock:
             self._published += 1

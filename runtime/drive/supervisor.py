@@ -117,8 +117,9 @@ class Supervisor:
         due = [p.due_ns for p in self.slots if p.engine is None and p.due_ns is not None]
         return min(due, default=None)
 
-    def fail(self, slot: EngineSlot, cause: str, reason: str) -> None:
-        """End a slot's engine, and settle when the next one starts."""
+    def fail(self, slot: EngineSlot, cause: str, reason: str, frame: int | None = None) -> None:
+        """End a slot's engine, and settle when the next one starts. frame: the id of the one that
+        it failed at, if it was one."""
         engine, slot.engine = slot.engine, None
         if engine is not None:
             engine.kill()
@@ -128,7 +129,13 @@ class Supervisor:
         again = sum(now - failed < MINUTE_NS for failed in slot.failed_ns)
         slot.failed_ns.append(now)
         slot.due_ns = now + int(BACK_OFF_S[min(again, len(BACK_OFF_S) - 1)] * 1e9)
-        log.warning("the %s engine failed (%s): %s", slot.role, cause, reason)
+        log.warning(
+            "the %s engine failed (%s): %s",
+            slot.role,
+            cause,
+            reason,
+            extra={"engine": slot.role, "cause": cause, "frame": frame},
+        )
         if again and slot is self.primary and self.standby is not None:
             slot.due_ns = now + int(slot.retry_s * 1e9)
             slot.retry_s = min(2 * slot.retry_s, LONGEST_RETRY_S)
@@ -142,7 +149,12 @@ class Supervisor:
         slot.ready, slot.facts = engine, getattr(engine, "facts", {})
         took_s = (now - slot.started_ns) / 1e9
         slot.start_limit_s = min(START_LIMIT_S, max(RESTART_LIMIT_S, 3 * took_s))
-        log.info("the %s engine is ready after %.1f s", slot.role, took_s)
+        log.info(
+            "the %s engine is ready after %.1f s",
+            slot.role,
+            took_s,
+            extra={"engine": slot.role, "took_s": round(took_s, 3)},
+        )
 
     def kill(self) -> None:
         for slot in self.slots:
