@@ -170,3 +170,9 @@ def mount_small_disk(parent: Path, size: str) -> Iterator[Path]:
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB."""
+    yield from mount_small_disk(tmp_path, "3m")

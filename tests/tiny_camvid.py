@@ -42,3 +42,14 @@ def write_camvid(root: Path, frames: int = 6) -> Path:
 def tiny_recipe(root: Path, **changes: Any) -> Recipe:
     content = merge(RECIPE, {"data": {"root": str(root)}})
     return check_recipe(merge(content, changes))
+
+
+def write_npz(folder: Path, name: str, probabilities: Any) -> None:
+    """Soft labels (K, h, w) uint8 as a file of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / f"{name}.npz", probabilities=probabilities)
+
+
+def one_hot(label: Any, classes: int = 11) -> Any:
+    """label (H, W) -> (K, H, W) uint8, all of it on the true class."""
+    return np.uint8(255 * (label[None] == np.arange(classes)[:, None, None]))
