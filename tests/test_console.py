@@ -91,7 +91,7 @@ def test_a_title_is_broken_between_words() -> None:
     console = Console(file=io.StringIO(), width=60)
     console.print(Table(("a", "b"), [("c", 1)], f"{path} on folder val, run by openvino in fp32"))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert shown.startswith(f"{path}\non folder val, run by openvino in fp32\na")
+    assert shown.startswith(f"{path} on folder\nval, run by openvino in fp32\na")
 
 
 def test_a_pipe_gets_no_empty_line_of_a_spinner(

@@ -75,8 +75,17 @@ OURS = {  # made of the others, or without a figure
 }  # fmt: skip
 
 
+ELSEWHERE = (
+    "efficientvit_",
+    "fddwnet",
+    "ffnet_",
+    "sctnet_",
+    "segformer_",
+)  # in their families' own tests
+
+
 def test_every_variant_is_measured_or_ours():
-    assert set(VARIANTS) == set(MEASURED) | OURS
+    assert {n for n in VARIANTS if not n.startswith(ELSEWHERE)} == set(MEASURED) | OURS
 
 
 @pytest.mark.parametrize("name", MEASURED)
