@@ -1,4 +1,4 @@
-"""`rtseg sign`: vouches for artifacts with a key."""
+"""`rtseg sign`: signs artifacts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signatures: an Ed25519 key vouches for every file of an artifact, bytes before meaning.
+"""Signatures: Ed25519 over every file of an artifact, verified before anything is parsed.
 
 `NAME.sig` is text: a first line with the signature of all that follows, then a line for each file,
 `SHA-256  name`, as `sha256sum` prints it. The signature is checked before those lines are read, and
@@ -138,8 +138,7 @@ def write_signature(path: Path, files: Iterable[Path], key: ed25519.Ed25519Priva
 
 
 def verify_signature(path: Path, key: str | os.PathLike[str]) -> None:
-    """Check that a key signed an artifact as it lies here. Its files are hashed, nothing in them is
-    read.
+    """Check that a key signed this artifact. Its files are hashed, and nothing in them is parsed.
 
     Args:
         path: of the artifact.

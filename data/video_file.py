@@ -1,4 +1,4 @@
-"""The one way to write a video: it has its name when it is whole, and stays partial when cut."""
+"""Videos: one gets its name when it is whole, and stays partial when cut short."""
 
 from __future__ import annotations
 

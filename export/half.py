@@ -1,4 +1,4 @@
-"""A float32 graph in float16, but for operations whose range or positions float16 cannot hold."""
+"""Float16: a float32 graph converted, except operations whose values float16 cannot hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch's exporter: a module's trace as an ONNX graph, and what it cannot take, by the line."""
+"""PyTorch's exporter: a module as an ONNX graph, and errors that name the module's line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Somebody's ONNX file as the whole job: uint8 frame to labels, around its own graph."""
+"""Wrapping of an ONNX file: from uint8 frame to labels, around the file's own graph."""
 
 from __future__ import annotations
 

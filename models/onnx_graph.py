@@ -1,4 +1,4 @@
-"""Others' ONNX graphs: what their output is made of, and their form for one size."""
+"""Graphs of other people's ONNX files: how their output is made, and their form for one size."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Records that are believed: proofs, self-tests, compiled kernels, sealed by the user's own key.
+"""Trusted records: proofs, self-tests and compiled kernels, sealed by the user's own key.
 
 A seal is an HMAC-SHA256 under a random key in the user's cache folder, which nobody else can read.
-A record that was forged, damaged or brought from another machine has no such seal, and counts as
-absent: what it claims is found out anew.
+A record that was forged, damaged or brought from another machine has no such seal and counts as
+absent: what it claims is tested again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bill of materials of an artifact: its files, what built it, what it needs, and whose terms hold.
+"""Bill of materials of an artifact: its files, what built it, what it needs, and the licenses.
 
 CycloneDX 1.6 in JSON (ECMA-424), which the usual scanners read.
 """

@@ -1,4 +1,4 @@
-"""Signing of artifacts: a key vouches for a file that is sound, and for all that belongs to it."""
+"""Signing of artifacts: only a sound file is signed, with everything that belongs to it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Support: which runtimes work on which NVIDIA GPU, and what to install where one does not.
 
-The one table that `rtseg doctor`, `export`, `check`, the documents and the tests share. What is
-said of a package is from its maker's documents, named in SOURCES; none of it was measured here.
+The one table that `rtseg doctor`, `export`, `check`, the documentation and the tests share. It is
+taken from the vendors' documents, named in SOURCES; none of it was measured here.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ JETSON_WHEEL = "install the {} wheel for your JetPack: https://pypi.jetson-ai-la
 
 @dataclass(frozen=True)
 class Support:
-    """Whether a runtime works on a GPU. why: what holds it back, or what to know; fix: the command
+    """Whether a runtime works on a GPU. why: the obstacle, or what to know; fix: the command
     or step that brings what does work; source: the document that says so."""
 
     works: bool

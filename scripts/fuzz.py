@@ -1,4 +1,4 @@
-"""One parser after the other on random damage: a fuzz target for each.
+"""Fuzzing of all parsers with random damage, one target each.
 
 python scripts/fuzz.py                       # all, ten seconds each
 python scripts/fuzz.py mcap --seconds 600    # one
@@ -6,7 +6,7 @@ python scripts/fuzz.py safetensors --atheris -- -max_total_time=600
 
 Whatever is neither an answer nor an error of rtseg's own is a finding: its input is kept in
 `fuzz-findings`, and the exit code is 1. With `--atheris` (pip install atheris) libFuzzer looks for
-inputs that reach new lines; what stands behind `--` are its options.
+inputs that reach new lines; options after `--` are passed to it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 python scripts/soak.py --model artifacts/csfcn_nano_64x128_fp32.onnx --minutes 20
 
 Its camera breaks, its workers are killed and stopped, its disk is full, its ports are flooded, its
-artifact is replaced by rubbish, at moments and in an order that the seed settles. At the end each
+artifact is replaced by rubbish, at times and in an order set by the seed. At the end each
 frame that the loop counted was published or dropped with a cause, once; each that was published
 reached the ledger, a sink, once; and each sink's messages add up.
 """

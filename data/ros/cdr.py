@@ -1,4 +1,4 @@
-"""CDR, the form in which ROS 2 messages travel: plain, version 1, and how to read its relatives."""
+"""CDR, the serialization of ROS 2 messages: plain CDR version 1, and reading its variants."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CdrWriter:
 
 
 class CdrReader:
-    """Takes values off a message, front to back.
+    """Reads values from a message, front to back.
 
     Args:
         message: with its encapsulation of four bytes.

@@ -1,4 +1,4 @@
-"""Addresses of ROS 2 topics, and the links that lead there: `ros2:` over DDS, `zenoh:`."""
+"""Addresses of ROS 2 topics and the links to them: `ros2:` over DDS, `zenoh:`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LARGEST_DOMAIN = 232  # of DDS: higher ones have no ports
 
 @dataclass(frozen=True)
 class RosAddress:
-    """A topic, or what topics begin with, and how it is reached.
+    """A topic or a prefix of topics, and how it is reached.
 
     Attributes:
         transport: one of TRANSPORTS.
@@ -75,7 +75,7 @@ class Link(Protocol):
     def subscribe(self, topic: str, kind: MessageType, reliable: bool) -> Subscription: ...
 
     def advertise(self, topic: str, kind: MessageType, latched: bool = False) -> Publication:
-        """latched: whoever comes later gets the last message too (transient local)."""
+        """latched: late subscribers get the last message too (transient local)."""
         ...
 
 
@@ -88,7 +88,7 @@ def parse_address(where: str) -> RosAddress:
     """The address in "ros2:/camera/image_raw?domain=3" or "zenoh:/camera/image_raw".
 
     Raises:
-        UsageError: it is no name of a topic, or has an option that there is not.
+        UsageError: it is not a topic's name, or has an unknown option.
     """
     transport, _, rest = where.partition(":")
     name, _, query = rest.partition("?")

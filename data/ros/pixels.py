@@ -1,4 +1,4 @@
-"""Pictures out of ROS 2 image messages, in every encoding that cameras commonly send."""
+"""Pictures from ROS 2 image messages, in the encodings that cameras commonly send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Camera frames out of ROS 2 bags: folders of sqlite3 or MCAP files beside a metadata.yaml."""
+"""Camera frames from ROS 2 bags: folders of sqlite3 or MCAP files beside a metadata.yaml."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _reader(path: Path) -> Any:
 
 @contextmanager
 def _damage_told(path: Path) -> Iterator[None]:
-    """One clear error in place of all that a damaged bag makes its readers raise."""
+    """One clear error in place of whatever a damaged bag makes its readers raise."""
     try:
         yield
     except MissingPackage:

@@ -3,7 +3,7 @@
 Names of types, their hashes and definitions are ROS 2's own: `sensor_msgs`, `std_msgs`,
 `diagnostic_msgs` as of Iron and later (the definitions have not changed since Foxy), `vision_msgs`
 as of its version 4. The hashes are RIHS01, the SHA-256 of a type's description by REP 2011's rule;
-tests compute them anew from the definitions here with the package rosbags. That of LabelInfo equals
+tests recompute them from the definitions here with the package rosbags. That of LabelInfo equals
 the one in rosidl's generated sources.
 """
 
@@ -21,7 +21,7 @@ MOST_CLASSES = 1 << 16  # a class id is a uint16
 
 @dataclass(frozen=True, eq=False)
 class MessageType:
-    """What other programs know a message by.
+    """A message type as other programs identify it.
 
     Attributes:
         name: as `ros2 topic info` prints it.

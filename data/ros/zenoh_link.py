@@ -1,4 +1,4 @@
-"""ROS 2 over Zenoh, as rmw_zenoh speaks it: key expressions, attachments, liveliness tokens.
+"""ROS 2 over Zenoh in rmw_zenoh's format: key expressions, attachments, liveliness tokens.
 
 Written after rmw_zenoh's `docs/design.md`, `liveliness_utils.cpp` and `attachment_helpers.cpp`
 (github.com/ros2/rmw_zenoh).
@@ -31,7 +31,7 @@ HEARTBEAT_S = 0.5
 
 
 def encode_attachment(number: int, at_ns: int, gid: bytes, labeled: bool) -> bytes:
-    """What rmw_zenoh wants beside each message, in Zenoh's own serialization.
+    """The attachment that rmw_zenoh expects with each message, in Zenoh's own serialization.
 
     Args:
         number: of the message, from 1.
