@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .data.signature import required_key
 from .errors import ArtifactError, MissingPackage, SignatureError, UsageError
+from .gpu import gpus
 from .reporting import Progress
 from .runtime import Segmenter, load, read_card
 from .runtime.backends.backend import BACKENDS, default_backends, installed
 from .runtime.packages import writable_cache
-from .system import gpus
 
 if TYPE_CHECKING:
     from .data.classes import ClassSet

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..data.files import digest_of, text_log, write_atomically
 from ..errors import ArtifactError, MissingPackage, UsageError
+from ..gpu import gpus
 from ..runtime.artifact import Card, EngineFacts, sidecar
 from ..runtime.backends.argmax_kernel import kernel_path
 from ..runtime.packages import (
@@ -33,7 +34,6 @@ from ..runtime.packages import (
 from ..runtime.preflight import block_digests, this_platform
 from ..runtime.support import GPUS, NAMED_ONLY, find_capability, supported
 from ..runtime.verify import Reference, reference_path
-from ..system import gpus
 
 # Of those in the table of GPUs, what an engine in this mode of compatibility runs on.
 AMPERE_PLUS = tuple(dict.fromkeys(c for cs in GPUS.values() for c in cs if float(c) >= 8))

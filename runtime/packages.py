@@ -24,7 +24,7 @@ from typing import Any, Literal, TextIO
 
 from ..data.files import probe_disk
 from ..errors import MissingPackage, UsageError
-from ..system import gpus
+from ..gpu import gpus
 from .support import INSTALL_FULL, INSTALL_RTX, supported, tensorrt_for
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..data.signature import check_required
 from ..errors import ArtifactError, SignatureError
+from ..gpu import Gpu, gpus
 from ..install import localize
-from ..system import Gpu, gpus
 from .artifact import Card, EngineFacts, read_card, sidecar, verify_artifact
 from .backends.backend import BACKENDS
 from .packages import (

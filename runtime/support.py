@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 from ..errors import UsageError
-from ..system import Gpu
+from ..gpu import Gpu
 
 Runtime = Literal["tensorrt_rtx", "tensorrt", "onnxruntime", "torch"]
 RUNTIMES: tuple[Runtime, ...] = ("tensorrt_rtx", "tensorrt", "onnxruntime", "torch")

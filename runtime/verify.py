@@ -24,7 +24,7 @@ from ..data.files import digest_of, write_atomically
 from ..data.limits import read_arrays
 from ..data.scenes import scene
 from ..errors import ArtifactError
-from ..system import Gpu
+from ..gpu import Gpu
 from .artifact import Card, Precision
 from .backends.backend import Backend, Image, Labels
 from .records import read_record, write_record

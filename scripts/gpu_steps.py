@@ -151,7 +151,8 @@ def machine(job: Job) -> None:
     """What it is, what is installed, what could run on each GPU."""
     import torch
 
-    from ..system import gpus, read_system
+    from ..gpu import gpus
+    from ..system import read_system
 
     job.row(**asdict(read_system()), cuda_of_torch=torch.version.cuda, plan=asdict(job.plan))
     for gpu in gpus():
@@ -512,7 +513,7 @@ def engines(job: Job, flavour: str) -> None:
 
 
 def this_gpu(job: Job) -> Any:
-    from ..system import gpus
+    from ..gpu import gpus
 
     index = int(job.device.partition(":")[2] or 0)
     return next(gpu for gpu in gpus() if gpu.index == index)
@@ -531,9 +532,10 @@ def export_for(job: Job, target: str, **options: Any) -> Path:
 def serve(job: Job, path: Path, backend: str, named: dict[str, Any], **options: Any) -> None:
     """Load an artifact (an engine proves itself then), time it, and watch memory over frames."""
     from ..data.scenes import scenes
+    from ..gpu import gpu_memory_used
     from ..speed.contestant import ArtifactContestant
     from ..speed.timing import Lane, race
-    from ..system import gpu_memory_used, read_usage
+    from ..usage import read_usage
 
     frames = scenes(2, job.plan.engine_size)
     each = ArtifactContestant.open(path, backend, frames, device=job.device, **options)

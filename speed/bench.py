@@ -9,8 +9,9 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import Any
 
+from ..gpu import gpus
 from ..reporting import Progress, Table
-from ..system import gpus, read_system, usable_cores
+from ..system import read_system, usable_cores
 from .config import BenchConfig, listed
 from .host import Host
 from .plan import Contest, plan

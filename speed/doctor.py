@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from ..gpu import Gpu, gpus
 from ..install import localize
 from ..reporting import Table
 from ..runtime.backends.backend import BACKENDS, installed
 from ..runtime.packages import INSTALL_CUDA, pip_line
-from ..system import Gpu, SystemInfo, gpus, read_system
+from ..system import SystemInfo, read_system
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ..errors import ArtifactError, MissingPackage
+from ..gpu import GpuState, watch_gpu
 from ..reporting import Progress
-from ..system import GpuState, Noise, NoiseWatch, PeakMemory, SystemInfo, watch_gpu
+from ..system import SystemInfo
+from ..usage import Noise, NoiseWatch, PeakMemory
 from .baselines import PEERS, choose_peers
 from .camera_rate import Pace, Shot, Stalled, answered_ms, play
 from .config import BenchConfig

@@ -24,7 +24,7 @@ from ..resolve import (
 )
 from ..runtime import Card, read_card
 from ..runtime.backends.backend import BACKENDS, choose
-from ..system import NoiseWatch
+from ..usage import NoiseWatch
 from .baselines import PEERS, Eager, OriginalFile, PlainExport, as_artifact_error, peer_class
 from .config import BenchConfig, Size
 from .contestant import ArtifactContestant, Contestant, Frames

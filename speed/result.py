@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..gpu import GpuState
 from ..reporting import Table, format_figure, join
-from ..system import GpuState, Noise, SystemInfo
+from ..system import SystemInfo
+from ..usage import Noise
 from .camera_rate import Pace
 from .roofline import Share
 from .timing import Histogram, Ratio, Timing, WarmUp

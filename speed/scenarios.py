@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ArtifactError, MissingPackage, UsageError
-from ..system import NoiseWatch
+from ..usage import NoiseWatch
 from .bench import Setup
 from .camera_rate import RATES_HZ, Pace
 from .contestant import Contestant

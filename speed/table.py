@@ -17,7 +17,8 @@ from ..data.limits import read_json
 from ..errors import DataError, RtsegError, UsageError
 from ..reporting import Progress, Table, format_figure
 from ..runtime.packages import slug, writable_cache
-from ..system import BUSY, SystemInfo, read_system
+from ..system import SystemInfo, read_system
+from ..usage import BUSY
 from .bench import measure_latency, set_up, utc_now
 from .config import BenchConfig
 from .result import Column, tabulate

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from rtseg.data.frames import read_folder
+from rtseg.gpu import gpus
 from rtseg.models.loading import Model, load_model
-from rtseg.system import gpus
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"

@@ -10,6 +10,7 @@ import json
 from types import SimpleNamespace
 
 import numpy as np
+from rtseg.gpu import Gpu
 from rtseg.runtime import verify as first_load
 from rtseg.runtime.artifact import EngineFacts, sidecar
 from rtseg.runtime.backends import cuda as cuda_module
@@ -18,7 +19,6 @@ from rtseg.runtime.backends.argmax_kernel import kernel_path
 from rtseg.runtime.packages import Package
 from rtseg.runtime.preflight import BINDINGS, Machine
 from rtseg.runtime.verify import Reference
-from rtseg.system import Gpu
 from speed_parts import CARD
 
 SIZE, CLASSES = (16, 32), 4

@@ -11,7 +11,8 @@ from rtseg.speed import plan
 from rtseg.speed.config import BenchConfig
 from rtseg.speed.result import STAGES, BenchResult, Speedup, Subject
 from rtseg.speed.timing import Timing, WarmUp
-from rtseg.system import Noise, SystemInfo
+from rtseg.system import SystemInfo
+from rtseg.usage import Noise
 
 SIZE = (64, 128)
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from rtseg.gpu import Gpu
 from rtseg.runtime.backends.backend import BACKENDS
 from rtseg.speed import doctor
-from rtseg.system import Gpu
 
 GPU = Gpu(0, "NVIDIA Test", "8.6", "580.65", 8 * 2**30)
 

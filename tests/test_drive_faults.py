@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rtseg import system
+from rtseg import usage
 from rtseg.runtime.drive.faults import KINDS, Fault, FaultPlan, read_plan
 from rtseg.runtime.drive.health import History, StateChange
 from rtseg.runtime.drive.messages import Health, State
@@ -24,7 +24,7 @@ from rtseg.runtime.drive.report import (
 from rtseg.runtime.drive.stats import FrameCounts, TimeSummary
 from rtseg.runtime.drive.supervisor import EngineFailure
 from rtseg.runtime.sinks.queue import SinkCounts
-from rtseg.system import Usage, UsageLog, UsageSample, read_usage
+from rtseg.usage import Usage, UsageLog, UsageSample, read_usage
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_history_tells_new_reasons_but_not_new_numbers() -> None:
 
 
 def test_usage_of_a_long_run_stays_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(system, "read_usage", lambda process=None: Usage(10.0, 5))
+    monkeypatch.setattr(usage, "read_usage", lambda process=None: Usage(10.0, 5))
     log = UsageLog()
     for second in range(0, 30_000, 2):
         log.note(second, [7, 8])

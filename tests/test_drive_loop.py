@@ -10,7 +10,7 @@ from rtseg.data.frames import Frame, Unreadable
 from rtseg.runtime.drive.clock import DriveLimits
 from rtseg.runtime.drive.engine import Answer
 from rtseg.runtime.drive.messages import StatusKind
-from rtseg.system import read_usage
+from rtseg.usage import read_usage
 from simulated import SECOND, SIZE, SimulatedClock, SimulatedEngine, Simulation
 
 PERIOD = 0.1

@@ -22,7 +22,7 @@ from rtseg.runtime.drive.engine import Answer
 from rtseg.runtime.drive.realtime import RealtimeOptions, apply_realtime
 from rtseg.runtime.drive.worker import Worker, WorkerTask, wait_ready
 from rtseg.runtime.records import write_record
-from rtseg.system import read_usage
+from rtseg.usage import read_usage
 
 LIMIT_S = 300.0  # reached by nothing but a defect, however busy the machine is
 PRETENDER = """

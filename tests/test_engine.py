@@ -14,12 +14,12 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from rtseg.errors import ArtifactError, MissingPackage, UsageError  # noqa: E402
 from rtseg.export import tensorrt as module  # noqa: E402
 from rtseg.export.tensorrt import BuilderOptions, build_engine, choose_package  # noqa: E402
+from rtseg.gpu import Gpu  # noqa: E402
 from rtseg.runtime.artifact import Card, read_card, sidecar, verify_artifact  # noqa: E402
 from rtseg.runtime.backends import tensorrt_self_test as self_test  # noqa: E402
 from rtseg.runtime.packages import Package, make_log, read_header  # noqa: E402
 from rtseg.runtime.preflight import block_digests, check, this_platform  # noqa: E402
 from rtseg.runtime.verify import Reference  # noqa: E402
-from rtseg.system import Gpu  # noqa: E402
 
 SIZE, CLASSES = (32, 64), 5
 RTX, FULL = Package("tensorrt_rtx", "1.7.1.116", 13), Package("tensorrt", "10.13.3.9", 12)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from rtseg.errors import ArtifactError
+from rtseg.gpu import Gpu
 from rtseg.runtime.artifact import Card
 from rtseg.runtime.verify import prove_half, record_path
-from rtseg.system import Gpu
 from test_preflight import card_of
 
 GPU = Gpu(0, "Pretended GPU", "8.9", "580.65.06", 24 << 30)

@@ -9,14 +9,16 @@ import pytest
 from conftest import ROOT
 
 # Modules beside the folders, for all to use.
-BASE = {"errors", "_package", "install", "reporting", "system"}
+BASE = {"errors", "_package", "gpu", "install", "reporting", "system", "usage"}
 NETWORKS = {"data", "models", "train", "runtime", "export"}
 MAY_IMPORT = {
     "errors": {"install"},
     "install": set(),
     "_package": set(),
     "reporting": {"errors"},
-    "system": {"errors"},
+    "gpu": set(),
+    "system": {"gpu"},
+    "usage": {"gpu", "system"},
     "data": BASE,
     "models": BASE | {"data"},
     "train": BASE | {"data", "models"},

@@ -16,11 +16,11 @@ from conftest import ROOT
 from rtseg import install
 from rtseg.errors import ArtifactError, MissingPackage
 from rtseg.export import export
+from rtseg.gpu import Gpu, gpus
 from rtseg.install import localize
 from rtseg.models.loading import Model
 from rtseg.runtime import load, packages
 from rtseg.runtime.packages import pip_line
-from rtseg.system import Gpu, gpus
 
 setuptools: Any = pytest.importorskip("setuptools", reason="needs setuptools: pip install it")
 

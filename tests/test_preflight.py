@@ -7,11 +7,11 @@ import sys
 from dataclasses import replace
 
 import pytest
+from rtseg.gpu import Gpu
 from rtseg.runtime import preflight
 from rtseg.runtime.artifact import Card, EngineFacts, sidecar
 from rtseg.runtime.packages import Package, read_header
 from rtseg.runtime.preflight import BINDINGS, Machine, block_digests, check
-from rtseg.system import Gpu
 
 GPU = Gpu(0, "NVIDIA RTX 4090", "8.9", "580.65.06", 24 << 30)
 H100 = replace(GPU, name="NVIDIA H100", compute_capability="9.0")

@@ -18,7 +18,7 @@ from rtseg.speed.config import BenchConfig, listed
 from rtseg.speed.contestant import ArtifactContestant
 from rtseg.speed.result import BenchResult, Report
 from rtseg.speed.timing import Lane, Limits, WarmUp, race
-from rtseg.system import Noise
+from rtseg.usage import Noise
 from speed_parts import (
     CARD,
     MACHINE,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from rtseg.errors import UsageError
+from rtseg.gpu import Gpu
 from rtseg.runtime import support
 from rtseg.runtime.support import GPUS, RUNTIMES, SOURCES, find_capability, supported, tensorrt_for
-from rtseg.system import Gpu
 
 H100 = Gpu(0, "NVIDIA H100", "9.0", "580.65", 80 << 30)
 T4 = replace(H100, name="Tesla T4", compute_capability="7.5")

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rtseg import system
-from rtseg.system import Gpu, Noise, NoiseWatch, gpus
+from rtseg import gpu, system, usage
+from rtseg.gpu import Gpu, gpus
+from rtseg.usage import Noise, NoiseWatch
 from speed_parts import Clock
 
 X86 = """processor : 0
@@ -31,7 +32,7 @@ ARM = "processor : 0\nFeatures : fp asimd asimddp i8mm bf16"
     ],
 )
 def test_instruction_sets_are_read_from_the_kernel(monkeypatch, text, sets):
-    monkeypatch.setattr(system, "_text", lambda path: text if path == "/proc/cpuinfo" else "")
+    monkeypatch.setattr(system, "read_text", lambda path: text if path == "/proc/cpuinfo" else "")
     here = system.read_system()
     assert here.instruction_sets == sets
     assert here.cpu == "Fast CPU" if text == X86 else here.cpu
@@ -39,8 +40,8 @@ def test_instruction_sets_are_read_from_the_kernel(monkeypatch, text, sets):
 
 def linux_of(monkeypatch, cpus: int, files: dict[str, str]) -> None:
     monkeypatch.setattr(system.sys, "platform", "linux")
-    monkeypatch.setattr(system, "_usable_cpus", lambda: list(range(cpus)))
-    monkeypatch.setattr(system, "_text", lambda path: files.get(path, ""))
+    monkeypatch.setattr(system, "usable_cpus", lambda: list(range(cpus)))
+    monkeypatch.setattr(system, "read_text", lambda path: files.get(path, ""))
 
 
 def test_two_threads_of_a_core_count_once(monkeypatch):
@@ -59,8 +60,8 @@ def test_a_container_may_grant_less_than_all_cores(monkeypatch):
 def test_noise_is_what_others_did_while_we_ran(monkeypatch):
     processors = iter([(100.0, 0.0, 1000.0), (116.0, 2.0, 1020.0)])
     own = iter([50.0, 60.0])
-    monkeypatch.setattr(system, "_processor_seconds", lambda: next(processors))
-    monkeypatch.setattr(system, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(usage, "_processor_seconds", lambda: next(processors))
+    monkeypatch.setattr(usage, "_own_seconds", lambda: next(own))
     noise = NoiseWatch().noise()
     assert (noise.others, noise.stolen) == (0.3, 0.1)
     assert not noise.quiet
@@ -82,12 +83,12 @@ def test_the_vehicle_runs_on_as_many_threads_as_the_bench_times():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the resident set's peak")
 def test_peak_memory_is_of_what_ran_meanwhile():
-    peak = system.PeakMemory()
+    peak = usage.PeakMemory()
     block = np.ones(64 * 2**20, np.uint8)
     assert block.any()
     del block
     assert 60 < (peak.host_mib() or 0) < 90
-    assert (system.PeakMemory().host_mib() or 0) < 30
+    assert (usage.PeakMemory().host_mib() or 0) < 30
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the resident set's peak")
@@ -95,7 +96,7 @@ def test_memory_that_an_earlier_contestant_freed_is_counted_for_the_next():
     blocks = [bytes(60_000) for _ in range(1000)]  # too small to be mapped on their own
     last = blocks[-1]
     del blocks
-    peak = system.PeakMemory()
+    peak = usage.PeakMemory()
     blocks = [bytes(60_000) for _ in range(1000)]
     assert (peak.host_mib() or 0) > 40
     assert len(last) == len(blocks[0])
@@ -187,7 +188,7 @@ def test_gpus_are_counted_as_cuda_counts_them(monkeypatch, wanted, chosen):
 def test_unlike_gpus_and_parts_of_them_are_counted_by_cuda_itself(monkeypatch):
     slow, fast = gpu_of(0, "slow"), gpu_of(1, "fast")
     as_cuda = [replace(fast, index=0), replace(slow, index=1)]
-    monkeypatch.setattr(system, "_gpus_of_libcuda", lambda: as_cuda)
+    monkeypatch.setattr(gpu, "_gpus_of_libcuda", lambda: as_cuda)
     use(monkeypatch, nvml_of(slow, fast))
     assert gpus() == as_cuda
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -201,34 +202,34 @@ def test_the_gpu_that_is_watched_is_cudas(monkeypatch):
     use(monkeypatch, nvml_of(gpu_of(0), gpu_of(1), clock=clock))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
     watched = []
-    monkeypatch.setattr(system, "_handle", lambda nvml, gpu: watched.append(gpu) or gpu)
-    assert system.watch_gpu(lambda: clock.work(500), 0, now=clock) is not None
+    monkeypatch.setattr(gpu, "_handle", lambda nvml, one: watched.append(one) or one)
+    assert gpu.watch_gpu(lambda: clock.work(500), 0, now=clock) is not None
     assert [gpu.pci for gpu in watched] == ["00000000:02:00.0"]
-    assert system.watch_gpu(lambda: clock.work(500), 2, now=clock) is None
-    assert system.gpu_memory_used() == 14
+    assert gpu.watch_gpu(lambda: clock.work(500), 2, now=clock) is None
+    assert gpu.gpu_memory_used() == 14
 
 
 def test_without_a_driver_there_are_no_gpus(monkeypatch):
-    monkeypatch.setattr(system, "_gpus_of_libcuda", list)
+    monkeypatch.setattr(gpu, "_gpus_of_libcuda", list)
     for absent in (None, nvml_of(nvmlInit=True)):  # the package, the driver
         use(monkeypatch, absent)
         assert gpus() == []
-        assert system.watch_gpu(lambda: None) is None
-        assert system.gpu_memory_used() is None
+        assert gpu.watch_gpu(lambda: None) is None
+        assert gpu.gpu_memory_used() is None
 
 
 def test_libcuda_that_is_absent_means_no_gpus(monkeypatch):
     def absent(name):
         raise OSError(name)
 
-    monkeypatch.setattr(system.ctypes, "CDLL", absent)
-    assert system._gpus_of_libcuda() == []
+    monkeypatch.setattr(gpu.ctypes, "CDLL", absent)
+    assert gpu._gpus_of_libcuda() == []
 
 
 def test_energy_and_clocks_are_told_under_load(monkeypatch):
     clock = Clock()
     use(monkeypatch, nvml_of(gpu_of(0, "Some GPU"), clock=clock))
-    state = system.watch_gpu(lambda: clock.work(5), now=clock)
+    state = gpu.watch_gpu(lambda: clock.work(5), now=clock)
     assert state.energy_mj == pytest.approx(1000)  # 200 W for 5 ms
     assert (state.sm_clock_mhz, state.max_sm_clock_mhz) == (1500, 2000)
     assert (state.power_w, state.temperature_c, state.name) == (200, 81, "Some GPU")
@@ -243,13 +244,13 @@ def test_clocks_that_move_are_told_with_the_command_that_locks_them(monkeypatch)
     steady = {"nvmlDeviceGetCurrentClocksThrottleReasons": 0}
     moving = nvml_of(here, clock=clock, nvmlDeviceGetClockInfo=lambda *_: next(told), **steady)
     use(monkeypatch, moving)
-    state = system.watch_gpu(lambda: clock.work(5), now=clock)
+    state = gpu.watch_gpu(lambda: clock.work(5), now=clock)
     assert state.sm_clock_range_mhz == (1500, 1980)
     warning = state.warning("row")
     assert "moved between 1500 and 1980 MHz" in warning
     assert f"sudo nvidia-smi -i {here.pci} --lock-gpu-clocks=1500" in warning
     use(monkeypatch, nvml_of(here, clock=clock, nvmlDeviceGetClockInfo=lambda *_: 1500, **steady))
-    assert system.watch_gpu(lambda: clock.work(5), now=clock).warning("row") is None
+    assert gpu.watch_gpu(lambda: clock.work(5), now=clock).warning("row") is None
 
 
 def test_what_the_driver_does_not_tell_is_none(monkeypatch):
@@ -261,7 +262,7 @@ def test_what_the_driver_does_not_tell_is_none(monkeypatch):
         nvmlDeviceGetPowerUsage=True,
     )
     use(monkeypatch, silent)
-    state = system.watch_gpu(lambda: clock.work(5), now=clock)
+    state = gpu.watch_gpu(lambda: clock.work(5), now=clock)
     assert (state.energy_mj, state.power_w, state.throttled) == (None, None, ())
     assert state.warning("row") is None
     assert state.sm_clock_mhz == 1500

@@ -24,6 +24,7 @@ from fake_cuda import (
     write_engine,
 )
 from rtseg.errors import ArtifactError, MissingPackage
+from rtseg.gpu import Gpu
 from rtseg.runtime import records
 from rtseg.runtime import verify as first_load
 from rtseg.runtime.artifact import read_card, sidecar
@@ -35,7 +36,6 @@ from rtseg.runtime.backends.cuda import Cuda, CudaError, stream_handle
 from rtseg.runtime.backends.tensorrt import TensorRT
 from rtseg.runtime.packages import Package
 from rtseg.runtime.preflight import Machine
-from rtseg.system import Gpu
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ArtifactError, MissingPackage
-from ...system import Gpu, gpus
+from ...gpu import Gpu, gpus
 from ..argmax import LabelMaker, compiled_available
 from ..artifact import Card
 from ..packages import pip_line

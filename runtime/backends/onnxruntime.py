@@ -16,7 +16,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ...errors import ArtifactError, MissingPackage
-from ...system import Gpu, gpus, usable_cores
+from ...gpu import Gpu, gpus
+from ...system import usable_cores
 from ..argmax import LabelMaker
 from ..artifact import coarse_graph, read_card
 from ..packages import INSTALL_CUDA

@@ -12,7 +12,8 @@ import openvino
 from numpy.typing import NDArray
 
 from ...errors import ArtifactError
-from ...system import Gpu, usable_cores
+from ...gpu import Gpu
+from ...system import usable_cores
 from ..argmax import LabelMaker
 from ..artifact import Card, read_card
 from .backend import (

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 
 from ...errors import ArtifactError
+from ...gpu import Gpu
 from ...models import FrameToLabels, build, deploy, digest, load_checkpoint
 from ...models.pipeline import find_last_upsample
-from ...system import Gpu, usable_cores
+from ...system import usable_cores
 from ..argmax_torch import (
     CpuLabels,
     Maker,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ArtifactError, MissingPackage, UsageError
-from ...system import Gpu, gpus
+from ...gpu import Gpu, gpus
 from ..artifact import Card, EngineFacts, read_card
 from ..packages import cache_folder, import_package, make_log, slug
 from ..preflight import BINDINGS, Machine, check_machine, mend_bindings, this_machine

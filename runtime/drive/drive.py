@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
-from ...system import UsageLog
+from ...usage import UsageLog
 from ..artifact import Card, read_card
 from ..sinks.queue import Sink, SinkQueue
 from .capture import Capture, Mailbox, Source

@@ -11,7 +11,8 @@ from typing import Any
 
 from ...data.files import write_atomically
 from ...reporting import Table
-from ...system import UsageSample, read_system
+from ...system import read_system
+from ...usage import UsageSample
 from ..sinks.queue import SinkCounts
 from .faults import IN_WORKER, Fault, FaultPlan
 from .health import History, StateChange, assess_health
