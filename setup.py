@@ -47,6 +47,7 @@ TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it i
 SIGN = ["cryptography>=42"]
 WEB = ["starlette>=0.40", "uvicorn>=0.30"]
 FLEET = ["ray[data]>=2.40", "pyarrow>=17"]
+ZOO_TESTS = ["transformers>=5", "scipy"]  # others' networks, for the tests alone
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 SERVER = ["tritonclient>=2.41", "grpcio>=1.60"]  # to ask a Triton server
 TESTS = ["pytest>=8", "hypothesis>=6", "playwright>=1.45", *SERVER, *TRITON]
@@ -175,6 +176,7 @@ setup(
         "ros2": ROS2,
         "all": ALL,
         "all-gpu": [*MOST, *GPU, *TRITON],
+        "zoo-tests": ZOO_TESTS,
         "docs": [*EXPORT, *DOCS],
         "dev": [
             *ALL,

@@ -72,6 +72,12 @@ def test_export_and_prove(tmp_path: Path) -> None:
     assert (tmp_path / "made/csfcn_nano_360x480_fp32.onnx").is_file()
 
 
+def test_own_onnx(tmp_path: Path) -> None:
+    said = run("own_onnx.py", cwd=tmp_path)
+    assert "theirs_64x128_fp16.onnx: passed" in said
+    assert "(480, 640) uint8" in said
+
+
 def test_own_network(tmp_path: Path) -> None:
     assert "unet_128x256_fp32.onnx (480, 640) uint8" in run("own_network.py", cwd=tmp_path)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import onnx_files
 import pytest
+import rtseg as rtseg_package
 import torch
 import torch.nn.functional as F
-from conftest import Run, as_json
+from conftest import ROOT, Run, as_json
 from rtseg import load_model
 from rtseg.errors import CheckpointError, ExportError, UsageError
 from rtseg.export import export
@@ -531,3 +534,39 @@ def test_a_hook_that_cannot_be_copied_is_told(tmp_path: Path) -> None:
         module.log = file  # type: ignore[assignment]
         with pytest.raises(UsageError, match=r"cannot be copied .*take its hooks and open files"):
             wrap_module(module, SIZE, "unit")
+
+
+NETS = """from torch import nn
+def make_net():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+"""
+
+
+def test_the_page_does_what_it_says(
+    rtseg: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command and program of "Your own network", on files that a stranger would have; at a
+    smaller size, for time."""
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage" / "__init__.py").touch()
+    (tmp_path / "mypackage" / "nets.py").write_text(NETS)
+    (tmp_path / "classes.yaml").write_text("[road, car, tree, sky, person]")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.save(load_module("mypackage.nets:make_net").state_dict(), "mine.pth")
+    onnx_files.write_paddle(tmp_path / "theirs.onnx")
+    page = (ROOT / "docs/howto/own-network.md").read_text()
+    page = page.replace("512x1024", "64x96").replace("(512, 1024)", "(64, 96)")
+    commands = re.findall(r"^\$ rtseg (.+)$", page, re.MULTILINE)
+    programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert (len(commands), len(programs)) == (2, 2)
+    for command in commands:
+        done = rtseg(*command.split(), "-o", "out", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    names: dict[str, Any] = {"my_preprocess": prepare(pad=True), "rtseg": rtseg_package}
+    for program in programs:
+        exec(program, names)  # our own text
+    assert {path.name for path in (tmp_path / "artifacts").glob("*.onnx")} == {
+        "sequential_64x96_fp16.onnx"
+    }
+    assert (tmp_path / "out" / "theirs_64x96_fp16.xml").is_file()
