@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from .timing import MS, Call, Now
 
 if TYPE_CHECKING:
+    import torch
+
     from ..models import Network
     from .result import Subject
 
@@ -353,14 +356,29 @@ def _torch(side: int, device: str, threads: int | None) -> Iterator[Trial]:
         yield "int8", f"PyTorch {side}", side**3, call
     if device != "cpu" and torch.cuda.get_device_capability(device) >= EIGHT_BIT_FLOATS:
         # As int8, by columns; one scale for each side.
-        eight = [matrix.to(torch.float8_e4m3fn) for matrix in (left, right)]
-        one = torch.ones((), device=device)
-
-        def scaled(a: Any, b: Any) -> Any:
-            return torch._scaled_mm(a, b, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
-
-        call = _product(scaled, eight[0], eight[1].t().contiguous().t(), threads)
+        eight = [to_eight_bits(matrix) for matrix in (left, right)]
+        multiply = partial(multiply_eight_bits, scale=torch.ones((), device=device))
+        call = _product(multiply, eight[0], eight[1].t().contiguous().t(), threads)
         yield "fp8", f"PyTorch {side}", side**3, call
+
+
+def to_eight_bits(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix in the 8-bit float of four exponent bits."""
+    import torch
+
+    return matrix.to(torch.float8_e4m3fn)
+
+
+def multiply_eight_bits(
+    left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """The product in bfloat16 of 8-bit floats, the right side stored by columns."""
+    import torch
+
+    product: torch.Tensor = torch._scaled_mm(
+        left, right, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16
+    )
+    return product
 
 
 def _product(

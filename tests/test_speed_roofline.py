@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from rtseg.export import export
 from rtseg.models import build, count
 from rtseg.models.loading import Model
 from rtseg.runtime.backends.onnxruntime import kernel_times
+from rtseg.speed import roofline
 from rtseg.speed.profile import costliest
 from rtseg.speed.roofline import (
     Ceilings,
@@ -22,6 +24,7 @@ from rtseg.speed.roofline import (
     measure_ceilings,
     share,
 )
+from rtseg.speed.timing import device_ms
 from speed_parts import Clock
 
 
@@ -125,3 +128,56 @@ def test_onnx_runtime_s_first_run_does_not_count():
 
     events = [event(90), event(5), event(6), {"cat": "Session", "name": "run", "dur": 1}]
     assert kernel_times(events) == {("a", "Conv", "CPU"): [5, 6]}
+
+
+class Event:
+    """A CUDA event on a clock that each call moves by 2 ms."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = Event.now
+
+    def synchronize(self):
+        assert self.at is not None
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+def pretend_cuda(monkeypatch):
+    """PyTorch's calls for a GPU, on the CPU."""
+    real = torch.ones
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch, "ones", lambda *shape, **facts: real(*shape, dtype=facts["dtype"]))
+
+
+def test_a_gpus_own_clock_is_read_by_events(monkeypatch):
+    assert device_ms(lambda: None, "cpu") is None
+    pretend_cuda(monkeypatch)
+
+    def call():
+        Event.now += 2.0
+
+    assert device_ms(call, "cuda:1", runs=3) == 2.0
+
+
+def test_copies_are_measured_each_way_and_from_both_kinds_of_memory(monkeypatch):
+    pretend_cuda(monkeypatch)
+    rates = roofline.measure_copies("cuda", seconds=0.001, size=1 << 12)
+    ways = {f"{way}, {kind}" for way in ("upload", "download") for kind in ("pinned", "pageable")}
+    assert rates.keys() == ways
+    assert min(rates.values()) > 0
+
+
+def test_eight_bit_floats_are_multiplied_as_pytorch_wants():
+    """The call that a GPU of 8.9 and later is measured with; PyTorch takes it on a CPU too."""
+    left, right = (roofline.to_eight_bits(torch.eye(16)) for _ in range(2))
+    product = roofline.multiply_eight_bits(left, right.t().contiguous().t(), torch.ones(()))
+    assert torch.equal(product.float(), torch.eye(16))
