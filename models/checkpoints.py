@@ -10,7 +10,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,44 @@ _NUMPY = [
 ]
 _DTYPES = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
 SAFE: list[Any] = [argparse.Namespace, np.dtype, np.ndarray, *dict.fromkeys(_DTYPES), *_NUMPY]
+
+
+def refuse_misfit(
+    problem: str,
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    misshaped: Sequence[str],
+    advice: str = "",
+) -> None:
+    """Raise a CheckpointError that names the keys by kind, if there are any.
+
+    Args:
+        problem: what does not fit what.
+        missing: keys that the network has and the checkpoint lacks.
+        unexpected: keys that it has too many.
+        misshaped: likewise, with the shapes found and expected.
+        advice: what may be done about keys alone.
+    """
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
+    lines = [
+        f"{len(keys)} {kind}: {', '.join(keys[:4])}"
+        + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    if lines:
+        lines += [advice] if advice and not misshaped else []
+        raise CheckpointError("; ".join([problem, *lines]), missing, unexpected, misshaped)
+
+
+def refuse_broken(state: Mapping[str, Tensor], where: str, names: Mapping[str, str]) -> None:
+    """Raise a CheckpointError for values that are no numbers; `names`: of keys, in the file."""
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(
+                f"{where} holds NaN or infinite values, first in {names.get(key, key)}: "
+                "its training diverged; take an earlier checkpoint"
+            )
 
 
 def read_checkpoint(path: Path) -> Mapping[str, object]:

@@ -24,6 +24,8 @@ from .checkpoints import (
     official_names,
     read_checkpoint,
     read_metadata,
+    refuse_broken,
+    refuse_misfit,
     rename_to_ours,
     unwrap_state_dict,
 )
@@ -387,6 +389,9 @@ def load_checkpoint(
     return model
 
 
+LET_GO = "what does not matter can be let go: --ignore-keys, in Python ignore=[...]"
+
+
 def _check(state: State, stored: State, model: Network, where: str, ignore: Sequence[str]) -> None:
     """Raise CheckpointError unless `state` (`stored` by our names) fits; names are the file's."""
     own, theirs = model.state_dict(), _names_in_file(state, stored, model)
@@ -397,35 +402,21 @@ def _check(state: State, stored: State, model: Network, where: str, ignore: Sequ
     lacking = [k for k in own if k not in state and not k.endswith(COMPUTED)]
     missing = [k for k in lacking if not ignored(k)]
     unexpected = [k for k in state if k not in own and not ignored(k)]
-    misshaped = [k for k in own if k in state and state[k].shape != own[k].shape]
+    misshaped = [
+        f"{theirs.get(k, k)}: found {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
     if missing or unexpected or misshaped:
-        shapes = [
-            f"{theirs.get(k, k)}: found {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
-            for k in misshaped
-        ]
-        lost, extra = ([theirs.get(k, k) for k in keys] for keys in (missing, unexpected))
-        name = f"{model.info.name} with {model.info.num_classes} classes"
         hint = _hint(stored, model)
-        lines = [f"{where} does not fit {name}{hint}"]
-        for what, names in (
-            ("missing", lost),
-            ("unexpected", extra),
-            ("of another shape", shapes),
-        ):
-            if names:
-                more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-                lines.append(f"{len(names)} {what}: {', '.join(names[:4])}{more}")
-        if not hint and not shapes:
-            lines.append(
-                "what does not matter can be let go: --ignore-keys, in Python ignore=[...]"
-            )
-        raise CheckpointError("; ".join(lines), lost, extra, shapes)
-    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
-    if broken:
-        raise CheckpointError(
-            f"{where} holds NaN or infinite values, first in {theirs.get(broken[0], broken[0])}: "
-            "its training diverged; take an earlier checkpoint"
+        refuse_misfit(
+            f"{where} does not fit {model.info.name} with {model.info.num_classes} classes{hint}",
+            [theirs.get(k, k) for k in missing],
+            [theirs.get(k, k) for k in unexpected],
+            misshaped,
+            "" if hint else LET_GO,
         )
+    refuse_broken(state, where, theirs)
     if len(missing) < len(lacking):
         log.warning("%s: %d entries keep the network's own values, as asked", where, len(lacking))
 

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..data.letterbox import Fit
-from ..errors import CheckpointError, UsageError
+from ..errors import UsageError
+from .checkpoints import refuse_broken, refuse_misfit
 from .layers import averages
 from .network import IMAGENET_MEAN, IMAGENET_STD, Network, NetworkInfo
 
@@ -458,26 +459,21 @@ def load_own_weights(module: nn.Module, state: Mapping[str, Tensor], where: str)
     """Fill `module` from a state dict by its own names: all or nothing.
 
     Raises:
-        CheckpointError: naming the keys that are missing, left over or of another shape.
+        CheckpointError: naming the keys that are missing, left over or of another shape, or a value
+            that is no number.
     """
     own = module.state_dict()
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    misshaped = [
-        f"{key}: {tuple(state[key].shape)}, expected {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if missing or unexpected or misshaped:
-        kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-        said = "; ".join(
-            f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for kind, keys in kinds.items()
-            if keys
-        )
-        raise CheckpointError(
-            f"{where} does not fit {type(module).__name__}: {said}", missing, unexpected, misshaped
-        )
+    refuse_misfit(
+        f"{where} does not fit {type(module).__name__}",
+        [key for key in own if key not in state],
+        [key for key in state if key not in own],
+        [
+            f"{key}: found {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+            for key, value in own.items()
+            if key in state and state[key].shape != value.shape
+        ],
+    )
+    refuse_broken(state, where, {})
     module.load_state_dict(dict(state))
 
 

@@ -219,8 +219,12 @@ def test_weights_load_all_or_nothing() -> None:
     module, state = Tiny(), Tiny().state_dict()
     before = module.head.bias.clone()
     wrong = {k: v for k, v in state.items() if k != "stem.bias"} | {"extra": state["stem.bias"]}
-    with pytest.raises(CheckpointError, match=r"1 missing \(stem.bias\); 1 unexpected \(extra\)"):
+    with pytest.raises(CheckpointError, match=r"1 missing: stem\.bias; 1 unexpected: extra$"):
         load_own_weights(module, wrong, "mine.pth")
+    assert torch.equal(module.head.bias, before)
+    broken = state | {"head.bias": torch.full_like(state["head.bias"], torch.nan)}
+    with pytest.raises(CheckpointError, match=r"holds NaN .*head\.bias: its training diverged"):
+        load_own_weights(module, broken, "mine.pth")
     assert torch.equal(module.head.bias, before)
     load_own_weights(module, state, "mine.pth")
     assert torch.equal(module.head.bias, state["head.bias"])
