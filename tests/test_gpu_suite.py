@@ -8,19 +8,32 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from fake_cuda import COARSE_SHAPE, SIZE, PretendedKernel, World, coarse_logits, picture
+from fake_cuda import (
+    COARSE_SHAPE,
+    SIZE,
+    PretendedKernel,
+    World,
+    coarse_logits,
+    picture,
+    pretend,
+    write_engine,
+)
 from labels_plain import plain
+from rtseg.gpu import Gpu
 from rtseg.runtime.backends import cuda as cuda_module
+from rtseg.runtime.packages import Package
 from rtseg.scripts import gpu_suite
 from rtseg.scripts.gpu_suite import LOG, RESULTS, STEPS, Step, Suite
 
 pytest.importorskip("torch")
+RTX = {"tensorrt_rtx": Package("tensorrt_rtx", "1.7.1.116", 13)}
 PACKAGES = {"openvino", "onnx", "onnxruntime", "onnxscript", "onnxslim", "numba", "tensorrt_rtx"}
 
 
@@ -187,6 +200,56 @@ def test_labels_left_from_an_earlier_run_do_not_pass(
     found = run_kernel(cuda_module.Cuda(0), file, inputs, expected, SIZE)
     assert [found[way] > 0 for way in ("launched", "replayed")] == [bool(each) for each in wrong]
     assert world.cuda.alive == 0
+
+
+# What only a GPU's run of the suite calls, on pretended ones.
+
+
+def job_of(folder: Path, **plan: Any) -> Any:
+    from rtseg.scripts import gpu_steps
+
+    job = gpu_steps.Job("cuda", folder / "rows.jsonl", folder, time.monotonic() + 60)
+    job.plan = replace(gpu_steps.DRY, **plan)
+    return job
+
+
+def rows_of(job: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in job.rows.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_an_engine_is_served_timed_and_watched(
+    cuda_graph: bool, tmp_path: Path, monkeypatch: Any
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from rtseg.scripts.gpu_steps import serve
+
+    world = pretend(monkeypatch, tmp_path)
+    job = job_of(tmp_path, engine_size=SIZE)
+    serve(job, write_engine(tmp_path), "tensorrt", {"flavour": "rtx"}, cuda_graph=cuda_graph)
+    (row,) = rows_of(job)
+    assert row["frames"] == job.plan.steady
+    assert row["options"]["cuda_graph"] == ("on" if cuda_graph else "off")
+    assert row["device_ms"] == (1.0 if cuda_graph else 0.0)  # by the pretended clock of launches
+    assert row["network"]["runs"] > 0
+    assert world.cuda.alive == 0
+
+
+def test_a_tensorrt_that_has_no_code_for_the_gpu_is_left_out_with_the_cure(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from rtseg.scripts import gpu_steps
+
+    h200 = Gpu(0, "NVIDIA H200", "9.0", "580.65", 141 << 30)
+    monkeypatch.setattr("rtseg.gpu.gpus", lambda: [h200])
+    monkeypatch.setattr("rtseg.runtime.packages.find_package", lambda flavour: RTX.get(flavour))
+    job = job_of(tmp_path)
+    gpu_steps.tensorrt(job)
+    (row,) = rows_of(job)
+    assert row["flavour"] == "tensorrt_rtx"
+    assert "no code for compute capability 9.0" in row["absent"]
+    assert "rtseg[tensorrt]" in row["absent"]
 
 
 def test_camvid_is_packed_small_and_read_again(tmp_path: Path) -> None:
