@@ -54,7 +54,7 @@ LIMITS = {
     "header_bytes": Limit(1 << 24, "bytes", "the header of a safetensors file"),
     "tensors": Limit(1 << 16, "tensors", "a safetensors file, or members of an archive"),
     "archive_bytes": Limit(1 << 33, "bytes", "a .pth file, unpacked"),
-    "array_bytes": Limit(1 << 30, "bytes", "an .npz file, unpacked"),
+    "array_bytes": Limit(1 << 29, "bytes", "an .npz file, unpacked"),
     "chunk_bytes": Limit(1 << 30, "bytes", "a chunk of an MCAP log, unpacked"),
 }
 
@@ -243,4 +243,5 @@ def read_arrays(path: Path, kind: Kind = UsageError) -> dict[str, NDArray[Any]]:
         raise
     # What a damaged archive or header makes of zipfile, zlib and NumPy is of many kinds.
     except Exception as error:
-        raise kind(f"{path} is damaged: {' '.join(str(error).split())}") from error
+        why = " ".join(str(error).split())
+        raise kind(f"{path} is damaged ({why}): copy it again, or write it again") from error
