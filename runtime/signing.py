@@ -27,7 +27,7 @@ def sign_artifact(path: Path, key: ed25519.Ed25519PrivateKey) -> Path:
         The path of the signature.
 
     Raises:
-        ArtifactError: it is damaged or failed its proof, which nobody should vouch for.
+        ArtifactError: it is damaged or failed its proof, so it is not signed.
         UsageError: it is neither.
     """
     if not path.is_file():
