@@ -299,7 +299,9 @@ def test_a_plain_checkpoint_starts_a_reparameterized_head_unchanged(
             if isinstance(module, RepConv):
                 for _, norm in module.branch_norms():
                     nn.init.uniform_(norm.weight)
-        assert torch.allclose(deploy(network)(image), network(image), atol=1e-5)
+        expected = network(image)
+        # Of the largest logit: what a small one is off by depends on how sums are split by threads.
+        assert (deploy(network)(image) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_half_of_a_reparameterized_head_is_refused() -> None:
