@@ -355,8 +355,14 @@ BAD_HEADERS: dict[str, Any] = {
 @pytest.mark.parametrize("name", BAD_HEADERS)
 def test_a_wrong_header_is_one_line_for_every_reader(name: str, tmp_path: Path) -> None:
     path = header_file(tmp_path / "a.safetensors", BAD_HEADERS[name])
-    for read, kind in ((read_checkpoint, CheckpointError), (read_card, ArtifactError)):
-        with pytest.raises(kind) as refused:
+    readers: list[Callable[[Path], object]] = [
+        read_checkpoint,
+        read_card,
+        lambda path: read_tensor_header(path, DataError),
+    ]
+    kinds = (CheckpointError, ArtifactError, DataError)
+    for read, kind in zip(readers, kinds, strict=True):
+        with pytest.raises(kind, match="is damaged or not|levels") as refused:
             read(path)
         assert len(str(refused.value).splitlines()) == 1
         assert len(str(refused.value)) < 500
