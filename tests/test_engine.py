@@ -263,8 +263,8 @@ def gpu_of(name, capability):
     ("package", "capabilities", "here", "named", "words"),
     [
         (RTX, ("8.9",), ("NVIDIA RTX 4090", "8.9"), None, None),
-        (RTX, ("8.9",), ("NVIDIA H100", "9.0"), None, r"run on NVIDIA H100: .*rtseg\[tensorrt\]"),
-        (RTX, ("8.9",), ("NVIDIA RTX 4090", "8.9"), "h100", r"run on h100: .*rtseg\[tensorrt\]"),
+        (RTX, ("8.9",), ("NVIDIA H100", "9.0"), None, r"run on NVIDIA H100: .*\[tensorrt\]"),
+        (RTX, ("8.9",), ("NVIDIA RTX 4090", "8.9"), "h100", r"run on h100: .*\[tensorrt\]"),
         (RTX, ("8.6",), ("NVIDIA RTX 4090", "8.9"), None, "--compute-capability 8.9"),
         (FULL, ("8.9",), ("NVIDIA RTX 4090", "8.9"), "orin", "for 8.9.*or on that machine"),
     ],

@@ -124,7 +124,7 @@ def test_numbers_that_are_none_still_give_class_ids() -> None:
 
 
 def test_what_does_not_fit() -> None:
-    with pytest.raises(ArtifactError, match="no shuffled 64x64"):
+    with pytest.raises(ArtifactError, match="not a shuffled 64x64"):
         classes_and_factor((1, 30, 8, 8), (64, 64), "shuffle")
     with pytest.raises(ArtifactError, match="256 classes are more than 255"):
         LabelMaker((1, 256, 2, 2), (16, 16), "bilinear")
@@ -137,7 +137,7 @@ def test_without_the_compiler_the_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("rtseg.runtime.argmax.compiled_available", lambda: False)
-    with pytest.raises(ArtifactError, match=r'pip install "rtseg\[fast\]"'):
+    with pytest.raises(ArtifactError, match=r'pip install .*\[fast\]"'):
         LabelMaker((1, 3, 4, 4), (32, 32), "bilinear")
 
 

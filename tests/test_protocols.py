@@ -184,7 +184,7 @@ def test_the_mlperf_protocol_keeps_a_folder_a_row(tmp_path):
 
 def test_without_loadgen_its_install_line_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
-    with pytest.raises(MissingPackage, match=r'pip install "rtseg\[mlperf\]"'):
+    with pytest.raises(MissingPackage, match=r"pip install .*\[mlperf\]"):
         protocols.single_stream(lambda index: None, 1, tmp_path, 0.1, 1, 1.0)
 
 
