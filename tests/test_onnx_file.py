@@ -21,7 +21,7 @@ from rtseg import bench, load, load_model
 from rtseg.api import open_labeler
 from rtseg.data.classes import ClassSet
 from rtseg.data.scenes import scenes
-from rtseg.errors import ExportError, ProofError, UsageError
+from rtseg.errors import ArtifactError, ExportError, ProofError, UsageError
 from rtseg.export import export
 from rtseg.export.graph import census, find_coarse, to_onnx
 from rtseg.export.half import to_half
@@ -432,6 +432,12 @@ def test_artifacts_and_weights_are_told_apart(tmp_path: Path) -> None:
         load_model(artifact.path, normalize="unit")
     with pytest.raises(UsageError, match="has its weights already"):
         load_model(path, "mine.pth", normalize="unit")
+
+
+def test_commands_that_run_artifacts_say_how_to_make_one(tmp_path: Path) -> None:
+    path = files.write_ultralytics(tmp_path / "a.onnx")
+    with pytest.raises(ArtifactError, match="--normalize NAME` makes an artifact of it"):
+        load(path)
 
 
 def test_a_file_with_the_name_of_a_variant_is_none(tmp_path: Path) -> None:

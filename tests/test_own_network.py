@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import onnx_files
 import pytest
 import rtseg as rtseg_package
@@ -32,6 +33,7 @@ from rtseg.models.own import (
 from rtseg.models.preprocessing import check_preprocess
 from rtseg.resolve import read_own_options
 from rtseg.runtime import read_card
+from rtseg.speed.baselines import write_plain_export
 from torch import Tensor, nn
 
 SIZE = (64, 96)
@@ -574,3 +576,13 @@ def test_the_page_does_what_it_says(
         "sequential_64x96_fp16.onnx"
     }
     assert (tmp_path / "out" / "theirs_64x96_fp16.xml").is_file()
+
+
+def test_the_plain_export_is_the_module_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is compared with has neither our pooling nor our resize."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = write_plain_export(load_model(Pyramid(), size=SIZE, normalize="unit"), SIZE)
+    plain = {node.op_type for node in onnx.load(path).graph.node}
+    assert "MatMul" not in plain
