@@ -362,7 +362,7 @@ def test_a_wrong_header_is_one_line_for_every_reader(name: str, tmp_path: Path) 
     ]
     kinds = (CheckpointError, ArtifactError, DataError)
     for read, kind in zip(readers, kinds, strict=True):
-        with pytest.raises(kind, match="is damaged or not|levels") as refused:
+        with pytest.raises(kind, match=r"is damaged or not|levels") as refused:
             read(path)
         assert len(str(refused.value).splitlines()) == 1
         assert len(str(refused.value)) < 500
