@@ -64,6 +64,10 @@ def live_cases(made: Materials) -> Iterator[Case]:
             build = partial(put, "request", content)
             probe = f"attack_probes:ask_{server}"
             yield Case("HTTP", f"{server}, {name}", build, probe=probe)
+    yield Case(
+        "HTTP", "200 idle connections and 160 descriptors", partial(_copy_frames, made),
+        probe="attack_probes:drive_under_idle_connections",
+    )  # fmt: skip
     ring = made.folder / "sound.ring"
     if not ring.exists():
         write_ring(ring)
@@ -83,6 +87,11 @@ def live_cases(made: Materials) -> Iterator[Case]:
         spoiled = sound[:at] + value.to_bytes(width, "little") + sound[at + width :]
         build = partial(put, "bad.ring", spoiled)
         yield Case("rings", name, build, probe="attack_probes:read_ring")
+
+
+def _copy_frames(made: Materials, folder: Path) -> None:
+    for path in made.frames.iterdir():
+        put(path.name, path.read_bytes(), folder)
 
 
 def write_ring(path: Path) -> None:

@@ -238,3 +238,71 @@ def ask_page(folder: Path) -> None:
     with Server(page, port=0) as server:
         sound = b"GET /status HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         _hold_out(server.port, request, sound)
+
+
+FEW, IDLE = 160, 200  # descriptors that a process may have; connections that say nothing
+IDLER = """
+import socket, sys, time
+lines = []
+for _ in range(int(sys.argv[2])):
+    line = socket.socket()
+    line.settimeout(0.2)
+    try:
+        line.connect(("127.0.0.1", int(sys.argv[1])))
+    except OSError:
+        continue
+    lines.append(line)
+print(len(lines), flush=True)
+time.sleep(60)
+"""
+
+
+def drive_under_idle_connections(folder: Path) -> None:
+    """Connections without a token neither stop the loop nor lock anybody out."""
+    import resource
+    import subprocess
+    import threading
+    import time
+
+    from rtseg.data.classes import CAMVID
+    from rtseg.data.playback import open_drive_source
+    from rtseg.demo.live import LivePage
+    from rtseg.demo.web import Server
+    from rtseg.runtime import Drive, Result
+
+    page, published = LivePage(CAMVID, "none"), []
+
+    def count(message: object) -> None:
+        if isinstance(message, Result):
+            published.append(message.frame_id)
+
+    # Each frame opens a file, so that it needs a descriptor.
+    source = open_drive_source(str(folder / "in"), 20.0, loops=True)
+    health = folder / "health.json"
+    drive = Drive(source, lambda frame: frame[:, :, 0] // 30, [count, page], health=health)
+    under: list[int] = []
+    with Server(page, "0.0.0.0", 0, "a token of many letters") as server:
+        words = [sys.executable, "-c", IDLER, str(server.port), str(IDLE)]
+        attacker = subprocess.Popen(words, stdout=subprocess.PIPE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, FEW))
+
+        def watch() -> None:
+            assert attacker.stdout is not None
+            attacker.stdout.readline()
+            before = len(published)
+            time.sleep(3)
+            under.append(len(published) - before)
+            request = (
+                b"GET /status HTTP/1.0\r\nHost: x\r\n"
+                b"Authorization: Bearer a token of many letters\r\n\r\n"
+            )
+            under.append(int(b" 200 " in _ask(server.port, request).split(b"\r\n")[0]))
+            drive.stop()
+
+        threading.Thread(target=watch, daemon=True).start()
+        drive.run(60)
+        attacker.kill()
+        attacker.wait()
+    (folder / "health.json").unlink()
+    assert under[0] > 20, f"{under[0]} masks in 3 s under attack"
+    assert under[1], "a viewer with the token was locked out"
