@@ -303,7 +303,7 @@ def _until_running(health: Path, process: subprocess.Popen[str]) -> None:
         (["0", "--model", "ARTIFACT", "--loop"], "a camera has a rate of its own"),
         (["CLIP", "--model", "ARTIFACT", "--out", "x.gif"], "not x.gif"),
         (["CLIP", "--model", "ARTIFACT", "--rate", "-1"], "a rate is 0"),
-        (["CLIP", "--model", "ARTIFACT", "--topic", "/camera"], "MCAP logs only"),
+        (["CLIP", "--model", "ARTIFACT", "--topic", "/camera"], "bags only"),
         (["absent.mcap", "--model", "ARTIFACT"], "no log at absent.mcap"),
         (["CLIP", "--model", "ARTIFACT", "--max-age", "-3"], "max_age_ms must be more than 0"),
         (["CLIP", "--model", "ARTIFACT", "--max-age", "inf"], "max_age_ms must be more than 0"),
