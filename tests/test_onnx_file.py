@@ -262,7 +262,7 @@ def test_it_is_evaluated_without_an_export(tmp_path: Path) -> None:
     path = files.write_paddle(tmp_path / "a.onnx")
     model = load_model(path, classes=names, size=SIZE, normalize="imagenet")
     (frame,) = scenes(1, SIZE, seed=5)
-    with open_labeler(model, names) as segment:
+    with open_labeler(model, names) as (segment, _):
         labels = segment(frame)
     assert (labels == plain_labels(path, frame, NORMS["imagenet"])).mean() > 0.9999
 
