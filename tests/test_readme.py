@@ -63,10 +63,11 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def frames_until(said: list[str]) -> Iterator[Frame]:
-    """A camera that goes on until something was said of inference."""
-    end = time.monotonic() + 120
+    """A camera that goes on until something was said of inference; no picture comes twice, which
+    would be a frozen camera's."""
+    end, random = time.monotonic() + 120, np.random.default_rng(0)
     while time.monotonic() < end and not any("(" in s or s.startswith("LATE") for s in said):
-        yield Frame(np.zeros((480, 640, 3), np.uint8), 0, time.monotonic_ns())
+        yield Frame(random.integers(0, 256, (480, 640, 3), np.uint8), 0, time.monotonic_ns())
         time.sleep(0.05)
 
 
