@@ -204,7 +204,7 @@ def test_a_damaged_picture_in_a_log_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "drive.mcap"
     sink = McapRecorder(path, CAMVID.names, CAMVID.palette, blend)
     sink._begin(0)
-    sink._add_image("/rtseg/overlay", "jpeg", b"no picture", 1)
+    sink._add_image("/rtseg/overlay", "jpeg", b"no picture", 1, "camera")
     sink.close()
     (item,) = McapLog(path, "/rtseg/overlay")
     assert isinstance(item, Unreadable)
