@@ -160,6 +160,7 @@ class Soak:
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
+        self._others = {each.pid for each in psutil.Process().children()}  # not of this drive
         self.artifact = self.folder / self.model.name
         shutil.copy(self.model, self.artifact)
         self.sound = self.artifact.read_bytes()
@@ -386,7 +387,8 @@ class Soak:
     def _find_left(self) -> list[str]:
         """Temporary files, processes."""
         left = [p.name for p in self.folder.iterdir() if p.name.startswith(".")]
-        children = [p.name() for p in psutil.Process().children() if p.status() != "zombie"]
+        ours = [p for p in psutil.Process().children() if p.pid not in self._others]
+        children = [p.name() for p in ours if p.status() != "zombie"]
         return [f"left: {', '.join(each)}" for each in (left, children) if each]
 
 
