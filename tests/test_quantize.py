@@ -193,8 +193,8 @@ def _results(
 
 
 def test_the_whole_export(nano: Model, street: Path, tmp_path: Path) -> None:
-    # Seen with ONEDNN_MAX_CPU_ISA=AVX512_CORE: 95.7 % of OpenVINO's labels agree, and the proof says
-    # so. Sums of products saturate in 16 bits there.
+    # Seen with ONEDNN_MAX_CPU_ISA=AVX512_CORE: 95.7 % of OpenVINO's labels agree, and the proof
+    # says so: sums of products saturate in 16 bits there.
     if {"avx2", "vnni"} & set(read_system().instruction_sets) == {"avx2"}:
         pytest.skip("int8 holds its bar on x86 processors with VNNI only")
     steps: list[str] = []
