@@ -18,7 +18,7 @@ from ..data.signature import required_key
 from ..errors import UsageError
 from ..runtime import Card, Segmenter, load, read_card
 from .logs import REPORT, DriveLog, LogProgress, find_logs
-from .workers import Labeller, Row, read_log
+from .workers import Labeler, Row, read_log
 
 logger = logging.getLogger("rtseg")
 FORMS = ("png", "rle")
@@ -227,7 +227,7 @@ def _label_logs(
         read_log, num_cpus=0.5
     )
     answers = frames.map_batches(
-        Labeller,
+        Labeler,
         fn_constructor_args=(opener, str(out), options.form),
         batch_size=options.batch,
         batch_format="numpy",
@@ -249,13 +249,13 @@ def single_process(
         tempfile.TemporaryDirectory(prefix="rtseg-fleet-") as scratch,
         local_opener(artifact.absolute(), options)() as segmenter,
     ):
-        labeller = Labeller(lambda: segmenter, scratch, options.form)
+        labeler = Labeler(lambda: segmenter, scratch, options.form)
         frames, seconds = 0, 0.0
         for log in find_logs(inputs):
             began = time.perf_counter()
             for row in read_log({"log": log.name, "input": log.input}):
                 frames += bool(row["image"])
-                labeller.answer(row)
+                labeler.answer(row)
                 if frames >= most:
                     break
             seconds += time.perf_counter() - began

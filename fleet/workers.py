@@ -60,7 +60,7 @@ def _row(job: Row, name: str = "", index: int = -1, image: NDArray[np.uint8] | N
     }
 
 
-class Labeller:
+class Labeler:
     """An actor: holds a Segmenter, takes batches of frames, writes or returns their labels.
 
     out: folder of the logs' folders; form: "png" writes `LOG/labels/NAME.png`, "rle" returns runs.

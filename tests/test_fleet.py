@@ -19,7 +19,7 @@ from rtseg.export import export
 from rtseg.fleet import run_lengths
 from rtseg.fleet.fleet import FleetOptions, fleet, local_opener, single_process
 from rtseg.fleet.logs import find_logs
-from rtseg.fleet.workers import Labeller, read_log
+from rtseg.fleet.workers import Labeler, read_log
 from rtseg.models.loading import Model
 from rtseg.runtime import Segmenter, load
 
@@ -172,9 +172,9 @@ def test_the_command_writes_runs_and_measures(
 
 def rows_of(folder: Path, artifact: Path, out: Path) -> list[dict[str, Any]]:
     with local_opener(artifact, HERE)() as segmenter:
-        labeller = Labeller(lambda: segmenter, str(out), "png")
+        labeler = Labeler(lambda: segmenter, str(out), "png")
         rows = read_log({"log": "log", "input": str(folder)})
-        return [labeller.answer(row) for row in rows]
+        return [labeler.answer(row) for row in rows]
 
 
 def test_a_worker_s_rows_tell_frames_from_what_was_skipped(
@@ -196,9 +196,9 @@ def test_an_error_while_labeling_is_the_log_s_own(
         def __call__(self, frame: object) -> None:
             raise RuntimeError("out of memory")
 
-    labeller = Labeller(lambda: Broken(), str(tmp_path), "png")  # type: ignore[arg-type,return-value]
+    labeler = Labeler(lambda: Broken(), str(tmp_path), "png")  # type: ignore[arg-type,return-value]
     (row, *_) = read_log({"log": "log", "input": str(logs / "log0")})
-    assert labeller.answer(row)["error"] == "0: RuntimeError: out of memory"
+    assert labeler.answer(row)["error"] == "0: RuntimeError: out of memory"
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (1, 1), (64, 64)])
