@@ -165,6 +165,9 @@ class FakeCapture:
     def set(self, what: int, value: float) -> bool:
         return True
 
+    def get(self, what: int) -> float:
+        return 64.0  # a side of its frames
+
     def read(self) -> tuple[bool, Any]:
         self.left -= 1
         return self.left >= 0, IMAGE

@@ -102,12 +102,10 @@ def test_onnx_runtime_asks_for_it_on_cuda(
     backend = pytest.importorskip("rtseg.runtime.backends.onnxruntime")
     card = card_of(size=SIZE, precision=precision)
     asked: list[str] = []
-    bound = SimpleNamespace(bind_output=lambda *_: None)
     session = SimpleNamespace(
         get_providers=lambda: ["CUDAExecutionProvider"],
         get_inputs=lambda: [SimpleNamespace(shape=[1, *SIZE, 3])],
         get_outputs=lambda: [SimpleNamespace(name="labels", shape=[1, *SIZE])],
-        io_binding=lambda: bound,
     )
     fake = SimpleNamespace(
         get_available_providers=lambda: ["CUDAExecutionProvider"],
@@ -116,6 +114,7 @@ def test_onnx_runtime_asks_for_it_on_cuda(
     )  # fmt: skip
     monkeypatch.setattr(backend, "onnxruntime", fake)
     monkeypatch.setattr(backend, "_preload_cuda", lambda: "")
+    monkeypatch.setattr(backend.OnnxRuntime, "_bind", lambda self: None)  # no memory of a GPU here
     monkeypatch.setattr(backend, "read_card", lambda path: card)
     monkeypatch.setattr(backend, "gpus", lambda: [GPU])
     monkeypatch.setattr(

@@ -155,7 +155,7 @@ def test_an_int8_heads_weights_come_back_as_they_were_rounded():
 
 
 def test_ends_that_no_kernel_makes_are_refused():
-    with pytest.raises(ArtifactError, match="1x1 convolution does not end"):
+    with pytest.raises(ArtifactError, match="logits are not of a 1x1 convolution"):
         cut(head(np.ones((8, 3, 3, 3)), kernel=(3, 3)))
     graph = head(np.ones((8, 3, 1, 1)), steps=("ReduceMax",))
     del graph.graph.node[-4].attribute[:]

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from rtseg.errors import ArtifactError, UsageError
+from rtseg.install import localize
 from rtseg.models import digest, save_checkpoint
 from rtseg.models.loading import load_model
 from rtseg.runtime import Segmenter
@@ -85,7 +86,7 @@ def test_without_pytorch_the_eager_row_is_missed_aloud(monkeypatch, backend):
     monkeypatch.setattr(host_module, "race", lambda lanes, *_, **__: few_rounds(lanes))
     report = bench_of(monkeypatch, [FakeEntry(backend)], eager=True)
     (absent,) = report.absent
-    assert (absent.runner, absent.why) == ("PyTorch eager on cpu", plan.NO_TORCH)
+    assert (absent.runner, absent.why) == ("PyTorch eager on cpu", localize(plan.NO_TORCH))
     assert report.rows[0].against_eager is None
 
 

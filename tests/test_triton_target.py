@@ -104,7 +104,7 @@ def test_an_engine_becomes_a_plan(artifact: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flavour", "proven", "message"),
-    [("tensorrt_rtx", True, "TensorRT alone"), ("tensorrt", False, "not been proven")],
+    [("tensorrt_rtx", True, "loads only TensorRT engines"), ("tensorrt", False, "not been proven")],
 )
 def test_engines_that_cannot_be_served_are_refused(
     artifact: Path, tmp_path: Path, flavour: str, proven: bool, message: str
@@ -123,7 +123,11 @@ def test_the_command_writes_a_repository(artifact: Path) -> None:
 
 def test_an_engine_with_a_label_kernel_is_refused(artifact: Path, tmp_path: Path) -> None:
     path = engine(artifact, tmp_path, "tensorrt", proven=True)
-    card = read_card(path).model_copy(update={"outputs": ("coarse",)})
+    kernel = path.with_name("net.engine.labels.npz")
+    kernel.write_bytes(b"kernel")
+    card = read_card(path)
+    files = {**card.files, kernel.name: digest_of(kernel)}
+    card = card.model_copy(update={"outputs": ("coarse",), "files": files})
     sidecar(path).write_text(card.to_json())
     with pytest.raises(ArtifactError, match="export it without --label-kernel"):
         write_model(path, tmp_path / "repository")
