@@ -88,9 +88,10 @@ def train(recipe: Recipe, folder: Path, resume: bool = False, show: bool = True)
         try:
             with stop_signals() as stop:
                 return run.go(stop, show and place.first)
-        except RuntimeError as error:
-            # PyTorch raises this from a signal handler, so wherever the loop just was.
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # PyTorch raises the first from a signal handler, so wherever the loop just was; a batch
+            # whose memory the dead worker had yet to hand over ends in one of the others.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise TrainingError(
                 f"a data worker died at iteration {run.iteration} (out of memory?): continue with "
