@@ -250,13 +250,16 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_signal_leaves_partial_videos_and_nothing_half_written(
     kind: signal.Signals, tmp_path: Path
 ) -> None:
+    # A shell's background jobs ignore Ctrl-C, and their children would too.
     code = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 import numpy as np
 from rtseg.cli import app
 from rtseg.data.files import staged
 from rtseg.demo.writers import open_writer
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def command(args, prog_name):
     folder = Path(args[0])
