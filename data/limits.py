@@ -217,6 +217,7 @@ def check_archive(path: Path, kind: Kind = UsageError, name: str = "archive_byte
     """Refuse a zip (.npz, .pth) whose members would unpack to too much; and another file that is
     too large. A file that is not there, or is damaged, is left to its reader to tell."""
     sizes: list[int] = []
+    # Only the size is judged here: the reader that comes next names such a file and what is wrong.
     with suppress(OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
         sizes = [path.stat().st_size]
         if zipfile.is_zipfile(path):

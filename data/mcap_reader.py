@@ -17,7 +17,7 @@ from ..errors import DataError, MissingPackage, UsageError
 from .frames import Frame, Unreadable
 from .images import decode_image
 from .limits import check_limit
-from .ros.pixels import IMAGE_TYPES, Picture, read_picture
+from .ros.pixels import IMAGE_TYPES, Picture, choose_topic, read_picture
 from .ros.ros_messages import Header
 
 SCHEMAS = (
@@ -53,13 +53,7 @@ class McapLog:
     def __init__(self, path: Path, topic: str | None = None):
         self.path = path
         topics = self._topics()
-        if not topics:
-            raise UsageError(f"{path} has no topic with images ({', '.join(SCHEMAS)})")
-        if topic is None and len(topics) > 1:
-            raise UsageError(f"{path} has images on {', '.join(topics)}: name one with --topic")
-        if topic is not None and topic not in topics:
-            raise UsageError(f"{path} has no images on {topic}: they are on {', '.join(topics)}")
-        self.topic = topic or next(iter(topics))
+        self.topic = choose_topic(path, topics, topic, SCHEMAS)
         self.count = topics[self.topic]
         self.fps = self._rate()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import DataError
+from ...errors import DataError, UsageError
 from ..images import decode_image
 from ..limits import find_limit
 from .ros_messages import CompressedImage, Header, Image
@@ -34,6 +37,25 @@ ENCODINGS: dict[str, tuple[int, int | None]] = {
     "bayer_grbg8": (1, cv2.COLOR_BAYER_GRBG2BGR),
 }
 IMAGE_TYPES = (CompressedImage.TYPE.name, Image.TYPE.name)
+
+
+def choose_topic(
+    path: Path, topics: Collection[str], asked: str | None, kinds: Iterable[str]
+) -> str:
+    """The topic to read images from, the only one unless one is asked for.
+
+    Raises:
+        UsageError: there is none with images of the `kinds`, not that one, or several.
+    """
+    if not topics:
+        raise UsageError(f"{path} has no topic with images ({', '.join(kinds)})")
+    if asked is None and len(topics) > 1:
+        raise UsageError(f"{path} has images on {', '.join(topics)}: name one with --topic")
+    if asked is not None and asked not in topics:
+        raise UsageError(f"{path} has no images on {asked}: they are on {', '.join(topics)}")
+    return asked or next(iter(topics))
+
+
 HALVED = ("nv12", "nv21")  # below the luma, half as many rows of chroma
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import DataError, MissingPackage, UsageError
 from ..frames import Frame, Unreadable
-from .pixels import IMAGE_TYPES, read_picture
+from .pixels import IMAGE_TYPES, choose_topic, read_picture
 
 INSTALL = 'ROS 2 bags need rosbags: pip install "rtseg[ros2]"'
 
@@ -47,13 +47,7 @@ class RosBag:
                 if each.msgtype in IMAGE_TYPES
             }
             seconds = reader.duration / 1e9
-        if not counts:
-            raise UsageError(f"{path} has no topic with images ({', '.join(IMAGE_TYPES)})")
-        if topic is None and len(counts) > 1:
-            raise UsageError(f"{path} has images on {', '.join(counts)}: name one with --topic")
-        if topic is not None and topic not in counts:
-            raise UsageError(f"{path} has no images on {topic}: they are on {', '.join(counts)}")
-        self.topic = topic or next(iter(counts))
+        self.topic = choose_topic(path, counts, topic, IMAGE_TYPES)
         self.count: int = counts[self.topic]
         self.fps = (self.count - 1) / seconds if seconds > 0 else 0.0
 

@@ -121,23 +121,30 @@ def head_keys(theirs: str, ours: str) -> tuple[Row, ...]:
     )
 
 
+def pyramid_keys(theirs: str) -> tuple[Row, ...]:
+    """Of a PoolingPyramid."""
+    return (
+        *norm_conv_keys(f"{theirs}.scale0", "pyramid.first"),
+        *(
+            row
+            for i in range(3)
+            for row in norm_conv_keys(f"{theirs}.scale{i + 1}", f"pyramid.scales.{i}", 1)
+        ),
+        *norm_conv_keys(f"{theirs}.scale4", "pyramid.mean", first=1),
+        *(
+            row
+            for i in range(4)
+            for row in norm_conv_keys(f"{theirs}.process{i + 1}", f"pyramid.process.{i}")
+        ),
+        *norm_conv_keys(f"{theirs}.scale_process", "pyramid.process"),
+        *norm_conv_keys(f"{theirs}.{{part}}", "pyramid.{part}"),
+    )
+
+
 SHARED_KEYS = (
     *sequence_keys("conv1", "stem.0"),
     *sequence_keys("conv1", "stem.1", first=3),
     *sequence_keys("compression{stage}", "compression{stage}"),
-    *norm_conv_keys("spp.scale0", "pyramid.first"),
-    *(
-        row
-        for i in range(3)
-        for row in norm_conv_keys(f"spp.scale{i + 1}", f"pyramid.scales.{i}", 1)
-    ),
-    *norm_conv_keys("spp.scale4", "pyramid.mean", first=1),
-    *(
-        row
-        for i in range(4)
-        for row in norm_conv_keys(f"spp.process{i + 1}", f"pyramid.process.{i}")
-    ),
-    *norm_conv_keys("spp.scale_process", "pyramid.process"),
-    *norm_conv_keys("spp.{part}", "pyramid.{part}"),
+    *pyramid_keys("spp"),
     *head_keys("final_layer", "head"),
 )

@@ -20,7 +20,7 @@ from .dappm import (
     DAPPM,
     NormHead,
     head_keys,
-    norm_conv_keys,
+    pyramid_keys,
     sequence_keys,
     two_convolutions,
 )
@@ -148,19 +148,7 @@ KEYS: Keys = (
         )
     ),
     *block_keys("backbone.layer{stage}.{block}", "layer{stage}.{block}"),
-    *norm_conv_keys("backbone.spp.scale0", "pyramid.first"),
-    *(
-        row
-        for i in range(3)
-        for row in norm_conv_keys(f"backbone.spp.scale{i + 1}", f"pyramid.scales.{i}", 1)
-    ),
-    *norm_conv_keys("backbone.spp.scale4", "pyramid.mean", first=1),
-    *(
-        row
-        for i in range(4)
-        for row in norm_conv_keys(f"backbone.spp.process{i + 1}", f"pyramid.process.{i}")
-    ),
-    *norm_conv_keys("backbone.spp.{part}", "pyramid.{part}"),
+    *pyramid_keys("backbone.spp"),
     *(
         (theirs.replace(".conv2", ".conv_seg"), ours)
         for name, own in (("decode_head", "head"), ("auxiliary_head.0", "extra.auxiliary"))
