@@ -421,8 +421,6 @@ class _SizeExport:
         built = build_engine(graph, path, card, reference=reference, label_kernel=kernel, **options)
         result = parity.prove_engine(path, built.card, self.expected, built.census)
         result.fail(self.faults)
-        for line in built.warnings:
-            logger.warning("%s: %s", path.name, line)
         return Artifact(
             path,
             "tensorrt",

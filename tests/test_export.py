@@ -16,6 +16,7 @@ import pytest
 from rtseg.data.classes import CAMVID
 from rtseg.errors import ExportError, ProofError
 from rtseg.export import export, reference
+from rtseg.export.artifacts import list_notes
 from rtseg.export.graph import census
 from rtseg.models import FrameToLabels, build, deploy
 from rtseg.models.loading import Model, load_model
@@ -89,6 +90,15 @@ def test_frame_to_labels_is_the_papers_arithmetic(name: str) -> None:
         expected = model(normalize_frame(frame, model))
     assert (logits - expected).abs().max() / expected.abs().max() < 1e-5
     assert (labels == expected.argmax(1)).float().mean() > 0.9999
+
+
+def test_a_gpu_that_an_engine_cannot_run_on_is_told_once(
+    nano: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    made = export(nano, (64, 64), "tensorrt", gpu="h100", out=tmp_path)
+    told = [record.getMessage() for record in caplog.records] + list_notes(made)
+    assert sum("does not run on h100" in line for line in told) == 1
 
 
 @pytest.mark.parametrize(
