@@ -152,8 +152,8 @@ def replace_folder(made: Path, folder: Path) -> None:
 
 
 class RecordingFile:
-    """A file that gets its name when it is whole; until then it is `NAME.partial.SUFFIX`, which no
-    other recording has.
+    """A file that gets its name when it is whole; until then it is `NAME.partial`, such as
+    `drive.mp4.partial`, which no other recording has. Renamed, what a crash left can be read.
 
     Args:
         path: the name wished for; its folder is made.
@@ -175,13 +175,31 @@ class RecordingFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             for name in _numbered(path):
                 self.path = path if replaces else name
-                self.partial = name.with_name(f"{name.stem}.partial{name.suffix}")
+                self.partial = name.with_name(f"{name.name}.partial")
                 if (replaces or not name.exists()) and _create(self.partial):
                     return
 
     def open(self) -> BinaryIO:
         """The partial file, to write to."""
         return self.partial.open("wb")
+
+    @contextlib.contextmanager
+    def under_its_ending(self) -> Iterator[Path]:
+        """A temporary file of the wished ending, for a library that goes by that; it becomes the
+        partial file at the end of the block, and a library that holds it open writes on."""
+        with explain_failure(self.path):
+            handle, name = tempfile.mkstemp(
+                dir=self.path.parent, prefix=f".{self.path.stem[:100]}.", suffix=self.path.suffix
+            )
+            os.close(handle)
+            os.chmod(name, 0o644)
+        try:
+            yield Path(name)
+            os.replace(name, self.partial)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
 
     def publish(self) -> None:
         """Give it its name, once it is on the disk; errors as of `move_file`."""

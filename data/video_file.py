@@ -35,7 +35,8 @@ class VideoFile:
         self.size, self.count = size, 0
         self._file = RecordingFile(path, replaces)
         code = cv2.VideoWriter.fourcc(*CODECS[path.suffix.lower()])
-        self._writer = cv2.VideoWriter(opencv_name(self._file.partial), code, fps, size)
+        with self._file.under_its_ending() as named:
+            self._writer = cv2.VideoWriter(opencv_name(named), code, fps, size)
         if not self._writer.isOpened():
             self._file.abandon()
             raise UsageError(
@@ -62,11 +63,13 @@ class VideoFile:
         """
         self._writer.release()
         partial = self._file.partial
+        suffix = self._file.path.suffix
         there = max(0, int(cv2.VideoCapture(str(partial)).get(cv2.CAP_PROP_FRAME_COUNT)))
-        if there < max(1, self.count - (partial.suffix.lower() in UNCOUNTED)):
+        if there < max(1, self.count - (suffix.lower() in UNCOUNTED)):
             raise OSError(
                 f"{partial} holds {there} of {self.count} frames: the disk may be full, so free "
-                f"some space there, {ELSEWHERE}"
+                f"some space there, {ELSEWHERE}; to play what there is, rename it to end in "
+                f"{suffix}"
             )
         self._file.publish()
         return self._file.path

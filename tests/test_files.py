@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 from conftest import ROOT, mount_small_disk
 from rtseg.data.files import (
@@ -210,8 +211,8 @@ def test_a_line_is_appended_whole_or_not_at_all(small_disk: Path) -> None:
     ("error", "name"),
     [
         (ValueError("the build failed"), "build.log"),
-        (KeyboardInterrupt(), "build.partial.log"),
-        (OSError(errno.ENOSPC, "full"), "build.partial.log"),
+        (KeyboardInterrupt(), "build.log.partial"),
+        (OSError(errno.ENOSPC, "full"), "build.log.partial"),
     ],
 )
 def test_a_log_cut_short_by_a_signal_or_a_disk_stays_partial(
@@ -282,7 +283,28 @@ app.main()
         [sys.executable, "-c", code, str(tmp_path), str(int(kind))], capture_output=True, text=True
     )
     assert done.returncode == 128 + kind, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["demo.partial.mp4"]
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.mp4.partial"]
+
+
+@pytest.mark.parametrize("name", ["drive.avi", "drive.mp4"])
+def test_a_killed_video_is_partial_and_reads_once_renamed(name: str, tmp_path: Path) -> None:
+    """Though OpenCV goes by a file's ending, and nobody cleans up."""
+    code = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from rtseg.data.video_file import VideoFile
+video, noise = VideoFile(Path(sys.argv[1]), (128, 64), 20), np.random.default_rng(0)
+for _ in range(100):
+    video.write(noise.integers(0, 256, (64, 128, 3), np.uint8))
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / name)])
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.partial"]
+    (tmp_path / f"{name}.partial").rename(tmp_path / name)
+    if name != "drive.mp4":  # which lacks its index
+        assert cv2.VideoCapture(str(tmp_path / name)).read()[0]
 
 
 def sources() -> list[Path]:

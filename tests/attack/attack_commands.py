@@ -52,7 +52,7 @@ def _options(made: Materials) -> Iterator[Case]:
     for option, value in itertools.product(("--fps", "--limit", "--opacity", "--width"), NUMBERS):
         yield Case(
             "options", f"demo {option} {value}", nothing, (*demo, f"{option}={value}"),
-            leaves=r"\.partial\.mp4$",
+            leaves=r"\.mp4\.partial$",
         )  # fmt: skip
     export = "export", "csfcn_nano:camvid", "--to", "onnx", "-o", "out"
     for value in SIZES:
@@ -130,7 +130,7 @@ def _full_disks(made: Materials) -> Iterator[Case]:
     ):
         yield Case(
             "full disks", f"{name}, {size} bytes", partial(_copy_video, made), argv,
-            judge=_all_there, leaves=r"(\.partial\.\w+|/labels[^/]*/[^/]+\.png)$", file_size=size,
+            judge=_all_there, leaves=r"(\.partial|/labels[^/]*/[^/]+\.png)$", file_size=size,
         )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def _signals(made: Materials) -> Iterator[Case]:
             if number == signal.SIGKILL and "ring" in name:
                 continue  # its last file stays for its readers, who see that it is not renewed
             kill = number == signal.SIGKILL
-            stays = r"(\.partial\.\w+|/labels[^/]*/[^/]+\.png|overlays/.*\.png|health.json)$"
+            stays = r"(\.partial|/labels[^/]*/[^/]+\.png|overlays/.*\.png|health.json)$"
             # Nobody cleans up after SIGKILL; what is left then has no final name.
             leaves = stays + (r"|/\.[^/]+$|^tmp/" if kill else "")
             yield Case(

@@ -186,7 +186,7 @@ def _videos(made: Materials) -> Iterator[Case]:
             argv = _predict(made, f"in/bad{ending}") if probe is None else None
             yield Case(
                 "videos", label, build, argv, probe, judge=_frames_or_told(len(pictures)),
-                leaves=r"\.partial\.mp4$",
+                leaves=r"\.mp4\.partial$",
             )  # fmt: skip
         for name, content in NOT_AT_ALL.items():
             build = partial(put, f"bad{ending}", content)
