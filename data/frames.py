@@ -23,11 +23,28 @@ BOXED = (".mp4", ".mov", ".m4v")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
+# Where a frame's capture time comes from, nearest to the light first: the camera's own stamp of the
+# exposure; its driver's; the sender's of a stream; when the picture was read; when a recording was
+# due to show it.
+AGE_SOURCES = ("exposure", "driver", "sender", "arrival", "playback")
+
+
 @dataclass(frozen=True)
 class Frame:
-    """A picture (H, W, 3) uint8 BGR, its place in the source, when it was captured (monotonic
-    nanoseconds), a name that files made of it can have, and, where the source knows them, such as a
-    log, the capture time since 1970 and the coordinate frame, as ROS calls it."""
+    """A picture and when it was taken. Times ending in `_ns` are `time.monotonic_ns()`.
+
+    Attributes:
+        image: (H, W, 3) uint8 BGR.
+        index: its place in the source.
+        captured_ns: when it was captured, as near to its exposure as the source tells.
+        name: that files made of it can have.
+        wall_ns: the capture time since 1970, where the source knows it, such as a log.
+        coordinate_frame: as ROS calls it; "" where the source does not say.
+        age_source: what `captured_ns` comes from, one of AGE_SOURCES.
+        sent_ns: when the camera's driver or sender passed it on, None where unknown.
+        received_ns: when this process had its data, before it was decoded; None where unknown.
+        notice: what is wrong with the source's clock, where that is news.
+    """
 
     image: NDArray[np.uint8]
     index: int
@@ -35,6 +52,10 @@ class Frame:
     name: str = ""
     wall_ns: int | None = None
     coordinate_frame: str = ""
+    age_source: str = "arrival"
+    sent_ns: int | None = None
+    received_ns: int | None = None
+    notice: str = ""
 
 
 @dataclass(frozen=True)

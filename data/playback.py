@@ -66,7 +66,8 @@ class Paced:
             index = next(indices)
             if isinstance(item, Frame):
                 # A recording's own stamps are long past; what counts for age is when it is shown.
-                item = replace(item, index=index, captured_ns=time.monotonic_ns())
+                shown_ns = time.monotonic_ns()
+                item = replace(item, index=index, captured_ns=shown_ns, age_source="playback")
             yield item
         if place < 0:
             # Else a loop over it would never sleep and never end.

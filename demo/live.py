@@ -174,6 +174,7 @@ def encode(result: Result) -> Picture:
     facts = {
         "frame_id": result.frame_id,
         "age_ms": round(result.age_ms, 3),
+        "age_source": result.age_source,
         "level": result.level,
         "jpeg_bytes": len(jpeg),
     }

@@ -17,14 +17,18 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+static const char *sources[] = {"unknown", "exposure", "driver", "sender", "arrival", "playback"};
+
 static void print_result(const rtseg_slot *slot)
 {
     const uint8_t *labels = (const uint8_t *)(slot + 1);
     size_t pixels = (size_t)slot->height * slot->width, counts[256] = {0};
     for (size_t i = 0; i < pixels; i++)
         counts[labels[i]]++;
-    printf("frame %" PRIu64 " %ux%u age_ms %.1f classes", slot->frame_id, slot->height,
+    printf("frame %" PRIu64 " %ux%u age_ms %.1f", slot->frame_id, slot->height,
            slot->width, (double)(now_ns() - slot->captured_ns) / 1e6);
+    printf(" from %s", slot->age_source < 6 ? sources[slot->age_source] : "unknown");
+    printf(" classes");
     for (int id = 0; id < 256; id++)
         if (counts[id])
             printf(" %d:%zu", id, counts[id]);
@@ -49,7 +53,7 @@ int main(int count, char **words)
         }
         seen++;
         if (slot->kind != RTSEG_RESULT)
-            printf("no mask: %s (%.64s)\n", kinds[slot->kind], slot->text);
+            printf("no mask: %s (%.48s)\n", kinds[slot->kind], slot->text);
         else if (now_ns() < slot->expires_ns)
             print_result(slot);
         fflush(stdout);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 enum { RTSEG_RESULT, RTSEG_LATE, RTSEG_STALE, RTSEG_LOST };
+enum { RTSEG_EXPOSURE = 1, RTSEG_DRIVER, RTSEG_SENDER, RTSEG_ARRIVAL, RTSEG_PLAYBACK };
 #define RTSEG_NO_FRAME UINT64_MAX
 
 typedef struct {
@@ -34,7 +35,9 @@ typedef struct {
     uint64_t published_ns; /* CLOCK_MONOTONIC */
     uint64_t expires_ns; /* do not use the labels after that, CLOCK_MONOTONIC */
     uint32_t height, width; /* 0 for a status */
-    char text[64]; /* level of a result, cause of a status */
+    char text[48]; /* level of a result, cause of a status */
+    uint32_t age_source; /* what the age counts from: RTSEG_EXPOSURE to RTSEG_PLAYBACK, or 0 */
+    uint8_t reserved[12];
 } rtseg_slot; /* height x width class ids follow */
 
 typedef char rtseg_header_is_64_bytes[sizeof(rtseg_ring_header) == 64 ? 1 : -1];

@@ -62,7 +62,7 @@ class Turn:
     age_ms: float
     waiting_ms: float
     inference_ms: float
-    transfer_ms: float
+    publishing_ms: float
     answered: float
 
     @property

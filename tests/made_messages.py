@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from rtseg.runtime.drive.age import STAGES
 from rtseg.runtime.drive.messages import Result, Status, StatusKind
 from simulated import SECOND
 
@@ -21,7 +22,7 @@ def result(frame_id: int = 0, captured_ns: int = 0, size: tuple[int, int] = SIZE
         labels=labels,
         image=np.full((*size, 3), 10 * frame_id % 256, np.uint8),
         level="nano 48x64",
-        stages_ms={"waiting": 1.0, "inference": 5.0, "transfer": 0.5},
+        stages_ms=dict(zip(STAGES, (0.2, 0.2, 0.1, 0.5, 5.0, 0.5), strict=True)),
         age_ms=6.5,
         published_ns=captured_ns + 6_500_000,
         expires_ns=captured_ns + SECOND // 2,

@@ -161,6 +161,8 @@ REPORT = DriveReport(
     engines={"primary": {"levels": ["nano"], "backends": ["ort"], "baselines_ms": [19.0]}},
     frames=FrameCounts(9, 7, {"late": 2}),
     age_ms=TimeSummary(7, 21.0, 20.0, 30.0, 41.0, 45.0),
+    age_sources={"sender": 7},
+    stages_ms={"waiting": TimeSummary(7, 1.0, 1.0, 2.0, 3.0, 4.0)},
     statuses={"LATE": 2},
     results_by_level={"nano": 7},
     replaced_workers=1,
@@ -176,7 +178,8 @@ def test_the_page_tells_what_the_report_does() -> None:
     done = replace(done, injected=judge_faults(PLAN, done))
     page = done.to_markdown()
     assert "| age at publication | p50 20.0 ms, p95 30.0, p99 41.0 |" in page
-    assert "| of that, inference and transfer | none |" in page
+    assert "| of that, waiting | p50 1.0 ms, p95 2.0, p99 3.0 |" in page
+    assert "| age counts from | 7 sender |" in page
     assert "| dropped, by cause | 2 late |" in page
     assert "All were noticed and overcome; 0 crashes, 0 frames unaccounted for." in page
     assert "| camera_stall | 10.0 | 2 | stale | the camera is silent | 1.0 | 0.5 |" in page

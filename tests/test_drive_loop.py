@@ -38,7 +38,7 @@ def test_a_fast_network_answers_every_frame_with_its_own_labels() -> None:
     assert all(r.expires_ns - r.captured_ns == 500_000_000 for _, r in drive.results)
     first = drive.results[0][1]
     assert first.captured_wall_ns == 10**18 + first.captured_ns
-    assert first.stages_ms == pytest.approx({"waiting": 0, "inference": 30, "transfer": 0})
+    assert first.stages_ms == pytest.approx({"waiting": 0, "inference": 30, "publishing": 0})
     assert accounted(drive)
 
 

@@ -361,6 +361,8 @@ def test_metrics_for_prometheus() -> None:
         sinks=[SinkCounts("page", delivered=5, dropped=1, withheld=2)],
         age_ms=times,
         latency_ms=times,
+        age_sources={"driver": 7},
+        stages_ms={"camera": times},
     )
     with closing(serve_metrics(lambda: now, 0)) as server:
         url = f"http://127.0.0.1:{server.port}/metrics"
@@ -374,5 +376,7 @@ def test_metrics_for_prometheus() -> None:
         'rtseg_state{state="running"} 0.0',
         'rtseg_level{level="nano"} 1.0',
         'rtseg_age_seconds{quantile="p99"} 0.04',
+        'rtseg_results_by_age_source_total{source="driver"} 7.0',
+        'rtseg_age_stage_p99_seconds{stage="camera"} 0.04',
     ):
         assert line in lines, line

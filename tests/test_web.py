@@ -57,7 +57,7 @@ def result(number: int, size: tuple[int, int] = SIZE, age_ms: float = 20.0) -> R
         labels=np.broadcast_to(columns, size).astype(np.uint8),
         image=scenes(1, size, seed=number % 5)[0],
         level="nano_90x160",
-        stages_ms={"waiting": 1.0, "inference": age_ms - 1, "transfer": 0.0},
+        stages_ms={"waiting": 1.0, "inference": age_ms - 1, "publishing": 0.0},
         age_ms=age_ms,
         published_ns=now,
         expires_ns=now + 10**12,  # never, however busy the machine is

@@ -60,6 +60,7 @@ async function nextFrame() {
   drawFrame(picture, labels);
   find("frame-id").textContent = facts.frame_id;
   find("latency").textContent = `${facts.age_ms.toFixed(1)} ms`;
+  find("age-source").textContent = facts.age_source;
   find("level").textContent = facts.level;
   drawnAt = performance.now();
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.frames import Frame, Unreadable
+from ...data.frames import AGE_SOURCES, Frame, Unreadable
 from ..segmenter import as_bgr
 from .clock import LoopClock
 from .stats import FrameCounters
@@ -35,11 +35,20 @@ class SkippedFrame:
 
 @dataclass(frozen=True)
 class CapturedFrame:
-    """A captured frame, with the loop's own id for it and its capture time since 1970."""
+    """A captured frame.
+
+    Attributes:
+        frame_id: the loop's own count.
+        wall_ns: its capture time since 1970.
+        arrived_ns: when the source gave it, monotonic.
+        warnings: causes, of what is wrong with its picture.
+    """
 
     frame_id: int
     frame: Frame
     wall_ns: int
+    arrived_ns: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 class Mailbox:
@@ -212,7 +221,7 @@ class Capture:
         wall_ns = frame.wall_ns
         if wall_ns is None:
             wall_ns = self.clock.wall_ns() - (self.clock.now_ns() - frame.captured_ns)
-        captured = CapturedFrame(frame_id, frame, wall_ns)
+        captured = CapturedFrame(frame_id, frame, wall_ns, self.last_ns)
         if self.mailbox.put(captured, in_turn=self.every_frame) is not None:
             self.counters.drop("stopped" if self.every_frame else "replaced")
 
@@ -225,6 +234,8 @@ class Capture:
         now = self.clock.now_ns()
         if not isinstance(item.captured_ns, (int, np.integer)):
             raise ValueError(f"captured_ns is time.monotonic_ns(), not {item.captured_ns!r}")
+        if item.age_source not in AGE_SOURCES:
+            raise ValueError(f"age_source is one of {', '.join(AGE_SOURCES)}")
         if item.captured_ns > now + FUTURE_NS:
             raise ValueError("captured in the future: captured_ns is time.monotonic_ns()")
         # Neither an older frame nor one that was given before must pass for news.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..sinks.queue import SinkQueue
+from .age import AgeRecord, split_age
 from .capture import Capture, CapturedFrame, Mailbox
 from .clock import OVERDUE, UNKNOWN_PERIOD_MS, DriveLimits, LoopClock
 from .engine import Answer, InferenceEngine
@@ -48,7 +49,7 @@ class Loop:
     Attributes:
         job: the frame in inference.
         ladder: of the first engine, once one was ready.
-        ages, latencies: of published results, in ms.
+        ages, latencies: of published results, in ms; age_record: what they count from and split in.
         trouble: when each kind of trouble was last, and what it was, for the state.
     """
 
@@ -69,6 +70,7 @@ class Loop:
         self.job: InferenceJob | None = None
         self.ladder: QualityLadder | None = None
         self.ages, self.latencies = TimeHistogram(), TimeHistogram()
+        self.age_record = AgeRecord()
         self.misses = 0
         self.published_ns = 0
         self.levels: Counter[str] = Counter()
@@ -199,15 +201,13 @@ class Loop:
             self._tell_late(job)
             return
         level = job.engine.levels[job.level]
-        stages_ms = {
-            "waiting": (job.begun_ns - frame.captured_ns) / 1e6,
-            "inference": answer.inference_ms,
-            # Of two clocks' differences; the worker's own timing may round above ours.
-            "transfer": max(0.0, latency_ms - answer.inference_ms),
-        }
+        stages_ms = split_age(
+            frame, job.captured.arrived_ns, job.begun_ns, answer.inference_ms, now
+        )
         self.counters.publish()
         self.published_ns = now
         self.ages.add(age_ms)
+        self.age_record.add(frame.age_source, stages_ms)
         self.latencies.add(latency_ms)
         self.levels[level] += 1
         self._offer(
@@ -225,6 +225,8 @@ class Loop:
                 published_ns=now,
                 expires_ns=self.limits.expiry_ns(frame.captured_ns),
                 coordinate_frame=frame.coordinate_frame,
+                age_source=frame.age_source,
+                warnings=job.captured.warnings,
             )
         )
 

@@ -53,12 +53,15 @@ class Result:
         labels: (H, W) uint8 class ids, of the frame's own size.
         image: (H, W, 3) uint8 BGR.
         level: the artifact that made the labels.
-        stages_ms: `waiting` (capture to the start of the work), `inference` (the Segmenter's call),
-            `transfer` (to the worker process and back).
+        stages_ms: what the age is made of, see `split_age`.
         age_ms: from capture to publication.
         published_ns: monotonic.
         expires_ns: after which the mask must not be used, monotonic.
         coordinate_frame: that the frame is in, as ROS calls it; "" where the source does not say.
+        age_source: what the capture time comes from: `exposure`, `driver`, `sender`, `arrival` or
+            `playback`.
+        warnings: what is wrong with the picture, though it was labeled: causes, as the counters
+            have them.
     """
 
     frame_id: int
@@ -74,6 +77,8 @@ class Result:
     published_ns: int
     expires_ns: int
     coordinate_frame: str = ""
+    age_source: str = "arrival"
+    warnings: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, object]:
         """All but the pictures, for JSON."""

@@ -42,7 +42,9 @@ class DriveSnapshot:
         state: a `State`, with `reasons` of one sentence each.
         at_wall_ns: the moment since 1970; seconds: since the start.
         level: the artifact that serves, of `levels`, largest first.
-        age_ms: from capture to publication; latency_ms: of that, inference and transfer.
+        age_ms: from capture to publication; latency_ms: of that, inference and publishing.
+        age_source: what the newest mask's age counts from; age_sources: masks by what theirs did.
+        stages_ms: the stages of the age, as far as the source tells them.
         ended: why the drive ended; "" while it runs.
     """
 
@@ -60,6 +62,9 @@ class DriveSnapshot:
     statuses: Mapping[str, int] = field(default_factory=dict)
     age_ms: TimeSummary = field(default_factory=TimeSummary)
     latency_ms: TimeSummary = field(default_factory=TimeSummary)
+    age_source: str = ""
+    age_sources: Mapping[str, int] = field(default_factory=dict)
+    stages_ms: Mapping[str, TimeSummary] = field(default_factory=dict)
     sinks: Sequence[SinkCounts] = ()
     replaced_workers: int = 0
     reopened_source: int = 0
@@ -191,7 +196,9 @@ class DriveReport(DriveSnapshot):
         yield "dropped, by cause", _counts(self.frames.dropped)
         yield "unaccounted", str(self.frames.open)
         yield "age at publication", str(self.age_ms)
-        yield "of that, inference and transfer", str(self.latency_ms)
+        yield "age counts from", _counts(self.age_sources)
+        for stage, times in self.stages_ms.items():
+            yield f"of that, {stage}", str(times)
         yield "statuses", _counts(self.statuses)
         yield "answered by", _counts(self.results_by_level)
         yield "workers replaced", str(self.replaced_workers)
@@ -274,6 +281,9 @@ def take_snapshot(loop: Loop) -> DriveSnapshot:
         statuses=dict(loop.statuses),
         age_ms=loop.ages.summary(),
         latency_ms=loop.latencies.summary(),
+        age_source=loop.age_record.source,
+        age_sources=dict(loop.age_record.sources),
+        stages_ms=loop.age_record.summaries(),
         sinks=[queue.counts() for queue in loop.queues],
         replaced_workers=loop.supervisor.failure_count,
         reopened_source=loop.capture.reopened,

@@ -35,6 +35,7 @@ class PrometheusCollector:
         for name in ("delivered", "dropped", "failed", "withheld"):
             counts = {sink.name: getattr(sink, name) for sink in now.sinks}
             yield _by_label(Counters, f"rtseg_sink_{name}", "sink", counts)
+        yield _by_label(Counters, "rtseg_results_by_age_source", "source", now.age_sources)
         states = {state.value: int(state.value == now.state) for state in State}
         yield _by_label(Gauges, "rtseg_state", "state", states)
         levels = {level: int(level == now.level) for level in now.levels}
@@ -43,6 +44,8 @@ class PrometheusCollector:
             # Prometheus' base unit is the second.
             quantiles = {key: getattr(times, key) / 1000 for key in ("p50", "p95", "p99", "max")}
             yield _by_label(Gauges, f"rtseg_{name}_seconds", "quantile", quantiles)
+        p99 = {stage: times.p99 / 1000 for stage, times in now.stages_ms.items()}
+        yield _by_label(Gauges, "rtseg_age_stage_p99_seconds", "stage", p99)
 
 
 def _by_label(family: Any, name: str, label: str, values: Mapping[str, float]) -> object:

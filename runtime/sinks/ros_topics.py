@@ -121,6 +121,7 @@ def describe_state(
         "state": snapshot.state,
         "reasons": "; ".join(snapshot.reasons),
         "artifact": snapshot.level or "",
+        "age source": snapshot.age_source,
         "frames captured": str(snapshot.frames.captured),
         "frames answered": str(snapshot.frames.published),
         **{f"dropped, {cause}": str(n) for cause, n in snapshot.frames.dropped.items()},
@@ -132,5 +133,7 @@ def describe_state(
     for what, times in (("age", snapshot.age_ms), ("latency", snapshot.latency_ms)):
         for quantile in ("p50", "p95", "p99", "max"):
             values[f"{what} {quantile} ms"] = f"{getattr(times, quantile):.1f}"
+    for stage, times in snapshot.stages_ms.items():
+        values[f"age, {stage} p99 ms"] = f"{times.p99:.1f}"
     text = f"{snapshot.state}: {reasons}" if reasons else snapshot.state
     return Diagnostic(LEVELS[snapshot.state], name, text, hardware, values)

@@ -23,7 +23,10 @@ row, uint8:
     48      uint64  do not use the mask after this CLOCK_MONOTONIC ns
     56      uint32  height, 0 for a status
     60      uint32  width
-    64      64 bytes the level's name (result) or the cause (status), UTF-8, ended by zeros
+    64      48 bytes the level's name (result) or the cause (status), UTF-8, ended by zeros
+    112     uint32  what the age counts from: 0 unknown, 1 exposure, 2 driver, 3 sender, 4 arrival,
+                    5 playback
+    116     12 bytes zeros
 
 A reader copies the slot, then checks that the sequence is the same even number before and after and
 that the CRC is right; otherwise the writer has overtaken it, and it reads the newest slot again. If
@@ -48,12 +51,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.files import staged
+from ...data.frames import AGE_SOURCES
 from ...errors import UsageError
 from ..drive.messages import Message, Result, StatusKind
 
 MAGIC, VERSION = b"RTSEGRNG", 1
 HEADER, SLOT_HEADER = 64, 128
-FACTS = struct.Struct("<QQQQQII64s")  # from the slot's byte 16 on
+FACTS = struct.Struct("<QQQQQII48sI12x")  # from the slot's byte 16 on
+SOURCES = ("", *AGE_SOURCES)  # by their number in a slot
 KINDS = (None, StatusKind.LATE, StatusKind.STALE, StatusKind.LOST)
 NO_FRAME = (1 << 64) - 1
 MOST_READS = 8  # of a slot that the writer is at, or that is damaged
@@ -174,14 +179,16 @@ def _facts(message: Message, shape: tuple[int, ...]) -> bytes:
         times = message.captured_ns or 0, 0, message.at_ns
         frame_id = NO_FRAME if message.frame_id is None else message.frame_id
         expires_ns, text = 0, message.cause
-    # At most 63 bytes of text, so that a zero ends it.
-    return FACTS.pack(frame_id, *times, expires_ns, height, width, text.encode()[:63])
+    source = SOURCES.index(message.age_source) if isinstance(message, Result) else 0
+    # At most 47 bytes of text, so that a zero ends it.
+    return FACTS.pack(frame_id, *times, expires_ns, height, width, text.encode()[:47], source)
 
 
 @dataclass(frozen=True)
 class RingEntry:
     """A message as a reader sees it: kind None for a result, whose labels (H, W)
-    uint8 are the reader's own; text: the level, or a status' cause. Times in monotonic ns."""
+    uint8 are the reader's own; text: the level, or a status' cause; age_source: what the age counts
+    from, "" of a status. Times in monotonic ns."""
 
     number: int
     kind: StatusKind | None
@@ -192,6 +199,7 @@ class RingEntry:
     expires_ns: int
     labels: NDArray[np.uint8]
     text: str
+    age_source: str = ""
 
 
 class RingReader:
@@ -249,7 +257,8 @@ class RingReader:
         (after,) = struct.unpack_from("<Q", memory, start)
         if not before == after == 2 * number:
             return None
-        frame_id, captured, wall, published, expires, height, width, text = FACTS.unpack_from(slot)
+        *numbers, height, width, text, source = FACTS.unpack_from(slot)
+        frame_id, captured, wall, published, expires = numbers
         body = slot[: FACTS.size + height * width]
         # The CRC leaves out the kind, so it is held against the labels' size.
         if zlib.crc32(body) != checksum or kind >= len(KINDS) or (kind == 0) != (height > 0):
@@ -257,8 +266,9 @@ class RingReader:
         labels = np.frombuffer(body, np.uint8, height * width, FACTS.size).reshape(height, width)
         known = None if frame_id == NO_FRAME else frame_id
         name = text.rstrip(b"\0").decode(errors="replace")
+        age_source = SOURCES[source] if source < len(SOURCES) else ""
         return RingEntry(
-            number, KINDS[kind], known, captured, wall, published, expires, labels, name
+            number, KINDS[kind], known, captured, wall, published, expires, labels, name, age_source
         )
 
     def close(self) -> None:
