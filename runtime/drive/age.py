@@ -1,4 +1,4 @@
-"""What a mask's age is made of, stage by stage, and what it counts from."""
+"""The stages of a mask's age, and what it counts from."""
 
 from __future__ import annotations
 
