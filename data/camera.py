@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from itertools import count
 
 import cv2
 import numpy as np
 
 from .frames import Frame, check_capture
 from .ros.links import is_ros_address
+from .stamp_clock import Placed, StampClock
 
 STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "srt://")
 OPEN_LIMIT_MS = 3000  # of a network stream; OpenCV's own limits are half a minute
 READ_LIMIT_MS = 1000
+LONGEST_MS = 1e15  # of a stamp
 
 
 class Camera:
@@ -22,7 +25,8 @@ class Camera:
 
     where: a V4L2 index ("0") or device ("/dev/video0"), the address of a stream, or a GStreamer
     pipeline that ends in `appsink`. Iterating raises OSError if it cannot be opened, and as soon as
-    it gives no frame.
+    it gives no frame. Ages count from the driver's stamps with V4L2; those of streams and pipelines
+    from arrival, with what each frame took longer than the fastest.
     """
 
     def __init__(self, where: str):
@@ -30,17 +34,25 @@ class Camera:
 
     def __iter__(self) -> Iterator[Frame]:
         capture = self._open()
-        index = 0
         try:
-            while True:
-                more, image = capture.read()
-                # Arrival, not exposure: what a frame waited in the driver before is not known here.
-                captured_ns = time.monotonic_ns()
+            clock = _stamp_clock(capture)
+            for index in count():
+                received = capture.grab()
+                received_ns = time.monotonic_ns()
+                more, image = capture.retrieve() if received else (False, None)
                 if not more:
                     # Raised, not ended: a camera has no end, and the caller opens it again.
                     raise OSError(f"the camera {self.where} gives no frames")
-                yield Frame(np.asarray(image, np.uint8), index, captured_ns, f"{index:08d}")
-                index += 1
+                placed = _place(capture, clock, received_ns)
+                yield Frame(
+                    np.asarray(image, np.uint8),
+                    index,
+                    placed.captured_ns,
+                    f"{index:08d}",
+                    age_source=placed.age_source,
+                    received_ns=received_ns,
+                    notice=placed.notice,
+                )
         finally:
             capture.release()
 
@@ -74,6 +86,22 @@ class Camera:
         if not os.path.exists(device):
             return f": there is no {device}"
         return f": may this user read {device}, and does nothing else hold it?"
+
+
+def _stamp_clock(capture: cv2.VideoCapture) -> StampClock:
+    """What places the stamps that OpenCV gives as a position in ms: of V4L2 the driver's stamp of
+    the buffer, of streams and pipelines the presentation time."""
+    if capture.getBackendName() == "V4L2":
+        return StampClock("monotonic", "driver")
+    return StampClock("own", "sender")
+
+
+def _place(capture: cv2.VideoCapture, clock: StampClock, received_ns: int) -> Placed:
+    stamp_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
+    # Zero and less, or no number, where a backend has none; the first picture of a stream too.
+    if not 0 < stamp_ms < LONGEST_MS:
+        return Placed(received_ns, "arrival")
+    return clock.place(round(stamp_ms * 1e6), received_ns)
 
 
 def is_camera(where: str) -> bool:

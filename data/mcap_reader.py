@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from .images import decode_image
 from .limits import check_limit
 from .ros.pixels import IMAGE_TYPES, Picture, choose_topic, read_picture
 from .ros.ros_messages import Header
+from .stamp_clock import place_recorded
 
 SCHEMAS = (
     *IMAGE_TYPES,
@@ -147,8 +147,20 @@ def _frame(decode: Decoder, message: Any, index: int, name: str) -> Frame | Unre
         header, image = decode(message.data, name)
     except DataError as error:
         return Unreadable(name, str(error))
-    frame_id = header.frame_id
-    return Frame(image, index, time.monotonic_ns(), name, message.log_time, frame_id)
+    logged_ns = message.log_time
+    now, sent_ns, stamped_ns = place_recorded(logged_ns, message.publish_time, header.stamp_ns)
+    assert now is not None
+    return Frame(
+        image,
+        index,
+        stamped_ns or sent_ns or now,
+        name,
+        logged_ns,
+        header.frame_id,
+        age_source="playback",
+        sent_ns=sent_ns,
+        received_ns=now,
+    )
 
 
 def _decoder(encoding: str, schema: Any) -> Decoder | None:

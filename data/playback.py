@@ -65,9 +65,7 @@ class Paced:
                 _sleep_until(began + item.wall_ns - first_wall_ns)
             index = next(indices)
             if isinstance(item, Frame):
-                # A recording's own stamps are long past; what counts for age is when it is shown.
-                shown_ns = time.monotonic_ns()
-                item = replace(item, index=index, captured_ns=shown_ns, age_source="playback")
+                item = _shown_now(item, index)
             yield item
         if place < 0:
             # Else a loop over it would never sleep and never end.
@@ -90,6 +88,25 @@ class Paced:
             # The longest of late, which fades.
             reading_ns = max(time.monotonic_ns() - asked, reading_ns * 9 // 10)
             yield item
+
+
+def _shown_now(frame: Frame, index: int) -> Frame:
+    """A frame as if it came now: as old as it was when it was recorded, where the log says so."""
+    now = time.monotonic_ns()
+    # A recording's own stamps are long past; what counts for age is when it is shown.
+    shift_ns = now - (frame.captured_ns if frame.received_ns is None else frame.received_ns)
+    captured_ns = frame.captured_ns + shift_ns
+    wall_ns = None if frame.wall_ns is None else frame.wall_ns - (now - captured_ns)
+    sent_ns = None if frame.sent_ns is None else frame.sent_ns + shift_ns
+    return replace(
+        frame,
+        index=index,
+        captured_ns=captured_ns,
+        wall_ns=wall_ns,
+        age_source="playback",
+        sent_ns=sent_ns,
+        received_ns=None if frame.received_ns is None else now,
+    )
 
 
 def _sleep_until(moment_ns: int) -> None:

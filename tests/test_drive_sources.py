@@ -168,9 +168,15 @@ class FakeCapture:
     def get(self, what: int) -> float:
         return 64.0  # a side of its frames
 
-    def read(self) -> tuple[bool, Any]:
+    def getBackendName(self) -> str:
+        return "V4L2"
+
+    def grab(self) -> bool:
         self.left -= 1
-        return self.left >= 0, IMAGE
+        return self.left >= 0
+
+    def retrieve(self) -> tuple[bool, Any]:
+        return True, IMAGE
 
     def release(self) -> None:
         self.released = True

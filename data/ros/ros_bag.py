@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ...errors import DataError, MissingPackage, UsageError
 from ..frames import Frame, Unreadable
+from ..stamp_clock import place_recorded
 from .pixels import IMAGE_TYPES, choose_topic, read_picture
 
 INSTALL = 'ROS 2 bags need rosbags: pip install "rtseg[ros2]"'
@@ -60,7 +60,18 @@ class RosBag:
             except DataError as error:
                 yield Unreadable(name, str(error))
                 continue
-            yield Frame(image, index, time.monotonic_ns(), name, at_ns, header.frame_id)
+            now, stamped_ns = place_recorded(at_ns, header.stamp_ns)
+            assert now is not None
+            yield Frame(
+                image,
+                index,
+                stamped_ns or now,
+                name,
+                at_ns,
+                header.frame_id,
+                age_source="playback",
+                received_ns=now,
+            )
 
     def _messages(self) -> Iterator[tuple[str, int, bytes]]:
         with _damage_told(self.path), _reader(self.path) as reader:

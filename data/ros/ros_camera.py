@@ -9,6 +9,7 @@ from itertools import count
 
 from ...errors import DataError
 from ..frames import Frame, Unreadable
+from ..stamp_clock import Placed, StampClock
 from .links import Subscription, open_link, parse_address
 from .pixels import read_picture
 from .ros_messages import CompressedImage, Image
@@ -16,8 +17,6 @@ from .ros_messages import CompressedImage, Image
 log = logging.getLogger("rtseg")
 SILENCE_S = 0.8  # a drive would open a source anew after 1 s, with a thread that hangs left behind
 SLICE_S = 0.1
-# A stamp this far from now is no capture time of this machine's clock.
-FUTURE_NS, PAST_NS = 5_000_000, 10_000_000_000
 
 
 class RosCamera:
@@ -26,9 +25,10 @@ class RosCamera:
     It subscribes once, when it is first iterated. Iterating raises OSError after 0.8 s without a
     message, and can begin again at once; a damaged message gives an Unreadable.
 
-    A frame's age counts from its header's stamp, as long as stamps are this machine's: from the
-    first that is more than 5 ms in the future or 10 s in the past on, it counts from arrival, and
-    the log says so. With `?stamp=arrival` it does so from the beginning.
+    A frame's age counts from its header's stamp, which sensor_msgs defines as the time of exposure,
+    as long as stamps are this machine's: while they are more than 5 ms in the future or 10 s in the
+    past, and for 5 s after, it counts from arrival (see `StampClock`), and the log says so. With
+    `?stamp=arrival` it always does.
 
     Args:
         where: "ros2:/camera/image_raw" or "zenoh:/camera/image_raw", with options as
@@ -44,7 +44,8 @@ class RosCamera:
         ends = "compressed" if self.address.topic.endswith("/compressed") else "raw"
         compressed = options.get("type", ends) == "compressed"
         self.kind = CompressedImage.TYPE if compressed else Image.TYPE
-        self.stamps = options.get("stamp", "header") == "header"
+        stamps = options.get("stamp", "header") == "header"
+        self.clock = StampClock("wall", "exposure") if stamps else None
         self._subscription: Subscription | None = None
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:
@@ -58,8 +59,22 @@ class RosCamera:
             except DataError as error:
                 yield Unreadable(name, f"{self.address} sent {error}")
                 continue
-            captured_ns = self._captured_ns(header.stamp_ns, arrived_ns)
-            yield Frame(picture, index, captured_ns, name, header.stamp_ns, header.frame_id)
+            placed = Placed(arrived_ns, "arrival")
+            if self.clock is not None:
+                placed = self.clock.place(header.stamp_ns, arrived_ns)
+            if placed.notice:
+                log.warning("%s: %s", self.address, placed.notice)
+            yield Frame(
+                picture,
+                index,
+                placed.captured_ns,
+                name,
+                header.stamp_ns,
+                header.frame_id,
+                age_source=placed.age_source,
+                received_ns=arrived_ns,
+                notice=placed.notice,
+            )
 
     def _subscribe(self) -> Subscription:
         if self._subscription is None:
@@ -78,16 +93,6 @@ class RosCamera:
         raise OSError(
             f"{self.address} (domain {self.address.domain}) is silent: {who} as {self.kind.name}"
         )
-
-    def _captured_ns(self, stamp_ns: int, arrived_ns: int) -> int:
-        now_ns, age_ns = time.monotonic_ns(), time.time_ns() - stamp_ns
-        if self.stamps and not -FUTURE_NS <= age_ns <= PAST_NS:
-            self.stamps = False
-            log.warning(
-                "ages count from arrival: a header's stamp is no time of this machine's clock",
-                extra={"topic": str(self.address), "stamp_age_ms": round(age_ns / 1e6)},
-            )
-        return now_ns - max(0, age_ns) if self.stamps else arrived_ns
 
     def close(self) -> None:
         """Leave the topic."""

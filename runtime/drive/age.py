@@ -28,10 +28,10 @@ def split_age(
         published_ns: when its labels went to the sinks.
     """
     stages, since = {}, frame.captured_ns
-    told = [("camera", frame.sent_ns)]
-    # Else the capture time is that of the hand-over itself.
-    if frame.received_ns is not None or frame.age_source not in ("arrival", "playback"):
-        told.append(("transport", frame.received_ns or arrived_ns))
+    told = [("camera", frame.sent_ns), ("transport", frame.received_ns)]
+    if frame.received_ns is None and frame.age_source in ("exposure", "driver", "sender"):
+        told.append(("transport", arrived_ns))
+    elif frame.received_ns is not None and frame.age_source != "playback":  # decoded before its due
         told.append(("decode", arrived_ns))
     for stage, until in told:
         # Times of other clocks are estimates: one that lies before the last counts as no time.

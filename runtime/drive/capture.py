@@ -14,6 +14,7 @@ from ...data.frames import AGE_SOURCES, Frame, Unreadable
 from ..segmenter import as_bgr
 from .clock import LoopClock
 from .stats import FrameCounters
+from .stream_watch import StreamWatch, Trouble
 
 BACK_OFF_S = (0.05, 0.1, 0.2, 0.4, 0.5)  # before each further attempt; the last one stays
 GAPS = 61  # between capture times, that the camera's period is taken from
@@ -123,6 +124,7 @@ class Capture:
         ended: whether the source came to its end.
         reopened: how often.
         period_ms: of the camera; 0 until there are three frames.
+        troubles: causes and texts, of what goes wrong though frames come; the loop takes them.
     """
 
     def __init__(
@@ -142,6 +144,8 @@ class Capture:
         self.reopened = 0
         self.period_ms = 0.0
         self.skipped: deque[SkippedFrame] = deque(maxlen=1000)
+        self.troubles: deque[Trouble] = deque(maxlen=1000)
+        self._watch = StreamWatch()
         self._gaps_ms: deque[float] = deque(maxlen=GAPS)
         self._turn = 0  # the thread that may deliver; older ones only end
         self._newest_ns = 0
@@ -218,6 +222,9 @@ class Capture:
             self._skip(SkippedFrame(frame_id, cause, str(error)))
             return
         self._mark(frame)
+        if not getattr(self.source, "recorded", False):
+            now, period_ms = self.clock.wall_ns(), self.period_ms
+            self.troubles.extend(self._watch.note(frame, self.last_ns, now, period_ms))
         wall_ns = frame.wall_ns
         if wall_ns is None:
             wall_ns = self.clock.wall_ns() - (self.clock.now_ns() - frame.captured_ns)

@@ -42,7 +42,7 @@ def _starting(loop: Loop) -> tuple[str, ...]:
         waits.append(_last_failure(loop))
     if not loop.capture.last_ns and not loop.capture.waits:
         waits.append(": ".join(filter(None, ("no frame has come yet", loop.capture.lost))))
-    return tuple(waits) or ("no mask has been published yet",)
+    return tuple(waits) or _recent(loop) or ("no mask has been published yet",)
 
 
 def _last_failure(loop: Loop) -> str:
@@ -62,12 +62,20 @@ def _maskless_s(loop: Loop) -> float:
 def _camera(loop: Loop) -> str:
     if loop.capture.lost:
         return f"the camera is lost: {loop.capture.lost}"
+    if behind := _withheld(loop, "behind"):
+        return behind
     # A log that waits for inference is silent by itself.
     if loop.capture.ended or loop.capture.every_frame or loop.silent_s() <= loop.limits.silence_s:
         return ""
-    at_ns, text = loop.trouble.get("frozen", (0, ""))
-    frozen = bool(at_ns) and loop.clock.now_ns() - at_ns < RECENT_NS
-    return text if frozen else "the camera is silent"
+    return _withheld(loop, "frozen") or "the camera is silent"
+
+
+def _withheld(loop: Loop, *causes: str) -> str:
+    """Why the newest frames got no mask, if it was lately for one of the causes; else ""."""
+    now = loop.clock.now_ns()
+    found = [loop.trouble[cause] for cause in causes if cause in loop.trouble]
+    at_ns, text = max(found, default=(0, ""))
+    return text if at_ns > loop.published_ns and now - at_ns < RECENT_NS else ""
 
 
 def _inference(loop: Loop) -> tuple[str, ...]:

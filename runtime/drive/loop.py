@@ -156,10 +156,7 @@ class Loop:
                 self.counters.drop("starting")
             return
         if now > self.limits.expiry_ns(captured.frame.captured_ns):
-            age_ms = (now - captured.frame.captured_ns) / 1e6
-            self._drop(
-                StatusKind.LATE, "expired", f"it came {age_ms:.0f} ms after its capture", captured
-            )
+            self._drop(*explain_expiry(captured, now, self.limits), captured)
             return
         self._jobs += 1
         level = self._level(slot)
@@ -278,7 +275,11 @@ class Loop:
             self._drop(StatusKind.LOST, cause, reason, job.captured)
 
     def report_dropped_frames(self) -> None:
-        """Tell the sinks of frames that the capture thread counted and skipped."""
+        """Tell the sinks of frames that the capture thread counted and skipped, and note what is
+        wrong with those that came."""
+        while self.capture.troubles:
+            cause, text = self.capture.troubles.popleft()
+            self.trouble[cause] = self.clock.now_ns(), text
         while self.capture.skipped:
             skipped = self.capture.skipped.popleft()
             self.trouble[skipped.cause] = self.clock.now_ns(), skipped.reason
@@ -326,3 +327,15 @@ class Loop:
         if now - self._reopened_ns >= self.limits.silence_s * 1e9:
             self._reopened_ns = now
             self.capture.reopen()
+
+
+def explain_expiry(
+    captured: CapturedFrame, now: int, limits: DriveLimits
+) -> tuple[StatusKind, str, str]:
+    """Kind, cause and text of a frame that is too old before its work begins: it came so, or it
+    waited too long here."""
+    taken_ns = captured.frame.captured_ns
+    if captured.arrived_ns > limits.expiry_ns(taken_ns):
+        behind_ms = (captured.arrived_ns - taken_ns) / 1e6
+        return StatusKind.STALE, "behind", f"the stream is {behind_ms:.0f} ms behind"
+    return StatusKind.LATE, "expired", f"it came {(now - taken_ns) / 1e6:.0f} ms after its capture"
