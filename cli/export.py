@@ -43,6 +43,9 @@ def export(
         ),
     ] = None,
     size: Sizes = None,
+    batch: Annotated[
+        int, Option(help="Frames that a file takes at once, one of each of several cameras.")
+    ] = 1,
     to: Annotated[list[Target] | None, Option(help="What to write; may be repeated.")] = None,
     precision: Annotated[
         Precision | None,
@@ -140,6 +143,7 @@ def export(
     """Write a model as ONNX, TensorRT or OpenVINO, and prove it.
 
     rtseg export csfcn_tiny --size 512x1024 --to onnx --to tensorrt --precision fp16
+    rtseg export csfcn_nano --size 512x1024 --batch 4 --to tensorrt
     rtseg export csfcn_nano --to openvino --precision int8 --calib drives/frames
     rtseg export nets.py:make_net --weights mine.pth --normalize imagenet --size 512x1024
     rtseg export theirs.onnx --classes classes.yaml --normalize imagenet --precision fp16
@@ -150,10 +154,10 @@ def export(
     targets = [target.value for target in to or ()]
     sizes = parse_sizes(size)
     if model is None:
-        if weights or classes or frames or labels or calib or label_kernel:
+        if weights or classes or frames or labels or calib or label_kernel or batch != 1:
             raise UsageError(
                 "--all takes the variants as they come: leave out --weights, --classes, --frames, "
-                "--labels, --calib and --label-kernel"
+                "--labels, --calib, --label-kernel and --batch"
             )
         from ..export.export_zoo import TABLE, build_table, export_all, list_faults, select_variants
 
@@ -198,6 +202,7 @@ def export(
             sizes or None,
             targets or "onnx",
             (precision or Precision.fp32).value,
+            batch=batch,
             out=out,
             output=output.value,
             fit=fit.value if fit else None,

@@ -41,7 +41,7 @@ class CutGraph:
 
     Attributes:
         graph: gives COARSE in place of labels.
-        shape, dtype: of COARSE, (1, C, h, w).
+        shape, dtype: of COARSE, (N, C, h, w).
         weight, bias: of the 1x1 convolution that read it, where `enlarge` is a shuffle.
     """
 
@@ -161,9 +161,11 @@ def compile_kernel(
         tables = {"weight": ending.weight.reshape(len(ending.weight), -1), "bias": offsets}
     types = {name: table.dtype.name for name, table in tables.items()}
     types |= {launch.kernel.arg_names[0]: ending.dtype.name, LABELS: "uint8"}
-    _, _, height, width = ending.shape
+    _, channels, height, width = ending.shape
     # An engine's outputs are contiguous.
-    constants = launch.constants | named_strides((height * width, width, 1))
+    constants = launch.constants | named_strides(
+        (channels * height * width, height * width, width, 1)
+    )
     made = {
         target: _machine_code(launch, types, constants, target)
         for target in _targets(compute_capabilities)

@@ -63,6 +63,7 @@ class Artifact:
             "status": self.status,
             "model": card.model,
             "size": text_of(card.size),
+            "batch": card.batch,
             "precision": card.precision,
             "weights": card.weights,
             "weights_from": card.weights_from,

@@ -22,6 +22,8 @@ from ..data.files import write_atomically
 from ..data.frames import numeric_order
 from ..data.images import IMAGES, read_image
 from ..errors import ExportError
+from ..runtime.batches import stack_batches
+from .graph import find_batch
 
 Image = NDArray[np.uint8]  # (H, W, 3) BGR
 METHODS = {
@@ -172,7 +174,7 @@ def measure_ranges(
 ) -> object:
     """The range of every tensor that nodes of `kinds` read or write, as the quantizer takes it.
 
-    frames: of the graph's size. The range is symmetric: TensorRT knows no zero point.
+    frames: (H, W, 3) of the graph's size. The range is symmetric: TensorRT knows no zero point.
     """
     how, options = METHODS[method]
     with tempfile.TemporaryDirectory() as folder, silence_quantizer():
@@ -185,16 +187,17 @@ def measure_ranges(
             calibrate_method=how,
             extra_options={"symmetric": True, **options},
         )
-        for frame in frames:  # one at a time: a call keeps all values of its frames in memory
-            calibrator.collect_data(_SingleFrame(frame))
+        # One run at a time: a call keeps all values of its frames in memory.
+        for images in stack_batches(frames, find_batch(model)):
+            calibrator.collect_data(_SingleRun(images))
         return calibrator.compute_data()
 
 
-class _SingleFrame(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """One frame (H, W, 3), as ONNX Runtime asks for it."""
+class _SingleRun(quantization.CalibrationDataReader):  # type: ignore[misc]
+    """The frames (N, H, W, 3) of one run, as ONNX Runtime asks for them."""
 
-    def __init__(self, frame: Image):
-        self.left: list[dict[str, Image]] = [{"frame": frame[None]}]
+    def __init__(self, images: Image):
+        self.left: list[dict[str, Image]] = [{"frame": images}]
 
     def get_next(self) -> dict[str, Image] | None:
         return self.left.pop() if self.left else None

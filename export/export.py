@@ -25,7 +25,7 @@ from ..errors import ArtifactError, ExportError, ProofError
 from ..models import VARIANTS, Network, count, digest, save_checkpoint
 from ..models.loading import Model, load_model
 from ..reporting import Progress
-from ..runtime.artifact import Card, Precision, digest_of_tensors, read_card, sidecar
+from ..runtime.artifact import MOST_BATCH, Card, Precision, digest_of_tensors, read_card, sidecar
 from ..runtime.backends.backend import BACKENDS, installed
 from ..runtime.support import find_capability
 from . import parity
@@ -59,6 +59,7 @@ def export(
     to: str | Sequence[str] = "onnx",
     precision: str = "fp32",
     *,
+    batch: int = 1,
     weights: str | os.PathLike[str] | None = None,
     classes: str | os.PathLike[str] | ClassSet | None = None,
     out: str | os.PathLike[str] = "artifacts",
@@ -77,7 +78,8 @@ def export(
 ) -> list[Artifact]:
     """Export a network at each size to each target, and prove every file.
 
-    Files are `VARIANT_HxW_PRECISION` plus the target's ending, in `out`, where `report.json` keeps
+    Files are `VARIANT_HxW_PRECISION` plus the target's ending, in `out` (with `_bN` before the
+    ending where they take a batch of N), where `report.json` keeps
     the report of every artifact. An engine that cannot run on this machine carries its reference
     and is proven on the first machine that loads it.
 
@@ -88,6 +90,8 @@ def export(
             them that it serves, ONNX at least, into a model repository in `out`.
         precision: "fp32", "fp16" or "int8", of the graph; int8 needs `calib`, and is proven on the
             frames that this holds out.
+        batch: how many frames a file takes at once, each in a slot of its own, for as many cameras;
+            proven with another frame in every slot.
         weights: of a variant that is named, as `load_model` takes them.
         classes: of a network, as `load_model` takes them.
         out: folder for the artifacts.
@@ -108,8 +112,8 @@ def export(
         progress: called with what is being done and the share of it that is done, 0..1.
 
     Raises:
-        ExportError: before anything is written, for a bad size, target, precision, class set or
-            calibration frames.
+        ExportError: before anything is written, for a bad size, batch, target, precision, class
+            set or calibration frames.
         UsageError: likewise, for a bad `fit`.
         ProofError: an artifact falls below the bar (the report is written), or no int8 graph
             reaches it.
@@ -126,6 +130,7 @@ def export(
     if gpu is not None:
         find_capability(gpu)  # an unknown one is told before anything is written
     _check(model, sizes, targets, precision, output)
+    _check_batch(batch)
     check_fit(fit or model.fit)
     if label_kernel and ("tensorrt" not in targets or output != "labels"):
         raise ExportError("a label kernel is for engines that give labels only: add --to tensorrt")
@@ -133,13 +138,19 @@ def export(
         calib = Calibration(Path(calib))
     picked = _pick_calibration(precision, calib)
     given = _gather_frames(frames, labels, proof_frames, picked)
+    if given is not None and len(given.frames) < batch:
+        raise ExportError(
+            f"a batch of {batch} is proven with another frame in every slot, and "
+            f"{len(given.frames)} are {given.origin}: give more of them, or export a smaller batch"
+        )
     # Only now: a wish that cannot be met has raised above, and left nothing behind.
     out.mkdir(parents=True, exist_ok=True)
     artifacts: list[Artifact] = []
     for each in dict.fromkeys(sizes):
         with scratch_folder(out, "export") as folder:
-            card = make_card(model, each, precision, output, fit or model.fit)
-            job = _SizeExport(model, card, given or draw_frames(DRAWN, each), folder, progress)
+            card = make_card(model, each, precision, output, fit or model.fit, batch)
+            proof = given or draw_frames(max(DRAWN, batch), each)
+            job = _SizeExport(model, card, proof, folder, progress)
             if set(targets) - {"torch"}:
                 job.make_graph(picked)
             made = [
@@ -222,6 +233,14 @@ def _check(
             raise ExportError(f"{target} needs its package: {BACKENDS[TARGETS[target][1]].install}")
 
 
+def _check_batch(batch: int) -> None:
+    if not 1 <= batch <= MOST_BATCH:
+        raise ExportError(
+            f"a batch is of 1 to {MOST_BATCH} frames, not {batch}: more cameras take several "
+            "processes, or calls one after another"
+        )
+
+
 def _pick_calibration(precision: str, calibration: Calibration | None) -> CalibrationFrames | None:
     if precision != "int8":
         if calibration is not None:
@@ -254,7 +273,12 @@ def _gather_frames(
 
 
 def make_card(
-    model: Model, size: Size, precision: str, output: str, fit: Fit = "letterbox"
+    model: Model,
+    size: Size,
+    precision: str,
+    output: str,
+    fit: Fit = "letterbox",
+    batch: int = 1,
 ) -> Card:
     """The card of an export that has not been proven yet."""
     info, cost = model.network.info, count(model.network, size)
@@ -262,6 +286,7 @@ def make_card(
     return Card(
         model=info.name,
         size=size,
+        batch=batch,
         trained_size=model.trained_size,
         fit=fit,
         precision=precision,  # type: ignore[arg-type]
@@ -291,6 +316,7 @@ class _SizeExport:
     ):
         self.network, self.card, self.folder = model.network.eval(), card, folder
         self.stem = f"{card.model}_{text_of(card.size)}_{card.precision}"
+        self.stem += f"_b{card.batch}" if card.batch > 1 else ""
         self.tell: Progress = lambda line, share: progress(f"{self.stem}: {line}", share)
         self.graph: onnx.ModelProto | None = None
         self.faults: list[str] = []  # of the graph, whatever file it is written to
@@ -313,7 +339,7 @@ class _SizeExport:
         self.step("ONNX graph")
         card = self.card
         if picked is None:
-            self.graph = to_onnx(self.network, card.size, card.precision, card.outputs)
+            self.graph = to_onnx(self.network, card.size, card.precision, card.outputs, card.batch)
         else:
             self.graph = self._quantize(picked)
         # protobuf would fail while it writes, with a message that names neither file nor limit.
@@ -332,7 +358,8 @@ class _SizeExport:
         from .quantize import quantize
 
         # From float32: float16's own rounding would be charged to int8.
-        plain = to_onnx(self.network, self.card.size, "fp32", self.card.outputs)
+        card = self.card
+        plain = to_onnx(self.network, card.size, "fp32", card.outputs, card.batch)
         made = quantize(plain, self.card, picked, self.expected, self.tell)
         self.card = self.card.model_copy(update={"int8": made.facts})
         self.costs = made.costs

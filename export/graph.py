@@ -36,15 +36,20 @@ HEADROOM = 4
 
 
 def to_onnx(
-    network: Network, size: tuple[int, int], precision: str, outputs: tuple[str, ...]
+    network: Network,
+    size: tuple[int, int],
+    precision: str,
+    outputs: tuple[str, ...],
+    batch: int = 1,
 ) -> onnx.ModelProto:
     """The deployed network as a checked and simplified ONNX model, without a card.
 
-    Input "frame" (1, H, W, 3) uint8 BGR; outputs "labels" (1, H, W) uint8 and "logits"
-    (1, K, h, w), as asked for. Weights and activations are of `precision`, but for float32 islands.
+    Input "frame" (N, H, W, 3) uint8 BGR, N frames a `batch`; outputs "labels" (N, H, W) uint8 and
+    "logits" (N, K, h, w), as asked for. Weights and activations are of `precision`, but for float32
+    islands.
     """
     if isinstance(network, OnnxNetwork):
-        model = wrap_graph(network, size, outputs)
+        model = wrap_graph(network, size, outputs, batch)
         if precision == "fp16":
             model = to_half(model, find_position_makers(model.graph, CARRIERS))
         return _finish(model)
@@ -52,7 +57,7 @@ def to_onnx(
     # graph.
     deployed = deploy(network, size)
     whole = FrameToLabels(deployed, outputs).eval().to(DTYPES[precision])
-    return _finish(trace(whole, torch.zeros(1, *size, 3, dtype=torch.uint8), outputs))
+    return _finish(trace(whole, torch.zeros(batch, *size, 3, dtype=torch.uint8), outputs))
 
 
 def _finish(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -110,7 +115,7 @@ def find_coarse(model: onnx.ModelProto) -> CoarseLogits | None:
     """What the labels of a graph are made of; None if not by an argmax of classes.
 
     A resize to the frame's size is left out of it. Without one, "shuffle" is right only if that is
-    (1, K, factor^2, h, w), or has the frame's size already.
+    (N, K, factor^2, h, w), or has the frame's size already.
     """
     makers = {output: node for node in model.graph.node for output in node.output}
     node = makers.get("labels")
@@ -215,6 +220,7 @@ def find_layers(graph: onnx.ModelProto) -> list[Layer]:
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
     kept = find_positions(graph)
     found: list[Layer] = []
+    batch = find_batch(graph)
     for node, macs in node_macs(graph):
         weight = node.input[1]
         if node.name in kept or weight not in weights or TABLE in weight:
@@ -222,12 +228,18 @@ def find_layers(graph: onnx.ModelProto) -> list[Layer]:
         name = _readable_name(weight, node.name)
         if any(layer.name == name for layer in found):  # weights that several layers share
             name = f"{name} ({node.name})"
-        found.append(Layer(node.name, name, macs))
+        found.append(Layer(node.name, name, macs // batch))
     return found
 
 
 def count_macs(graph: onnx.ModelProto) -> int:
-    return sum(macs for _, macs in node_macs(graph))
+    """Multiply-adds of a frame."""
+    return sum(macs for _, macs in node_macs(graph)) // find_batch(graph)
+
+
+def find_batch(graph: onnx.ModelProto) -> int:
+    """How many frames an exported graph takes at once."""
+    return int(graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
 
 
 def _readable_name(weight: str, node: str) -> str:

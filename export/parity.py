@@ -22,12 +22,14 @@ from ..data.classes import IGNORE
 from ..reporting import Progress
 from ..runtime.artifact import Card, Precision, Proof
 from ..runtime.backends.backend import BACKENDS, installed, open_backend
+from ..runtime.batches import plan_batches
 from ..runtime.verify import Figures, compare, find_bars, find_faults, read_labels
 from ..train.evaluate import Confusion
 from .reference import LabelMap, Logits, ReferenceOutputs
 
-Image = NDArray[np.uint8]  # (1, H, W, 3) BGR
-Answer = tuple[LabelMap, Logits | None]  # the logits if they were read
+Image = NDArray[np.uint8]  # (N, H, W, 3) BGR
+# Labels (N, H, W) if it gives any, and scores (N, ...) as an argmax reads them if they were read.
+Answer = tuple[LabelMap | None, NDArray[np.generic] | None]
 
 INT8_SHARE = 0.5  # of the values of an int8 file, at least; tables and a few layers are float
 
@@ -121,9 +123,9 @@ def prove_artifact(
 
     def answer(frame: Image, wanted: bool) -> Answer:
         wanted = wanted or not card.gives_labels
-        read = expected.upsample(scores(frame)) if scores and wanted else None
+        read = scores(frame) if scores and wanted else None
         if read is not None and not card.gives_labels:
-            return read.argmax(0).astype(np.uint8), read
+            return None, read
         return read_labels(runner, card, frame), read
 
     try:
@@ -150,11 +152,7 @@ def prove_graph(
     def answer(frame: Image, wanted: bool) -> Answer:
         names = [name] if not labeled else [name, "labels"] if wanted else ["labels"]
         found = dict(zip(names, session.run(names, {"frame": frame}), strict=True))
-        read = expected.upsample(found[name]) if name in found else None
-        if labeled:
-            return found["labels"][0], read
-        assert read is not None
-        return read.argmax(0).astype(np.uint8), read
+        return found.get("labels"), found.get(name)
 
     _compare_frames(result, card, expected, answer, progress)
     return result
@@ -168,29 +166,38 @@ def _compare_frames(
     progress: Progress = lambda step, share: None,
 ) -> None:
     """Fill the result in from answers to the reference's frames; `answer` is told whether the
-    logits of a frame are wanted."""
+    logits of a frame are wanted. Of a batch every slot has another frame, and a bar of its own."""
     # An int8 file stays one, whatever its other layers compute in.
     precision: Precision = "int8" if card.precision == "int8" else result.precision
-    bars, figures, maps = find_bars(precision, card.trained), [], []
-    reference = expected.reference
+    bars, reference = find_bars(precision, card.trained), expected.reference
+    figures: list[list[Figures]] = [[] for _ in range(card.batch)]  # by slot
+    maps: dict[int, LabelMap] = {}
     result.frames = len(reference.frames)
-    for i, frame in enumerate(reference.frames):
-        progress(f"frame {i + 1} of {result.frames}", (i + 1) / result.frames)
-        known = expected.logits[i]
-        labels, read = answer(frame[None], known is not None)
-        error = None if read is None or known is None else _logits_error(read, known)
-        figures.append(
-            compare(
-                reference.labels[i], reference.margins[i], labels, bars, reference.names[i], error
-            )
-        )
-        maps.append(labels)
-    _fill_figures(result, figures, card)
-    _fill_miou_change(result, expected, maps, card)
-    result.faults = [
-        *find_faults(figures, precision, card.trained),
-        *_check_types(card, result.census),
-    ]
+    for places in plan_batches(result.frames, card.batch):
+        last = max(places) + 1
+        progress(f"frame {last} of {result.frames}", last / result.frames)
+        wanted = any(expected.logits[i] is not None for i in places)
+        given, scores = answer(reference.frames[places], wanted)
+        for slot, i in enumerate(places):
+            known, read = expected.logits[i], None
+            if scores is not None and (known is not None or given is None):
+                read = expected.upsample(scores[slot : slot + 1])
+            if given is not None:
+                labels = given[slot]
+            else:
+                assert read is not None
+                labels = read.argmax(0).astype(np.uint8)
+            error = None if read is None or known is None else _logits_error(read, known)
+            truth = reference.labels[i], reference.margins[i]
+            figures[slot].append(compare(*truth, labels, bars, reference.names[i], error))
+            maps[i] = labels
+    _fill_figures(result, [each for slot in figures for each in slot], card)
+    _fill_miou_change(result, expected, [maps[i] for i in range(result.frames)], card)
+    for slot, judged in enumerate(figures):
+        faults = find_faults(judged, precision, card.trained)
+        place = f"slot {slot} of the batch: " if card.batch > 1 else ""
+        result.faults += [f"{place}{fault}" for fault in faults]
+    result.faults += _check_types(card, result.census)
     change = result.miou_change
     # Labels of random weights are noise: their mIoU moves with every rounding.
     if change is not None and card.trained and abs(change) > bars.miou_change:
@@ -272,17 +279,19 @@ def find_overflow(
     progress: Progress = lambda step, share: None,
 ) -> list[str]:
     """Why a float16 graph is too near the end of float16's range on the reference's frames."""
-    from .graph import FLOAT16_MAX, HEADROOM, with_peaks
+    from .graph import FLOAT16_MAX, HEADROOM, find_batch, with_peaks
 
     probe, peaks = with_peaks(graph)
     session = open_session(probe)
     names, frames = expected.reference.names, expected.reference.frames
-    for number, (name, frame) in enumerate(zip(names, frames, strict=True), 1):
+    for places in plan_batches(len(frames), find_batch(graph)):
+        number = max(places) + 1
         progress(f"frame {number} of {len(frames)}", number / len(frames))
-        sizes = np.array(session.run(list(peaks), {"frame": frame[None]}))
+        sizes = np.array(session.run(list(peaks), {"frame": frames[places]}))
         # NaN is the worst of all: an overflow that has already met another.
         worst = int(np.nanargmax(np.where(np.isnan(sizes), np.inf, sizes)))
         if not sizes[worst] <= FLOAT16_MAX / HEADROOM:
+            name = " or ".join(dict.fromkeys(names[i] for i in places))
             return [
                 f"{peaks[f'peak_{worst}']} reaches {sizes[worst]:.3g} on {name}, and float16 ends "
                 f"at {FLOAT16_MAX:.0f}: {HEADROOM} times less leaves room for other frames. "

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from ..runtime.artifact import Card
-from .graph import Layer
+from ..runtime.batches import stack_batches
+from .graph import Layer, find_batch
 from .parity import open_session, prove_graph
 from .reference import ReferenceOutputs
 
@@ -51,7 +52,7 @@ def measure_costs(
     """The costs of `layers`, worst first; `build` gives the graph with some of them in int8."""
     # Noise of all layers takes one pass, each trial alone a pass of its own: so the first picks
     # which.
-    few = expected.sample(FRAMES)
+    few = expected.sample(max(FRAMES, card.batch))
     noises = measure_noise(plain, build(layers), layers, list(few.reference.frames))
     noisiest = sorted(layers, key=lambda layer: -noises[layer.node])
     tried = []
@@ -85,10 +86,10 @@ def measure_noise(
     session = open_session(_with_rounded_twins(plain, rounded, nodes))
     names = [output.name for output in session.get_outputs()]
     sums = np.zeros(len(names))
-    for frame in frames:
+    for images in stack_batches(frames, find_batch(plain)):
         # Energies of all frames are added before the ratio, so that a dark frame does not decide
         # it.
-        sums += np.array([float(v) for v in session.run(names, {"frame": frame[None]})])
+        sums += np.array([float(v) for v in session.run(names, {"frame": images})])
     total = dict(zip(names, sums.tolist(), strict=True))
     return {
         node: float(np.sqrt(total[f"{node}/error"] / max(total[f"{node}/energy"], 1e-30)))

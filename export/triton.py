@@ -107,7 +107,7 @@ def _check(artifact: Path, card: Card) -> None:
 
 
 def _labels(card: Card) -> list[TensorSpec]:
-    return [TensorSpec("labels", "TYPE_UINT8", (1, *card.size), labels=True)]
+    return [TensorSpec("labels", "TYPE_UINT8", card.label_shape, labels=True)]
 
 
 def _outputs(artifact: Path) -> list[TensorSpec]:
@@ -131,8 +131,7 @@ def _config(
     gpus: int | None,
 ) -> str:
     """config.pbtxt. The batch is in the shapes, so the server's own batching is off (0)."""
-    height, width = card.size
-    frame = TensorSpec("frame", "TYPE_UINT8", (1, height, width, 3))
+    frame = TensorSpec("frame", "TYPE_UINT8", card.input_shape)
     backend = "tensorrt" if is_engine else "onnxruntime"
     parts = [f'name: "{name}"', f'backend: "{backend}"', "max_batch_size: 0"]
     if is_engine:

@@ -16,21 +16,24 @@ from ..models.onnx_graph import attributes, axes_of, find_last_resize, find_logi
 Size = tuple[int, int]  # (height, width) in pixels
 
 
-def wrap_graph(network: OnnxNetwork, size: Size, outputs: Sequence[str]) -> onnx.ModelProto:
+def wrap_graph(
+    network: OnnxNetwork, size: Size, outputs: Sequence[str], batch: int = 1
+) -> onnx.ModelProto:
     """The graph of an ONNX file with all that an artifact holds, in float32.
 
-    Input "frame" (1, H, W, 3) uint8 BGR; outputs "labels" (1, H, W) uint8 and "logits"
-    (1, K, h, w), as asked for.
+    Input "frame" (N, H, W, 3) uint8 BGR; outputs "labels" (N, H, W) uint8 and "logits"
+    (N, K, h, w), as asked for.
 
     Args:
         network: the file.
         size: (height, width) of the frame in pixels.
         outputs: of "labels" and "logits", in their order.
+        batch: N, frames at a time.
     """
-    model = network.prepare(size)
+    model = network.prepare(size, batch)
     nodes = _Nodes(model.graph)
     image = model.graph.input[0].name
-    _normalize(nodes, network, image, size)
+    _normalize(nodes, network, image, size, batch)
     logits = find_logits(model, network.form.tail.axis)
     coarse, _ = find_last_resize(model, logits, size)
     _end(nodes, network, coarse, size, outputs)
@@ -70,11 +73,11 @@ class _Nodes:
         graph.initializer.extend(constants)
 
 
-def _normalize(nodes: _Nodes, network: OnnxNetwork, image: str, size: Size) -> None:
+def _normalize(nodes: _Nodes, network: OnnxNetwork, image: str, size: Size, batch: int) -> None:
     """The camera's frame in place of the file's input, as `FrameToLabels` does it."""
     graph, info = nodes.graph, network.info
     del graph.input[:]
-    graph.input.append(helper.make_tensor_value_info("frame", TensorProto.UINT8, [1, *size, 3]))
+    graph.input.append(helper.make_tensor_value_info("frame", TensorProto.UINT8, [batch, *size, 3]))
     # The frame's order, BGR, and its scale, 0..255; those of `info` are RGB in 0..1.
     mean, std = (np.array(values[::-1], np.float64) * 255 for values in (info.mean, info.std))
     # TensorRT converts uint8 to float only, and moves axes of floats only: cast first.
@@ -90,7 +93,7 @@ def _normalize(nodes: _Nodes, network: OnnxNetwork, image: str, size: Size) -> N
         pixels = nodes.add("Sub", [pixels, _planes(nodes, "mean", whole)], "frame/centered")
     first = None if last else _first_convolution(graph, image)
     if first is not None:
-        _fold(nodes, first, whole - mean, 1 / std, flips, pixels, size)
+        _fold(nodes, first, whole - mean, 1 / std, flips, pixels, (batch, *size))
         return
     if (whole != mean).any():
         pixels = nodes.add("Sub", [pixels, _planes(nodes, "rest", mean - whole)], "frame/exact")
@@ -149,10 +152,10 @@ def _fold(
     scale: NDArray[Any],
     flips: bool,
     pixels: str,
-    size: Size,
+    sides: tuple[int, int, int],
 ) -> None:
     """Make `first` take BGR less `shift + mean` as it took normalized pixels, exactly: padding is
-    by hand, since zeros would no longer stand for the mean color."""
+    by hand, since zeros would no longer stand for the mean color. sides: (N, H, W) of frames."""
     held = {tensor.name: tensor for tensor in nodes.graph.initializer}
     # In float64, so that folding rounds every weight once.
     weight = numpy_helper.to_array(held[first.input[1]]).astype(np.float64)
@@ -161,20 +164,20 @@ def _fold(
     if len(first.input) > 2:
         bias += numpy_helper.to_array(held[first.input[2]])
     facts = attributes(first)
-    top, left, bottom, right = _pads(facts, weight.shape[2:], size)
+    batch, height, width = sides
+    top, left, bottom, right = _pads(facts, weight.shape[2:], (height, width))
     edge = (-shift).reshape(1, 3, 1, 1)
 
     def border(name: str, height: int, width: int) -> str:
-        values = np.broadcast_to(edge, (1, 3, height, width)).astype(np.float32)
+        values = np.broadcast_to(edge, (batch, 3, height, width)).astype(np.float32)
         return nodes.keep(f"frame/{name}_border", values)
 
     # Concatenated, since Pad has one value for all channels, and the mean color has three.
-    height, width = size
-    sides = [border("left", height, left)] if left else []
-    sides += [pixels]
-    sides += [border("right", height, right)] if right else []
-    if len(sides) > 1:
-        pixels = nodes.add("Concat", sides, "frame/wide", axis=3)
+    columns = [border("left", height, left)] if left else []
+    columns += [pixels]
+    columns += [border("right", height, right)] if right else []
+    if len(columns) > 1:
+        pixels = nodes.add("Concat", columns, "frame/wide", axis=3)
     rows = [border("top", top, left + width + right)] if top else []
     rows += [pixels]
     rows += [border("bottom", bottom, left + width + right)] if bottom else []
@@ -219,7 +222,7 @@ def _end(
     size: Size,
     outputs: Sequence[str],
 ) -> None:
-    """Labels of the logits (1, K, h, w), and the logits themselves where they are asked for."""
+    """Labels of the logits (N, K, h, w), and the logits themselves where they are asked for."""
     graph = nodes.graph
     model = helper.make_model(graph)
     shape = tensor_shape(onnx.shape_inference.infer_shapes(model), coarse)
@@ -227,7 +230,7 @@ def _end(
     del graph.output[:]
     if network.form.channels == 1:
         # One logit against 0: softmax of (0, x) gives the second class sigmoid(x).
-        zeros = nodes.keep("labels/zeros", np.zeros((1, 1, *shape[2:]), np.float32))
+        zeros = nodes.keep("labels/zeros", np.zeros((shape[0], 1, *shape[2:]), np.float32))
         coarse = nodes.add("Concat", [zeros, coarse], "labels/both", axis=1)
         shape[1] = 2
     for output in outputs:
@@ -250,4 +253,6 @@ def _end(
         # TensorRT makes uint8 of floats only; ids up to 255 are exact in half precision too.
         best = nodes.add("Cast", [best], "labels/float", to=TensorProto.FLOAT)
         nodes.add("Cast", [best], "labels", to=TensorProto.UINT8)
-        graph.output.append(helper.make_tensor_value_info("labels", TensorProto.UINT8, [1, *size]))
+        graph.output.append(
+            helper.make_tensor_value_info("labels", TensorProto.UINT8, [shape[0], *size])
+        )

@@ -115,20 +115,22 @@ class OnnxNetwork(Network):
         reads, or its logits."""
         return torch.cat([self.answer(each)[0] for each in image.split(1)])
 
-    def prepare(self, size: Size) -> onnx.ModelProto:
-        """The graph for one image of (height, width), from its own input to its scores, see
+    def prepare(self, size: Size, batch: int = 1) -> onnx.ModelProto:
+        """The graph for `batch` images of (height, width), from its own input to its scores, see
         `onnx_graph.prepare`.
 
         Raises:
-            UsageError: if the file's graph does not allow that size.
+            UsageError: if the file's graph does not allow that size or batch.
         """
-        dims = [1, *size, 3] if self.form.channels_last else [1, 3, *size]
+        dims = [batch, *size, 3] if self.form.channels_last else [batch, 3, *size]
         try:
             return prepare(self.content, dims, self.form.tail.scores)
         except UsageError as error:
+            wanted = "one image" if batch == 1 else f"{batch} images"
             raise UsageError(
-                f"the graph of {self.info.name} cannot be brought to one image of "
-                f"{size[0]}x{size[1]} ({error}): export the file for a batch of 1 and that size"
+                f"the graph of {self.info.name} cannot be brought to {wanted} of "
+                f"{size[0]}x{size[1]} ({error}): export the file for a batch of {batch}, or of any "
+                "number, and that size"
             ) from error
 
     def count_cost(self, size: Size) -> NetworkCost:

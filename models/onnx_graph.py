@@ -136,6 +136,9 @@ def prepare(content: bytes, dims: list[int], scores: str) -> onnx.ModelProto:
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except Exception as error:  # each of them has its own
         raise UsageError(str(error).strip().splitlines()[0][:200]) from error
+    made = tensor_shape(model, model.graph.output[0].name)
+    if made and made[0] != dims[0]:  # a reshape that was written down for another number
+        raise UsageError(f"its scores are {made}, of another number of images than {dims[0]}")
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"{PREFIX}{node.op_type}_{number}"
     return model

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from ..errors import ArtifactError
 from .artifact import Enlargement
 
-Labels = NDArray[np.uint8]  # (1, H, W) class ids
+Labels = NDArray[np.uint8]  # (N, H, W) class ids
 Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
 CHUNKS = 4  # a thread: borders are not spread evenly over a frame
@@ -55,7 +55,7 @@ def compiled_available() -> bool:
 def classes_and_factor(
     shape: tuple[int, ...], size: tuple[int, int], enlarge: Enlargement
 ) -> tuple[int, int | None]:
-    """(classes, factor of a pixel shuffle) of coarse logits (1, channels, h, w) for a frame's size.
+    """(classes, factor of a pixel shuffle) of coarse logits (N, channels, h, w) for a frame's size.
 
     Raises ArtifactError if the two do not fit each other.
     """
@@ -71,7 +71,7 @@ def classes_and_factor(
 
 
 class LabelMaker:
-    """Coarse logits (1, channels, h, w) of one shape -> labels (1, H, W) uint8.
+    """Coarse logits (N, channels, h, w) of one shape -> labels (N, H, W) uint8.
 
     enlarge: as the card says. threads: CPU threads to share the rows among. Compiles on creation,
     or takes the compiled code of an earlier one from the cache; a call allocates nothing of the
@@ -93,7 +93,7 @@ class LabelMaker:
         if classes > MOST_CLASSES:
             raise ArtifactError(f"labels are uint8: {classes} classes are more than {MOST_CLASSES}")
         self.shape, self.threads = shape, max(1, threads)
-        self.labels: Labels = np.empty((1, *size), np.uint8)
+        self.labels: Labels = np.empty((shape[0], *size), np.uint8)
         self.most_mixed = MOST_MIXED
         self.uniform = 1.0  # share of the last call's cells whose corners have one argmax
         if self.factor is None:
@@ -105,7 +105,8 @@ class LabelMaker:
         # At their cuts neighboring pieces both read a row, which a single thread need not.
         pieces = 1 if self.threads == 1 else min(steps, self.threads * CHUNKS)
         cuts = np.linspace(0, steps, pieces + 1).round().astype(int).tolist()
-        self._pieces = list(itertools.pairwise(cuts))
+        rows = list(itertools.pairwise(cuts))
+        self._pieces = [(frame, *ends) for frame in range(shape[0]) for ends in rows]
         # One fewer: the calling thread takes its share.
         self._pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
         # Compiles the loops, or reads compiled ones, now and not at the first frame.
@@ -115,28 +116,28 @@ class LabelMaker:
         """coarse: float32, or float16, which is converted; contiguous, or it is copied."""
         if coarse.shape != self.shape:
             raise ValueError(f"coarse logits are {self.shape}, not {coarse.shape}")
-        logits = np.ascontiguousarray(coarse[0], np.float32)
+        logits = np.ascontiguousarray(coarse, np.float32)
         queue = iter(self._pieces)
         helpers = [
             self._pool.submit(self._work, logits, queue) for _ in range(self.threads - 1)
         ] if self._pool else []  # fmt: skip
         mixed = self._work(logits, queue) + sum(helper.result() for helper in helpers)
         if self.factor is None:
-            self.uniform = 1 - mixed / (len(self.rows) * len(self.columns))
+            self.uniform = 1 - mixed / (len(coarse) * len(self.rows) * len(self.columns))
         return self.labels
 
-    def _work(self, logits: NDArray[np.float32], queue: Iterator[tuple[int, int]]) -> int:
+    def _work(self, logits: Floats, queue: Iterator[tuple[int, int, int]]) -> int:
         """Take pieces until none is left; the number of cells that were interpolated."""
         from . import argmax_cpu
 
         mixed = 0
-        for first, last in queue:  # next() of a list's iterator is atomic
+        for frame, first, last in queue:  # next() of a list's iterator is atomic
+            given, labels = logits[frame], self.labels[frame]
             if self.factor is not None:
-                argmax_cpu.label_shuffled(logits, self.factor, first, last, self.labels[0])
+                argmax_cpu.label_shuffled(given, self.factor, first, last, labels)
                 continue
             axes = (*self.rows.arrays, *self.columns.arrays)
-            labels = self.labels[0]
-            mixed += argmax_cpu.label_bilinear(logits, *axes, first, last, self.most_mixed, labels)
+            mixed += argmax_cpu.label_bilinear(given, *axes, first, last, self.most_mixed, labels)
         return mixed
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from .argmax import LabelMaker, compiled_available
 from .artifact import Enlargement
 
 TURNS = 15  # of each way, when they are timed
-Maker = Callable[[Tensor], Tensor]  # coarse logits, or a head's features -> labels (1, H, W)
+Maker = Callable[[Tensor], Tensor]  # coarse logits, or a head's features -> labels (N, H, W)
 
 
 class CpuLabels:

@@ -62,11 +62,14 @@ FUSED = isinstance(mix, triton.JITFunction)
 @triton.jit
 def bilinear_kernel(
     logits, pieces, row_near, row_far, left, right, near, far, labels,
-    classes, width, stride_c, stride_y, stride_x,
+    classes, width, height, stride_n, stride_c, stride_y, stride_x,
     rows: tl.constexpr, columns: tl.constexpr, fused: tl.constexpr,
 ):  # fmt: skip
     """Rows of one band of cells, `pieces` (n, 4): first row, rows, upper and lower input row; and
-    `columns` columns of them, whose input columns are `left` and `right`."""
+    `columns` columns of them, whose input columns are `left` and `right`; the grid's third side is
+    the frames of a batch."""
+    logits += tl.program_id(2) * stride_n
+    labels += tl.program_id(2) * height * width
     piece = pieces + 4 * tl.program_id(0)
     first, count = tl.load(piece), tl.load(piece + 1)
     upper, lower = tl.load(piece + 2) * stride_y, tl.load(piece + 3) * stride_y
@@ -98,14 +101,17 @@ def bilinear_kernel(
 @triton.jit
 def shuffled_kernel(
     features, weight, bias, labels,
-    classes, channels, height, width, stride_c, stride_y, stride_x,
+    classes, channels, height, width, stride_n, stride_c, stride_y, stride_x,
     factor: tl.constexpr, places: tl.constexpr, depth: tl.constexpr, positions: tl.constexpr,
 ):  # fmt: skip
     """`positions` positions of features (channels, height, width): for each of the factor^2 pixels
     of one, the first class with the largest of weight (K, factor^2, channels) * features + bias.
 
-    places, depth: factor^2 and the channels, rounded up to what `tl.dot` takes.
+    places, depth: factor^2 and the channels, rounded up to what `tl.dot` takes. The grid's second
+    side is the frames of a batch.
     """
+    features += tl.program_id(1) * stride_n
+    labels += tl.program_id(1) * height * width * factor * factor
     position = tl.program_id(0) * positions + tl.arange(0, positions)
     inside = position < height * width
     y, x = position // width, position % width
@@ -148,12 +154,12 @@ class Launch:
 
 
 def named_strides(strides: Sequence[int]) -> dict[str, int]:
-    """Those arguments of a kernel that say how (C, h, w) lies in memory."""
-    return dict(zip(("stride_c", "stride_y", "stride_x"), strides, strict=True))
+    """Those arguments of a kernel that say how (N, C, h, w) lies in memory."""
+    return dict(zip(("stride_n", "stride_c", "stride_y", "stride_x"), strides, strict=True))
 
 
 def bilinear_launch(shape: tuple[int, ...], size: tuple[int, int], enlarge: Enlargement) -> Launch:
-    """For logits of `shape` (1, K, h, w) and a frame of `size` (H, W). Raises ArtifactError for
+    """For logits of `shape` (N, K, h, w) and a frame of `size` (H, W). Raises ArtifactError for
     more classes than uint8 holds."""
     _check_classes(shape[1])
     aligned = enlarge == "bilinear_aligned"
@@ -172,11 +178,11 @@ def bilinear_launch(shape: tuple[int, ...], size: tuple[int, int], enlarge: Enla
         "near": columns.near, "far": columns.far,
     }  # fmt: skip
     constants = {
-        "classes": shape[1], "width": size[1],
+        "classes": shape[1], "width": size[1], "height": size[0],
         "rows": triton.next_power_of_2(max(count for _, count, _, _ in pieces)),
         "columns": COLUMNS, "fused": FUSED,
     }  # fmt: skip
-    grid = len(pieces), triton.cdiv(size[1], COLUMNS)
+    grid = len(pieces), triton.cdiv(size[1], COLUMNS), shape[0]
     return Launch(bilinear_kernel, grid, constants, tables)
 
 
@@ -184,7 +190,7 @@ def shuffled_launch(
     weight: tuple[int, ...], shape: tuple[int, ...], size: tuple[int, int]
 ) -> Launch:
     """For a convolution with a weight of that shape, (K * factor^2, C, 1, 1), on features of
-    `shape` (1, C, h, w), and a frame of `size` (H, W).
+    `shape` (N, C, h, w), and a frame of `size` (H, W).
 
     Raises ArtifactError where these do not fit, and for what one program cannot hold.
     """
@@ -207,7 +213,7 @@ def shuffled_launch(
         "factor": factor, "places": places, "positions": positions,
         "depth": max(LEAST_SIDE, triton.next_power_of_2(channels)),
     }  # fmt: skip
-    grid = (triton.cdiv(shape[2] * shape[3], positions),)
+    grid = (triton.cdiv(shape[2] * shape[3], positions), shape[0])
     return Launch(shuffled_kernel, grid, constants, stages=STAGES)
 
 
@@ -223,7 +229,7 @@ class _Launched:
         device: torch.device,
     ):
         self.launch, self.tables, self.shape = launch, tables, shape
-        self.labels = torch.empty((1, *size), dtype=torch.uint8, device=device)
+        self.labels = torch.empty((shape[0], *size), dtype=torch.uint8, device=device)
 
     def __call__(self, given: Tensor) -> Tensor:
         if given.shape != self.shape:
@@ -233,13 +239,13 @@ class _Launched:
         with torch.cuda.device_of(given):
             launch.kernel[launch.grid](
                 given, labels=self.labels, **self.tables, **launch.constants,
-                **named_strides(given.stride()[1:]), num_stages=launch.stages,
+                **named_strides(given.stride()), num_stages=launch.stages,
             )  # fmt: skip
         return self.labels
 
 
 class BilinearLabels(_Launched):
-    """Coarse logits (1, K, h, w) -> labels (1, H, W) uint8 on the same device.
+    """Coarse logits (N, K, h, w) -> labels (N, H, W) uint8 on the same device.
 
     shape: of the logits; size: (H, W); enlarge: "bilinear" or "bilinear_aligned", as the card
     says. Logits may be float32, float16 or bfloat16 and of any layout. The next call overwrites
@@ -261,8 +267,8 @@ class BilinearLabels(_Launched):
 
 
 class ShuffledLabels(_Launched):
-    """What a 1x1 convolution to K * factor^2 channels reads, (1, C, h, w) -> labels
-    (1, h * factor, w * factor) uint8 on the same device, without the convolution's output.
+    """What a 1x1 convolution to K * factor^2 channels reads, (N, C, h, w) -> labels
+    (N, h * factor, w * factor) uint8 on the same device, without the convolution's output.
 
     weight (K * factor^2, C, 1, 1) and bias, of the features' type; shape: of the features. The next
     call overwrites the labels. Raises ArtifactError for what one program cannot hold.

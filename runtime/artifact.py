@@ -31,6 +31,7 @@ Enlargement = Literal["bilinear", "bilinear_aligned", "shuffle"]
 # Numbers of fields in onnx.proto: of a model; of its graph.
 GRAPH, METADATA, OUTPUT = 7, 14, 12
 LARGEST = 1 << 14  # pixels of a side
+MOST_BATCH = 32  # frames; a vehicle has fewer cameras, and a graph holds tables for each
 # The start of an entry of the metadata, its key, and of how protobuf writes its value.
 _ENTRY = b"\x0a\x05rtseg\x12"
 _DIGEST = re.compile(rb'\{"digest":"([0-9a-f]{64})",')
@@ -118,10 +119,11 @@ class CoarseLogits(_Facts):
 class Card(_Facts):
     """An artifact's description; the runtime needs nothing else.
 
-    size: (height, width) in pixels of the frame that goes in: uint8 NHWC in BGR order, batch 1.
+    size: (height, width) in pixels of the frames that go in: uint8 NHWC in BGR order. batch: how
+    many go in at once, and label maps come out, each frame's own; 1 in files that name none.
     trained_size: likewise, what the weights were trained at. fit: how a frame of another aspect
     comes to that size (`data/letterbox.py`); `stretch` in files of versions that named none.
-    outputs: "labels" (uint8, H x W), "logits" (the network's own, float), "coarse" (of an
+    outputs: "labels" (uint8, N x H x W), "logits" (the network's own, float), "coarse" (of an
     engine: what its label kernel reads, float; `enlarge` names what that replaces). mean,
     std: of RGB in 0..1; they are inside the graph already. weights: digest of the network's state.
     trained: False for random weights. license: of the weights, trained_on: the name of their data
@@ -133,6 +135,7 @@ class Card(_Facts):
     format: Literal[1, 2] = 2
     model: str
     size: tuple[int, int]
+    batch: int = 1
     trained_size: tuple[int, int] | None = None
     fit: Fit = "stretch"
     precision: Precision
@@ -165,6 +168,7 @@ class Card(_Facts):
         """What can be served at all: whoever may write a card may digest it, too."""
         for wrong, what in (
             (not all(1 <= side <= LARGEST for side in self.size), f"size {self.size}"),
+            (not 1 <= self.batch <= MOST_BATCH, f"a batch of {self.batch}"),
             (not 1 <= len(self.classes) <= 255, f"{len(self.classes)} classes"),
             (len(self.palette) != len(self.classes), f"{len(self.palette)} colors of classes"),
             (not all(0 <= v <= 255 for color in self.palette for v in color), "colors"),
@@ -178,6 +182,16 @@ class Card(_Facts):
     def gives_labels(self) -> bool:
         """Whether the runtime makes labels with it, rather than logits alone."""
         return "labels" in self.outputs or "coarse" in self.outputs
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """Of "frame": (N, H, W, 3)."""
+        return (self.batch, *self.size, 3)
+
+    @property
+    def label_shape(self) -> tuple[int, int, int]:
+        """Of "labels": (N, H, W)."""
+        return (self.batch, *self.size)
 
     @property
     def class_table(self) -> ClassSet:
@@ -438,20 +452,21 @@ def describe(path: Path) -> dict[str, object]:
     card = read_card(path)
     height, width = card.size
     outputs = {
-        "labels": f"uint8 (1, {height}, {width})",
-        "logits": "float (1, classes, h, w)",
-        "coarse": "float (1, channels, h, w), for the label kernel beside it",
+        "labels": f"uint8 {card.label_shape}",
+        "logits": f"float ({card.batch}, classes, h, w)",
+        "coarse": f"float ({card.batch}, channels, h, w), for the label kernel beside it",
     }
     facts: dict[str, object] = {
         "file": path.name,
         "bytes": path.stat().st_size,
         "model": card.model,
         "size": f"{height}x{width}",
+        "batch": card.batch,
         "fit": card.fit,
         "precision": card.precision,
         "class_set": card.class_set,
         "classes": list(card.classes),
-        "inputs": {"frame": f"uint8 (1, {height}, {width}, 3), {card.channels}"},
+        "inputs": {"frame": f"uint8 {card.input_shape}, {card.channels}"},
         "outputs": {name: outputs[name] for name in card.outputs},
         "normalization": {"mean": list(card.mean), "std": list(card.std), "where": "in the graph"},
         "macs": card.macs,

@@ -1,9 +1,10 @@
-"""Any frame in, labels of its size out."""
+"""Any frame in, labels of its size out; several at once where the artifact takes a batch."""
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.letterbox import fit_frame, restore_labels
+from ..data.letterbox import Fit, fit_frame, restore_labels
 from ..data.signature import verify_signature
 from ..errors import BackendError, UsageError
 from .artifact import Card, read_card, verify_artifact
-from .backends.backend import Backend, Info, choose, open_backend
+from .backends.backend import Backend, Image, Info, choose, open_backend
 
 
 class Segmenter:
@@ -32,25 +33,64 @@ class Segmenter:
         self._process = os.getpid()
         self.card: Card = backend.card
         self.info: Info = backend.info
+        self._slots: Image | None = None  # of a batch
 
-    def __call__(self, frame: NDArray[np.generic]) -> NDArray[np.uint8]:
+    def __call__(
+        self, frame: NDArray[np.generic] | Sequence[NDArray[np.generic]]
+    ) -> NDArray[np.uint8]:
         """frame (H, W, 3) uint8 BGR, any size -> labels (H, W) uint8 class ids, the caller's own.
+
+        Several frames of one size, a list of them or one array (n, H, W, 3) -> labels (n, H, W), in
+        one call of the network: at most as many as the artifact was exported for, `card.batch`.
+        Fewer, or one frame alone, take as long as a whole batch: its last frame fills the others'
+        places, and only the labels of those given come back.
 
         A frame of another size than the artifact's is resized (bilinear), and letterboxed or
         cropped where its card says so and the aspects differ; its labels are brought back
         (nearest), 255 beside a crop. Gray, BGRA and other number types are converted where that
         loses nothing; ValueError says what to do where it would.
         """
+        if not _are_several(frame):
+            return self.label_each([np.asarray(frame)])[0]
+        images = [as_bgr(each) for each in frame]
+        shapes = list(dict.fromkeys(f"{each.shape[0]}x{each.shape[1]}" for each in images))
+        if len(shapes) > 1:
+            raise UsageError(
+                f"the frames of a batch have one size, not {' and '.join(shapes)}: resize them to "
+                "one, or call `label_each`, which gives a label map of each one's own size"
+            )
+        return np.stack(self.label_each(images))
+
+    def label_each(self, frames: Sequence[NDArray[np.generic]]) -> list[NDArray[np.uint8]]:
+        """Frames (H, W, 3), each of its own size -> the labels (H, W) of each, in one call of the
+        network; otherwise as `segmenter(frames)`."""
         self._check_process()  # before the lock, which another thread may have held at the fork
-        image = as_bgr(frame)
-        card, size = self.card, (image.shape[0], image.shape[1])
-        fitted = fit_frame(image, card.size, card.fit)
+        card = self.card
+        if not 1 <= len(frames) <= card.batch:
+            raise UsageError(
+                f"this artifact takes {card.batch} frame{'s' if card.batch > 1 else ''} at a time, "
+                f"not {len(frames)}: call it for each, or export with batch={len(frames)}"
+                if frames
+                else "there is no frame in the batch: give one at least"
+            )
+        images = [as_bgr(frame) for frame in frames]
+        fitted = [fit_frame(image, card.size, card.fit) for image in images]
         with self._lock:
-            labels: NDArray[np.uint8] = self.backend(fitted[None])[0]
-            # The backend writes its next labels over these, which the caller may still hold; a
-            # resize has made an array of its own.
-            restored = restore_labels(labels, size, card.fit)
-            return restored.copy() if np.shares_memory(restored, labels) else restored
+            maps = self.backend(self._fill(fitted))
+            return [
+                _restore(labels, (image.shape[0], image.shape[1]), card.fit)
+                for labels, image in zip(maps, images, strict=False)
+            ]
+
+    def _fill(self, fitted: Sequence[NDArray[np.uint8]]) -> Image:
+        """The network's input, (N, H, W, 3)."""
+        if self.card.batch == 1:
+            return fitted[0][None]
+        if self._slots is None:
+            self._slots = np.empty(self.card.input_shape, np.uint8)
+        for place in range(self.card.batch):
+            self._slots[place] = fitted[min(place, len(fitted) - 1)]
+        return self._slots
 
     @property
     def backend(self) -> Backend:
@@ -106,6 +146,21 @@ def load(
     name = choose(path, backend, device)
     verify_artifact(path, card)
     return Segmenter(open_backend(name, path, device, **options))
+
+
+def _are_several(frame: object) -> bool:
+    """Whether these are frames, and not one, which may be nested lists of numbers too."""
+    if isinstance(frame, np.ndarray):
+        return frame.ndim == 4
+    return isinstance(frame, (list, tuple)) and all(isinstance(e, np.ndarray) for e in frame)
+
+
+def _restore(labels: NDArray[np.uint8], size: tuple[int, int], fit: Fit) -> NDArray[np.uint8]:
+    """The network's labels at the frame's size, the caller's own."""
+    restored = restore_labels(labels, size, fit)
+    # The backend writes its next labels over these, which the caller may still hold; a resize has
+    # made an array of its own.
+    return restored.copy() if np.shares_memory(restored, labels) else restored
 
 
 def as_bgr(frame: NDArray[np.generic]) -> NDArray[np.uint8]:

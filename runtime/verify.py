@@ -27,6 +27,7 @@ from ..errors import ArtifactError
 from ..gpu import Gpu
 from .artifact import Card, Precision
 from .backends.backend import Backend, Image, Labels
+from .batches import plan_batches, stack_batches
 from .records import read_record, write_record
 
 log = logging.getLogger("rtseg")
@@ -290,7 +291,8 @@ def prove_half(
         return
     cpu = open_cpu()
     try:
-        frames = [scene(card.size, seed)[None] for seed in range(HALF_FRAMES)]
+        drawn = [scene(card.size, seed) for seed in range(max(HALF_FRAMES, card.batch))]
+        frames = list(stack_batches(drawn, card.batch))
         same = [_classes(backend, frame) == _classes(cpu, frame) for frame in frames]
     finally:
         cpu.close()
@@ -308,13 +310,13 @@ def prove_half(
 def _classes(backend: Backend, image: Image) -> Labels:
     """Labels, or the likeliest classes at the logits' own size where there are only those."""
     if backend.card.gives_labels:
-        return np.array(backend(image)[0])
+        return np.array(backend(image))
     backend.upload(image)
     backend.compute()
     backend.synchronize()
     logits = backend.logits()
     assert logits is not None
-    return np.asarray(logits[0].argmax(0), np.uint8)
+    return np.asarray(logits.argmax(1), np.uint8)
 
 
 def is_proven_here(path: Path, card: Card) -> bool:
@@ -345,27 +347,21 @@ def _reference(path: Path, card: Card) -> Reference:
 
 
 def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:
-    """One comparison a frame."""
+    """One comparison a slot of each batch."""
     bars, figures = find_bars(card.precision, card.trained), []
-    for i, frame in enumerate(reference.frames):
-        labels = read_labels(backend, card, frame[None])
-        figures.append(
-            compare(
-                reference.labels[i],
-                reference.margins[i],
-                labels,
-                bars,
-                reference.names[i],
-            )
-        )
+    for places in plan_batches(len(reference.frames), card.batch):
+        maps = read_labels(backend, card, reference.frames[places])
+        for i, labels in zip(places, maps, strict=True):
+            truth = reference.labels[i], reference.margins[i]
+            figures.append(compare(*truth, labels, bars, reference.names[i]))
     return figures
 
 
 def read_labels(backend: Backend, card: Card, image: Image) -> Labels:
-    """Labels (H, W) of an image (1, H, W, 3), from the logits where the engine gives only those."""
+    """Labels (N, H, W) of an image (N, H, W, 3), from the logits where there are only those."""
     if card.gives_labels:
         # A copy: the next call overwrites the backend's labels.
-        return np.array(backend(image)[0])
+        return np.array(backend(image))
     backend.upload(image)
     backend.compute()
     logits = backend.logits()
@@ -373,4 +369,4 @@ def read_labels(backend: Backend, card: Card, image: Image) -> Labels:
         raise ArtifactError(
             "logits below the frame's size cannot be proven: export it again with --output both"
         )
-    return np.asarray(logits[0].argmax(0), np.uint8)
+    return np.asarray(logits.argmax(1), np.uint8)

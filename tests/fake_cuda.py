@@ -199,7 +199,7 @@ class PretendedDriver:
 
 
 def coarse_logits(frame):
-    """frame (1, H, W, 3) -> (1, CLASSES, H / 4, W / 4) float16: all exact, of many winners."""
+    """frame (N, H, W, 3) -> (N, CLASSES, H / 4, W / 4) float16: all exact, of many winners."""
     blue, green, red = np.moveaxis(frame[:, 2::4, 2::4].astype(np.int64), -1, 0)
     planes = [(blue * (k + 1) + green * (k + 3) + red) % 97 for k in range(CLASSES)]
     return (np.stack(planes, axis=1) / 8).astype(np.float16)
@@ -340,9 +340,10 @@ class World:
 
 class PretendedKernel:
     """The bilinear kernel of `file` on a pretended GPU: NumPy on the memory that its arguments
-    point at."""
+    point at, a frame after another."""
 
     def __init__(self, world, file):
+        self.shape = file.call.shape
         self.world, self.cuda = world, world.cuda
         count = len(file.call.arguments) + file.call.unused
         world.driver.kernels[file.call.name] = (count, self.bilinear)
@@ -353,8 +354,13 @@ class PretendedKernel:
         names = POINTERS[1:-1]
         tables = {name: self.array(at[name], TYPES.get(name, np.float32)) for name in names}
         read = SimpleNamespace(**tables)
-        logits = self.array(at["logits"], np.float16).reshape(COARSE_SHAPE)[0].astype(np.float32)
-        labels = self.array(at["labels"], np.uint8).reshape(SIZE)
+        batch = self.shape[0]
+        planes = self.array(at["logits"], np.float16).reshape(self.shape).astype(np.float32)
+        maps = self.array(at["labels"], np.uint8).reshape(batch, *SIZE)
+        for logits, labels in list(zip(planes, maps, strict=True))[: grid[2]]:
+            self.label(grid, read, logits, labels)
+
+    def label(self, grid, read, logits, labels):
         columns = min(SIZE[1], grid[1] * COLUMNS)
         for first, rows, upper, lower in read.pieces.reshape(-1, 4)[: grid[0]]:
             ends = [
@@ -389,29 +395,31 @@ def write_engine(
     margins=255,
     kernel=None,
     labels_of=lambda frame: frame[..., 0] % CLASSES,
+    batch=1,
 ):
-    """kernel: content of the file that makes labels of coarse logits."""
+    """kernel: content of the file that makes labels of coarse logits; batch: frames at once."""
     path = folder / "net.engine"
     shapes = {
-        "frame": (1, *SIZE, 3),
-        "labels": (1, *SIZE),
-        "logits": (1, CLASSES, *SIZE),
-        "coarse": COARSE_SHAPE,
+        "frame": (batch, *SIZE, 3),
+        "labels": (batch, *SIZE),
+        "logits": (batch, CLASSES, *SIZE),
+        "coarse": (batch, *COARSE_SHAPE[1:]),
     }
     kept = {name: shapes[name] for name in ("frame", *outputs)}
     path.write_text(json.dumps(kept if tensors is None else tensors))
     files = [path]
     if reference:
-        frame = picture(0)
-        labels = labels_of(frame)
+        frames = np.concatenate([picture(seed) for seed in range(batch)])
+        labels = labels_of(frames)
         sure = np.full_like(labels, margins)
         files.append(first_load.reference_path(path))
-        Reference(frame, labels, sure, ("drawn",)).save(files[-1])
+        Reference(frames, labels, sure, ("drawn",) * batch).save(files[-1])
     if kernel is not None:
         files.append(kernel_path(path))
         files[-1].write_bytes(kernel)
     facts = {
         "size": SIZE,
+        "batch": batch,
         "precision": "fp16",
         "outputs": outputs,
         "classes": tuple("abcd"),

@@ -28,10 +28,12 @@ class Case:
     arrays: dict[str, Logits] = field(default_factory=dict)  # weight and bias
 
 
-def bilinear(make: Callable[..., Logits], factor: int, aligned: bool, **how: Any) -> Case:
+def bilinear(
+    make: Callable[..., Logits], factor: int, aligned: bool, batch: int = 1, **how: Any
+) -> Case:
     # Above 128 pixels of height and width together, and with more than three channels, PyTorch
     # takes its kernel for planes.
-    given = make((1, 4, 2, 130 // factor + 2))
+    given = make((batch, 4, 2, 130 // factor + 2))
     size = 2 * factor, (130 // factor + 2) * factor
     if how.get("dtype", "float32") != "float32":
         given = torch.from_numpy(given).to(getattr(torch, how["dtype"])).float().numpy()
@@ -40,9 +42,11 @@ def bilinear(make: Callable[..., Logits], factor: int, aligned: bool, **how: Any
     return Case(given, plain(given, size, aligned), defaults | how)
 
 
-def shuffled(classes: int, channels: int, factor: int, bias: bool, **how: Any) -> Case:
+def shuffled(
+    classes: int, channels: int, factor: int, bias: bool, batch: int = 1, **how: Any
+) -> Case:
     """Whole numbers, so that sums are exact in every order and ties are many."""
-    shape = (1, channels, 5, 7)
+    shape = (batch, channels, 5, 7)
     given = RNG(1).integers(-2, 3, shape).astype(np.float32)
     weight = RNG(2).integers(-2, 3, (classes * factor**2, channels, 1, 1)).astype(np.float32)
     arrays = {"weight": weight}
@@ -87,11 +91,13 @@ def cases() -> dict[str, Case]:
             found[f"factor {factor}, {end}"] = bilinear(make, factor, aligned)
         for make in KINDS:
             found[f"{make.__name__}, {end}"] = bilinear(make, 8, aligned)
+        found[f"batch of 3, {end}"] = bilinear(ties, 8, aligned, batch=3)
         for dtype in ("float16", "bfloat16"):
             for make in (random, ties):
                 how = {"dtype": dtype, "channels_last": True}
                 found[f"{make.__name__}, {dtype}, {end}"] = bilinear(make, 8, aligned, **how)
     found["shuffled"] = shuffled(5, 24, 4, bias=True)
+    found["shuffled, batch of 3"] = shuffled(5, 24, 4, bias=True, batch=3)
     found["shuffled, no bias"] = shuffled(3, 128, 8, bias=False)
     found["shuffled, odd factor"] = shuffled(4, 17, 3, bias=True)
     found["shuffled, half"] = shuffled(11, 64, 8, bias=True, dtype="float16", channels_last=True)
@@ -109,7 +115,7 @@ def case_of(name: str) -> Case:
 
 
 def labels_on(case: Case, device: Any) -> Any:
-    """The kernel's labels of a case (1, H, W) uint8, made on `device`."""
+    """The kernel's labels of a case (N, H, W) uint8, made on `device`."""
     from rtseg.runtime.argmax_triton import BilinearLabels, ShuffledLabels
 
     dtype, size = getattr(torch, case.how["dtype"]), case.how["size"]

@@ -187,7 +187,7 @@ def bilinear_ptx(target):
     launch = labels_gpu.bilinear_launch(COARSE_SHAPE, SIZE, "bilinear")
     types = dict.fromkeys(POINTERS, "float32") | {"pieces": "int32", "labels": "uint8"}
     types |= {"left": "int32", "right": "int32"}
-    constants = launch.constants | labels_gpu.named_strides((32, 8, 1))
+    constants = launch.constants | labels_gpu.named_strides((160, 32, 8, 1))
     return label_kernel._machine_code(launch, types, constants, target).asm["ptx"]
 
 

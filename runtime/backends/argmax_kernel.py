@@ -114,7 +114,7 @@ def kernel_path(engine: Path) -> Path:
 
 class LabelKernel:
     """A kernel on one GPU, which reads the buffer at `coarse` and writes `labels`, an address of
-    (1, H, W) uint8 there. Nothing is allocated per call, and calls can be captured in a graph."""
+    (N, H, W) uint8 there. Nothing is allocated per call, and calls can be captured in a graph."""
 
     def __init__(
         self, file: KernelFile, cuda: Cuda, coarse: int, size: tuple[int, int], stream: int
@@ -128,7 +128,7 @@ class LabelKernel:
         )
         try:
             places = {name: self._on_device(table, stream) for name, table in file.tables.items()}
-            self.labels = self._allocate(size[0] * size[1])
+            self.labels = self._allocate(file.call.shape[0] * size[0] * size[1])
             places |= {COARSE: coarse, LABELS: self.labels}
             given = [places[name] for name in file.call.arguments]
             # Null for pointers to scratch memory, which Triton adds and this kernel does not

@@ -22,9 +22,9 @@ from ..artifact import Card
 from ..packages import pip_line
 
 log = logging.getLogger("rtseg")
-Image = NDArray[np.uint8]  # (1, H, W, 3) BGR
-Labels = NDArray[np.uint8]  # (1, H, W) class ids
-# An image -> the scores that the labels are the argmax of, (1, K, h, w) or (1, K, factor^2, h, w).
+Image = NDArray[np.uint8]  # (N, H, W, 3) BGR, N frames as the card says, 1 as a rule
+Labels = NDArray[np.uint8]  # (N, H, W) class ids
+# An image -> the scores that the labels are the argmax of, (N, K, h, w) or (N, K, factor^2, h, w).
 Scores = Callable[[Image], NDArray[np.generic]]
 # (layer, kind, kernel) -> milliseconds of each run.
 LayerTimes = dict[tuple[str, str, str], list[float]]
@@ -69,7 +69,7 @@ class Backend(ABC):
     names: Sequence[str]
 
     def __call__(self, image: Image) -> Labels:
-        """image (1, H, W, 3) uint8 BGR of the card's size -> labels (1, H, W) uint8."""
+        """image (N, H, W, 3) uint8 BGR of the card's batch and size -> labels (N, H, W) uint8."""
         self.upload(image)
         self.compute()
         return self.download()
@@ -101,7 +101,7 @@ class Backend(ABC):
         return self._output("labels")
 
     def logits(self) -> NDArray[np.floating[Any]] | None:
-        """The logits of the last call (1, K, h, w), if the artifact gives them."""
+        """The logits of the last call (N, K, h, w), if the artifact gives them."""
         return self._output("logits") if "logits" in self.names else None
 
     def _output(self, name: str) -> NDArray[Any]:
@@ -248,10 +248,10 @@ def cuda_available() -> bool:
 
 
 def check_input(path: Path, card: Card, shape: Sequence[int]) -> None:
-    """Raises ArtifactError unless a graph takes frames of its card's size."""
-    if tuple(shape) != (1, *card.size, 3):
+    """Raises ArtifactError unless a graph takes frames of its card's batch and size."""
+    if tuple(shape) != card.input_shape:
         raise ArtifactError(
-            f"{path} takes {tuple(shape)}, and its card says {(1, *card.size, 3)}: export it again"
+            f"{path} takes {tuple(shape)}, and its card says {card.input_shape}: export it again"
         )
 
 
@@ -303,6 +303,6 @@ def label_maker(card: Card, shape: Sequence[int], threads: int) -> LabelMaker:
     """What makes labels of a graph's coarse logits of `shape`; see `CoarseLogits`."""
     assert card.coarse is not None
     if len(shape) == 5:
-        # A graph that shuffles takes its argmax over (1, K, factor^2, h, w).
-        shape = (1, shape[1] * shape[2], *shape[3:])
+        # A graph that shuffles takes its argmax over (N, K, factor^2, h, w).
+        shape = (shape[0], shape[1] * shape[2], *shape[3:])
     return LabelMaker(tuple(shape), card.size, card.coarse.enlarge, threads)

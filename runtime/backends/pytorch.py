@@ -78,7 +78,7 @@ class PyTorch(Backend):
             torch.set_num_threads(threads)
         whole = FrameToLabels(deploy(network, card.size), card.outputs).eval()
         self.module = whole.to(self.device, DTYPES[precision], memory_format=torch.channels_last)
-        shape = (1, *card.size, 3)
+        shape = card.input_shape
         self.frame = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         self.staging = torch.zeros(shape, dtype=torch.uint8, pin_memory=True) if on_gpu else None
         self.graph: Any = None
@@ -213,13 +213,16 @@ class PyTorch(Backend):
         if self.staging is None:
             self.frame = torch.from_numpy(image)
             return
-        pinned = self.staging.numpy()
-        step = max(1, STRIPE * image.shape[1] // image.nbytes)  # rows
-        for start in range(0, image.shape[1], step):
+        # Rows of all frames one below another, so that every stripe is one piece of memory.
+        image = image.reshape(-1, *image.shape[2:])
+        staging, frame = self.staging.flatten(0, 1), self.frame.flatten(0, 1)
+        pinned = staging.numpy()
+        step = max(1, STRIPE * len(image) // image.nbytes)  # rows
+        for start in range(0, len(image), step):
             # While one stripe is on its way to the GPU, the host copies the next.
             rows = slice(start, start + step)
-            pinned[:, rows] = image[:, rows]
-            self.frame[:, rows].copy_(self.staging[:, rows], non_blocking=True)
+            pinned[rows] = image[rows]
+            frame[rows].copy_(staging[rows], non_blocking=True)
 
     def compute(self) -> None:
         if self.graph is None:

@@ -122,7 +122,7 @@ class TensorRT(Backend):
         kernel = LabelKernel(file, self._cuda, coarse.address, size, self._stream)
         self._open.callback(kernel.close)
         self._plan.behind = kernel.enqueue
-        return Tensor(LABELS, (1, *size), np.dtype(np.uint8), False, kernel.labels)
+        return Tensor(LABELS, self.card.label_shape, np.dtype(np.uint8), False, kernel.labels)
 
     def _pinned(self, name: str) -> NDArray[Any]:
         tensor = self._tensors[name]
@@ -156,7 +156,7 @@ class TensorRT(Backend):
         )
 
     def upload(self, image: Image) -> None:
-        """image (1, H, W, 3) uint8. Queues the copy; `frame` must stay as it is until `download`
+        """image (N, H, W, 3) uint8. Queues the copy; `frame` must stay as it is until `download`
         or `synchronize`. Raises ValueError for another shape or type."""
         self._use()
         if image.shape != self.frame.shape or image.dtype != np.uint8:
@@ -169,7 +169,7 @@ class TensorRT(Backend):
 
     def upload_device(self, frame: object) -> None:
         """A frame that is on the GPU already: an address, or an object with
-        `__cuda_array_interface__`, (1, H, W, 3) uint8. It must be finished, or made on this
+        `__cuda_array_interface__`, (N, H, W, 3) uint8. It must be finished, or made on this
         backend's stream."""
         self._use()
         tensor = self._tensors["frame"]
@@ -293,9 +293,9 @@ def _jit_caches(path: Path, card: Card, host: EngineHost) -> tuple[Path, ...]:
 
 def _expected_tensors(path: Path, card: Card, plan: Plan) -> dict[str, Any]:
     """The plan's tensors, which are those that the card promises."""
-    wanted: dict[str, tuple[int, ...]] = {"frame": (1, *card.size, 3)}
+    wanted: dict[str, tuple[int, ...]] = {"frame": card.input_shape}
     if "labels" in card.outputs:
-        wanted["labels"] = (1, *card.size)
+        wanted["labels"] = card.label_shape
     for name, shape in wanted.items():
         found = plan.tensors.get(name)
         if found is None or found.shape != shape or found.dtype != np.uint8:
