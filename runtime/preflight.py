@@ -335,8 +335,10 @@ def _export(card: Card, target: str) -> str:
         model = Path(card.weights_from).stem.replace(f"{model}_", f"{model}:", 1)
     elif card.trained:
         model += f" --weights {card.weights_from}"
+    batch = f" --batch {card.batch}" if card.batch > 1 else ""
     return (
-        f"rtseg export {model} --size {height}x{width} --precision {card.precision} --to {target}"
+        f"rtseg export {model} --size {height}x{width}{batch} --precision {card.precision} "
+        f"--to {target}"
     )
 
 

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from functools import cache
 from typing import Any
 
+from ..errors import UsageError
 from ..gpu import gpus
 from ..reporting import Progress, Table
 from ..system import read_system, usable_cores
@@ -60,6 +61,21 @@ class Setup:
     contests: Sequence[Contest]
     warnings: Sequence[str]
     started: str
+
+    @property
+    def single_frame_contests(self) -> Sequence[Contest]:
+        """The contests, for a protocol that shows each row one frame after another.
+
+        Raises:
+            UsageError: an artifact takes a batch.
+        """
+        for contest in self.contests:
+            if contest.card.batch > 1:
+                raise UsageError(
+                    f"{contest.title} takes {contest.card.batch} frames at once, which only "
+                    "`rtseg bench latency` measures: name an artifact of one frame here"
+                )
+        return self.contests
 
     def report(
         self,

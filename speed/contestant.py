@@ -23,7 +23,8 @@ QUEUED = 8  # networks that the papers' protocol queues on a GPU before it waits
 
 
 class Contestant(Protocol):
-    """Takes frames in turn, batch 1. `laps`: ms by stage, one entry a `staged` call."""
+    """Takes frames in turn, a batch of its subject's in a call. `laps`: ms by stage, one entry
+    a `staged` call."""
 
     laps: list[dict[str, float]]
 
@@ -35,7 +36,7 @@ class Contestant(Protocol):
         ...
 
     def frame_to_labels(self) -> object:
-        """`label` of the next of its frames."""
+        """`label` of the next of its frames, or of as many as a batch has."""
         ...
 
     def take_noise(self) -> None:
@@ -121,8 +122,9 @@ class ArtifactContestant:
             options=dict(info.options),
             macs=card.macs,
             artifact=name,
+            batch=card.batch,
         )
-        self._random = random_frame(card.size)[None]
+        self._random = np.repeat(random_frame(card.size)[None], card.batch, axis=0)
         self._stopwatch = _Stopwatch(segmenter.backend)
         # The Segmenter's own fitting and mapping are part of the time, so it is the one that is
         # called.
@@ -137,7 +139,10 @@ class ArtifactContestant:
         return cls(load(path, backend, **options), frames, path.name)
 
     def frame_to_labels(self) -> object:
-        return self.segmenter(next(self.frames))
+        return self.segmenter.label_each(self._next_frames())
+
+    def _next_frames(self) -> list[Frame]:
+        return list(itertools.islice(self.frames, self.subject.batch))
 
     def label(self, frame: Frame) -> NDArray[np.uint8]:
         return self.segmenter(frame)
@@ -170,7 +175,7 @@ class ArtifactContestant:
 
     def staged(self) -> object:
         laps = self._stopwatch.laps = Laps()
-        labels = self._staged(next(self.frames))
+        labels = self._staged.label_each(self._next_frames())
         laps.lap("post")
         self.laps.append(laps.times)
         return labels

@@ -71,6 +71,12 @@ class Host:
             if not opened:
                 raise ArtifactError("; ".join(each.why for each in self.absent))
             for peer in self._peers(contest, opened):
+                if contest.card.batch > 1:
+                    why = (
+                        "peers take one frame at a time: measure them beside an artifact that does"
+                    )
+                    self.note_absent(contest, peer.runner, why)
+                    continue
                 asked_for = peer.asked_for and PEERS[peer.peer].by_name_only
                 self._open_or_note(contest, peer, asked_for, stack, opened)
             yield opened
@@ -94,7 +100,8 @@ class Host:
             self.note_absent(contest, entry.runner, str(error))
 
     def note_absent(self, contest: Contest, runner: str, why: str) -> None:
-        self.absent.append(Absent(contest.card.model, contest.card.size, runner, why))
+        card = contest.card
+        self.absent.append(Absent(card.model, card.size, runner, why, card.batch))
 
     def _open(self, entry: Entry | PeerEntry, frames: Frames, stack: ExitStack) -> Opened:
         """Load and warm up one contestant, watching the memory that this takes."""
@@ -170,7 +177,8 @@ class Host:
         lanes: Sequence[Lane],
     ) -> BenchResult:
         contestant, config = each.contestant, self.config
-        network = Timing.of(lane.times("network"))
+        batch = contestant.subject.batch
+        network = Timing.of(lane.times("network"), batch)
         histograms = {"burst": Histogram.of(lane.times("frame_to_labels"))}
         pace = None
         if shots and config.camera_hz:
@@ -179,9 +187,9 @@ class Host:
         laps = contestant.laps
         return BenchResult(
             subject=contestant.subject,
-            frame_to_labels=Timing.of(lane.times("frame_to_labels")),
+            frame_to_labels=Timing.of(lane.times("frame_to_labels"), batch),
             network=network,
-            papers=Timing.of(lane.times("papers") / per_run(contestant)),
+            papers=Timing.of(lane.times("papers") / per_run(contestant), batch),
             camera=pace,
             # Medians by stage: they need not add up to the median of the whole.
             stages={n: sorted(lap[n] for lap in laps)[len(laps) // 2] for n in STAGES},
@@ -208,7 +216,8 @@ class Host:
         ceilings = self.ceilings.get(each.kind)
         if ceilings is None or work is None:
             return None
-        return share(work, each.contestant.subject, network.p50_ms, ceilings)
+        subject = each.contestant.subject
+        return share(work, subject, network.p50_ms / subject.batch, ceilings)
 
 
 def _lane(contestant: Contestant) -> Lane:

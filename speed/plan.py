@@ -28,6 +28,7 @@ from ..usage import NoiseWatch
 from .baselines import PEERS, Eager, OriginalFile, PlainExport, as_artifact_error, peer_class
 from .config import BenchConfig, Size
 from .contestant import ArtifactContestant, Contestant, Frames
+from .result import name_size
 from .roofline import Work, count_work
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Contest:
 
     @property
     def title(self) -> str:
-        return f"{self.card.model} {self.card.size[0]}x{self.card.size[1]}"
+        return f"{self.card.model} {name_size(self.card.size, self.card.batch)}"
 
     @property
     def model(self) -> Model:
@@ -141,7 +142,7 @@ class Contest:
         return self.source
 
     def scenes(self) -> Frames:
-        return scenes(SCENES, self.card.size)
+        return scenes(max(SCENES, self.card.batch), self.card.size)
 
     def peer(self, name: str, device: str, asked_for: bool = True) -> PeerEntry:
         return PeerEntry(name, self, device, asked_for)
@@ -166,13 +167,13 @@ def plan(config: BenchConfig, progress: Progress) -> tuple[list[Contest], list[s
     """
     check_backends(config.backends)
     planner = _Planner(config, progress)
-    contests: dict[tuple[str, int, Size], Contest] = {}
+    contests: dict[tuple[str, int, Size, int], Contest] = {}
     for measured in config.models:
         model, why = planner.open(measured)
         for entry in planner.entries(measured, model):
             card = read_card(entry.path)
             # Those that do the same work race; precisions and backends of it are what is compared.
-            key = card.model, len(card.classes), card.size
+            key = card.model, len(card.classes), card.size, card.batch
             contests.setdefault(key, Contest(card, [], model, why)).entries.append(entry)
     if not contests:
         raise UsageError("; ".join(planner.absent))

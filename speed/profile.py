@@ -59,7 +59,7 @@ def profile(setup: Setup) -> Report:
     """The costliest layers of every artifact that is to be measured."""
     tables: list[Table] = []
     facts: list[dict[str, object]] = []
-    for contest in setup.contests:
+    for contest in setup.single_frame_contests:
         for entry in contest.entries:
             setup.host.progress(f"{entry.title}: layers", 0.0)
             try:

@@ -29,7 +29,7 @@ class Subject:
 
     weights: digest of the network's state; precision: that it computed in; device: "cpu" or the
     GPU's name; threads: None on a GPU; artifact: the file's name, "" for what was not exported by
-    rtseg; peer: whether it is there to be compared with.
+    rtseg; peer: whether it is there to be compared with; batch: frames that a call takes.
     """
 
     model: str
@@ -45,10 +45,11 @@ class Subject:
     macs: int
     artifact: str
     peer: bool = False
+    batch: int = 1
 
     @property
     def title(self) -> str:
-        return f"{self.model} {self.size[0]}x{self.size[1]} {self.runner}"
+        return f"{self.model} {name_size(self.size, self.batch)} {self.runner}"
 
     @property
     def runner(self) -> str:
@@ -62,6 +63,11 @@ class Subject:
         return value
 
 
+def name_size(size: Sequence[int], batch: int) -> str:
+    """(height, width) as "512x1024", of a batch of 4 as "512x1024 b4"."""
+    return f"{size[0]}x{size[1]}" + (f" b{batch}" if batch > 1 else "")
+
+
 @dataclass(frozen=True)
 class Absent:
     """A row that was wanted and could not be measured, and why."""
@@ -70,9 +76,10 @@ class Absent:
     size: tuple[int, int]
     runner: str
     why: str
+    batch: int = 1
 
     def names(self) -> list[str]:
-        return [self.model, f"{self.size[0]}x{self.size[1]}", self.runner]
+        return [self.model, name_size(self.size, self.batch), self.runner]
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class BenchResult:
     def macs_per_s(self) -> float:
         """Multiply-adds a second that the network reaches at its median time."""
         # The median: macs are constant, and a slow run says nothing about the arithmetic.
-        return self.subject.macs / self.network.p50_ms * 1e3
+        return self.subject.macs * self.subject.batch / self.network.p50_ms * 1e3
 
     @property
     def against_eager(self) -> Speedup | None:
@@ -148,6 +155,8 @@ class BenchResult:
         eager, everything = self.against_eager, asdict(self)
         return {
             **self.subject.facts(),
+            "ms_a_batch": self.frame_to_labels.p50_ms,
+            "ms_a_frame": round(self.frame_to_labels.p50_ms / self.subject.batch, 4),
             **{name: everything[name] for name in plain},
             "stages": {f"{name}_ms": round(ms, 4) for name, ms in self.stages.items()},
             "peak_memory": {"host_mib": self.host_mib, "device_mib": self.device_mib},
@@ -265,6 +274,9 @@ class Report:
 Column = str | tuple[str, float] | Callable[[Mapping[str, Any]], Any]
 FULL = ("mean", "p50", "p90", "p99", "max", "std")
 LATENCY: dict[str, Column] = {
+    # Of artifacts that take several frames at once, whose other times are of a whole batch.
+    "ms a batch": lambda fact: fact["ms_a_batch"] if fact["batch"] > 1 else None,
+    "ms a frame": lambda fact: fact["ms_a_frame"] if fact["batch"] > 1 else None,
     **{name: f"frame_to_labels.{name}_ms" for name in FULL},
     "FPS": "frame_to_labels.fps",
     "x eager": "against_eager.frame_to_labels",
@@ -312,8 +324,13 @@ def latency_tables(facts: Sequence[Mapping[str, Any]], rate_hz: float | None) ->
         rate_hz: of the camera, None for none.
     """
     camera = f", frames from a camera at {rate_hz or 0:g} Hz; due: from when a frame was due"
+    batches = " and ".join(map(str, sorted({fact["batch"] for fact in facts}))) or "1"
     tables = [
-        tabulate("Frame in to labels out, batch 1, host memory to host memory, ms", facts, LATENCY),
+        tabulate(
+            f"Frame in to labels out, batch {batches}, host memory to host memory, ms",
+            facts,
+            LATENCY,
+        ),
         tabulate(
             "Protocols, medians in ms: the papers' (random input, network only, queued), the "
             f"network, frames in a burst{camera if rate_hz else ''}",
@@ -354,7 +371,7 @@ def _names(fact: Mapping[str, Any]) -> list[str]:
     """A table row's first cells, in the order of NAMES."""
     device = "" if fact["device"] == "cpu" else f", {fact['device']}"
     runner = f"{fact['backend']} {fact['precision']}{device}"
-    return [fact["model"], f"{fact['size'][0]}x{fact['size'][1]}", runner]
+    return [fact["model"], name_size(fact["size"], fact.get("batch", 1)), runner]
 
 
 def _cell(fact: Mapping[str, object], column: Column) -> str:

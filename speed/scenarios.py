@@ -33,7 +33,7 @@ def fixed_rate(setup: Setup, rates: Sequence[float] | None = None) -> Report:
     """Every row at every rate, by default RATES_HZ, each in two halves in reversed order."""
     facts: list[dict[str, object]] = []
     host, config = setup.host, setup.host.config
-    for contest in setup.contests:
+    for contest in setup.single_frame_contests:
         with host.open_all(contest) as opened:
             for rate in rates or RATES_HZ:
                 shots = host.play_all(opened, rate, contest.title)
@@ -136,7 +136,7 @@ def throughput(setup: Setup, streams: Sequence[int] = STREAMS) -> Report:
         gain = flow.fps / alone.setdefault(subject.title, flow.fps)
         facts.append({**subject.facts(), **asdict(flow), "gain": round(gain, 4)})
 
-    for contest in setup.contests:
+    for contest in setup.single_frame_contests:
         with host.open_all(contest) as opened:
             for each in opened:
                 add([each.contestant])
@@ -185,7 +185,7 @@ def mlperf(setup: Setup, folder: Path) -> Report:
     """
     facts: list[dict[str, object]] = []
     host, config = setup.host, setup.host.config
-    for contest in setup.contests:
+    for contest in setup.single_frame_contests:
         with host.open_all(contest) as opened:
             frames = host.frames_of(contest)
             for each in opened:

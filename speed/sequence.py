@@ -100,7 +100,7 @@ def sequence(
     # Decoded before the clock starts: a camera's frames come from no disk.
     samples = data if isinstance(data, Cached) else Cached(data)
     played: list[_Played] = []
-    for contest in setup.contests:
+    for contest in setup.single_frame_contests:
         _check_classes(contest.card.classes, samples)
         with setup.host.open_all(contest) as opened:
             played += [_play(setup, each.contestant, samples, rate_hz) for each in opened]

@@ -39,7 +39,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Timing:
-    """Single runs, batch 1. `fps`: frames a second one after another, from the mean."""
+    """Single runs, of one batch each. `fps`: frames a second one run after another, from the
+    mean."""
 
     runs: int
     mean_ms: float
@@ -52,8 +53,8 @@ class Timing:
     fps: float
 
     @classmethod
-    def of(cls, times: NDArray[np.float64]) -> Timing:
-        """times (runs,) in ms, one at least."""
+    def of(cls, times: NDArray[np.float64], batch: int = 1) -> Timing:
+        """times (runs,) in ms, one at least; batch: frames in a run."""
         p50, p90, p99, p99_9 = np.percentile(times, [50, 90, 99, 99.9])
         return cls(
             runs=len(times),
@@ -65,7 +66,7 @@ class Timing:
             max_ms=round(float(times.max()), 4),
             std_ms=round(float(times.std()), 4),
             # The mean: frames one after another take their sum.
-            fps=round(1e3 / max(float(times.mean()), 1e-6), 3),
+            fps=round(1e3 * batch / max(float(times.mean()), 1e-6), 3),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rtseg.export import export
 from rtseg.export.reference import draw_frames
 from rtseg.models.loading import Model, load_model
 from rtseg.models.onnx_file import OnnxNetwork
+from rtseg.models.pipeline import normalize_frame
 from rtseg.runtime import load, read_card
 from rtseg.runtime.argmax import LabelMaker
 from rtseg.runtime.artifact import MOST_BATCH, Card, describe
@@ -27,6 +29,7 @@ from rtseg.runtime.backends.tensorrt import TensorRT
 from rtseg.runtime.batches import plan_batches
 from rtseg.runtime.segmenter import Segmenter
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 BATCH, FRAME = 3, (64, 96)
 
@@ -45,11 +48,11 @@ class Attention(nn.Module):
         map_ = self.stem(image)
         tokens = self.block(map_.flatten(2).transpose(1, 2))
         logits = self.head(tokens.transpose(1, 2).unflatten(2, map_.shape[-2:]))
-        return nn.functional.interpolate(logits, image.shape[-2:], mode="bilinear")
+        return F.interpolate(logits, image.shape[-2:], mode="bilinear")
 
 
 def own(module: nn.Module) -> Model:
-    return load_model(module, classes=list("abcde"), normalize="imagenet", size=FRAME)
+    return load_model(module, normalize="imagenet", size=FRAME)
 
 
 def zoo(folder: Path) -> Model:
@@ -66,7 +69,7 @@ def plain_module(folder: Path) -> Model:
 
 def foreign(folder: Path) -> Model:
     path = write_torch(folder / "theirs.onnx", Net(), dynamo=False, dynamic=True)
-    return load_model(path, classes=list("abcde"), normalize="imagenet", size=FRAME)
+    return load_model(path, normalize="imagenet", size=FRAME)
 
 
 @pytest.mark.parametrize("make", [zoo, transformer, plain_module, foreign])
@@ -74,10 +77,10 @@ def test_every_slot_has_its_own_frames_labels(
     make: Callable[[Path], Model], tmp_path: Path
 ) -> None:
     source = make(tmp_path)
-    targets = ["onnx", "openvino", *(["torch"] if make is zoo else [])]
+    targets = ["onnx", *(["openvino", "torch"] if make is zoo else [])]
     made = export(source, FRAME, targets, batch=BATCH, out=tmp_path)
     frames = scenes(BATCH, FRAME, seed=20)
-    alone = _labels_alone(source, frames, tmp_path / "alone")
+    alone = _labels_alone(source, frames)
     assert len({labels.tobytes() for labels in alone}) == BATCH, "else slots could be exchanged"
     for artifact in made:
         assert artifact.status == "proven"
@@ -90,11 +93,13 @@ def test_every_slot_has_its_own_frames_labels(
                 assert (found[slot] == alone[slot]).mean() > 0.999
 
 
-def _labels_alone(source: Model, frames: list[Any], out: Path) -> list[Any]:
-    """By an artifact of the same network that takes one frame."""
-    (artifact,) = export(source, FRAME, out=out)
-    with load(artifact.path, device="cpu") as segment:
-        return [segment(frame) for frame in frames]
+def _labels_alone(source: Model, frames: list[Any]) -> list[Any]:
+    """By the plain network, a frame at a time."""
+    with torch.inference_mode():
+        logits = [source.network(normalize_frame(frame, source.network)) for frame in frames]
+        corners = source.network.info.align_corners
+        full = [F.interpolate(x, FRAME, mode="bilinear", align_corners=corners) for x in logits]
+    return [x.argmax(1)[0].numpy() for x in full]
 
 
 def _with_fault(graph: onnx.ModelProto, slots: list[int]) -> onnx.ModelProto:
@@ -113,9 +118,8 @@ def test_a_fault_in_one_slot_is_found_and_named(
 ) -> None:
     from rtseg.export.graph import to_onnx
 
-    monkeypatch.setattr(
-        "rtseg.export.export.to_onnx", lambda *args: _with_fault(to_onnx(*args), [0, 0, 2])
-    )
+    module = sys.modules["rtseg.export.export"]  # the package has a function of that name
+    monkeypatch.setattr(module, "to_onnx", lambda *args: _with_fault(to_onnx(*args), [0, 0, 2]))
     with pytest.raises(ProofError, match="slot 1 of the batch: labels agree on") as told:
         export(nano, FRAME, batch=BATCH, out=tmp_path)
     assert "slot 0" not in str(told.value)
@@ -173,7 +177,7 @@ def test_a_file_that_fixes_its_batch_is_told(tmp_path: Path) -> None:
     model.graph.initializer.append(shape)
     model.graph.node.append(helper.make_node("Reshape", ["map", "shape"], ["output"]))
     onnx.save(model, path)
-    source = load_model(path, classes=list("abcde"), normalize="imagenet", size=FRAME)
+    source = load_model(path, normalize="imagenet", size=FRAME)
     assert isinstance(source.network, OnnxNetwork)
     with pytest.raises(UsageError, match="cannot be brought to 2 images of 64x96"):
         source.network.prepare(FRAME, 2)
@@ -226,3 +230,25 @@ def test_an_engine_with_a_fault_in_one_slot_is_refused(
     one = write_engine(tmp_path, tensors={"frame": (1, *SIZE, 3), "labels": (1, *SIZE)}, batch=2)
     with pytest.raises(ArtifactError, match="not the engine of its card"):
         TensorRT(one)
+
+
+def test_bench_reports_a_batch_and_a_frame(artifact: Path) -> None:
+    from rtseg.speed.bench import bench, set_up
+    from rtseg.speed.config import BenchConfig
+    from rtseg.speed.scenarios import throughput
+
+    report = bench(
+        artifact, backend="onnxruntime", device="cpu", runs=2, seconds=0.1, camera_hz=None
+    )
+    (row,) = report.facts
+    assert row["batch"] == BATCH
+    assert row["ms_a_frame"] == pytest.approx(row["ms_a_batch"] / BATCH, abs=1e-3)
+    times: Any = row["frame_to_labels"]
+    assert times["fps"] == pytest.approx(1e3 * BATCH / times["mean_ms"], rel=1e-2)
+    latency = report.tables[0]
+    assert list(latency.header[1:5]) == ["size", "run by", "ms a batch", "ms a frame"]
+    assert latency.rows[0][1] == "64x96 b3"
+    assert "peers take one frame at a time" in report.absent[0].why
+    setup = set_up(BenchConfig([artifact], backends=["onnxruntime"], device="cpu", eager=False))
+    with pytest.raises(UsageError, match="takes 3 frames at once, which only"):
+        throughput(setup)
