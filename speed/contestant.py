@@ -139,10 +139,12 @@ class ArtifactContestant:
         return cls(load(path, backend, **options), frames, path.name)
 
     def frame_to_labels(self) -> object:
-        return self.segmenter.label_each(self._next_frames())
+        return self._label_next(self.segmenter)
 
-    def _next_frames(self) -> list[Frame]:
-        return list(itertools.islice(self.frames, self.subject.batch))
+    def _label_next(self, segmenter: Segmenter) -> object:
+        if self.subject.batch == 1:
+            return segmenter(next(self.frames))
+        return segmenter.label_each(list(itertools.islice(self.frames, self.subject.batch)))
 
     def label(self, frame: Frame) -> NDArray[np.uint8]:
         return self.segmenter(frame)
@@ -175,7 +177,7 @@ class ArtifactContestant:
 
     def staged(self) -> object:
         laps = self._stopwatch.laps = Laps()
-        labels = self._staged.label_each(self._next_frames())
+        labels = self._label_next(self._staged)
         laps.lap("post")
         self.laps.append(laps.times)
         return labels
