@@ -31,6 +31,7 @@ from ._options import (
 SOURCE = "Source"
 KEEP_UP = "Keeping up"
 RESULTS = "Where results go"
+PROOF = "A proof that goes on"
 TESTS = "Tests"
 
 
@@ -90,6 +91,25 @@ def drive(
     health_host: Annotated[
         str, in_group(RESULTS, help="Address for the ports of --health and --metrics.")
     ] = "127.0.0.1",
+    verify_with: Annotated[
+        str | None,
+        in_group(
+            PROOF,
+            "--verify-with",
+            help="Artifact of the same weights that labels some frames too, at low priority.",
+            autocompletion=complete_models,
+        ),
+    ] = None,
+    verify_every: Annotated[
+        str,
+        in_group(
+            PROOF, "--verify-every", help="One frame in so many, or a share of one core (10%)."
+        ),
+    ] = "30",
+    evidence: Annotated[
+        Path | None,
+        in_group(PROOF, help="Folder for what a disagreement leaves; by default in the cache."),
+    ] = None,
     web: Annotated[bool, in_group(LIVE, "--web", help="Serve a live page too.")] = False,
     host: Host = "127.0.0.1",
     port: Port = 8017,
@@ -129,11 +149,13 @@ def drive(
     from ..data.playback import open_drive_source
     from ..resolve import BEST_TO_DRIVE, resolve_artifact
     from ..runtime import Drive, DriveLimits, read_card
+    from ..runtime.drive.continuous_proof import VerifyPace, open_proof
     from ..runtime.drive.drive import build_artifact_task
     from ..runtime.drive.faults import FaultPlan, FaultySink, FaultySource, read_plan, with_faults
     from ..runtime.drive.health_server import HealthPoint
     from ..runtime.drive.realtime import RealtimeOptions
     from ..runtime.drive.report import describe_job, judge_faults, write_report
+    from ..runtime.packages import cache_folder
     from ..runtime.sinks import open_sinks
 
     models = model or [BEST_TO_DRIVE]
@@ -143,6 +165,7 @@ def drive(
     if max_age is None and not every_frame:
         max_age = DriveLimits.max_age_ms
     limits = DriveLimits(max_age_ms=max_age, deadline_ms=deadline)
+    pace = VerifyPace.parse(verify_every)
     frames = open_drive_source(source, rate, loop, topic)
     wishes = RealtimeOptions(cores=tuple(core or ())) if realtime else None
     with ExitStack() as served:
@@ -165,7 +188,11 @@ def drive(
             ]
             # On the CPU, since what it stands in for is the GPU as a rule.
             spare = fallback and resolve_artifact(fallback, device="cpu", progress=tell)
+            other = verify_with and resolve_artifact(verify_with, device="cpu", progress=tell)
         task = build_artifact_task(artifacts, backend, device, wishes)
+        proof = None
+        if other:
+            proof = open_proof(other, artifacts, pace, evidence or cache_folder() / "evidence")
         card = read_card(artifacts[0])
         sinks: list[Any] = open_sinks(to or [], card, blend, rate, mcap_ros2)
         # Counted from here: models are exported by now, which may take minutes.
@@ -188,6 +215,7 @@ def drive(
             every_frame=every_frame,
             health=asked,
             realtime=wishes,
+            proof=proof,
         )
         if metrics is not None:
             from ..runtime.sinks.prometheus import serve_metrics

@@ -289,6 +289,21 @@ def new_folder(path: Path) -> Path:
     raise AssertionError("numbers do not end")
 
 
+def keep_newest(parent: Path, pattern: str, most: int) -> list[Path]:
+    """Remove all but the `most` newest files or folders that a pattern matches.
+
+    Returns:
+        Those that stay, the newest last.
+    """
+    found = sorted(parent.glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+    for path in found[:-most]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return found[-most:]
+
+
 def check_writable(folder: Path) -> None:
     """Make a folder that files will be written to.
 

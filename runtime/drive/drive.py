@@ -19,6 +19,7 @@ from ..artifact import Card, read_card
 from ..sinks.queue import Sink, SinkQueue
 from .capture import Capture, Mailbox, Source
 from .clock import LONGEST, DriveLimits, LoopClock
+from .continuous_proof import ContinuousProof
 from .engine import EngineFactory, InlineEngine, Segment
 from .health import History, assess_health, find_cause
 from .health_server import HealthPoint, Systemd
@@ -58,6 +59,7 @@ class Drive:
         backend: of the artifacts in `segmenter`.
         device: of those, too.
         realtime: what to ask the operating system for.
+        proof: what holds the engine against a reference meanwhile, see `open_proof`.
         clock: for tests.
 
     Raises:
@@ -79,6 +81,7 @@ class Drive:
         backend: str | None = None,
         device: str | None = None,
         realtime: RealtimeOptions | None = None,
+        proof: ContinuousProof | None = None,
         clock: LoopClock | None = None,
     ):
         self.clock = clock or LoopClock()
@@ -96,6 +99,9 @@ class Drive:
         frames = Capture(
             source, mailbox, counters, self.clock, every_frame, max_age_ms=limits.max_age_ms
         )
+        if proof is not None:
+            proof.engine_facts = lambda: supervisor.primary.facts
+            sinks = [*sinks, proof]
         self.loop = Loop(
             capture=frames,
             mailbox=mailbox,
@@ -105,6 +111,7 @@ class Drive:
             clock=self.clock,
             limits=limits,
         )
+        self.loop.proof = proof
         for sink in sinks:
             if hasattr(sink, "watch"):
                 sink.watch = self.snapshot

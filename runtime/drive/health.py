@@ -32,7 +32,8 @@ def assess_health(loop: Loop) -> Health:
         return Health(State.stale, (camera,))
     if (masked_s := _maskless_s(loop)) > 0:
         return Health(State.failed, (f"no mask for {masked_s:.0f} s", *_recent(loop)))
-    reasons = (*_inference(loop), *_recent(loop), *_sinks(loop))
+    proof = loop.proof.reasons() if loop.proof is not None else ()
+    reasons = (*proof, *_inference(loop), *_recent(loop), *_sinks(loop))
     return Health(State.degraded if reasons else State.running, reasons)
 
 
@@ -115,6 +116,8 @@ def find_cause(loop: Loop) -> str:
     failures = loop.supervisor.failures
     if failures and loop.supervisor.serving() is not loop.supervisor.primary:
         return failures[-1].cause
+    if loop.proof is not None and loop.proof.reasons():
+        return "disagreement"
     now = loop.clock.now_ns()
     recent = [(at, cause) for cause, (at, _) in list(loop.trouble.items()) if now - at < RECENT_NS]
     return max(recent, default=(0, ""))[1]

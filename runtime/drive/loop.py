@@ -15,6 +15,7 @@ from ..sinks.queue import SinkQueue
 from .age import AgeRecord, split_age
 from .capture import Capture, CapturedFrame, Mailbox
 from .clock import OVERDUE, UNKNOWN_PERIOD_MS, DriveLimits, LoopClock
+from .continuous_proof import ContinuousProof
 from .engine import Answer, InferenceEngine
 from .messages import Message, Result, Status, StatusKind
 from .quality import LevelChange, QualityLadder
@@ -51,6 +52,7 @@ class Loop:
         ladder: of the first engine, once one was ready.
         ages, latencies: of published results, in ms; age_record: what they count from and split in.
         trouble: when each kind of trouble was last, and what it was, for the state.
+        proof: that goes on while driving, where there is one.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Loop:
         self.statuses: Counter[str] = Counter()
         self.changes: deque[LevelChange] = deque(maxlen=1000)
         self.trouble: dict[str, tuple[int, str]] = {}
+        self.proof: ContinuousProof | None = None
         self._jobs = 0
         self._told_camera_ns = 0
         self._reopened_ns = 0
@@ -100,6 +103,7 @@ class Loop:
         # below.
         self.publish_finished()
         self.supervisor.poll()
+        self.check_proof()
         self.check_inference_timeout()
         self.report_dropped_frames()
         self.check_camera()
@@ -273,6 +277,15 @@ class Loop:
         self.job = None
         if not job.told:
             self._drop(StatusKind.LOST, cause, reason, job.captured)
+
+    def check_proof(self) -> None:
+        """Let the fallback serve in place of an engine that disagrees with its reference."""
+        alarm = self.proof.take_alarm() if self.proof is not None else None
+        if self.proof is None or alarm is None:
+            return
+        if alarm.published_ns > self.supervisor.primary.started_ns:
+            self.supervisor.distrust(alarm.reason, alarm.frame_id)
+        self.proof.begin_anew()
 
     def report_dropped_frames(self) -> None:
         """Tell the sinks of frames that the capture thread counted and skipped, and note what is

@@ -14,6 +14,7 @@ from ...reporting import Table
 from ...system import read_system
 from ...usage import UsageSample
 from ..sinks.queue import SinkCounts
+from .continuous_proof import ProofCounts
 from .faults import IN_WORKER, Fault, FaultPlan
 from .health import History, StateChange, assess_health
 from .loop import Loop
@@ -46,6 +47,7 @@ class DriveSnapshot:
         age_source: what the newest mask's age counts from; age_sources: masks by what theirs did.
         stages_ms: the stages of the age, as far as the source tells them.
         ended: why the drive ended; "" while it runs.
+        proof: of the proof that goes on, where there is one.
     """
 
     state: str = "starting"
@@ -69,6 +71,7 @@ class DriveSnapshot:
     replaced_workers: int = 0
     reopened_source: int = 0
     ended: str = ""
+    proof: ProofCounts | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The values that JSON has."""
@@ -201,6 +204,8 @@ class DriveReport(DriveSnapshot):
             yield f"of that, {stage}", str(times)
         yield "statuses", _counts(self.statuses)
         yield "answered by", _counts(self.results_by_level)
+        if self.proof is not None:
+            yield "proof that goes on", str(self.proof)
         yield "workers replaced", str(self.replaced_workers)
         yield "source opened again", str(self.reopened_source)
         yield "to end it took", f"{self.end_s:.2f} s"
@@ -287,6 +292,7 @@ def take_snapshot(loop: Loop) -> DriveSnapshot:
         sinks=[queue.counts() for queue in loop.queues],
         replaced_workers=loop.supervisor.failure_count,
         reopened_source=loop.capture.reopened,
+        proof=loop.proof.counts() if loop.proof is not None else None,
     )
 
 

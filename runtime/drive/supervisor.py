@@ -142,6 +142,22 @@ class Supervisor:
         elif not again:
             slot.retry_s = RETRY_S
 
+    def distrust(self, reason: str, frame: int | None = None) -> bool:
+        """End a primary engine whose labels are wrong, if the standby can serve in its place.
+
+        It is started anew after RETRY_S, or the longer wait of one that failed before.
+
+        Returns:
+            Whether the standby serves now.
+        """
+        standby = self.standby.engine if self.standby else None
+        if standby is None or not standby.ready or standby.fault:
+            return False
+        self.fail(self.primary, "disagreement", reason, frame)
+        least_ns = self.clock.now_ns() + int(RETRY_S * 1e9)
+        self.primary.due_ns = max(self.primary.due_ns or 0, least_ns)
+        return True
+
     def _note_ready(self, slot: EngineSlot, engine: InferenceEngine, now: int) -> None:
         # Of each engine once.
         if slot.ready is engine:

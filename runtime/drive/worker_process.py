@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> None:
     facts = {
         "levels": task["levels"],
         "backends": [describe_backend(segmenter) for segmenter in segmenters],
+        "precisions": [find_precision(segmenter) for segmenter in segmenters],
         "baselines_ms": baselines,
         "digests": digests,
         "realtime": granted,
@@ -86,6 +87,11 @@ def describe_backend(segmenter: Segment) -> str:
     info = segmenter.info
     threads = f", {info.threads} threads" if info.threads else ""
     return f"{info.name} {info.version}, {info.precision}, {info.device}{threads}"
+
+
+def find_precision(segmenter: Segment) -> str:
+    """What it computes in; "" for what is no artifact."""
+    return segmenter.info.precision if isinstance(segmenter, Segmenter) else ""
 
 
 def measure_baseline(segmenter: Segment) -> float:

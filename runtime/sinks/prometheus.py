@@ -36,6 +36,14 @@ class PrometheusCollector:
             counts = {sink.name: getattr(sink, name) for sink in now.sinks}
             yield _by_label(Counters, f"rtseg_sink_{name}", "sink", counts)
         yield _by_label(Counters, "rtseg_results_by_age_source", "source", now.age_sources)
+        if now.proof is not None:
+            seen = now.proof
+            yield Counters("rtseg_verified", "Frames that a reference labeled too", seen.verified)
+            yield Counters("rtseg_verify_suspects", "Of those, that disagreed", seen.suspects)
+            yield Counters("rtseg_verify_alarms", "Faults that the proof found", seen.alarms)
+            if seen.last_agreement is not None:
+                text = "Share of equal labels, of the last verified frame"
+                yield Gauges("rtseg_verify_agreement", text, seen.last_agreement)
         states = {state.value: int(state.value == now.state) for state in State}
         yield _by_label(Gauges, "rtseg_state", "state", states)
         levels = {level: int(level == now.level) for level in now.levels}

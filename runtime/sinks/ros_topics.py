@@ -135,5 +135,12 @@ def describe_state(
             values[f"{what} {quantile} ms"] = f"{getattr(times, quantile):.1f}"
     for stage, times in snapshot.stages_ms.items():
         values[f"age, {stage} p99 ms"] = f"{times.p99:.1f}"
+    if (proof := snapshot.proof) is not None:
+        last = "" if proof.last_agreement is None else f"{proof.last_agreement:.6f}"
+        values |= {
+            "frames verified": str(proof.verified),
+            "last agreement": last,
+            "verification alarms": str(proof.alarms),
+        }
     text = f"{snapshot.state}: {reasons}" if reasons else snapshot.state
     return Diagnostic(LEVELS[snapshot.state], name, text, hardware, values)

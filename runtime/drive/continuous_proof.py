@@ -1,0 +1,416 @@
+"""A proof that goes on: a second implementation of the same weights labels some of the frames.
+
+It does so in a process of its own at the lowest priority, after their masks were published. Where
+the two disagree on several frames in a row, the state says so, the fallback takes over, and the
+evidence is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import UsageError
+from ..artifact import Card, Precision, read_card
+from ..segmenter import Segmenter, load
+from .agreement import (
+    FrameAgreement,
+    LabelMap,
+    compare_labels,
+    frame_bar,
+    is_stuck,
+    move_frame,
+)
+from .clock import LoopClock
+from .engine import EngineFactory, InferenceEngine
+from .evidence import Evidence, FileWatch
+from .messages import Message, Result
+from .supervisor import Supervisor
+from .worker import WorkerTask
+
+log = logging.getLogger("rtseg")
+LOADER = f"{__name__}:load_reference"
+LOWEST = 19  # nice
+CONFIRM = 3  # frames in a row that disagree are a fault; one may be chance
+RECOVERED = 3  # frames in a row that agree, after which all is well again
+STUCK_S = 120.0  # of the reference's work on one frame
+IDLE_S = 0.5
+
+
+@dataclass(frozen=True)
+class ProofCounts:
+    """What a proof that goes on has seen.
+
+    Attributes:
+        reference: the artifact that the engine is held against.
+        verified: frames labeled by both; suspects: those that disagreed.
+        alarms: faults told, see `reason`.
+        last_frame, last_agreement: of the newest verified frame; share of equal labels.
+        least_agreement: of all verified frames.
+        reason: what is wrong now; "" if nothing is.
+        evidence: folders that alarms left, the newest last.
+    """
+
+    reference: str = ""
+    verified: int = 0
+    suspects: int = 0
+    alarms: int = 0
+    last_frame: int | None = None
+    last_agreement: float | None = None
+    least_agreement: float | None = None
+    reason: str = ""
+    evidence: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        if self.last_agreement is None or self.least_agreement is None:
+            return "no frame was verified"
+        return (
+            f"{self.verified} frames verified against {self.reference}, agreement "
+            f"{self.least_agreement:.3%} at least, {self.last_agreement:.3%} at last; "
+            f"{self.suspects} suspect, {self.alarms} alarms"
+        )
+
+
+@dataclass(frozen=True)
+class ProofAlarm:
+    """An engine that disagrees with its reference, seen last on a frame published then."""
+
+    frame_id: int
+    published_ns: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class VerifiedLevel:
+    """What is verified of an artifact of the drive: its card, and the file as it was loaded."""
+
+    card: Card | None = None
+    file: FileWatch | None = None
+
+
+@dataclass
+class _Check:
+    """A frame that the reference works on; seen, labels: what it gave, if it is asked again of the
+    moved frame."""
+
+    number: int
+    result: Result
+    engine: InferenceEngine
+    begun_ns: int
+    labels: LabelMap | None = None
+    seen: FrameAgreement | None = None
+
+
+@dataclass(frozen=True)
+class VerifyPace:
+    """How often a frame is verified: one in `every`, or as often as `share` of one core allows."""
+
+    every: int = 30
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> VerifyPace:
+        """From "30" or "10%".
+
+        Raises:
+            UsageError: it is neither.
+        """
+        number, percent, rest = text.partition("%")
+        with contextlib.suppress(ValueError):
+            if percent and not rest and 0 < float(number) <= 100:
+                return cls(share=float(number) / 100)
+            if not percent and int(number) >= 1:
+                return cls(every=int(number))
+        raise UsageError(
+            f"--verify-every is a number of frames such as 30, or a share of one core such as 10%, "
+            f"not {text!r}"
+        )
+
+
+class ContinuousProof:
+    """A sink that has a reference label some of the frames, and compares.
+
+    A frame that disagrees is followed by the next ones at once: CONFIRM of them in a row are an
+    alarm. It stands until RECOVERED frames in a row agree again.
+
+    Args:
+        name: of the reference.
+        start: starts it.
+        levels: that it can verify, by their name; None: all.
+        pace: how often.
+        evidence: a folder for what alarms leave.
+        clock: for tests.
+
+    Attributes:
+        engine_facts: what the engine said of itself when it was ready; the drive sets it.
+    """
+
+    name = "continuous proof"
+    capacity = 1
+
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[LoopClock], InferenceEngine],
+        levels: Mapping[str, VerifiedLevel] | None = None,
+        pace: VerifyPace | None = None,
+        evidence: Path | None = None,
+        clock: LoopClock | None = None,
+    ):
+        self.reference, self.levels, self.pace = name, levels, pace or VerifyPace()
+        self.clock = clock or LoopClock()
+        self.engine_facts: Callable[[], Mapping[str, Any]] = dict
+        factory: EngineFactory = lambda: start(self.clock)  # noqa: E731
+        self.engines = Supervisor(self.clock, factory)
+        self.engines.primary.role = "reference"
+        self._evidence = Evidence(evidence) if evidence else None
+        self._lock = threading.Lock()
+        self._newest: Result | None = None
+        self._published = 0  # since the last one that was taken
+        self._next_ns = 0
+        self._check: _Check | None = None
+        self._numbers = 0
+        self._verified = self._suspects = self._alarms = 0
+        self._wrong = self._right = 0  # in a row
+        self._last: FrameAgreement | None = None
+        self._least = 1.0
+        self._before: tuple[LabelMap, LabelMap] | None = None
+        self._reason = self._file_reason = ""
+        self._alarm: ProofAlarm | None = None
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, message: Message) -> None:
+        """Take note of a result; the work on it is another thread's."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="continuous proof", daemon=True)
+            self._thread.start()
+        if not isinstance(message, Result):
+            return
+        if self.levels is not None and message.level not in self.levels:
+            return
+        with self._lock:
+            self._published += 1
+            if self._due():
+                self._newest = message
+                self.clock.wake()
+
+    def _due(self) -> bool:
+        if 0 < self._wrong < CONFIRM:
+            return True
+        if self.pace.share is not None:
+            return self.clock.now_ns() >= self._next_ns
+        return self._published >= self.pace.every
+
+    def _run(self) -> None:
+        lower_priority()
+        while not self._closing:
+            self.step()
+            self.clock.wait(IDLE_S)
+        self.engines.kill()
+
+    def step(self) -> None:
+        """Act on what has come since the last step; never waits."""
+        self.engines.poll()
+        check, slot = self._check, self.engines.primary
+        if check is not None:
+            if slot.engine is not check.engine:  # it broke
+                self._check = None
+            elif (answer := check.engine.take()) is not None and answer.job == check.number:
+                self._check = None
+                if answer.labels is None:
+                    self.engines.fail(slot, "backend", answer.error, check.result.frame_id)
+                else:
+                    self._compare(check, answer.labels)
+            elif self.clock.now_ns() - check.begun_ns > STUCK_S * 1e9:
+                self._check = None
+                self.engines.fail(slot, "stuck", "a frame took too long", check.result.frame_id)
+        self._submit()
+
+    def _submit(self) -> None:
+        slot = self.engines.serving()
+        if self._check is not None or slot is None or slot.engine is None:
+            return
+        with self._lock:
+            result, self._newest = self._newest, None
+            if result is None:
+                return
+            self._published = 0
+        self._numbers += 1
+        self._check = _Check(self._numbers, result, slot.engine, self.clock.now_ns())
+        slot.engine.submit(self._numbers, result.image, 0)
+
+    def _compare(self, check: _Check, labels: LabelMap) -> None:
+        result = check.result
+        if check.seen is not None and check.labels is not None:
+            moved = float(np.mean(labels == result.labels))
+            self._judge(check, check.labels, replace(check.seen, moved_agreement=moved))
+            return
+        seen = compare_labels(labels, result.labels, result.frame_id, result.level)
+        if self._before is not None and is_stuck(result.labels, labels, self._before):
+            seen = replace(seen, stuck=True)
+        if seen.move is None:
+            self._judge(check, labels, seen)
+            return
+        self._numbers += 1
+        self._check = replace(check, number=self._numbers, labels=labels, seen=seen)
+        check.engine.submit(self._numbers, move_frame(result.image, seen.move), 0)
+
+    def _judge(self, check: _Check, reference: LabelMap, seen: FrameAgreement) -> None:
+        result, now = check.result, self.clock.now_ns()
+        if self.pace.share is not None:
+            self._next_ns = check.begun_ns + int((now - check.begun_ns) / self.pace.share)
+        self._before = result.labels, reference
+        self._last, self._least = seen, min(self._least, seen.agreement)
+        self._verified += 1
+        faults = seen.find_faults(self._bar(result.level))
+        if faults:
+            self._suspects += 1
+            self._wrong, self._right = self._wrong + 1, 0
+            if self._wrong == CONFIRM:
+                self._raise_alarm(check, reference, seen, "; ".join(faults))
+        else:
+            self._wrong, self._right = 0, self._right + 1
+            if self._reason and self._right == RECOVERED:
+                log.info("the engine agrees with its reference again")
+                self._reason = ""
+        self._check_file(result)
+
+    def _raise_alarm(
+        self, check: _Check, reference: LabelMap, seen: FrameAgreement, why: str
+    ) -> None:
+        self._alarms += 1
+        self._reason = why
+        self._alarm = ProofAlarm(seen.frame_id, check.result.published_ns, why)
+        log.error(
+            "the engine disagrees with its reference: %s",
+            why,
+            extra={"cause": "disagreement", "frame": seen.frame_id},
+        )
+        if self._evidence is not None:
+            cards = {level: each.card for level, each in (self.levels or {}).items()}
+            facts = {"reference": self.reference, "engine": dict(self.engine_facts())}
+            self._evidence.keep(check.result, reference, seen, why, cards, facts)
+
+    def _check_file(self, result: Result) -> None:
+        """A file that was swapped is another engine's at the next start."""
+        level = self.levels.get(result.level) if self.levels else None
+        if level is None or level.file is None:
+            return
+        changed = level.file.find_change()
+        if changed and not self._file_reason:
+            self._alarms += 1
+            log.error("%s", changed, extra={"cause": "file", "frame": result.frame_id})
+        self._file_reason = changed
+
+    def _bar(self, level: str) -> float:
+        known = self.levels.get(level) if self.levels else None
+        card = known.card if known else None
+        said = self.engine_facts()
+        computed = dict(zip(said.get("levels", ()), said.get("precisions", ()), strict=False))
+        precision: Precision = computed.get(level) or (card.precision if card else "fp32")
+        return frame_bar(precision, card.trained if card else True)
+
+    def take_alarm(self) -> ProofAlarm | None:
+        """The alarm since the last call. Whoever takes it may replace the engine, so frames are
+        counted anew."""
+        alarm, self._alarm = self._alarm, None
+        return alarm
+
+    def begin_anew(self) -> None:
+        """Another engine serves: what disagreed before is not its fault."""
+        self._wrong = 0
+
+    def reasons(self) -> tuple[str, ...]:
+        """What is wrong, for the state."""
+        found = []
+        if self._reason:
+            found.append(f"engine disagrees with its reference: {self._reason}")
+        if self._file_reason:
+            found.append(self._file_reason)
+        if (failures := self.engines.failures) and self.engines.serving() is None:
+            found.append(f"the reference does not run: {failures[-1].reason}")
+        return tuple(found)
+
+    def counts(self) -> ProofCounts:
+        """From any thread."""
+        last = self._last
+        return ProofCounts(
+            reference=self.reference,
+            verified=self._verified,
+            suspects=self._suspects,
+            alarms=self._alarms,
+            last_frame=last.frame_id if last else None,
+            last_agreement=round(last.agreement, 6) if last else None,
+            least_agreement=round(self._least, 6) if last else None,
+            reason="; ".join(self.reasons()),
+            evidence=tuple(map(str, self._evidence.folders)) if self._evidence else (),
+        )
+
+    def close(self) -> None:
+        self._closing = True
+        self.clock.wake()
+        if self._thread is not None:
+            self._thread.join(1.0)
+        self.engines.kill()
+
+
+def open_proof(
+    reference: Path,
+    artifacts: Sequence[Path],
+    pace: VerifyPace | None = None,
+    evidence: Path | None = None,
+) -> ContinuousProof:
+    """The proof of a drive's artifacts against another implementation of the same weights.
+
+    Args:
+        reference: an artifact, which runs on one thread of the CPU.
+        artifacts: of the drive; those with the reference's weights and size are verified.
+        pace: how often.
+        evidence: a folder for what alarms leave.
+
+    Raises:
+        ArtifactError: a file is no artifact.
+        UsageError: the largest artifact has other weights or another size.
+    """
+    from .worker import Worker
+
+    card = read_card(reference)
+    levels = {}
+    for path in artifacts:
+        served = read_card(path)
+        if (served.weights, served.size, served.fit) == (card.weights, card.size, card.fit):
+            levels[path.name] = VerifiedLevel(served, FileWatch(path))
+    if artifacts[0].name not in levels:
+        what = "weights" if read_card(artifacts[0]).weights != card.weights else "a size or fit"
+        raise UsageError(
+            f"{reference} has {what} other than {artifacts[0]}: export the same checkpoint at the "
+            "same size, to another backend or in fp32, to verify with it"
+        )
+    task = WorkerTask((reference.name,), {"path": str(reference)}, loader=LOADER)
+    return ContinuousProof(
+        reference.name, lambda clock: Worker(task, clock), levels, pace, evidence
+    )
+
+
+def load_reference(path: str) -> list[Segmenter]:
+    """A worker's loader, see `WorkerTask`: one artifact, on what others leave of one core."""
+    lower_priority()
+    return [load(path, device="cpu", threads=1)]
+
+
+def lower_priority() -> None:
+    """Of this thread and those that it starts: whatever else wants the processor goes first."""
+    with contextlib.suppress(OSError):
+        if sys.platform == "linux":
+            # Not of the process: on Linux each thread has a priority of its own.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
