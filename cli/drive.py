@@ -37,8 +37,11 @@ TESTS = "Tests"
 
 def drive(
     source: Annotated[
-        str,
-        Argument(help="Camera (0, rtsp://...), ROS 2 topic (ros2:/image), log, video or images."),
+        list[str],
+        Argument(
+            help="Camera (0, rtsp://...), ROS 2 topic (ros2:/image), log, video or images. Several "
+            "share the model; NAME=SOURCE names one."
+        ),
     ],
     model: Models = None,
     fallback: Annotated[
@@ -142,21 +145,29 @@ def drive(
     rtseg drive drive.mp4 -o labels/ --report drive.json
     rtseg drive 0 --model artifacts/csfcn_512x1024_fp16.engine --deadline 40
     rtseg drive ros2:/camera/image_raw --out ros2:/rtseg
+    rtseg drive front=0 rear=rtsp://10.0.0.7/live -o labels/
     """
     from rich.console import Group
 
     from ..data.images import blend
-    from ..data.playback import open_drive_source
     from ..resolve import BEST_TO_DRIVE, resolve_artifact
     from ..runtime import Drive, DriveLimits, read_card
     from ..runtime.drive.continuous_proof import VerifyPace, open_proof
     from ..runtime.drive.drive import build_artifact_task
-    from ..runtime.drive.faults import FaultPlan, FaultySink, FaultySource, read_plan, with_faults
+    from ..runtime.drive.faults import (
+        FaultPlan,
+        FaultySink,
+        FaultySource,
+        check_cameras,
+        read_plan,
+        with_faults,
+    )
     from ..runtime.drive.health_server import HealthPoint
     from ..runtime.drive.realtime import RealtimeOptions
     from ..runtime.drive.report import describe_job, judge_faults, write_report
     from ..runtime.packages import cache_folder
     from ..runtime.sinks import open_sinks
+    from ._cameras import open_cameras
 
     models = model or [BEST_TO_DRIVE]
     if len(models) > 1 and deadline is None:
@@ -166,7 +177,8 @@ def drive(
         max_age = DriveLimits.max_age_ms
     limits = DriveLimits(max_age_ms=max_age, deadline_ms=deadline)
     pace = VerifyPace.parse(verify_every)
-    frames = open_drive_source(source, rate, loop, topic)
+    sources = open_cameras(source, rate, loop, topic)
+    names = [name for name in sources if name]
     wishes = RealtimeOptions(cores=tuple(core or ())) if realtime else None
     with ExitStack() as served:
         asked = None
@@ -194,20 +206,24 @@ def drive(
         if other:
             proof = open_proof(other, artifacts, pace, evidence or cache_folder() / "evidence")
         card = read_card(artifacts[0])
-        sinks: list[Any] = open_sinks(to or [], card, blend, rate, mcap_ros2)
+        sinks: list[Any] = open_sinks(to or [], card, blend, rate, mcap_ros2, names)
         # Counted from here: models are exported by now, which may take minutes.
         plan = FaultPlan(read_plan(inject), time.monotonic_ns()) if inject else None
         if plan is not None:
-            frames, task = FaultySource(frames, plan), with_faults(task, plan)
+            check_cameras(plan.faults, names)
+            sources = {name: FaultySource(each, plan, name) for name, each in sources.items()}
+            task = with_faults(task, plan)
             sinks.append(FaultySink(plan))
-        page = None
+        pages = []
         if web:
             from ..demo.live import LivePage
 
-            page = LivePage(card.class_table, card.model, deadline)
-            sinks.append(page)
+            pages = [
+                LivePage(card.class_table, card.model, deadline, camera=name) for name in sources
+            ]
+            sinks += pages
         job = Drive(
-            frames,
+            sources if names else sources[""],
             task,
             sinks,
             fallback=spare,
@@ -221,13 +237,13 @@ def drive(
             from ..runtime.sinks.prometheus import serve_metrics
 
             served.enter_context(closing(serve_metrics(job.snapshot, metrics, health_host)))
-        if page is not None:
+        if pages:
             from ..demo.web import Server
 
-            server = served.enter_context(Server(page, host, port, token))
+            server = served.enter_context(Server(pages, host, port, token))
             note(f"live page: {server.url} (Ctrl-C ends)")
         done = job.run(duration)
-    done = replace(done, **describe_job(source, artifacts))
+    done = replace(done, **describe_job(None if names else source[0], artifacts))
     if plan is not None:
         done = replace(done, injected=judge_faults(plan, done))
     if report:

@@ -39,6 +39,7 @@ class LivePage:
     all viewers, and in a server's thread.
 
     watch: gives the drive's `snapshot()`; without it the page counts what it was given itself.
+    camera: of several, the one that it shows.
     """
 
     name = "live page"
@@ -50,7 +51,9 @@ class LivePage:
         model: str,
         deadline_ms: float | None = None,
         watch: Callable[[], DriveSnapshot] | None = None,
+        camera: str | None = None,
     ):
+        self.camera = camera
         self.classes, self.model, self.deadline_ms, self.watch = classes, model, deadline_ms, watch
         self._news = threading.Condition()
         self._newest: Result | None = None

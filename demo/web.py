@@ -19,6 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -45,11 +46,20 @@ HEADERS = {
 }
 
 
-def application(page: LivePage, token: str | None, any_host: bool) -> ASGIApp:
-    """token: what viewers must bring, None where only this machine can connect. any_host: whether
-    the page may be asked for by names other than this machine's own."""
+def application(pages: Sequence[LivePage], token: str | None, any_host: bool) -> ASGIApp:
+    """pages: one a camera, of which viewers choose by `?camera=`. token: what viewers must bring,
+    None where only this machine can connect. any_host: whether the page may be asked for by names
+    other than this machine's own."""
+    cameras = {page.camera or "": page for page in pages}
+
+    def chosen(request: Request) -> LivePage:
+        name = request.query_params.get("camera", "")
+        if name and name not in cameras:
+            raise HTTPException(404, "no camera of that name is here")
+        return cameras[name] if name else pages[0]
 
     async def frame(request: Request) -> Response:
+        page = chosen(request)
         try:
             after = int(request.query_params.get("after", -1))
         except ValueError:
@@ -64,10 +74,10 @@ def application(page: LivePage, token: str | None, any_host: bool) -> ASGIApp:
         )
 
     def status(request: Request) -> Response:
-        return JSONResponse(page.status())
+        return JSONResponse(chosen(request).status())
 
     def classes(request: Request) -> Response:
-        return JSONResponse(page.about())
+        return JSONResponse(pages[0].about() | {"cameras": [*filter(None, cameras)]})
 
     files = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
     routes = [Route(path, _file(PAGE / name)) for path, name in files.items()]
@@ -159,7 +169,8 @@ class Connection(H11Protocol):
 
 
 class Server:
-    """Serves a LivePage from a thread until it is closed; a context manager.
+    """Serves a LivePage, or one for each camera, from a thread until it is closed; a context
+    manager.
 
     host: beyond this machine's own addresses a token is needed, and made up where none is given.
     port: 0 takes a free one. url: what to open, token included.
@@ -170,8 +181,13 @@ class Server:
     """
 
     def __init__(
-        self, page: LivePage, host: str = "127.0.0.1", port: int = 8017, token: str | None = None
+        self,
+        page: LivePage | Sequence[LivePage],
+        host: str = "127.0.0.1",
+        port: int = 8017,
+        token: str | None = None,
     ):
+        pages = [page] if isinstance(page, LivePage) else page
         if token is not None and not (len(token) >= 8 and token.isascii() and token.isprintable()):
             raise UsageError("a token is 8 or more printable ASCII characters")
         if not 0 <= port <= 65535:
@@ -185,7 +201,7 @@ class Server:
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.port}/" + (f"?token={token}" if token else "")
         config = uvicorn.Config(
-            application(page, token, any_host=not only_here),
+            application(pages, token, any_host=not only_here),
             log_config=None,
             access_log=False,
             log_level="critical",  # else a line for every request that is none

@@ -108,6 +108,7 @@ class Recorder:
     """An queue that keeps what it is offered, with the time."""
 
     name = "recorder"
+    camera = None
     failed_ns = 0
     last_error = ""
 

@@ -92,6 +92,12 @@ def test_drive_with_callback(artifact: Path, clip: Path, tmp_path: Path) -> None
     assert "ms old, road" in said
 
 
+def test_drive_two_cameras(artifact: Path, clip: Path, tmp_path: Path) -> None:
+    said = run("drive_two_cameras.py", clip, clip, artifact, cwd=tmp_path)
+    assert "front 0: " in said
+    assert re.search(r"rear: running, [1-9]\d* of 6 answered", said)
+
+
 def test_ring_reader(artifact: Path, clip: Path, tmp_path: Path) -> None:
     ring = tmp_path / "labels.ring"
     reader = start("ring_reader.py", ring, 3, cwd=tmp_path)  # before the writer

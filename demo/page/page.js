@@ -3,7 +3,7 @@
 // sleeping page makes no work for the server.
 
 const find = (id) => document.getElementById(id);
-const view = { paused: false, safe: false, after: -1, labels: null, classes: null };
+const view = { paused: false, safe: false, after: -1, labels: null, classes: null, camera: "" };
 const SVG = "http://www.w3.org/2000/svg";
 const OLD_MS = 2000; // without a new frame, the picture is shown as an old one
 let drawnAt = 0;
@@ -17,6 +17,22 @@ async function readClasses() {
   find("model").textContent = view.classes.model;
   document.title = `rtseg ${view.classes.model}`;
   drawLegend();
+  listCameras(view.classes.cameras);
+}
+
+function listCameras(names) {
+  find("camera").replaceChildren(...names.map((name) => new Option(name)));
+  find("cameras").hidden = names.length < 2;
+  [view.camera = ""] = names;
+}
+
+function setCamera(name) {
+  view.camera = name;
+  view.after = -1; // each camera counts its own frames
+}
+
+function ofCamera() {
+  return `camera=${encodeURIComponent(view.camera)}`;
 }
 
 function palette() {
@@ -45,8 +61,9 @@ function drawLegend() {
 
 // A frame is a JPEG and behind it the labels as a PNG of class ids, the same way up.
 async function nextFrame() {
-  const answer = await fetch(`frame?after=${view.after}`);
-  if (answer.status === 204) return;
+  const { camera } = view;
+  const answer = await fetch(`frame?after=${view.after}&${ofCamera()}`);
+  if (answer.status === 204 || camera !== view.camera) return;
   if (!answer.ok) throw new Error(`frame: ${answer.status}`);
   const facts = JSON.parse(answer.headers.get("X-Frame"));
   const body = await answer.blob();
@@ -55,6 +72,7 @@ async function nextFrame() {
     createImageBitmap(body.slice(0, facts.jpeg_bytes, "image/jpeg")),
     createImageBitmap(body.slice(facts.jpeg_bytes, body.size, "image/png"), exact),
   ]);
+  if (camera !== view.camera) return;
   view.after = facts.frame_id;
   if (view.paused) return;
   drawFrame(picture, labels);
@@ -201,6 +219,7 @@ async function keepGoing(step, pause) {
 
 find("pause").addEventListener("click", () => setPaused(!view.paused));
 find("opacity").addEventListener("input", (event) => setOpacity(Number(event.target.value)));
+find("camera").addEventListener("change", (event) => setCamera(event.target.value));
 find("safe").addEventListener("change", (event) => setSafe(event.target.checked));
 find("picture").addEventListener("pointermove", nameUnder);
 find("picture").addEventListener("pointerleave", () => { find("under").textContent = ""; });
@@ -213,7 +232,7 @@ keepGoing(async () => {
   else await nextFrame();
 }, 0);
 keepGoing(async () => {
-  const answer = await fetch("status");
+  const answer = await fetch(`status?${ofCamera()}`);
   if (!answer.ok) throw new Error(`status: ${answer.status}`);
   showStatus(await answer.json());
   const old = !view.paused && drawnAt > 0 && performance.now() - drawnAt > OLD_MS;

@@ -59,6 +59,14 @@ class AgeRecord:
         for stage, ms in stages_ms.items():
             self._stages[stage].add(ms)
 
+    def absorb(self, other: AgeRecord) -> None:
+        """Add all masks of another camera's."""
+        both = {self.source, other.source} - {""}
+        self.source = ", ".join(sorted(both))
+        self.sources.update(dict(other.sources))
+        for stage, times in other._stages.items():
+            self._stages[stage].absorb(times)
+
     def summaries(self) -> dict[str, TimeSummary]:
         """Of each stage that was ever told."""
         return {stage: each.summary() for stage, each in self._stages.items() if each.count}

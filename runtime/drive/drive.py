@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +17,18 @@ from ...errors import UsageError
 from ...usage import UsageLog
 from ..artifact import Card, read_card
 from ..sinks.queue import Sink, SinkQueue
+from .camera_report import assess_cameras, find_causes, report_cameras, snapshot_cameras
+from .cameras import CameraLoops, Sources, name_sources
 from .capture import Capture, Mailbox, Source
 from .clock import LONGEST, DriveLimits, LoopClock
 from .continuous_proof import ContinuousProof
 from .engine import EngineFactory, InlineEngine, Segment
-from .health import History, assess_health, find_cause
+from .health import History, find_cause
 from .health_server import HealthPoint, Systemd
 from .loop import Loop
 from .messages import Health
 from .realtime import RealtimeOptions, apply_realtime
-from .report import DriveReport, DriveSnapshot, build_report, take_snapshot
+from .report import DriveReport, DriveSnapshot
 from .stats import FrameCounters
 from .supervisor import Supervisor
 from .worker import Worker, WorkerTask
@@ -34,18 +36,22 @@ from .worker import Worker, WorkerTask
 Artifact = str | os.PathLike[str]
 log = logging.getLogger("rtseg")
 LAST_JOB_S = 0.3  # the frame in inference may still be answered when the loop is told to stop
+JOIN_S = 0.1  # for captures to end, all together
 STOP_S = 0.9  # from a signal to the end, sinks included
 FLUSH_S = 30.0  # for sinks to take what they accepted when a source ended on its own
 
 
 class Drive:
-    """Runs a segmenter over a source's newest frames and publishes to sinks, whatever breaks.
+    """Runs a segmenter over the newest frames of a source, or of several, and publishes to sinks,
+    whatever breaks.
 
     `run` returns the report. `stop`, SIGTERM and SIGINT end it within a second.
 
     Args:
         source: an iterable of Frames; it may block and it may raise. One that can be iterated again
             is opened anew when it fails or falls silent; a recording waits for inference.
+            Several, in a list or by their names in a dictionary, are cameras that share the
+            segmenter, one frame after the other; one that fails does not stop the others.
         segmenter: an artifact's path, which runs in a worker process; several, largest first, for
             deadline control; or a callable (frame -> labels), or several, which run in a thread
             here.
@@ -63,13 +69,13 @@ class Drive:
         clock: for tests.
 
     Raises:
-        UsageError: a bad argument, or artifacts that differ in classes or colors.
+        UsageError: a bad argument, too many sources, or artifacts that differ in classes or colors.
         ArtifactError: a file is no artifact.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Sources,
         segmenter: Artifact | Segment | WorkerTask | Sequence[Artifact | Segment],
         sinks: Sequence[Sink] = (),
         *,
@@ -86,7 +92,7 @@ class Drive:
     ):
         self.clock = clock or LoopClock()
         self.realtime, self.health_at, self.health_host = realtime, health, health_host
-        counters, mailbox = FrameCounters(), Mailbox(self.clock)
+        sources = name_sources(source)
         options = {"backend": backend, "device": device, "realtime": realtime}
         on_cpu = options | {"backend": None, "device": "cpu"}
         supervisor = Supervisor(
@@ -96,32 +102,43 @@ class Drive:
         )
         _check_same_classes(segmenter, fallback)
         limits = limits or DriveLimits(max_age_ms=None if every_frame else DriveLimits.max_age_ms)
-        frames = Capture(
-            source, mailbox, counters, self.clock, every_frame, max_age_ms=limits.max_age_ms
-        )
         if proof is not None:
             proof.engine_facts = lambda: supervisor.primary.facts
             sinks = [*sinks, proof]
-        self.loop = Loop(
-            capture=frames,
-            mailbox=mailbox,
-            supervisor=supervisor,
-            queues=[SinkQueue(sink, self.clock) for sink in sinks],
-            counters=counters,
-            clock=self.clock,
-            limits=limits,
+        queues = [SinkQueue(sink, self.clock, len(sources)) for sink in sinks]
+        _check_cameras_of(queues, sources)
+
+        def open_loop(name: str, frames: Source) -> Loop:
+            counters, mailbox = FrameCounters(), Mailbox(self.clock)
+            capture = Capture(
+                frames, mailbox, counters, self.clock, every_frame, max_age_ms=limits.max_age_ms
+            )
+            own = [queue for queue in queues if queue.camera in (None, name)]
+            return Loop(capture, mailbox, supervisor, own, counters, self.clock, limits, name)
+
+        self.loops = CameraLoops(
+            {name: open_loop(name, frames) for name, frames in sources.items()}, queues
         )
-        self.loop.proof = proof
-        for sink in sinks:
-            if hasattr(sink, "watch"):
-                sink.watch = self.snapshot
+        for loop in self.loops.all:
+            loop.proof = proof
+        for queue in queues:
+            if hasattr(queue.sink, "watch"):
+                queue.sink.watch = self._watch_of(queue.camera)
         self.granted: dict[str, str] = {}
         self._history = History()
+        self._histories = {name: History() for name in sources}
         self._usage = UsageLog()
         self._stopped_by = self._over = self._served = ""
-        # Of a stream's address without the password, which a log would keep.
-        where = str(getattr(source, "where", type(source).__name__))
-        self._source = re.sub(r"//[^/@]*@", "//", where)
+
+    @property
+    def loop(self) -> Loop:
+        """The first camera's."""
+        return self.loops.all[0]
+
+    def _watch_of(self, camera: str | None) -> Callable[[], DriveSnapshot]:
+        if not camera:
+            return self.snapshot
+        return lambda: self.snapshot().cameras[camera]
 
     def run(
         self,
@@ -148,10 +165,9 @@ class Drive:
             asked = self._start()
             end_ns = None if duration_s is None else loop.began_ns + int(duration_s * 1e9)
             while not (ended := self._ended(end_ns)):
-                self.clock.wait(loop.wake_s())
-                loop.step()
-                if loop.capture.waits and loop.supervisor.serving():
-                    loop.capture.start()
+                self.clock.wait(self.loops.wake_s())
+                self.loops.step()
+                self.loops.start_recordings()
                 systemd.tell(self.clock.now_ns(), self._note(on_state))
             systemd.stopping()
             last = replace(self.snapshot(), ended=ended)
@@ -162,8 +178,9 @@ class Drive:
                 asked.close()
             ending_ns = self.clock.now_ns()
             self._finish(STOP_S if self._stopped_by else FLUSH_S)
-        return build_report(
-            loop,
+        return report_cameras(
+            self.loops,
+            self._histories,
             self._history,
             last,
             end_s=round((self.clock.now_ns() - ending_ns) / 1e9, 3),
@@ -178,7 +195,7 @@ class Drive:
 
     def snapshot(self) -> DriveSnapshot:
         """State, counters and times now, and why it ended, if it did; from any thread."""
-        return replace(take_snapshot(self.loop), ended=self._over)
+        return replace(snapshot_cameras(self.loops), ended=self._over)
 
     def _start(self) -> HealthPoint | None:
         loop, asked = self.loop, self.health_at
@@ -186,31 +203,27 @@ class Drive:
             asked = HealthPoint(asked, self.health_host)
         if asked is not None:
             asked.snapshot = self.snapshot
-        for queue in loop.queues:
+        for queue in self.loops.queues:
             queue.start()
         if self.realtime is not None:
             # After the sinks' threads: a thread inherits its scheduler from the one that starts it.
             self.granted = apply_realtime(self.realtime)
-        loop.began_ns = loop.stepped_ns = self.clock.now_ns()
+        now = self.clock.now_ns()
+        for each in self.loops.all:
+            each.began_ns = each.stepped_ns = now
         loop.supervisor.poll()
-        if not loop.capture.waits:
-            loop.capture.start()
+        for each in self.loops.all:
+            if not each.capture.waits:
+                each.capture.start()
         return asked
 
     def _note(self, on_state: Callable[[float, Health], None]) -> Health:
-        health, at_s = assess_health(self.loop), self._at_s()
-        now = {
-            "frame": self.loop.counters.last_id(),
-            "source": self._source,
-            "at_s": round(at_s, 3),
-        }
+        (health, each), at_s = assess_cameras(self.loops), self._at_s()
+        for name, of_camera in each.items():
+            if self._histories[name].note(at_s, of_camera) and name:
+                self._log_state(of_camera, at_s, name)
         if self._history.note(at_s, health):
-            log.info(
-                "%s: %s",
-                health.state.value,
-                "; ".join(health.reasons) or "all is well",
-                extra={"state": health.state.value, "cause": find_cause(self.loop), **now},
-            )
+            self._log_state(health, at_s)
             on_state(at_s, health)
         serving = self.loop.supervisor.serving()
         if serving is not None and serving.role != self._served:
@@ -219,11 +232,31 @@ class Drive:
                     "the %s engine serves in place of the %s one",
                     serving.role,
                     self._served,
-                    extra={"engine": serving.role, "cause": find_cause(self.loop), **now},
+                    extra={"engine": serving.role, **self._log_facts(at_s)},
                 )
             self._served = serving.role
         self._usage.note(at_s, self.loop.supervisor.processes())
         return health
+
+    def _log_state(self, health: Health, at_s: float, camera: str = "") -> None:
+        log.info(
+            "%s%s: %s",
+            f"camera {camera}: " if camera else "",
+            health.state.value,
+            "; ".join(health.reasons) or "all is well",
+            extra={"state": health.state.value, **self._log_facts(at_s, camera)},
+        )
+
+    def _log_facts(self, at_s: float, camera: str = "") -> dict[str, object]:
+        """Fields of a log line: of one of several cameras, of the only one, or of the whole."""
+        facts = {
+            "cause": find_cause(self.loops.by_name[camera]) if camera else find_causes(self.loops),
+            "source": self.loops.places.get(camera) or ", ".join(self.loops.places.values()),
+            "at_s": round(at_s, 3),
+        }
+        if camera in self.loops.by_name:
+            facts["frame"] = self.loops.by_name[camera].counters.last_id()
+        return facts | ({"camera": camera} if camera else {})
 
     def _at_s(self) -> float:
         return (self.clock.now_ns() - self.loop.began_ns) / 1e9
@@ -234,25 +267,29 @@ class Drive:
             return self._stopped_by
         if end_ns is not None and self.clock.now_ns() >= end_ns:
             return "duration"
-        if self.loop.capture.waits and self.loop.supervisor.hopeless():
+        captures = [loop.capture for loop in self.loops.all]
+        if self.loop.supervisor.hopeless() and all(each.waits for each in captures):
             return "no inference"  # nobody waits for a recording; a camera's drive keeps trying
-        if not self.loop.over:
+        if not self.loops.over:
             return ""
-        return "source lost" if self.loop.capture.gone else "source ended"
+        return "source lost" if all(each.gone for each in captures) else "source ended"
 
     def _finish(self, limit_s: float) -> None:
         """Answer the frame in inference, then let every sink take what it accepted."""
-        loop, began = self.loop, self.clock.now_ns()
-        loop.capture.stop()
-        while loop.job is not None and self.clock.now_ns() - began < LAST_JOB_S * 1e9:
+        loops, began = self.loops, self.clock.now_ns()
+        for loop in loops.all:
+            loop.capture.stop()
+        while (busy := loops.busy()) and self.clock.now_ns() - began < LAST_JOB_S * 1e9:
             self.clock.wait(0.02)
-            loop.publish_finished()
-        loop.supervisor.kill()
-        loop.capture.join(0.1)
-        loop.abandon("stopped")
-        for queue in loop.queues:
+            busy.publish_finished()
+        self.loop.supervisor.kill()
+        joined_by = time.monotonic() + JOIN_S
+        for loop in loops.all:
+            loop.capture.join(max(0.0, joined_by - time.monotonic()))
+            loop.abandon("stopped")
+        for queue in loops.queues:
             queue.close()
-        for queue in loop.queues:
+        for queue in loops.queues:
             left_s = limit_s - (self.clock.now_ns() - began) / 1e9
             # A sink that is blocked anyway is not waited for.
             queue.join(min(left_s, 0.5) if queue.blocked_s() else left_s)
@@ -274,6 +311,14 @@ class Drive:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+
+def _check_cameras_of(queues: Sequence[SinkQueue], sources: Iterable[str]) -> None:
+    for queue in queues:
+        if queue.camera and queue.camera not in sources:
+            raise UsageError(
+                f"the sink {queue.name} is for {queue.camera}, which is no camera here"
+            )
 
 
 def _starter(what: Any, clock: LoopClock, options: dict[str, Any]) -> EngineFactory:

@@ -37,6 +37,7 @@ KINDS = {
     "sink_block": "a sink does not return for `seconds`",
     "sink_error": "a sink raises at every message for `seconds`",
 }
+IN_CAMERA = ("camera_stall", "camera_cut", "corrupt_frames")
 IN_WORKER = ("backend_error", "backend_hang", "worker_death")
 FAULTY_LOADER = f"{__name__}:load_faulty"
 
@@ -49,17 +50,21 @@ class Fault:
         at: seconds from the start.
         fault: one of KINDS.
         seconds: how long it lasts.
+        camera: of several, the one that a camera's fault strikes; "": all.
     """
 
     at: float
     fault: str
     seconds: float = 0.0
+    camera: str = ""
 
     def __post_init__(self) -> None:
         if self.fault not in KINDS:
             raise UsageError(f"no fault is called {self.fault!r}: choose from {', '.join(KINDS)}")
         if not (0 <= self.at <= LONGEST and 0 <= self.seconds <= LONGEST):
             raise UsageError(f"{self.fault}: `at` and `seconds` are 0 to {LONGEST:g}")
+        if self.camera and self.fault not in IN_CAMERA:
+            raise UsageError(f"{self.fault} strikes no camera: leave `camera` out")
 
 
 class FaultPlan:
@@ -71,10 +76,12 @@ class FaultPlan:
     def now_s(self) -> float:
         return (time.monotonic_ns() - self.start_ns) / 1e9
 
-    def lasting(self, kind: str) -> float:
-        """Seconds that a fault of that kind will still last; 0 if there is none now."""
+    def lasting(self, kind: str, camera: str = "") -> float:
+        """Seconds that a fault of that kind will still last, at that camera where it is one of a
+        camera; 0 if there is none now."""
         now = self.now_s()
-        ends = [f.at + f.seconds for f in self.faults if f.fault == kind and f.at <= now]
+        here = [f for f in self.faults if f.fault == kind and f.camera in ("", camera)]
+        ends = [f.at + f.seconds for f in here if f.at <= now]
         return max((end - now for end in ends), default=0.0)
 
 
@@ -94,26 +101,36 @@ def read_plan(path: Path) -> list[Fault]:
     try:
         faults = [Fault(**entry) for entry in entries]
     except TypeError as error:
-        raise UsageError(f"{path}: an entry has `at`, `fault` and `seconds` ({error})") from error
+        raise UsageError(
+            f"{path}: an entry has `at`, `fault`, `seconds` and `camera` ({error})"
+        ) from error
     return sorted(faults, key=lambda fault: fault.at)
 
 
-class FaultySource:
-    """A source with the plan's camera faults."""
+def check_cameras(faults: Iterable[Fault], cameras: Sequence[str]) -> None:
+    """Raises UsageError if a fault is for a camera that is not there."""
+    for fault in faults:
+        if fault.camera and fault.camera not in cameras:
+            here = ", ".join(cameras) or "one without a name"
+            raise UsageError(f"a fault is for {fault.camera!r}; the cameras here: {here}")
 
-    def __init__(self, source: Iterable[Frame | Unreadable], plan: FaultPlan):
-        self.source, self.plan = source, plan
+
+class FaultySource:
+    """A source with the plan's camera faults. camera: its name, in a drive of several."""
+
+    def __init__(self, source: Iterable[Frame | Unreadable], plan: FaultPlan, camera: str = ""):
+        self.source, self.plan, self.camera = source, plan, camera
         self.restarts: bool = getattr(source, "restarts", True)
         self.recorded: bool = getattr(source, "recorded", False)
         self.where: str = getattr(source, "where", type(source).__name__)
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:
         for item in self.source:
-            if self.plan.lasting("camera_cut") > 0:
+            if self.plan.lasting("camera_cut", self.camera) > 0:
                 raise OSError("the camera was cut off (injected)")
-            while (left_s := self.plan.lasting("camera_stall")) > 0:
+            while (left_s := self.plan.lasting("camera_stall", self.camera)) > 0:
                 time.sleep(left_s)
-            if self.plan.lasting("corrupt_frames") > 0:
+            if self.plan.lasting("corrupt_frames", self.camera) > 0:
                 yield Unreadable(getattr(item, "name", ""), "damaged (injected)")
                 continue
             # A source of files hands over what piled up during a stall, which a camera would have

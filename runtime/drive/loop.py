@@ -45,7 +45,17 @@ class InferenceJob:
 
 
 class Loop:
-    """The state of a drive between two steps.
+    """The state of one camera's drive between two steps.
+
+    Args:
+        capture: reads the camera.
+        mailbox: what the capture fills.
+        supervisor: of the engines, which cameras share.
+        queues: of the sinks that hear of this camera.
+        counters: of its frames.
+        clock: the drive's.
+        limits: on ages and times.
+        camera: its name, which messages carry; "" where there is only one.
 
     Attributes:
         job: the frame in inference.
@@ -53,6 +63,7 @@ class Loop:
         ages, latencies: of published results, in ms; age_record: what they count from and split in.
         trouble: when each kind of trouble was last, and what it was, for the state.
         proof: that goes on while driving, where there is one.
+        served_ns: when a frame last went to inference.
     """
 
     def __init__(
@@ -64,7 +75,9 @@ class Loop:
         counters: FrameCounters,
         clock: LoopClock,
         limits: DriveLimits,
+        camera: str = "",
     ):
+        self.camera = camera
         self.capture, self.mailbox, self.supervisor = capture, mailbox, supervisor
         self.queues, self.counters, self.clock, self.limits = queues, counters, clock, limits
         self.began_ns = clock.now_ns()
@@ -74,13 +87,14 @@ class Loop:
         self.ages, self.latencies = TimeHistogram(), TimeHistogram()
         self.age_record = AgeRecord()
         self.misses = 0
-        self.published_ns = 0
+        self.published_ns = self.served_ns = 0
         self.levels: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.changes: deque[LevelChange] = deque(maxlen=1000)
         self.trouble: dict[str, tuple[int, str]] = {}
         self.proof: ContinuousProof | None = None
         self._jobs = 0
+        self._told_ns = 0
         self._told_camera_ns = 0
         self._reopened_ns = 0
 
@@ -96,18 +110,22 @@ class Loop:
 
     def step(self) -> None:
         """Act on everything that came since the last step; never waits."""
-        # The health port reads this from its own thread: it is how a loop that stands still is
-        # found.
-        self.stepped_ns = self.clock.now_ns()
         # Answers first: inference that has just finished is not stuck, and may take the next frame
         # below.
         self.publish_finished()
+        self.check()
+        self.submit_newest()
+
+    def check(self) -> None:
+        """Look after inference and the camera, and tell the sinks what they have to know."""
+        # The health port reads this from its own thread: it is how a loop that stands still is
+        # found.
+        self.stepped_ns = self.clock.now_ns()
         self.supervisor.poll()
         self.check_proof()
         self.check_inference_timeout()
         self.report_dropped_frames()
         self.check_camera()
-        self.submit_newest()
 
     def wake_s(self) -> float:
         """Seconds until a step has work that no event will wake the loop for."""
@@ -130,13 +148,21 @@ class Loop:
         if self.mailbox.take() is not None:
             self.counters.drop(cause)
 
-    def _tell(self, kind: StatusKind, cause: str, text: str, *frame: int) -> None:
-        """Send a status to all sinks. frame: id and capture time of the one concerned, if any."""
+    def _tell(
+        self,
+        kind: StatusKind,
+        cause: str,
+        text: str,
+        frame_id: int | None = None,
+        captured_ns: int | None = None,
+    ) -> None:
+        """Send a status to all sinks; of a frame, where one is concerned."""
         now, wall = self.clock.now_ns(), self.clock.wall_ns()
         self.statuses[kind.value] += 1
-        self._offer(Status(kind, cause, text, now, wall, *frame))
+        self._offer(Status(kind, cause, text, now, wall, frame_id, captured_ns, self.camera))
 
     def _offer(self, message: Message) -> None:
+        self._told_ns = self.clock.now_ns()
         for queue in self.queues:
             queue.offer(message)
 
@@ -163,6 +189,7 @@ class Loop:
             self._drop(*explain_expiry(captured, now, self.limits), captured)
             return
         self._jobs += 1
+        self.served_ns = now
         level = self._level(slot)
         self.job = InferenceJob(self._jobs, captured, slot, slot.engine, level, now)
         slot.engine.submit(self._jobs, captured.frame.image, level)
@@ -228,6 +255,7 @@ class Loop:
                 coordinate_frame=frame.coordinate_frame,
                 age_source=frame.age_source,
                 warnings=job.captured.warnings,
+                camera=self.camera,
             )
         )
 
@@ -286,6 +314,16 @@ class Loop:
         if alarm.published_ns > self.supervisor.primary.started_ns:
             self.supervisor.distrust(alarm.reason, alarm.frame_id)
         self.proof.begin_anew()
+
+    def report_busy(self, other: str) -> None:
+        """Tell the sinks, once a max_age, that frames wait while inference is at another camera's
+        frame, which may be stuck there."""
+        now, since_ns = self.clock.now_ns(), max(self._told_ns, self.capture.resumed_ns)
+        if self.mailbox.empty or not self.ages.count or now <= self.limits.expiry_ns(since_ns):
+            return
+        text = f"no mask for {(now - since_ns) / 1e6:.0f} ms: inference is at camera {other}"
+        self.trouble["busy"] = now, text
+        self._tell(StatusKind.LATE, "busy", text)
 
     def report_dropped_frames(self) -> None:
         """Tell the sinks of frames that the capture thread counted and skipped, and note what is

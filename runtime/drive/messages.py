@@ -62,6 +62,8 @@ class Result:
             `playback`.
         warnings: what is wrong with the picture, though it was labeled: causes, as the counters
             have them.
+        camera: the name of the one that it is from, in a drive of several, of whose frames alone
+            `frame_id` is the count; else "".
     """
 
     frame_id: int
@@ -79,10 +81,12 @@ class Result:
     coordinate_frame: str = ""
     age_source: str = "arrival"
     warnings: tuple[str, ...] = ()
+    camera: str = ""
 
     def facts(self) -> dict[str, object]:
-        """All but the pictures, for JSON."""
-        return {key: value for key, value in vars(self).items() if key not in ("labels", "image")}
+        """All but the pictures, for JSON; the camera where it has a name."""
+        left_out = ("labels", "image") if self.camera else ("labels", "image", "camera")
+        return {key: value for key, value in vars(self).items() if key not in left_out}
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Status:
         cause: one word, as the counters have it; text: for people.
         at_ns: monotonic; at_wall_ns: the same moment since 1970.
         frame_id, captured_ns: of the frame concerned, None where there is none.
+        camera: as in a Result.
     """
 
     kind: StatusKind
@@ -103,10 +108,12 @@ class Status:
     at_wall_ns: int
     frame_id: int | None = None
     captured_ns: int | None = None
+    camera: str = ""
 
     def facts(self) -> dict[str, object]:
-        """All of it, for JSON."""
-        return vars(self) | {"kind": self.kind.value}
+        """All of it, for JSON; the camera where it has a name."""
+        facts = vars(self) | {"kind": self.kind.value}
+        return facts if self.camera else {k: v for k, v in facts.items() if k != "camera"}
 
 
 Message = Result | Status

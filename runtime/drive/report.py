@@ -23,6 +23,19 @@ from .stats import FrameCounts, TimeSummary
 from .supervisor import EngineFailure
 
 MOST_ROWS = 12  # of memory over time
+OF_THE_WHOLE = (  # fields that a camera's own part leaves out
+    "artifacts",
+    "machine",
+    "began_ns",
+    "end_s",
+    "engines",
+    "engine_failures",
+    "realtime",
+    "usage",
+    "replaced_workers",
+    "proof",
+    "cameras",
+)
 SIGNS = {  # a word of the reason that the state must give for an injected fault
     "camera_stall": "silent",
     "camera_cut": "lost",
@@ -48,6 +61,9 @@ class DriveSnapshot:
         stages_ms: the stages of the age, as far as the source tells them.
         ended: why the drive ended; "" while it runs.
         proof: of the proof that goes on, where there is one.
+        cameras: of a drive of several, each one's own, by its name; all else is then of the whole,
+            counters and times of all together. `level` is the smallest that one is at, `period_ms`
+            the shortest.
     """
 
     state: str = "starting"
@@ -72,10 +88,20 @@ class DriveSnapshot:
     reopened_source: int = 0
     ended: str = ""
     proof: ProofCounts | None = None
+    cameras: Mapping[str, DriveSnapshot] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, object]:
-        """The values that JSON has."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """The values that JSON has; `cameras` only where they have names, and without what is of
+        the whole drive."""
+        values = asdict(replace(self, cameras={}))
+        each = {name: camera.to_dict() for name, camera in self.cameras.items()}
+        values["cameras"] = {
+            name: {key: value for key, value in facts.items() if key not in OF_THE_WHOLE}
+            for name, facts in each.items()
+        }
+        if not self.cameras:
+            del values["cameras"]
+        return values
 
 
 @dataclass(frozen=True)
@@ -134,10 +160,11 @@ class DriveReport(DriveSnapshot):
     realtime: Mapping[str, str] = field(default_factory=dict)
     usage: Sequence[UsageSample] = ()
     injected: InjectionReport | None = None
+    cameras: Mapping[str, DriveReport] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         """The values that JSON has; `injected` only where faults were."""
-        values = asdict(self)
+        values = super().to_dict()
         for row in (*values["level_changes"], *values["engine_failures"]):
             row["at_s"] = self._at_s(row["at_ns"])
         if self.injected is None:
@@ -145,7 +172,11 @@ class DriveReport(DriveSnapshot):
         return values
 
     def failure(self) -> str:
-        """Why the drive did not do its work; "" if it did."""
+        """Why the drive did not do its work, at one of its cameras even; "" if it did."""
+        each = {name: camera.failure() for name, camera in self.cameras.items()}
+        if whys := [f"camera {name}: {why}" for name, why in each.items() if why]:
+            of_all = len(set(each.values())) == 1
+            return next(iter(each.values())) if of_all else "; ".join(whys)
         if self.ended == "source lost":
             return f"the source is lost: {'; '.join(self.reasons)}"
         if not self.frames.published:
@@ -175,6 +206,9 @@ class DriveReport(DriveSnapshot):
         found = [
             Table(("", ""), list(self._summary()), words=("",)),
         ]
+        if self.cameras:
+            each = [_camera_row(name, camera) for name, camera in self.cameras.items()]
+            found.append(_table("Cameras", _CAMERAS, each))
         if self.sinks:
             found.append(_table("Sinks", _COUNTS, (_row(sink, _COUNTS) for sink in self.sinks)))
         if self.injected is not None:
@@ -221,6 +255,7 @@ class DriveReport(DriveSnapshot):
 
 
 _COUNTS = ("name", "delivered", "dropped", "failed", "withheld", "unflushed", "last_error")
+_CAMERAS = ("camera", "source", "state", "captured", "answered", "dropped", "age", "opened again")
 _USAGE = ("at s", "MiB, the drive", "MiB, its workers", "open handles")
 _FATES = (
     "fault",
@@ -256,6 +291,24 @@ def _verdict(injected: InjectionReport) -> str:
     outcome = "All were noticed and overcome" if injected.passed else "NOT PASSED"
     unaccounted = f"{injected.unaccounted_frames} frames unaccounted for"
     return f"{outcome}; {injected.crashes} crashes, {unaccounted}."
+
+
+def _camera_row(name: str, camera: DriveReport) -> list[object]:
+    counts, state = (
+        camera.frames,
+        ": ".join(filter(None, (camera.state, "; ".join(camera.reasons)))),
+    )
+    times = str(camera.age_ms)
+    return [
+        name,
+        camera.source,
+        state,
+        counts.captured,
+        counts.published,
+        _counts(counts.dropped),
+        times,
+        camera.reopened_source,
+    ]
 
 
 def _fate(row: FaultOutcome) -> list[object]:
@@ -318,15 +371,18 @@ def build_report(loop: Loop, history: History, last: DriveSnapshot, **facts: Any
     )
 
 
-def describe_job(source: str, artifacts: Sequence[Path]) -> dict[str, Any]:
-    """Fields of the report on what ran. Folders above a recording's own are left out: they say
-    nothing to another machine."""
-    where = Path(source)
-    return {
-        "source": "/".join(where.absolute().parts[-2:]) if where.exists() else source,
+def describe_job(source: str | None, artifacts: Sequence[Path]) -> dict[str, Any]:
+    """Fields of the report on what ran. source: None of several, which the report has already."""
+    return ({} if source is None else {"source": shorten_place(source)}) | {
         "artifacts": [path.name for path in artifacts],
         "machine": str(read_system()),
     }
+
+
+def shorten_place(source: str) -> str:
+    """A recording's path without the folders above its own: they say nothing to another machine."""
+    where = Path(source)
+    return "/".join(where.absolute().parts[-2:]) if where.exists() else source
 
 
 def write_report(path: Path, report: DriveReport) -> None:

@@ -90,6 +90,14 @@ class TimeHistogram:
         self.count += 1
         self.largest_ms = max(self.largest_ms, ms)
 
+    def absorb(self, other: TimeHistogram) -> None:
+        """Add all times of another one."""
+        # A copy: the loop may add to it meanwhile, in its own thread.
+        self._counts.update(dict(other._counts))
+        self._sum += other._sum
+        self.count += other.count
+        self.largest_ms = max(self.largest_ms, other.largest_ms)
+
     def quantile(self, share: float) -> float:
         """In ms, to 1 %; 0 if nothing was added."""
         rank = math.ceil(share * self.count)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import UsageError
 from .queue import Sink, SinkQueue
@@ -24,9 +25,11 @@ def open_sinks(
     paint: Paint,
     rate_hz: float | None = None,
     ros_messages: bool = False,
+    cameras: Sequence[str] = (),
 ) -> list[Sink]:
     """A sink for each path, by its ending: `.mp4`, `.mcap`, `.ring`; a folder gets label PNGs, and
-    what begins with `ros2:` or `zenoh:` becomes topics.
+    what begins with `ros2:` or `zenoh:` becomes topics. Of several cameras, each has a folder, a
+    file (`X_CAMERA.mp4`) or topics of its own in it; one MCAP log holds all.
 
     Args:
         paths: where the results go.
@@ -34,6 +37,7 @@ def open_sinks(
         paint: (image, labels, palette) -> overlay, for people to look at.
         rate_hz: of the source; 0: as fast as frames are done; None: its own.
         ros_messages: MCAP logs hold the results as ROS 2 messages too.
+        cameras: their names, in a drive of several.
 
     Raises:
         UsageError: an ending that no sink has, or what is no name of a topic.
@@ -41,28 +45,43 @@ def open_sinks(
         OSError: a folder cannot be written to, another process writes that ring, or the ROS domain
             cannot be joined.
     """
-    from ...data.ros.links import is_ros_address, parse_address
-    from .label_files import LabelPngs, OverlayVideo
     from .mcap_writer import McapRecorder
-    from .ros_topics import RosTopics
-    from .shared_memory import Ring
 
     sinks: list[Sink] = []
     for path in paths:
-        if is_ros_address(str(path)):
-            sinks.append(RosTopics(parse_address(str(path)), card))
-        elif path.suffix == ".mp4":
-            fps = AS_FAST_AS_DONE_HZ if rate_hz == 0 else rate_hz
-            sinks.append(OverlayVideo(path, card.palette, paint, fps))
-        elif path.suffix == ".mcap":
-            sinks.append(McapRecorder(path, card.classes, card.palette, paint, ros_messages))
-        elif path.suffix == ".ring":
-            sinks.append(Ring(path))
-        elif path.suffix:
-            raise UsageError(
-                f"--out is a folder, ends in .mp4, .mcap or .ring, or begins with ros2: or zenoh:, "
-                f"not {path}"
+        if path.suffix == ".mcap" and ":" not in str(path):
+            sinks.append(
+                McapRecorder(path, card.classes, card.palette, paint, ros_messages, cameras)
             )
-        else:
-            sinks.append(LabelPngs(path))
+            continue
+        for camera in cameras or ("",):
+            sink = _open_sink(path, camera, card, paint, rate_hz)
+            if camera:
+                sink.camera, sink.name = camera, f"{sink.name}, {camera}"
+            sinks.append(sink)
     return sinks
+
+
+def _open_sink(path: Path, camera: str, card: Card, paint: Paint, rate_hz: float | None) -> Any:
+    """One that takes the results of one camera, or of the only one."""
+    from ...data.ros.links import is_ros_address, parse_address
+    from .label_files import LabelPngs, OverlayVideo
+    from .ros_topics import RosTopics
+    from .shared_memory import Ring
+
+    if is_ros_address(str(path)):
+        address = parse_address(str(path))
+        topic = "/".join(filter(None, (address.topic, camera)))
+        return RosTopics(replace(address, topic=topic), card)
+    own = path.with_stem(f"{path.stem}_{camera}") if camera else path
+    if path.suffix == ".mp4":
+        fps = AS_FAST_AS_DONE_HZ if rate_hz == 0 else rate_hz
+        return OverlayVideo(own, card.palette, paint, fps)
+    if path.suffix == ".ring":
+        return Ring(own)
+    if path.suffix:
+        raise UsageError(
+            f"--out is a folder, ends in .mp4, .mcap or .ring, or begins with ros2: or zenoh:, "
+            f"not {path}"
+        )
+    return LabelPngs(path / camera)

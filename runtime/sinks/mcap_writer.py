@@ -47,11 +47,12 @@ IMAGE: dict[str, object] = {  # Foxglove's own, in JSON
     },
 }
 FACTS: dict[str, object] = {"title": "rtseg.Facts", "type": "object"}
+TOPICS = {"overlay": IMAGE, "labels": IMAGE, "result": FACTS, "status": FACTS}
 ROS_TOPICS: dict[str, type[RosMessage]] = {
-    "/rtseg/ros/overlay": CompressedImage,
-    "/rtseg/ros/labels": Image,
-    "/rtseg/ros/label_info": LabelInfo,
-    "/rtseg/ros/diagnostics": DiagnosticArray,
+    "ros/overlay": CompressedImage,
+    "ros/labels": Image,
+    "ros/label_info": LabelInfo,
+    "ros/diagnostics": DiagnosticArray,
 }
 
 
@@ -66,6 +67,8 @@ class McapRecorder:
     `/rtseg/ros/labels` (sensor_msgs/Image, mono8), `/rtseg/ros/label_info` (vision_msgs/LabelInfo,
     once) and `/rtseg/ros/diagnostics` (diagnostic_msgs/DiagnosticArray, of each status).
 
+    In a drive of several cameras the topics begin with `/rtseg/CAMERA`.
+
     After an error it begins another file, at most every ten seconds.
 
     Args:
@@ -73,6 +76,7 @@ class McapRecorder:
         classes, palette: names and BGR colors.
         paint: makes the overlay, (H, W, 3) uint8 BGR.
         ros_messages: write the results as ROS 2 messages too.
+        cameras: their names, in a drive of several.
 
     Raises:
         MissingPackage: the mcap package is not installed.
@@ -90,6 +94,7 @@ class McapRecorder:
         palette: Colors,
         paint: Paint,
         ros_messages: bool = False,
+        cameras: Sequence[str] = (),
     ):
         try:
             from mcap.writer import Writer
@@ -97,7 +102,7 @@ class McapRecorder:
             raise MissingPackage(INSTALL) from error
         check_writable(path.parent)
         self.path, self.classes, self.palette, self.paint = path, classes, palette, paint
-        self.ros_messages = ros_messages
+        self.ros_messages, self.cameras = ros_messages, cameras or ("",)
         self._new_writer = Writer
         self._recording: RecordingFile | None = None
         self._file: BinaryIO | None = None
@@ -112,22 +117,20 @@ class McapRecorder:
         self._writer.start(profile="", library="rtseg")
         names = json.dumps([list(self.classes), [list(color) for color in self.palette]])
         self._writer.add_metadata("rtseg", {"classes_and_palette": names})
-        self._channels = {
-            topic: self._channel(topic, schema)
-            for topic, schema in {
-                "/rtseg/overlay": IMAGE,
-                "/rtseg/labels": IMAGE,
-                "/rtseg/result": FACTS,
-                "/rtseg/status": FACTS,
-            }.items()
-        }
+        self._channels: dict[str, int] = {}
+        for camera in self.cameras:
+            self._begin_camera(camera, at_ns)
+
+    def _begin_camera(self, camera: str, at_ns: int) -> None:
+        for name, schema in TOPICS.items():
+            topic = _topic(camera, name)
+            self._channels[topic] = self._channel(topic, schema)
         if self.ros_messages:
-            self._channels |= {
-                topic: self._ros_channel(topic, message.TYPE)
-                for topic, message in ROS_TOPICS.items()
-            }
+            for name, message in ROS_TOPICS.items():
+                topic = _topic(camera, name)
+                self._channels[topic] = self._ros_channel(topic, message.TYPE)
             info = LabelInfo(Header(at_ns), self.classes)
-            self._add_bytes("/rtseg/ros/label_info", info.encode(), at_ns)
+            self._add_bytes(_topic(camera, "ros/label_info"), info.encode(), at_ns)
 
     def _ros_channel(self, topic: str, kind: MessageType) -> int:
         known = self._writer.register_schema(kind.name, "ros2msg", kind.schema().encode())
@@ -154,29 +157,32 @@ class McapRecorder:
 
     def _record(self, message: Message) -> None:
         if not isinstance(message, Result):
-            self._add("/rtseg/status", message.facts(), _at_ns(message))
+            self._add(_topic(message.camera, "status"), message.facts(), _at_ns(message))
             self._record_ros_status(message)
             return
         overlay = self.paint(message.image, message.labels, self.palette)
         at_ns = _at_ns(message)
         jpeg = encode_picture(".jpg", overlay)
-        frame_id = message.coordinate_frame or "camera"
+        camera = message.camera
+        frame_id = message.coordinate_frame or camera or "camera"
         labels = encode_picture(".png", message.labels)
-        self._add_image("/rtseg/overlay", "jpeg", jpeg, at_ns, frame_id)
-        self._add_image("/rtseg/labels", "png", labels, at_ns, frame_id)
-        self._add("/rtseg/result", message.facts(), at_ns)
+        self._add_image(_topic(camera, "overlay"), "jpeg", jpeg, at_ns, frame_id)
+        self._add_image(_topic(camera, "labels"), "png", labels, at_ns, frame_id)
+        self._add(_topic(camera, "result"), message.facts(), at_ns)
         if self.ros_messages:
             picture = CompressedImage(Header(at_ns, message.coordinate_frame), "jpeg", jpeg)
-            self._add_bytes("/rtseg/ros/overlay", picture.encode(), at_ns)
-            self._add_bytes("/rtseg/ros/labels", label_image(message).encode(), at_ns)
+            self._add_bytes(_topic(camera, "ros/overlay"), picture.encode(), at_ns)
+            self._add_bytes(_topic(camera, "ros/labels"), label_image(message).encode(), at_ns)
 
     def _record_ros_status(self, status: Status) -> None:
         if self.ros_messages:
             text = f"{status.kind.value} {status.cause}: {status.text}"
             level = 3 if status.kind is StatusKind.STALE else 2
-            found = Diagnostic(level, "rtseg: segmentation", text)
+            name = ": ".join(filter(None, ("rtseg", status.camera, "segmentation")))
+            found = Diagnostic(level, name, text)
             message = DiagnosticArray(Header(status.at_wall_ns), [found])
-            self._add_bytes("/rtseg/ros/diagnostics", message.encode(), status.at_wall_ns)
+            topic = _topic(status.camera, "ros/diagnostics")
+            self._add_bytes(topic, message.encode(), status.at_wall_ns)
 
     def _abandon(self, error: OSError) -> None:
         if self._recording is None:
@@ -215,6 +221,10 @@ class McapRecorder:
             self._writer.finish()  # type: ignore[no-untyped-call]
             self._file.close()
         self._recording.publish()
+
+
+def _topic(camera: str, name: str) -> str:
+    return "/".join(filter(None, ("/rtseg", camera, name)))
 
 
 def _at_ns(message: Message) -> int:

@@ -9,7 +9,19 @@ from ...errors import MissingPackage
 from ..drive.health_server import PageServer
 from ..drive.messages import State
 from ..drive.report import DriveSnapshot
+from ..drive.stats import TimeSummary
 
+Count = Callable[[DriveSnapshot], int]
+Part = Callable[[DriveSnapshot], Mapping[str, float]]
+COUNTS: tuple[tuple[str, str, Count], ...] = (
+    ("rtseg_frames_captured", "Frames from the source", lambda now: now.frames.captured),
+    ("rtseg_results", "Frames answered with labels", lambda now: now.frames.published),
+    (
+        "rtseg_deadline_misses",
+        "Labels that came after the deadline",
+        lambda now: now.deadline_misses,
+    ),
+)
 INSTALL = 'Prometheus metrics need prometheus-client: pip install "rtseg[drive]"'
 
 
@@ -24,18 +36,28 @@ class PrometheusCollector:
         from prometheus_client.core import GaugeMetricFamily as Gauges
 
         now = self.snapshot()
-        yield Counters("rtseg_frames_captured", "Frames from the source", now.frames.captured)
-        yield Counters("rtseg_results", "Frames answered with labels", now.frames.published)
-        missed = now.deadline_misses
-        yield Counters("rtseg_deadline_misses", "Labels that came after the deadline", missed)
         lost = now.replaced_workers
         yield Counters("rtseg_workers_lost", "Worker processes ended and replaced", lost)
-        yield _by_label(Counters, "rtseg_frames_dropped", "cause", now.frames.dropped)
-        yield _by_label(Counters, "rtseg_statuses", "kind", now.statuses)
+        cameras = now.cameras or {"": now}
+        parts: list[tuple[Any, str, str, Part]] = [
+            (Counters, "frames_dropped", "cause", lambda s: s.frames.dropped),
+            (Counters, "statuses", "kind", lambda s: s.statuses),
+            (Counters, "results_by_age_source", "source", lambda s: s.age_sources),
+            (Gauges, "level", "level", lambda s: {each: int(each == s.level) for each in s.levels}),
+            (Gauges, "age_seconds", "quantile", lambda s: _quantiles(s.age_ms)),
+            (Gauges, "latency_seconds", "quantile", lambda s: _quantiles(s.latency_ms)),
+            (Gauges, "age_stage_p99_seconds", "stage", _stages),
+        ]
+        if now.cameras:
+            parts.append((Gauges, "camera_state", "state", _states))
+        for name, text, count in COUNTS:
+            yield _by_camera(Counters, name, text, {c: count(s) for c, s in cameras.items()})
+        for family, name, label, part in parts:
+            values = {camera: part(snapshot) for camera, snapshot in cameras.items()}
+            yield _by_camera_and(family, f"rtseg_{name}", label, values)
         for name in ("delivered", "dropped", "failed", "withheld"):
             counts = {sink.name: getattr(sink, name) for sink in now.sinks}
             yield _by_label(Counters, f"rtseg_sink_{name}", "sink", counts)
-        yield _by_label(Counters, "rtseg_results_by_age_source", "source", now.age_sources)
         if now.proof is not None:
             seen = now.proof
             yield Counters("rtseg_verified", "Frames that a reference labeled too", seen.verified)
@@ -44,16 +66,42 @@ class PrometheusCollector:
             if seen.last_agreement is not None:
                 text = "Share of equal labels, of the last verified frame"
                 yield Gauges("rtseg_verify_agreement", text, seen.last_agreement)
-        states = {state.value: int(state.value == now.state) for state in State}
-        yield _by_label(Gauges, "rtseg_state", "state", states)
-        levels = {level: int(level == now.level) for level in now.levels}
-        yield _by_label(Gauges, "rtseg_level", "level", levels)
-        for name, times in (("age", now.age_ms), ("latency", now.latency_ms)):
-            # Prometheus' base unit is the second.
-            quantiles = {key: getattr(times, key) / 1000 for key in ("p50", "p95", "p99", "max")}
-            yield _by_label(Gauges, f"rtseg_{name}_seconds", "quantile", quantiles)
-        p99 = {stage: times.p99 / 1000 for stage, times in now.stages_ms.items()}
-        yield _by_label(Gauges, "rtseg_age_stage_p99_seconds", "stage", p99)
+        yield _by_label(Gauges, "rtseg_state", "state", _states(now))
+
+
+def _states(now: DriveSnapshot) -> dict[str, int]:
+    return {state.value: int(state.value == now.state) for state in State}
+
+
+def _stages(now: DriveSnapshot) -> dict[str, float]:
+    return {stage: times.p99 / 1000 for stage, times in now.stages_ms.items()}
+
+
+def _quantiles(times: TimeSummary) -> dict[str, float]:
+    # Prometheus' base unit is the second.
+    return {key: getattr(times, key) / 1000 for key in ("p50", "p95", "p99", "max")}
+
+
+def _by_camera(family: Any, name: str, text: str, values: Mapping[str, float]) -> object:
+    """Of several cameras with a label each, of one without."""
+    if "" in values:
+        return family(name, text, values[""])
+    metric = family(name, text, labels=["camera"])
+    for camera, number in values.items():
+        metric.add_metric([camera], number)
+    return metric
+
+
+def _by_camera_and(
+    family: Any, name: str, label: str, values: Mapping[str, Mapping[str, float]]
+) -> object:
+    if "" in values:
+        return _by_label(family, name, label, values[""])
+    metric = family(name, f"By camera and {label}", labels=["camera", label])
+    for camera, numbers in values.items():
+        for value, number in numbers.items():
+            metric.add_metric([camera, value], number)
+    return metric
 
 
 def _by_label(family: Any, name: str, label: str, values: Mapping[str, float]) -> object:

@@ -1,7 +1,7 @@
 """Between the loop and a sink: a bounded queue and a thread, so that no sink can delay inference.
 
 A sink is any callable that takes a Result or a Status. It runs in a thread of its own, one message
-at a time. Four attributes are looked for and may be absent:
+at a time. Five attributes are looked for and may be absent:
 
 * `capacity` (int, default 4): messages that may wait for it. When one more comes, the oldest is
   dropped and counted.
@@ -9,12 +9,15 @@ at a time. Four attributes are looked for and may be absent:
   masks that became older than `max_age` while they waited. Other sinks get a LATE status instead.
 * `close()`: called in the same thread after the last message.
 * `watch`: a drive sets it to its `snapshot`, which tells the state and counters of the moment.
+* `camera`: in a drive of several cameras, the one whose messages it takes (and whose `snapshot` it
+  watches). Without it a sink takes those of all, `capacity` of each; where more come, the camera
+  that has the most waiting loses its oldest.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
@@ -51,12 +54,15 @@ class SinkCounts:
 
 
 class SinkQueue:
-    """One sink with its queue, thread and counters, see `SinkCounts`."""
+    """One sink with its queue, thread and counters, see `SinkCounts`. cameras: that it has room
+    for."""
 
-    def __init__(self, sink: Sink, clock: LoopClock | None = None):
+    def __init__(self, sink: Sink, clock: LoopClock | None = None, cameras: int = 1):
         self.sink, self.clock = sink, clock or LoopClock()
         self.name = sink_name(sink)
-        self.capacity: int = getattr(sink, "capacity", CAPACITY)
+        self.camera: str | None = getattr(sink, "camera", None)
+        shared = cameras if self.camera is None else 1
+        self.capacity: int = getattr(sink, "capacity", CAPACITY) * shared
         self.records: bool = getattr(sink, "records", False)
         self.delivered = self.dropped = self.failed = self.withheld = self.unflushed = 0
         self.last_error = ""
@@ -74,10 +80,18 @@ class SinkQueue:
         """Queue it and return at once; the oldest message goes if the queue is full."""
         with self._news:
             if len(self._queue) >= self.capacity:
-                self._queue.popleft()
-                self.dropped += 1
+                self._drop_one(message.camera)
             self._queue.append(message)
             self._news.notify()
+
+    def _drop_one(self, coming: str) -> None:
+        # The oldest of the camera that fills the queue: one that fails must not push out the masks
+        # of the others with its statuses.
+        waiting = Counter([coming, *(each.camera for each in self._queue)])
+        most = max(waiting.values())
+        place = next(i for i, m in enumerate(self._queue) if waiting[m.camera] == most)
+        del self._queue[place]
+        self.dropped += 1
 
     def close(self) -> None:
         """Ask for the end; what is queued is still delivered. `join` waits for it."""
@@ -153,6 +167,7 @@ class SinkQueue:
             self.clock.wall_ns(),
             result.frame_id,
             result.captured_ns,
+            result.camera,
         )
 
 
