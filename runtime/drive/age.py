@@ -61,9 +61,8 @@ class AgeRecord:
 
     def absorb(self, other: AgeRecord) -> None:
         """Add all masks of another camera's."""
-        both = {self.source, other.source} - {""}
-        self.source = ", ".join(sorted(both))
         self.sources.update(dict(other.sources))
+        self.source = ", ".join(sorted(self.sources))
         for stage, times in other._stages.items():
             self._stages[stage].absorb(times)
 

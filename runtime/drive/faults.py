@@ -102,7 +102,7 @@ def read_plan(path: Path) -> list[Fault]:
         faults = [Fault(**entry) for entry in entries]
     except TypeError as error:
         raise UsageError(
-            f"{path}: an entry has `at`, `fault`, `seconds` and `camera` ({error})"
+            f"{path}: an entry has `at`, `fault` and `seconds`, and may have `camera` ({error})"
         ) from error
     return sorted(faults, key=lambda fault: fault.at)
 
