@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .export.artifacts import Artifact
     from .export.export import export
     from .models.loading import Model, load_model
-    from .runtime import Card, Drive, Segmenter, load
+    from .runtime import Card, Details, Drive, Segmenter, load
     from .speed.bench import bench
     from .train import train
 
@@ -63,6 +63,7 @@ __all__ = [
     "Card",
     "CheckpointError",
     "DataError",
+    "Details",
     "Drive",
     "ExportError",
     "MissingPackage",
@@ -86,6 +87,7 @@ __all__ = [
 _LOCATIONS = {  # public name: the module that has it
     "Artifact": "export",
     "Card": "runtime",
+    "Details": "runtime",
     "Drive": "runtime",
     "Model": "models.loading",
     "Segmenter": "runtime",

@@ -72,6 +72,18 @@ def drive(
         float | None,
         in_group(KEEP_UP, "--max-age", help="ms after which no mask is published; by default 500."),
     ] = None,
+    certify: Annotated[
+        bool,
+        in_group(RESULTS, "--certify", help="Mark the pixels whose class float32 gives too."),
+    ] = False,
+    corridor: Annotated[
+        str | None,
+        in_group(
+            RESULTS,
+            help='Polygon "x,y x,y x,y ..." in fractions of the picture, whose certified share is '
+            "told apart, with --certify.",
+        ),
+    ] = None,
     to: Annotated[
         list[Path] | None,
         in_group(
@@ -144,6 +156,7 @@ def drive(
 
     rtseg drive drive.mp4 -o labels/ --report drive.json
     rtseg drive 0 --model artifacts/csfcn_512x1024_fp16.engine --deadline 40
+    rtseg drive drive.mp4 --model artifacts/csfcn_tiny_360x480_int8.xml --certify
     rtseg drive ros2:/camera/image_raw --out ros2:/rtseg
     rtseg drive front=0 rear=rtsp://10.0.0.7/live -o labels/
     """
@@ -152,6 +165,7 @@ def drive(
     from ..data.images import blend
     from ..resolve import BEST_TO_DRIVE, resolve_artifact
     from ..runtime import Drive, DriveLimits, read_card
+    from ..runtime.drive.certified_share import parse_corridor
     from ..runtime.drive.continuous_proof import VerifyPace, open_proof
     from ..runtime.drive.drive import build_artifact_task
     from ..runtime.drive.faults import (
@@ -179,6 +193,9 @@ def drive(
     pace = VerifyPace.parse(verify_every)
     sources = open_cameras(source, rate, loop, topic)
     names = [name for name in sources if name]
+    if corridor is not None and not certify:
+        raise UsageError("a corridor is of certified pixels: add --certify")
+    inside = parse_corridor(corridor) if corridor is not None else ()
     wishes = RealtimeOptions(cores=tuple(core or ())) if realtime else None
     with ExitStack() as served:
         asked = None
@@ -201,12 +218,17 @@ def drive(
             # On the CPU, since what it stands in for is the GPU as a rule.
             spare = fallback and resolve_artifact(fallback, device="cpu", progress=tell)
             other = verify_with and resolve_artifact(verify_with, device="cpu", progress=tell)
-        task = build_artifact_task(artifacts, backend, device, wishes)
+        task = build_artifact_task(artifacts, backend, device, wishes, certify)
         proof = None
         if other:
             proof = open_proof(other, artifacts, pace, evidence or cache_folder() / "evidence")
         card = read_card(artifacts[0])
-        sinks: list[Any] = open_sinks(to or [], card, blend, rate, mcap_ros2, names)
+        if certify and not (card.proof and card.proof.bounds):
+            raise UsageError(
+                f"{artifacts[0]} cannot certify labels: its card bounds no error of its logits. "
+                "Export it again, to onnx or openvino"
+            )
+        sinks: list[Any] = open_sinks(to or [], card, blend, rate, mcap_ros2, names, certify)
         # Counted from here: models are exported by now, which may take minutes.
         plan = FaultPlan(read_plan(inject), time.monotonic_ns()) if inject else None
         if plan is not None:
@@ -232,6 +254,8 @@ def drive(
             health=asked,
             realtime=wishes,
             proof=proof,
+            certify=certify,
+            corridor=inside,
         )
         if metrics is not None:
             from ..runtime.sinks.prometheus import serve_metrics

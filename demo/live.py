@@ -28,7 +28,8 @@ RATE_NS = 5_000_000_000  # window of the rate
 
 @dataclass(frozen=True)
 class Picture:
-    """A result as it is sent: a JPEG of the frame and, behind it, a PNG of class ids."""
+    """A result as it is sent: a JPEG of the frame and, behind it, a PNG of class ids; then one of
+    what is certified (255 or 0), if that is known."""
 
     facts: dict[str, object]
     body: bytes
@@ -170,6 +171,7 @@ def histogram(ages_ms: list[float], deadline_ms: float | None) -> dict[str, obje
 def encode(result: Result) -> Picture:
     """A result at most `WIDEST` pixels wide."""
     image, labels = _fit_width(result.image, result.labels)
+    certified = result.maps().get("certified")
     jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
     # Label maps pack well at any level, and a viewer waits for this.
     fast = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -180,8 +182,13 @@ def encode(result: Result) -> Picture:
         "age_source": result.age_source,
         "level": result.level,
         "jpeg_bytes": len(jpeg),
+        "labels_bytes": len(png),
     }
-    return Picture(facts, jpeg + png)
+    body = jpeg + png
+    if certified is not None:
+        small = cv2.resize(certified, labels.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        body += cv2.imencode(".png", small, fast)[1].tobytes()
+    return Picture(facts, body)
 
 
 def _fit_width(

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,8 +24,10 @@ from ..reporting import Progress
 from ..runtime.artifact import Card, Precision, Proof
 from ..runtime.backends.backend import BACKENDS, installed, open_backend
 from ..runtime.batches import plan_batches
+from ..runtime.bounds import ErrorBound
 from ..runtime.verify import Figures, compare, find_bars, find_faults, read_labels
 from ..train.evaluate import Confusion
+from .error_bound import ErrorMeter
 from .reference import LabelMap, Logits, ReferenceOutputs
 
 Image = NDArray[np.uint8]  # (N, H, W, 3) BGR
@@ -57,6 +60,7 @@ class ParityResult:
         logits_error: root mean square over that of the reference, both centered.
         miou_change, iou_change: of the accuracy, where frames have true labels.
         census: values that the file holds, by data type.
+        bound: of the logits' error; the fields of an `ErrorBound`.
     """
 
     file: str
@@ -74,6 +78,7 @@ class ParityResult:
     miou_change: float | None = None
     iou_change: dict[str, float] = field(default_factory=dict)
     census: dict[str, int] = field(default_factory=dict)
+    bound: dict[str, Any] | None = None
     faults: list[str] = field(default_factory=list)
     why: str | None = None
 
@@ -121,6 +126,15 @@ def prove_artifact(
     runner = open_backend(backend, path, device, **options)
     scores = BACKENDS[backend].load().open_scores(path, **options)
 
+    # Of the logits that the labels are made of, where they can be read, not of a probe's.
+    meter = ErrorMeter(runner.arithmetic)
+    maker = runner.maker
+
+    def served(slot: int) -> Logits | None:
+        if maker is None:
+            return None
+        return expected.upsample_coarse(maker.coarse[slot], maker.enlarge)
+
     def answer(frame: Image, wanted: bool) -> Answer:
         wanted = wanted or not card.gives_labels
         read = scores(frame) if scores and wanted else None
@@ -129,7 +143,7 @@ def prove_artifact(
         return read_labels(runner, card, frame), read
 
     try:
-        _compare_frames(result, card, expected, answer, progress)
+        _compare_frames(result, card, expected, answer, progress, meter, served)
     finally:
         runner.close()
     return result
@@ -164,9 +178,13 @@ def _compare_frames(
     expected: ReferenceOutputs,
     answer: Callable[[Image, bool], Answer],
     progress: Progress = lambda step, share: None,
+    meter: ErrorMeter | None = None,
+    served: Callable[[int], Logits | None] = lambda slot: None,
 ) -> None:
     """Fill the result in from answers to the reference's frames; `answer` is told whether the
-    logits of a frame are wanted. Of a batch every slot has another frame, and a bar of its own."""
+    logits of a frame are wanted. Of a batch every slot has another frame, and a bar of its own.
+    `served`: the logits that the last answer's labels of a slot were made of, where that is known;
+    the `meter` takes them, or else those of the answer."""
     # An int8 file stays one, whatever its other layers compute in.
     precision: Precision = "int8" if card.precision == "int8" else result.precision
     bars, reference = find_bars(precision, card.trained), expected.reference
@@ -191,6 +209,13 @@ def _compare_frames(
             truth = reference.labels[i], reference.margins[i]
             figures[slot].append(compare(*truth, labels, bars, reference.names[i], error))
             maps[i] = labels
+            if meter is not None and known is not None:
+                ours = served(slot)
+                ours = read if ours is None else ours
+                if ours is not None:
+                    meter.add(ours, known, expected.truth[i])
+    bound = meter.bound() if meter is not None else None
+    result.bound = bound.model_dump() if bound is not None else None
     _fill_figures(result, [each for slot in figures for each in slot], card)
     _fill_miou_change(result, expected, [maps[i] for i in range(result.frames)], card)
     for slot, judged in enumerate(figures):
@@ -320,6 +345,7 @@ def summarize(
         agreement=min(v.agreement for v in own if v.agreement is not None),
         logits_error=max((v.logits_error for v in own if v.logits_error is not None), default=None),
         bf16=in_bf16[0] if in_bf16 else None,
+        bounds=tuple(ErrorBound(**v.bound) for v in results if v.bound),
     )
 
 

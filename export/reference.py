@@ -21,6 +21,7 @@ from ..errors import UsageError
 from ..models import Network
 from ..models.pipeline import normalize_frame
 from ..reporting import Progress
+from ..runtime.artifact import Enlargement
 from ..runtime.verify import MARGIN_STEPS, Reference
 
 LabelMap = NDArray[np.uint8]  # (H, W)
@@ -125,6 +126,17 @@ class ReferenceOutputs:
             logits=[self.logits[i] for i in places],
             truth=[self.truth[i] for i in places],
         )
+
+    def upsample_coarse(self, coarse: NDArray[np.generic], how: Enlargement) -> Logits:
+        """Coarse logits (channels, h, w) as `LabelMaker` enlarges them, (K, H, W) float32."""
+        tensor, size = torch.from_numpy(np.asarray(coarse, np.float32))[None], self.size
+        if how == "shuffle":
+            return functional.pixel_shuffle(tensor, size[0] // tensor.shape[2])[0].numpy()
+        return _upsample(tensor, size, how == "bilinear_aligned")[0].numpy()
+
+    @property
+    def size(self) -> Sequence[int]:
+        return self.reference.labels.shape[1:]
 
     def upsample(self, scores: NDArray[np.generic]) -> Logits:
         """Scores as an argmax reads them, (1, K, h, w) or before a pixel shuffle (1, K, p, h, w),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import ArtifactError
 from .artifact import Card, EngineFacts, Proof, read_card, verify_artifact
+from .bounds import Details, ErrorBound
 from .drive.clock import DriveLimits
 from .drive.drive import Drive
 from .drive.messages import Result, State, Status, StatusKind
@@ -12,9 +13,11 @@ from .segmenter import Segmenter, load
 __all__ = [
     "ArtifactError",
     "Card",
+    "Details",
     "Drive",
     "DriveLimits",
     "EngineFacts",
+    "ErrorBound",
     "Proof",
     "Result",
     "Segmenter",

@@ -30,6 +30,8 @@ import importlib.util
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +72,30 @@ def classes_and_factor(
     return channels // factor**2, factor
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """What a label needs to be certified: a lead over the second class of more than `lead`.
+
+    table: uint8 confidences, entry i of leads from i * step on, the last one of all above; None: no
+    confidence is wanted.
+    """
+
+    lead: float
+    table: NDArray[np.uint8] | None = None
+    step: float = 1.0
+
+    @cached_property
+    def values(self) -> tuple[np.float32, np.float32, np.float32, NDArray[np.uint8]]:
+        """(bound, lead above which nothing is to be compared, steps a unit, table), for the loops:
+        rounded up, so that what is certified by them is so by `lead`."""
+        # 8 u more than the bound: in a cell of one class, products and sums round too.
+        bound = np.nextafter(np.float32(self.lead * (1 + 2**-20)), np.float32(np.inf))
+        if self.table is None:
+            return bound, bound, np.float32(0), np.zeros(1, np.uint8)
+        last = np.float32(self.step * (len(self.table) - 1) * (1 + 2**-20))
+        return bound, max(bound, last), np.float32(1 / self.step), self.table
+
+
 class LabelMaker:
     """Coarse logits (N, channels, h, w) of one shape -> labels (N, H, W) uint8.
 
@@ -92,10 +118,14 @@ class LabelMaker:
         classes, self.factor = classes_and_factor(shape, size, enlarge)
         if classes > MOST_CLASSES:
             raise ArtifactError(f"labels are uint8: {classes} classes are more than {MOST_CLASSES}")
-        self.shape, self.threads = shape, max(1, threads)
+        self.shape, self.enlarge, self.threads = shape, enlarge, max(1, threads)
         self.labels: Labels = np.empty((shape[0], *size), np.uint8)
         self.most_mixed = MOST_MIXED
         self.uniform = 1.0  # share of the last call's cells whose corners have one argmax
+        self.coarse: Floats = np.empty(0, np.float32)  # what the last labels were made of
+        self.certified: Labels = np.empty((shape[0], 0, size[1]), np.uint8)
+        self.confidence: Labels = np.empty((shape[0], 0, size[1]), np.uint8)
+        self._certify: Certificate | None = None
         if self.factor is None:
             aligned = enlarge == "bilinear_aligned"
             self.rows, self.columns = (
@@ -116,7 +146,7 @@ class LabelMaker:
         """coarse: float32, or float16, which is converted; contiguous, or it is copied."""
         if coarse.shape != self.shape:
             raise ValueError(f"coarse logits are {self.shape}, not {coarse.shape}")
-        logits = np.ascontiguousarray(coarse, np.float32)
+        self.coarse = logits = np.ascontiguousarray(coarse, np.float32)
         queue = iter(self._pieces)
         helpers = [
             self._pool.submit(self._work, logits, queue) for _ in range(self.threads - 1)
@@ -130,6 +160,8 @@ class LabelMaker:
         """Take pieces until none is left; the number of cells that were interpolated."""
         from . import argmax_cpu
 
+        if self._certify is not None:
+            return sum(self._certify_piece(self._certify, *piece) for piece in queue)
         mixed = 0
         for frame, first, last in queue:  # next() of a list's iterator is atomic
             given, labels = logits[frame], self.labels[frame]
@@ -139,6 +171,29 @@ class LabelMaker:
             axes = (*self.rows.arrays, *self.columns.arrays)
             mixed += argmax_cpu.label_bilinear(given, *axes, first, last, self.most_mixed, labels)
         return mixed
+
+    def certify(self, wanted: Certificate | None) -> None:
+        """From the next call on, fill `certified` (N, H, W), 0 or 1, and `confidence` too; None:
+        labels alone again."""
+        if wanted is not None and not self.certified.size:
+            self.certified, self.confidence = np.empty((2, *self.labels.shape), np.uint8)
+        self._certify = wanted
+
+    def _certify_piece(self, wanted: Certificate, frame: int, first: int, last: int) -> int:
+        from . import argmax_certified
+
+        rows = 0 if wanted.table is None else None
+        logits = self.coarse[frame]
+        maps = self.labels[frame], self.certified[frame], self.confidence[frame, :rows]
+        if self.factor is not None:
+            argmax_certified.certify_shuffled(
+                logits, self.factor, first, last, *wanted.values, *maps
+            )
+            return 0
+        axes = (*self.rows.arrays, *self.columns.arrays)
+        return int(
+            argmax_certified.certify_bilinear(logits, *axes, first, last, *wanted.values, *maps)
+        )
 
     def close(self) -> None:
         if self._pool is not None:

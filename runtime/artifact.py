@@ -22,6 +22,7 @@ from ..data.limits import check_json, parse_json, read_limited
 from ..data.safetensors_header import read_tensor_header
 from ..data.signature import check_required
 from ..errors import ArtifactError
+from .bounds import ErrorBound
 from .onnx_scan import scan_onnx
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -49,7 +50,9 @@ class Proof(_Facts):
     over that of the reference, where the artifact's logits could be read. `bf16`: whether it also
     held the bar of bfloat16 while computing in it; None if that was not tried. `frames`: how many
     it was run on, taken from `frames_of` that were drawn, given or held out; `warnings`: what
-    equality with the reference does not show, such as a size far from the training's.
+    equality with the reference does not show, such as a size far from the training's. `bounds`: of
+    the logits' error, one for each arithmetic that it was run in; none in files of versions before
+    certified labels, and where logits could not be read.
     """
 
     report: str
@@ -61,6 +64,7 @@ class Proof(_Facts):
     agreement: float
     logits_error: float | None = None
     bf16: bool | None = None
+    bounds: tuple[ErrorBound, ...] = ()
 
 
 class EngineFacts(_Facts):

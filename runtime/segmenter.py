@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.classes import IGNORE
 from ..data.letterbox import Fit, fit_frame, restore_labels
 from ..data.signature import verify_signature
 from ..errors import BackendError, UsageError
+from .argmax import Certificate
 from .artifact import Card, read_card, verify_artifact
 from .backends.backend import Backend, Image, Info, choose, open_backend
+from .bounds import Details, ErrorBound
 
 
 class Segmenter:
@@ -25,7 +28,12 @@ class Segmenter:
     Safe to call from several threads: calls wait for each other, since a backend has one set of
     buffers. Use one Segmenter per thread to run several at once. Close it, or use it as a context
     manager, to free the model.
+
+    Attributes:
+        certifies: a drive asks it for `details` of each frame.
     """
+
+    certifies = False
 
     def __init__(self, backend: Backend):
         self._backend: Backend | None = backend
@@ -91,6 +99,63 @@ class Segmenter:
         for place in range(self.card.batch):
             self._slots[place] = fitted[min(place, len(fitted) - 1)]
         return self._slots
+
+    def details(self, frame: NDArray[np.generic]) -> Details:
+        """The labels of a frame as a call gives them, and which of them are certified.
+
+        Args:
+            frame: as a call takes it.
+
+        Returns:
+            Labels, and per pixel whether they are certified and how often such labels were right;
+            where this file, backend or device cannot say that, `why` does.
+        """
+        self._check_process()
+        image = as_bgr(frame)
+        card, size = self.card, (image.shape[0], image.shape[1])
+        fitted = fit_frame(image, card.size, card.fit)
+        with self._lock:
+            bound = self.bound
+            maker = self.backend.maker
+            if bound is None or maker is None:
+                labels = self.backend(self._fill([fitted]))[0]
+                return Details(restore_labels(labels, size, card.fit).copy(), why=self._why())
+            known = bound.confidence
+            maker.certify(
+                Certificate(bound.lead, known.table, known.step)
+                if known
+                else Certificate(bound.lead)
+            )
+            try:
+                self.backend(self._fill([fitted]))
+            finally:
+                maker.certify(None)
+            labels, certified, confidence = (
+                restore_labels(each[0], size, card.fit).copy()
+                for each in (maker.labels, maker.certified, maker.confidence)
+            )
+        # Beside a crop, where there is no label, nothing is certified.
+        confidence[labels == IGNORE] = 0
+        return Details(labels, certified == 1, confidence if known else None, bound)
+
+    @property
+    def bound(self) -> ErrorBound | None:
+        """Of the logits' error in this backend's arithmetic, if the card has one."""
+        bounds = self.card.proof.bounds if self.card.proof else ()
+        arithmetic = self.backend.arithmetic
+        return next((each for each in bounds if each.arithmetic == arithmetic), None)
+
+    def _why(self) -> str:
+        """Why nothing is certified, and what to do about it."""
+        proof, backend = self.card.proof, self.backend
+        if proof is None or not proof.bounds:
+            return "its card bounds no error of its logits: export it again, to onnx or openvino"
+        if self.bound is None:
+            known = ", ".join(each.arithmetic for each in proof.bounds)
+            return f"its error is known in {known}, not in {backend.arithmetic}: load it so"
+        if self.card.coarse is None and backend.info.name != "torch":
+            return "its labels are no argmax of resized logits, so no lead can be read"
+        return 'the graph makes its labels: load it with argmax="runtime", on a CPU with numba'
 
     @property
     def backend(self) -> Backend:

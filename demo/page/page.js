@@ -3,7 +3,10 @@
 // sleeping page makes no work for the server.
 
 const find = (id) => document.getElementById(id);
-const view = { paused: false, safe: false, after: -1, labels: null, classes: null, camera: "" };
+const view = {
+  paused: false, safe: false, hatch: false, after: -1, labels: null, certified: null, classes: null,
+  camera: "",
+};
 const SVG = "http://www.w3.org/2000/svg";
 const OLD_MS = 2000; // without a new frame, the picture is shown as an old one
 let drawnAt = 0;
@@ -59,7 +62,8 @@ function drawLegend() {
   find("legend").replaceChildren(...entries);
 }
 
-// A frame is a JPEG and behind it the labels as a PNG of class ids, the same way up.
+// A frame is a JPEG and behind it the labels as a PNG of class ids, the same way up; then, where it
+// is known, which of them are certified.
 async function nextFrame() {
   const { camera } = view;
   const answer = await fetch(`frame?after=${view.after}&${ofCamera()}`);
@@ -68,14 +72,16 @@ async function nextFrame() {
   const facts = JSON.parse(answer.headers.get("X-Frame"));
   const body = await answer.blob();
   const exact = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
-  const [picture, labels] = await Promise.all([
+  const end = facts.jpeg_bytes + facts.labels_bytes;
+  const [picture, labels, certified] = await Promise.all([
     createImageBitmap(body.slice(0, facts.jpeg_bytes, "image/jpeg")),
-    createImageBitmap(body.slice(facts.jpeg_bytes, body.size, "image/png"), exact),
+    createImageBitmap(body.slice(facts.jpeg_bytes, end, "image/png"), exact),
+    end < body.size ? createImageBitmap(body.slice(end, body.size, "image/png"), exact) : null,
   ]);
   if (camera !== view.camera) return;
   view.after = facts.frame_id;
   if (view.paused) return;
-  drawFrame(picture, labels);
+  drawFrame(picture, labels, certified);
   find("frame-id").textContent = facts.frame_id;
   find("latency").textContent = `${facts.age_ms.toFixed(1)} ms`;
   find("age-source").textContent = facts.age_source;
@@ -83,18 +89,25 @@ async function nextFrame() {
   drawnAt = performance.now();
 }
 
-function drawFrame(picture, labels) {
+function drawFrame(picture, labels, certified) {
   const frame = find("frame");
   frame.width = picture.width;
   frame.height = picture.height;
   frame.getContext("2d").drawImage(picture, 0, 0);
-  const scratch = new OffscreenCanvas(labels.width, labels.height);
-  const context = scratch.getContext("2d", { willReadFrequently: true });
-  context.drawImage(labels, 0, 0);
-  view.labels = context.getImageData(0, 0, labels.width, labels.height);
+  view.labels = readPixels(labels);
+  view.certified = certified === null ? null : readPixels(certified);
+  find("hatch-choice").hidden = view.certified === null;
   picture.close();
-  labels.close();
   drawLabels();
+}
+
+function readPixels(bitmap) {
+  const scratch = new OffscreenCanvas(bitmap.width, bitmap.height);
+  const context = scratch.getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0);
+  const pixels = context.getImageData(0, 0, bitmap.width, bitmap.height);
+  bitmap.close();
+  return pixels;
 }
 
 function drawLabels() {
@@ -111,7 +124,16 @@ function drawLabels() {
   });
   const pixels = new Uint32Array(image.data.buffer);
   for (let i = 0; i < pixels.length; i += 1) pixels[i] = table[data[4 * i]];
+  if (view.hatch && view.certified !== null) hatch(pixels, width, view.certified.data);
   context.putImageData(image, 0, 0);
+}
+
+// Diagonal stripes over what is not certified.
+function hatch(pixels, width, certified) {
+  for (let i = 0; i < pixels.length; i += 1) {
+    const stripe = (i % width + Math.floor(i / width)) % 8 < 4;
+    if (stripe && certified[4 * i] === 0) pixels[i] = 0xff000000;
+  }
 }
 
 function showStatus(status) {
@@ -183,6 +205,12 @@ function setSafe(safe) {
   drawLabels();
 }
 
+function setHatch(wanted) {
+  view.hatch = wanted;
+  find("hatch").checked = wanted;
+  drawLabels();
+}
+
 function nameUnder(event) {
   if (!view.labels || !view.classes) return;
   const box = find("labels").getBoundingClientRect();
@@ -200,6 +228,7 @@ function onKey(event) {
   else if (event.key === "[") setOpacity(opacity - 5);
   else if (event.key === "]") setOpacity(opacity + 5);
   else if (event.key === "c" || event.key === "C") setSafe(!view.safe);
+  else if (event.key === "h" || event.key === "H") setHatch(!view.hatch);
   else return;
   event.preventDefault();
 }
@@ -221,6 +250,7 @@ find("pause").addEventListener("click", () => setPaused(!view.paused));
 find("opacity").addEventListener("input", (event) => setOpacity(Number(event.target.value)));
 find("camera").addEventListener("change", (event) => setCamera(event.target.value));
 find("safe").addEventListener("change", (event) => setSafe(event.target.checked));
+find("hatch").addEventListener("change", (event) => setHatch(event.target.checked));
 find("picture").addEventListener("pointermove", nameUnder);
 find("picture").addEventListener("pointerleave", () => { find("under").textContent = ""; });
 document.addEventListener("keydown", onKey);

@@ -100,6 +100,18 @@ class Backend(ABC):
     def download(self) -> Labels:
         return self._output("labels")
 
+    @property
+    def maker(self) -> LabelMaker | None:
+        """What makes the labels, where a CPU does it outside of the graph."""
+        return None
+
+    @property
+    def arithmetic(self) -> str:
+        """What decides how this artifact's logits are rounded: backend, kind of device and the
+        precision that it computes in."""
+        kind = "cpu" if self.info.device == "cpu" else "gpu"
+        return f"{self.info.name} {kind} {self.info.precision}"
+
     def logits(self) -> NDArray[np.floating[Any]] | None:
         """The logits of the last call (N, K, h, w), if the artifact gives them."""
         return self._output("logits") if "logits" in self.names else None

@@ -198,6 +198,10 @@ class OnnxRuntime(Backend):
         self.compute()
         return {name: self._fetch(name).copy() for name in self.names}
 
+    @property
+    def maker(self) -> LabelMaker | None:
+        return self._maker
+
     def upload(self, image: Image) -> None:
         if self.kind == "cpu":
             self._input = image  # bound by address, so it has to live on

@@ -89,14 +89,24 @@ class OpenVino(Backend):
             self._maker = label_maker(self.card, shape, threads)
         # Asked, not assumed: a CPU without bfloat16 computes in float32 whatever the hint says.
         chosen = self.model.get_property("INFERENCE_PRECISION_HINT").to_string()
+        self._computes = NAMES.get(chosen, chosen)
         self.info = Info(
             name="openvino",
             version=openvino.__version__.split("-")[0],
             device="cpu",
             threads=threads,
-            precision=_reached(self.card.precision, NAMES.get(chosen, chosen)),
+            precision=_reached(self.card.precision, self._computes),
             options=(("argmax", "runtime" if self._maker else "graph"),),
         )
+
+    @property
+    def maker(self) -> LabelMaker | None:
+        return self._maker
+
+    @property
+    def arithmetic(self) -> str:
+        # An int8 graph's other layers compute in the precision of the hint.
+        return f"openvino cpu {self._computes}"
 
     def upload(self, image: Image) -> None:
         self.request.set_input_tensor(openvino.Tensor(image, shared_memory=True))

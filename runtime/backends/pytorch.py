@@ -19,6 +19,7 @@ from ...gpu import Gpu
 from ...models import FrameToLabels, build, deploy, digest, load_checkpoint
 from ...models.pipeline import find_last_upsample
 from ...system import usable_cores
+from ..argmax import LabelMaker
 from ..argmax_torch import (
     CpuLabels,
     Maker,
@@ -208,6 +209,10 @@ class PyTorch(Backend):
         with torch.cuda.device_of(self.frame):
             graph.replay()
         self.synchronize()
+
+    @property
+    def maker(self) -> LabelMaker | None:
+        return self._maker.maker if isinstance(self._maker, CpuLabels) else None
 
     def upload(self, image: Image) -> None:
         if self.staging is None:

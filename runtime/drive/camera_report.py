@@ -90,6 +90,7 @@ def snapshot_cameras(loops: CameraLoops) -> DriveSnapshot:
         age_source=ages.source,
         age_sources=dict(ages.sources),
         stages_ms=ages.summaries(),
+        certified=None,  # each camera has its own
         sinks=[queue.counts() for queue in loops.queues],
         reopened_source=sum(snapshot.reopened_source for snapshot in each.values()),
         ended="",

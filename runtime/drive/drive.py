@@ -16,10 +16,12 @@ from typing import Any
 from ...errors import UsageError
 from ...usage import UsageLog
 from ..artifact import Card, read_card
+from ..segmenter import Segmenter
 from ..sinks.queue import Sink, SinkQueue
 from .camera_report import assess_cameras, find_causes, report_cameras, snapshot_cameras
 from .cameras import CameraLoops, Sources, name_sources
 from .capture import Capture, Mailbox, Source
+from .certified_share import CertifiedShare, Corridor
 from .clock import LONGEST, DriveLimits, LoopClock
 from .continuous_proof import ContinuousProof
 from .engine import EngineFactory, InlineEngine, Segment
@@ -66,6 +68,8 @@ class Drive:
         device: of those, too.
         realtime: what to ask the operating system for.
         proof: what holds the engine against a reference meanwhile, see `open_proof`.
+        certify: results say which pixels are certified, and the drive counts them.
+        corridor: corners (x, y), fractions of width and height; pixels in it are counted apart.
         clock: for tests.
 
     Raises:
@@ -88,12 +92,16 @@ class Drive:
         device: str | None = None,
         realtime: RealtimeOptions | None = None,
         proof: ContinuousProof | None = None,
+        certify: bool = False,
+        corridor: Corridor = (),
         clock: LoopClock | None = None,
     ):
         self.clock = clock or LoopClock()
         self.realtime, self.health_at, self.health_host = realtime, health, health_host
         sources = name_sources(source)
-        options = {"backend": backend, "device": device, "realtime": realtime}
+        options = {
+            "backend": backend, "device": device, "realtime": realtime, "certify": certify,
+        }  # fmt: skip
         on_cpu = options | {"backend": None, "device": "cpu"}
         supervisor = Supervisor(
             self.clock,
@@ -121,6 +129,7 @@ class Drive:
         )
         for loop in self.loops.all:
             loop.proof = proof
+            loop.certified = _count_certified(segmenter, corridor) if certify else None
         for queue in queues:
             if hasattr(queue.sink, "watch"):
                 queue.sink.watch = self._watch_of(queue.camera)
@@ -329,10 +338,32 @@ def _starter(what: Any, clock: LoopClock, options: dict[str, Any]) -> EngineFact
     if not items:
         raise UsageError("a drive needs a segmenter: an artifact's path or a callable")
     if all(callable(item) for item in items):
+        for item in items:
+            if isinstance(item, Segmenter):
+                item.certifies = bool(options["certify"])
         return lambda: InlineEngine(items, clock)
     if any(callable(item) for item in items):
         raise UsageError("segmenters are artifacts or callables, not some of each")
     return _worker(build_artifact_task([Path(item) for item in items], **options), clock)
+
+
+def _find_cards(*served: object) -> Iterator[tuple[str, Card]]:
+    """The cards of what serves, with a name for each."""
+    for item in served:
+        if isinstance(item, WorkerTask):
+            item = item.arguments.get("paths", [])
+        for each in item if isinstance(item, (list, tuple)) else [item]:
+            if isinstance(each, (str, os.PathLike)):
+                yield str(each), read_card(Path(each))
+            elif (card := getattr(each, "card", None)) is not None:
+                yield card.model, card
+
+
+def _count_certified(segmenter: object, corridor: Corridor) -> CertifiedShare:
+    """Expects what the proof of the artifacts found, in whichever arithmetic it was least."""
+    cards = [card for _, card in _find_cards(segmenter)]
+    shares = [bound.share for card in cards if card.proof for bound in card.proof.bounds]
+    return CertifiedShare(cards[0].classes if cards else (), min(shares, default=None), corridor)
 
 
 def _check_same_classes(*served: object) -> None:
@@ -344,21 +375,13 @@ def _check_same_classes(*served: object) -> None:
         UsageError: an artifact has other classes or colors than the first one.
     """
     first: tuple[str, Card] | None = None
-    for item in served:
-        if isinstance(item, WorkerTask):
-            item = item.arguments.get("paths", [])
-        for each in item if isinstance(item, (list, tuple)) else [item]:
-            card = read_card(Path(each)) if isinstance(each, (str, os.PathLike)) else None
-            card = card or getattr(each, "card", None)
-            if card is None:
-                continue
-            name = str(each) if isinstance(each, (str, os.PathLike)) else card.model
-            first = first or (name, card)
-            if (card.classes, card.palette) != (first[1].classes, first[1].palette):
-                raise UsageError(
-                    f"{name} has other classes or colors than {first[0]}: all artifacts of a "
-                    "drive, its fallback too, answer in the same ones"
-                )
+    for name, card in _find_cards(*served):
+        first = first or (name, card)
+        if (card.classes, card.palette) != (first[1].classes, first[1].palette):
+            raise UsageError(
+                f"{name} has other classes or colors than {first[0]}: all artifacts of a "
+                "drive, its fallback too, answer in the same ones"
+            )
 
 
 def _worker(task: WorkerTask, clock: LoopClock) -> Callable[[], Worker]:
@@ -371,6 +394,7 @@ def build_artifact_task(
     backend: str | None = None,
     device: str | None = None,
     realtime: RealtimeOptions | None = None,
+    certify: bool = False,
 ) -> WorkerTask:
     """A worker's task from artifacts, largest first.
 
@@ -379,5 +403,8 @@ def build_artifact_task(
         UsageError: they do not have the same classes and colors.
     """
     _check_same_classes(paths)
-    arguments = {"paths": [str(path) for path in paths], "backend": backend, "device": device}
+    arguments = {
+        "paths": [str(path) for path in paths], "backend": backend, "device": device,
+        "certify": certify,
+    }  # fmt: skip
     return WorkerTask(tuple(path.name for path in paths), arguments, realtime=realtime)

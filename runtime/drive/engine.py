@@ -11,10 +11,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bounds import Details
+from ..segmenter import Segmenter
 from .clock import LoopClock
 
 Picture = NDArray[np.uint8]
-Segment = Callable[[Picture], NDArray[np.uint8]]
+Segment = Callable[[Picture], NDArray[np.uint8] | Details]
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,17 @@ class Answer:
         labels: (H, W) uint8 of the frame, the receiver's own; None if it went wrong.
         inference_ms: of the Segmenter's call.
         error: what went wrong.
+        certified, confidence: as of `Details`, where they were asked for; why: where they cannot be
+            had.
     """
 
     job: int
     labels: Picture | None
     inference_ms: float = 0.0
     error: str = ""
+    certified: NDArray[np.bool_] | None = None
+    confidence: Picture | None = None
+    why: str = ""
 
 
 class InferenceEngine(Protocol):
@@ -109,15 +116,22 @@ class InlineEngine:
 
 
 def run_segmenter(job: int, segment: Segment, image: Picture) -> Answer:
-    """The answer of a segmenter, or what it raised; labels of another shape are an error too."""
+    """The answer of a segmenter, which gives labels or Details, or what it raised; labels of
+    another shape are an error too."""
+    if isinstance(segment, Segmenter) and segment.certifies:
+        segment = segment.details
     began = time.perf_counter()
     try:
-        labels: object = segment(image)
+        found: object = segment(image)
         took_ms = (time.perf_counter() - began) * 1000
-        labels = check_labels(labels, image)
+        details = found if isinstance(found, Details) else None
+        labels = check_labels(details.labels if details else found, image)
     except Exception as error:  # a backend raises what it likes
         return Answer(job, None, error=f"{type(error).__name__}: {error}")
-    return Answer(job, labels, took_ms)
+    if details is None:
+        return Answer(job, labels, took_ms)
+    maps = details.certified, details.confidence, details.why
+    return Answer(job, labels, took_ms, "", *maps)
 
 
 def check_labels(labels: object, image: Picture) -> Picture:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..sinks.queue import SinkQueue
 from .age import AgeRecord, split_age
 from .capture import Capture, CapturedFrame, Mailbox
+from .certified_share import CertifiedShare
 from .clock import OVERDUE, UNKNOWN_PERIOD_MS, DriveLimits, LoopClock
 from .continuous_proof import ContinuousProof
 from .engine import Answer, InferenceEngine
@@ -64,6 +65,7 @@ class Loop:
         trouble: when each kind of trouble was last, and what it was, for the state.
         proof: that goes on while driving, where there is one.
         served_ns: when a frame last went to inference.
+        certified: counts of certified pixels, where they are asked for.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Loop:
         self.changes: deque[LevelChange] = deque(maxlen=1000)
         self.trouble: dict[str, tuple[int, str]] = {}
         self.proof: ContinuousProof | None = None
+        self.certified: CertifiedShare | None = None
         self._jobs = 0
         self._told_ns = 0
         self._told_camera_ns = 0
@@ -256,8 +259,12 @@ class Loop:
                 age_source=frame.age_source,
                 warnings=job.captured.warnings,
                 camera=self.camera,
+                certified=answer.certified,
+                confidence=answer.confidence,
             )
         )
+        if self.certified is not None:  # behind the result, which does not wait for it
+            self.certified.add(answer.labels, answer.certified, answer.why)
 
     def _observe(self, job: InferenceJob, latency_ms: float, age_ms: float) -> None:
         deadline_ms = self.limits.deadline_ms

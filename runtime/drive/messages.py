@@ -41,6 +41,9 @@ class State(str, Enum):
     failed = "failed"
 
 
+PICTURES = ("labels", "image", "certified", "confidence")
+
+
 @dataclass(frozen=True)
 class Result:
     """The labels of one frame. All sinks share the arrays: copy before writing to them.
@@ -64,6 +67,8 @@ class Result:
             have them.
         camera: the name of the one that it is from, in a drive of several, of whose frames alone
             `frame_id` is the count; else "".
+        certified: (H, W) bool, where the float32 network gives the same class; confidence: (H, W)
+            uint8. As of `Details`; None where they were not asked for, or cannot be had.
     """
 
     frame_id: int
@@ -82,10 +87,21 @@ class Result:
     age_source: str = "arrival"
     warnings: tuple[str, ...] = ()
     camera: str = ""
+    certified: NDArray[np.bool_] | None = None
+    confidence: NDArray[np.uint8] | None = None
+
+    def maps(self) -> dict[str, NDArray[np.uint8]]:
+        """What there is of `certified`, 255 or 0, and `confidence`, (H, W) uint8 by name."""
+        found: dict[str, NDArray[np.uint8]] = {}
+        if self.certified is not None:
+            found["certified"] = self.certified.astype(np.uint8) * np.uint8(255)
+        if self.confidence is not None:
+            found["confidence"] = self.confidence
+        return found
 
     def facts(self) -> dict[str, object]:
         """All but the pictures, for JSON; the camera where it has a name."""
-        left_out = ("labels", "image") if self.camera else ("labels", "image", "camera")
+        left_out = PICTURES if self.camera else (*PICTURES, "camera")
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
 

@@ -14,6 +14,7 @@ from ...reporting import Table
 from ...system import read_system
 from ...usage import UsageSample
 from ..sinks.queue import SinkCounts
+from .certified_share import CertifiedSummary
 from .continuous_proof import ProofCounts
 from .faults import IN_WORKER, Fault, FaultPlan
 from .health import History, StateChange, assess_health
@@ -59,6 +60,7 @@ class DriveSnapshot:
         age_ms: from capture to publication; latency_ms: of that, inference and publishing.
         age_source: what the newest mask's age counts from; age_sources: masks by what theirs did.
         stages_ms: the stages of the age, as far as the source tells them.
+        certified: shares of certified pixels; None where they were not asked for.
         ended: why the drive ended; "" while it runs.
         proof: of the proof that goes on, where there is one.
         cameras: of a drive of several, each one's own, by its name; all else is then of the whole,
@@ -86,6 +88,7 @@ class DriveSnapshot:
     sinks: Sequence[SinkCounts] = ()
     replaced_workers: int = 0
     reopened_source: int = 0
+    certified: CertifiedSummary | None = None
     ended: str = ""
     proof: ProofCounts | None = None
     cameras: Mapping[str, DriveSnapshot] = field(default_factory=dict)
@@ -237,6 +240,8 @@ class DriveReport(DriveSnapshot):
         for stage, times in self.stages_ms.items():
             yield f"of that, {stage}", str(times)
         yield "statuses", _counts(self.statuses)
+        if self.certified is not None:
+            yield "certified", str(self.certified)
         yield "answered by", _counts(self.results_by_level)
         if self.proof is not None:
             yield "proof that goes on", str(self.proof)
@@ -346,6 +351,7 @@ def take_snapshot(loop: Loop) -> DriveSnapshot:
         replaced_workers=loop.supervisor.failure_count,
         reopened_source=loop.capture.reopened,
         proof=loop.proof.counts() if loop.proof is not None else None,
+        certified=loop.certified.summary() if loop.certified is not None else None,
     )
 
 

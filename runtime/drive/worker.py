@@ -163,14 +163,18 @@ class Worker:
         elif kind == "refused":
             self._break(*rest)
         elif kind == "labels":
-            job, inference_ms = rest
-            # A copy, since the next frame goes into the same memory.
-            labels = self._memory.view(self._shape[:2]).copy()
-            self._answers.append(Answer(job, labels, inference_ms))
+            self._answers.append(self._read_answer(*rest))
         elif kind == "error":
             job, text = rest
             self._answers.append(Answer(job, None, error=text))
         self.clock.wake()
+
+    def _read_answer(self, job: int, inference_ms: float, maps: int, why: str) -> Answer:
+        # A copy, since the next frame goes into the same memory.
+        labels, *more = self._memory.view((1 + maps, *self._shape[:2])).copy()
+        certified = more[0] == 1 if more else None
+        confidence = more[1] if maps > 1 else None
+        return Answer(job, labels, inference_ms, "", certified, confidence, why)
 
     def _begin_serving(self) -> None:
         for level, digest in zip(self.levels, self.facts["digests"], strict=True):

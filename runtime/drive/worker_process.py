@@ -15,6 +15,8 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+
 from ...data.scenes import scene
 from ..segmenter import Segmenter, load
 from . import known_frame
@@ -66,13 +68,20 @@ def answer_frames(connection: Connection, memory: SharedPicture, segmenters: lis
         if given.labels is None:
             connection.send(("error", job, given.error))
             continue
-        memory.write(given.labels)
-        connection.send(("labels", job, given.inference_ms))
+        # Behind the labels, those of the maps that there are.
+        maps = [each for each in (given.certified, given.confidence) if each is not None]
+        memory.write(np.stack([given.labels, *maps]) if maps else given.labels)
+        connection.send(("labels", job, given.inference_ms, len(maps), given.why))
 
 
-def load_artifacts(paths: list[str], backend: str | None, device: str | None) -> list[Segmenter]:
+def load_artifacts(
+    paths: list[str], backend: str | None, device: str | None, certify: bool = False
+) -> list[Segmenter]:
     """The usual loader: one Segmenter an artifact."""
-    return [load(path, backend, device) for path in paths]
+    segmenters = [load(path, backend, device) for path in paths]
+    for segmenter in segmenters:
+        segmenter.certifies = certify
+    return segmenters
 
 
 def known_frame_digest(level: str, segmenter: Segment) -> str:

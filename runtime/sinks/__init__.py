@@ -26,6 +26,7 @@ def open_sinks(
     rate_hz: float | None = None,
     ros_messages: bool = False,
     cameras: Sequence[str] = (),
+    certify: bool = False,
 ) -> list[Sink]:
     """A sink for each path, by its ending: `.mp4`, `.mcap`, `.ring`; a folder gets label PNGs, and
     what begins with `ros2:` or `zenoh:` becomes topics. Of several cameras, each has a folder, a
@@ -38,6 +39,7 @@ def open_sinks(
         rate_hz: of the source; 0: as fast as frames are done; None: its own.
         ros_messages: MCAP logs hold the results as ROS 2 messages too.
         cameras: their names, in a drive of several.
+        certify: results will say which pixels are certified.
 
     Raises:
         UsageError: an ending that no sink has, or what is no name of a topic.
@@ -55,14 +57,16 @@ def open_sinks(
             )
             continue
         for camera in cameras or ("",):
-            sink = _open_sink(path, camera, card, paint, rate_hz)
+            sink = _open_sink(path, camera, card, paint, rate_hz, certify)
             if camera:
                 sink.camera, sink.name = camera, f"{sink.name}, {camera}"
             sinks.append(sink)
     return sinks
 
 
-def _open_sink(path: Path, camera: str, card: Card, paint: Paint, rate_hz: float | None) -> Any:
+def _open_sink(
+    path: Path, camera: str, card: Card, paint: Paint, rate_hz: float | None, certify: bool
+) -> Any:
     """One that takes the results of one camera, or of the only one."""
     from ...data.ros.links import is_ros_address, parse_address
     from .label_files import LabelPngs, OverlayVideo
@@ -72,7 +76,7 @@ def _open_sink(path: Path, camera: str, card: Card, paint: Paint, rate_hz: float
     if is_ros_address(str(path)):
         address = parse_address(str(path))
         topic = "/".join(filter(None, (address.topic, camera)))
-        return RosTopics(replace(address, topic=topic), card)
+        return RosTopics(replace(address, topic=topic), card, certify)
     own = path.with_stem(f"{path.stem}_{camera}") if camera else path
     if path.suffix == ".mp4":
         fps = AS_FAST_AS_DONE_HZ if rate_hz == 0 else rate_hz

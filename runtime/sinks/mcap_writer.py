@@ -24,7 +24,7 @@ from ...data.ros.ros_messages import (
 from ...errors import MissingPackage
 from ..drive.messages import Message, Result, Status, StatusKind
 from .label_files import Colors, Paint, encode_picture
-from .ros_topics import label_image
+from .ros_topics import gray_image, label_image
 
 RETRY_S = 10.0
 # Every record is a chunk of its own: what waits in one until it is full would be called delivered,
@@ -61,11 +61,14 @@ class McapRecorder:
 
     Topics: `/rtseg/overlay` (JPEG) and `/rtseg/labels` (PNG of class ids), both
     `foxglove.CompressedImage`; `/rtseg/result` and `/rtseg/status`, JSON without the pictures.
+    Where results have them also `/rtseg/certified` (PNG, 255 where certified, else 0) and
+    `/rtseg/confidence` (PNG), likewise.
     Log times are capture times. The metadata `rtseg` holds classes and palette.
 
     With `ros_messages` also, in CDR: `/rtseg/ros/overlay` (sensor_msgs/CompressedImage),
-    `/rtseg/ros/labels` (sensor_msgs/Image, mono8), `/rtseg/ros/label_info` (vision_msgs/LabelInfo,
-    once) and `/rtseg/ros/diagnostics` (diagnostic_msgs/DiagnosticArray, of each status).
+    `/rtseg/ros/labels` (sensor_msgs/Image, mono8; likewise `certified` and `confidence`),
+    `/rtseg/ros/label_info` (vision_msgs/LabelInfo, once) and `/rtseg/ros/diagnostics`
+    (diagnostic_msgs/DiagnosticArray, of each status).
 
     In a drive of several cameras the topics begin with `/rtseg/CAMERA`.
 
@@ -169,10 +172,23 @@ class McapRecorder:
         self._add_image(_topic(camera, "overlay"), "jpeg", jpeg, at_ns, frame_id)
         self._add_image(_topic(camera, "labels"), "png", labels, at_ns, frame_id)
         self._add(_topic(camera, "result"), message.facts(), at_ns)
+        self._record_maps(message, at_ns, frame_id)
         if self.ros_messages:
             picture = CompressedImage(Header(at_ns, message.coordinate_frame), "jpeg", jpeg)
             self._add_bytes(_topic(camera, "ros/overlay"), picture.encode(), at_ns)
             self._add_bytes(_topic(camera, "ros/labels"), label_image(message).encode(), at_ns)
+
+    def _record_maps(self, result: Result, at_ns: int, frame_id: str) -> None:
+        # Their channels begin with the first one: a log without them names no more image topics.
+        for name, picture in result.maps().items():
+            topic, ros_topic = _topic(result.camera, name), _topic(result.camera, f"ros/{name}")
+            if topic not in self._channels:
+                self._channels[topic] = self._channel(topic, IMAGE)
+                if self.ros_messages:
+                    self._channels[ros_topic] = self._ros_channel(ros_topic, Image.TYPE)
+            self._add_image(topic, "png", encode_picture(".png", picture), at_ns, frame_id)
+            if self.ros_messages:
+                self._add_bytes(ros_topic, gray_image(result, picture).encode(), at_ns)
 
     def _record_ros_status(self, status: Status) -> None:
         if self.ros_messages:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...data.ros.links import RosAddress, open_link
 from ...data.ros.ros_messages import Diagnostic, DiagnosticArray, Header, Image, LabelInfo
@@ -30,6 +31,8 @@ class RosTopics:
 
     * `TOPIC/labels`, sensor_msgs/Image: mono8, a class id a pixel, with the stamp and the frame_id
       of the picture that it is of.
+    * `TOPIC/certified` and `TOPIC/confidence`, likewise, where results have them: 255 where a label
+      is certified and 0 where not; confidence in 255ths.
     * `TOPIC/label_info`, vision_msgs/LabelInfo: the classes' names, once, kept for later readers.
     * `/diagnostics`, diagnostic_msgs/DiagnosticArray: state, reasons, ages and counters once a
       second, and within a tenth of one when a mask is missing.
@@ -37,6 +40,7 @@ class RosTopics:
     Args:
         address: what the topics begin with.
         card: of the artifact whose classes the results are in.
+        certify: results will say which pixels are certified.
 
     Attributes:
         watch: the drive's `snapshot`, which the drive sets.
@@ -46,12 +50,16 @@ class RosTopics:
         OSError: the ROS domain cannot be joined.
     """
 
-    def __init__(self, address: RosAddress, card: Card):
+    def __init__(self, address: RosAddress, card: Card, certify: bool = False):
         self.name = f"ROS topics {address}"
         self.watch: Callable[[], DriveSnapshot] | None = None
         self._card, self._address = card, address
         link = open_link(address)
         self._labels = link.advertise(f"{address.topic}/labels", Image.TYPE)
+        self._maps = {
+            name: link.advertise(f"{address.topic}/{name}", Image.TYPE)
+            for name in (("certified", "confidence") if certify else ())
+        }
         self._info = link.advertise(f"{address.topic}/label_info", LabelInfo.TYPE, latched=True)
         self._diagnostics = link.advertise(DIAGNOSTICS, DiagnosticArray.TYPE)
         self._info.send(LabelInfo(Header(time.time_ns()), card.classes).encode())
@@ -63,6 +71,9 @@ class RosTopics:
     def __call__(self, message: Message) -> None:
         if isinstance(message, Result):
             self._labels.send(label_image(message).encode())
+            for name, picture in message.maps().items():
+                if name in self._maps:
+                    self._maps[name].send(gray_image(message, picture).encode())
         else:
             self._trouble = message
             self._news.set()
@@ -91,15 +102,20 @@ class RosTopics:
         self._closed = True
         self._news.set()
         self._thread.join(2 * SOONEST_S)
-        for publication in (self._labels, self._info, self._diagnostics):
+        for publication in (self._labels, *self._maps.values(), self._info, self._diagnostics):
             publication.close()
 
 
 def label_image(result: Result) -> Image:
     """A result's labels as sensor_msgs/Image."""
-    height, width = result.labels.shape
+    return gray_image(result, result.labels)
+
+
+def gray_image(result: Result, picture: NDArray[np.uint8]) -> Image:
+    """A map (H, W) of a result's pixels as sensor_msgs/Image."""
+    height, width = picture.shape
     header = Header(result.captured_wall_ns, result.coordinate_frame)
-    pixels = np.ascontiguousarray(result.labels).data.cast("B")
+    pixels = np.ascontiguousarray(picture).data.cast("B")
     return Image(header, height, width, "mono8", width, pixels)
 
 
