@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .data.files import write_atomically
+from .data.limits import read_json_object
 from .data.signature import required_key
 from .errors import ArtifactError, MissingPackage, SignatureError, UsageError
 from .gpu import gpus
@@ -212,8 +215,9 @@ def uses_gpu(device: str | None) -> bool:
 
 
 def graph_precision(device: str | None) -> str:
-    """Of an export that nobody asked a precision of: GPUs have arithmetic for halves."""
-    return "fp16" if uses_gpu(device) else "fp32"
+    """Of an export that nobody asked a precision of: GPUs have arithmetic for halves, and on a CPU
+    the fastest form that passes there is found by trying."""
+    return "fp16" if uses_gpu(device) else "auto"
 
 
 def _built_for_gpu(backend: str) -> bool:
@@ -241,23 +245,28 @@ def cached_export(
         model: what `load_model` gave.
         size: (height, width) in pixels.
         backends: which shall run it; a file each.
-        precision: of the graph.
+        precision: of the graph; "auto": the fastest that passes here, which the log names.
         progress: called with what is being done and the share of it that is done, 0..1.
         calib: folder of frames that int8 is calibrated on.
 
     Raises:
-        UsageError: int8 has no calibration frames.
+        UsageError: int8 has no calibration frames, and no ranges ship with the weights.
     """
     from .export import export
     from .export.calibrate import Calibration
+    from .export.export import AUTO
     from .export.export import TARGETS as ENDINGS
+    from .export.stored_ranges import find_stored_ranges
 
-    if precision == "int8" and calib is None:
+    if precision == AUTO:
+        told: Progress = lambda step, share: progress(f"exporting {step}", share)  # noqa: E731
+        return {name: _cached_fastest(model, size, _target_for(name), told) for name in backends}
+    if precision == "int8" and calib is None and find_stored_ranges(model) is None:
         raise UsageError(
             "int8 needs frames to be calibrated on: add --calib FOLDER, or name an int8 artifact"
         )
     folder = export_cache(model)
-    if precision == "int8":
+    if calib is not None:
         # By the folder's path alone: frames are not read to look a file up.
         folder /= f"int8-{hashlib.sha256(str(Path(str(calib)).resolve()).encode()).hexdigest()[:8]}"
     stem = f"{model.network.info.name}_{size[0]}x{size[1]}_{precision}"
@@ -275,6 +284,29 @@ def cached_export(
             progress=lambda step, share: progress(f"exporting {step}", share),
         )
     return paths
+
+
+def _cached_fastest(model: Model, size: Size, target: str, progress: Progress) -> Path:
+    """The artifact that `precision="auto"` chose, now or when it was first asked for."""
+    from .export import export
+    from .export.export import AUTO
+    from .export.fastest import list_candidates
+
+    candidates = list_candidates(model, target)
+    if len(candidates) == 1:  # nothing to choose
+        backend = next(name for name in BACKENDS if _target_for(name) == target)
+        return cached_export(model, size, [backend], candidates[0], progress)[backend]
+    folder = export_cache(model)
+    note = folder / f"{model.network.info.name}_{size[0]}x{size[1]}_{AUTO}.{target}.json"
+    known = read_json_object(note)
+    path = folder / str(known.get("file") or note.name)
+    if not known or not path.is_file():
+        made = export(model, size, target, AUTO, out=folder, progress=progress)[0]
+        path, known = made.path, {"file": made.path.name, "chosen": made.chosen}
+        write_atomically(note, (json.dumps(known) + "\n").encode())
+    else:
+        logger.info(str(known.get("chosen", "")))
+    return path
 
 
 def _target_for(backend: str) -> str:

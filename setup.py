@@ -147,7 +147,7 @@ setup(
         "rtseg": ["py.typed"],
         "rtseg.data": ["class_maps/*.yaml"],
         "rtseg.demo": ["page/*", "frames/*"],
-        "rtseg.models": ["pretrained/*.safetensors", "costs.json"],
+        "rtseg.models": ["pretrained/*.safetensors", "pretrained/*.json", "costs.json"],
         "rtseg.train": ["recipes/*.yaml"],
     },
     install_requires=[

@@ -174,6 +174,7 @@ class Precision(str, Enum):
     fp32 = "fp32"
     fp16 = "fp16"
     int8 = "int8"
+    auto = "auto"
 
 
 class Method(str, Enum):

@@ -113,7 +113,8 @@ def _measured(
     ] = None,
     size: Sizes = None,
     precision: Annotated[
-        list[str] | None, Option(help="fp32, fp16, bf16, int8; may be repeated.")
+        list[str] | None,
+        Option(help="fp32, fp16, bf16, int8, or auto (the default); may be repeated."),
     ] = None,
     weights: Weights = None,
     classes: Classes = None,

@@ -49,7 +49,10 @@ def export(
     to: Annotated[list[Target] | None, Option(help="What to write; may be repeated.")] = None,
     precision: Annotated[
         Precision | None,
-        Option(help="Precision inside the graph: by default fp32, with --all fp16 and fp32."),
+        Option(
+            help="Precision inside the graph: by default fp32, with --all fp16 and fp32; auto: the "
+            "fastest that passes here."
+        ),
     ] = None,
     out: Annotated[Path, Option("-o", "--out", help="Folder for the artifacts.")] = Path(
         "artifacts"
@@ -69,7 +72,7 @@ def export(
     classes: Classes = None,
     frames: Annotated[
         Path | None,
-        in_group(PROOF, help="Folder of images to prove it on; by default drawn scenes."),
+        in_group(PROOF, help="Folder of images to prove it on; by default shipped or drawn ones."),
     ] = None,
     proof_frames: Annotated[
         int, in_group(PROOF, min=1, help="How many of those images to take, spread over them.")

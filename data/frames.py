@@ -22,6 +22,9 @@ from .limits import check_limit
 BOXED = (".mp4", ".mov", ".m4v")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
+# Of a motorway; their license is beside them.
+SHIPPED_FRAMES = Path(__file__).parents[1] / "demo" / "frames"
+
 
 # Where a frame's capture time comes from, nearest to the light first: the camera's own stamp of the
 # exposure; its driver's; the sender's of a stream; when the picture was read; when a recording was

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console, RenderableType
 
 from ..data.files import write_atomically
-from ..data.frames import read_folder
+from ..data.frames import SHIPPED_FRAMES, read_folder
 from ..data.images import blend, draw_legend
 from ..export import Artifact, export
 from ..export.artifacts import build_table
@@ -27,7 +27,6 @@ from ..runtime.preflight import check
 from ..speed import bench
 from ..speed.doctor import examine
 
-FRAMES = Path(__file__).with_name("frames")  # of a motorway; their license is beside them
 SCALES = (2 / 3, 1, 4 / 3)  # of the training's size: no network is shown where it fails
 WIDTH = 640  # pixels of a picture in the report
 
@@ -56,7 +55,7 @@ def run(
     step("looking at this machine", 0.0)
     machine = examine()
     source = load_model(model)
-    pictures = read_folder(frames or FRAMES)
+    pictures = read_folder(frames or SHIPPED_FRAMES)
     sizes = choose_sizes(source, pictures[0][1].shape)
     artifacts = _export(source, sizes, pictures, folder / "artifacts", step)
     step("measuring", 0.0)

@@ -29,6 +29,7 @@ class Artifact:
         frames: what the proof ran on, such as "24 of 380 frames given".
         warnings: what the proof cannot see: a size or frames far from the training's.
         costs: of the layers of an int8 graph.
+        chosen: which precision was chosen and why, where none was asked for.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Artifact:
     frames: str
     warnings: tuple[str, ...] = ()
     costs: tuple[LayerCost, ...] = ()
+    chosen: str = ""
 
     @property
     def status(self) -> str:
@@ -70,6 +72,7 @@ class Artifact:
             "report": card.proof.report if card.proof else None,
             "frames": self.frames,
             "warnings": list(self.warnings),
+            "chosen": self.chosen,
             "engine": card.engine.model_dump() if card.engine else None,
             "int8": int8,
             "tools": card.tools,
@@ -108,6 +111,8 @@ def list_notes(artifacts: Sequence[Artifact]) -> list[str]:
     notes: dict[str, None] = {}
     for artifact in artifacts:
         name, engine = artifact.path.name, artifact.card.engine
+        if artifact.chosen:
+            notes[artifact.chosen] = None
         notes[f"proven on {artifact.frames}"] = None
         notes |= dict.fromkeys(f"warning: {warning}" for warning in artifact.warnings)
         for result in artifact.results:

@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationMethod
+from onnxruntime.quantization.calibrate import TensorsData
 
 from ..data.files import write_atomically
 from ..data.frames import numeric_order
@@ -171,7 +172,7 @@ def _check_alike(frames: Sequence[tuple[str, Image]], folder: Path) -> None:
 
 def measure_ranges(
     model: onnx.ModelProto, kinds: Sequence[str], frames: Sequence[Image], method: str
-) -> object:
+) -> TensorsData:
     """The range of every tensor that nodes of `kinds` read or write, as the quantizer takes it.
 
     frames: (H, W, 3) of the graph's size. The range is symmetric: TensorRT knows no zero point.

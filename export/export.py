@@ -23,7 +23,7 @@ from ..data.files import digest_of, scratch_folder, write_atomically
 from ..data.letterbox import Fit, check_fit
 from ..errors import ArtifactError, ExportError, ProofError
 from ..models import VARIANTS, Network, count, digest, save_checkpoint
-from ..models.loading import Model, load_model
+from ..models.loading import Model, is_shipped, load_model
 from ..reporting import Progress
 from ..runtime.artifact import MOST_BATCH, Card, Precision, digest_of_tensors, read_card, sidecar
 from ..runtime.backends.backend import BACKENDS, installed
@@ -33,8 +33,17 @@ from .artifacts import Artifact, publish, write_report
 from .calibrate import Calibration, CalibrationFrames, pick_frames
 from .conditions import compare_calibration, find_missing_classes, find_warnings, text_of
 from .graph import DTYPES, census, find_coarse, to_onnx, write_artifact
-from .reference import MOST_FRAMES, Frames, ProofFrames, draw_frames, read_frames, run_reference
+from .reference import (
+    MOST_FRAMES,
+    Frames,
+    ProofFrames,
+    draw_frames,
+    read_frames,
+    read_shipped_frames,
+    run_reference,
+)
 from .sensitivity import LayerCost
+from .stored_ranges import StoredRanges, find_stored_ranges
 from .tensorrt import BuilderOptions
 from .triton import write_model
 
@@ -46,6 +55,7 @@ TARGETS = {  # target: file ending, backend that runs it
 }
 OUTPUTS = {"labels": ("labels",), "logits": ("logits",), "both": ("labels", "logits")}
 PRECISIONS = (*DTYPES, "int8")
+AUTO = "auto"  # the fastest that passes on this machine
 TRITON = "triton"  # no target of its own: it serves ONNX files and engines
 ONNX_LIMIT = 2**31  # bytes; protobuf holds no more
 DRAWN = 3  # scenes, where no frames are given
@@ -88,8 +98,9 @@ def export(
         size: (height, width) in pixels, or several; by default that of the training.
         to: "onnx", "openvino", "tensorrt", "torch", or several of them; "triton" puts those of
             them that it serves, ONNX at least, into a model repository in `out`.
-        precision: "fp32", "fp16" or "int8", of the graph; int8 needs `calib`, and is proven on the
-            frames that this holds out.
+        precision: "fp32", "fp16" or "int8", of the graph, or "auto", the fastest of them that
+            passes on this machine; int8 needs `calib`, and is proven on the frames that this holds
+            out; for weights that ship it needs nothing.
         batch: how many frames a file takes at once, each in a slot of its own, for as many cameras;
             proven with another frame in every slot.
         weights: of a variant that is named, as `load_model` takes them.
@@ -98,7 +109,8 @@ def export(
         output: "labels", "logits" or "both".
         fit: "letterbox", "crop" or "stretch", how frames of another aspect come to the size; by
             default the model's own.
-        frames: a folder, or (name, (H, W, 3) uint8 BGR) each, to prove it on; else drawn scenes.
+        frames: a folder, or (name, (H, W, 3) uint8 BGR) each, to prove it on; by default
+            shipped ones for weights that ship, else drawn scenes.
         labels: folder with label PNGs of those frames, by the same names.
         proof_frames: how many of the folder's frames to take, spread over it.
         calib: folder of real frames for int8, or which of them and how.
@@ -129,6 +141,18 @@ def export(
     }  # fmt: skip
     if gpu is not None:
         find_capability(gpu)  # an unknown one is told before anything is written
+    if precision == AUTO:
+        from .fastest import export_fastest
+
+        if TRITON in wanted:
+            raise ExportError("a model for Triton runs on another machine: name its precision")
+        _check(model, sizes, targets, "fp32", output)
+        return export_fastest(
+            model, sizes, targets, out, output=output, fit=fit, frames=frames, labels=labels,
+            proof_frames=proof_frames, calib=calib, compute_capability=compute_capability,
+            gpu=gpu, label_kernel=label_kernel, builder=builder, log=log, progress=progress,
+            batch=batch,
+        )  # fmt: skip
     _check(model, sizes, targets, precision, output)
     _check_batch(batch)
     check_fit(fit or model.fit)
@@ -136,8 +160,8 @@ def export(
         raise ExportError("a label kernel is for engines that give labels only: add --to tensorrt")
     if isinstance(calib, (str, os.PathLike)):
         calib = Calibration(Path(calib))
-    picked = _pick_calibration(precision, calib)
-    given = _gather_frames(frames, labels, proof_frames, picked)
+    picked = _pick_calibration(model, precision, calib)
+    given = _gather_frames(model, frames, labels, proof_frames, picked, batch)
     if given is not None and len(given.frames) < batch:
         raise ExportError(
             f"a batch of {batch} is proven with another frame in every slot, and "
@@ -204,7 +228,7 @@ def _check(
             f"no target is called {unknown[0]!r}: choose from {', '.join(TARGETS)}, {TRITON}"
         )
     if precision not in PRECISIONS:
-        raise ExportError(f"precision is {', '.join(PRECISIONS)}, not {precision!r}")
+        raise ExportError(f"precision is {', '.join(PRECISIONS)} or {AUTO}, not {precision!r}")
     # The file holds weights alone, and the runtime builds the network by its name in the zoo.
     if "torch" in targets and model.network.info.name not in VARIANTS:
         raise ExportError(
@@ -242,11 +266,16 @@ def _check_batch(batch: int) -> None:
 
 
 def _pick_calibration(precision: str, calibration: Calibration | None) -> CalibrationFrames | None:
+def _pick_calibration(
+    model: Model, precision: str, calibration: Calibration | None
+) -> CalibrationFrames | StoredRanges | None:
     if precision != "int8":
         if calibration is not None:
             raise ExportError(f"calibration frames are for int8, not for {precision}")
         return None
     if calibration is None:
+        if stored := find_stored_ranges(model):
+            return stored
         raise ExportError(
             "int8 is calibrated on real frames, a hundred or more from where the camera will "
             "drive: give their folder (--calib DIR)"
@@ -255,21 +284,26 @@ def _pick_calibration(precision: str, calibration: Calibration | None) -> Calibr
 
 
 def _gather_frames(
+    model: Model,
     frames: str | os.PathLike[str] | Frames | None,
     labels: str | os.PathLike[str] | None,
     most: int,
-    picked: CalibrationFrames | None,
+    picked: CalibrationFrames | StoredRanges | None,
+    batch: int,
 ) -> ProofFrames | None:
-    """The frames that were given or held out; None where scenes have to be drawn."""
+    """The frames that were given, held out or shipped; None where scenes have to be drawn."""
     if isinstance(frames, (str, os.PathLike)):
         return read_frames(Path(frames), None if labels is None else Path(labels), most)
     if labels is not None:
         raise ExportError("--labels are of the images in --frames: give that folder too")
     if frames is not None:
         return ProofFrames(frames)
-    if picked is not None:
+    if isinstance(picked, CalibrationFrames):
         return ProofFrames(picked.held_out, "held out")
-    return None
+    # Drawn scenes are unlike anything that such weights have seen: bfloat16 and int8 would be
+    # judged where logits lie closer together than on any street. A batch may need more frames.
+    shipped = read_shipped_frames() if is_shipped(model) else None
+    return shipped if shipped and len(shipped.frames) >= batch else None
 
 
 def make_card(
@@ -334,7 +368,7 @@ class _SizeExport:
         """A sign of life where frames make a step long."""
         return lambda frame, share: self.tell(f"{what}, {frame}", share)
 
-    def make_graph(self, picked: CalibrationFrames | None) -> None:
+    def make_graph(self, picked: CalibrationFrames | StoredRanges | None) -> None:
         """Write the typed graph; an int8 one leaves its facts in the card."""
         self.step("ONNX graph")
         card = self.card
@@ -354,16 +388,19 @@ class _SizeExport:
     def _graph_path(self) -> Path:
         return self.folder / "graph.onnx"
 
-    def _quantize(self, picked: CalibrationFrames) -> onnx.ModelProto:
-        from .quantize import quantize
+    def _quantize(self, picked: CalibrationFrames | StoredRanges) -> onnx.ModelProto:
+        from .quantize import quantize, quantize_by_stored_ranges
 
         # From float32: float16's own rounding would be charged to int8.
         card = self.card
         plain = to_onnx(self.network, card.size, "fp32", card.outputs, card.batch)
-        made = quantize(plain, self.card, picked, self.expected, self.tell)
+        if isinstance(picked, StoredRanges):
+            made = quantize_by_stored_ranges(plain, card, picked, self.expected, self.tell)
+        else:
+            made = quantize(plain, card, picked, self.expected, self.tell)
+            self.warnings += tuple(compare_calibration(card, picked, self.expected))
         self.card = self.card.model_copy(update={"int8": made.facts})
         self.costs = made.costs
-        self.warnings += tuple(compare_calibration(self.card, picked, self.expected))
         return made.graph
 
     def make_file(self, target: str) -> Artifact:

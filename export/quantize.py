@@ -7,9 +7,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import onnx
 from onnxruntime import quantization
+from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -23,6 +25,7 @@ from . import parity, sensitivity
 from .calibrate import CalibrationFrames, measure_ranges, silence_quantizer
 from .graph import Layer, count_macs, find_layers
 from .reference import ReferenceOutputs
+from .stored_ranges import StoredRanges
 
 OPTIONS = {
     # What layers read is rounded, not what they give: the sums behind a layer and their ReLU work
@@ -41,13 +44,23 @@ class QuantizeError(ProofError):
     """No int8 graph of this network holds the bar; the message says how far it came."""
 
 
+class LayerFacts(TypedDict):
+    """Those of Int8Facts that follow from which layers are in int8."""
+
+    layers: int
+    excluded: tuple[str, ...]
+    share: float
+
+
 @dataclass(frozen=True)
 class QuantizedGraph:
-    """An int8 graph, what its card says of it, and what each layer costs."""
+    """An int8 graph, what its card says of it, what each layer costs, and the largest magnitude of
+    each tensor that was measured, by its name."""
 
     graph: onnx.ModelProto
     facts: Int8Facts
     costs: tuple[sensitivity.LayerCost, ...]
+    ranges: dict[str, float]
 
 
 def quantize(
@@ -91,12 +104,71 @@ def quantize(
         method=calibration.method,
         frames=len(calibration.used),
         held_out=len(expected.reference.frames),
-        layers=len(kept),
-        excluded=tuple(layer.name for layer in found if layer not in kept),
-        share=sum(layer.macs for layer in kept) / max(1, count_macs(plain)),
+        **_describe_layers(plain, found, kept),
     )
     move_rounding_before_pools(graph)
-    return QuantizedGraph(graph, facts, sensitivity.mark_excluded(costs, facts.excluded))
+    ranges = {name: float(span.range_value[1]) for name, span in spans.items()}
+    return QuantizedGraph(graph, facts, sensitivity.mark_excluded(costs, facts.excluded), ranges)
+
+
+def quantize_by_stored_ranges(
+    graph: onnx.ModelProto,
+    card: Card,
+    stored: StoredRanges,
+    expected: ReferenceOutputs,
+    progress: Progress = lambda step, share: None,
+) -> QuantizedGraph:
+    """The int8 form of a float32 graph by the ranges that ship with its weights.
+
+    Nothing is searched for: it takes one proof, where `quantize` takes dozens.
+
+    Args:
+        graph: of the whole job, in float32.
+        card: of it.
+        stored: ranges, and the layers that stay in float.
+        expected: the float32 network's answers on frames to prove it on.
+        progress: called with what is being done and the share of it that is done, 0..1.
+
+    Raises:
+        QuantizeError: the ranges are of other layers, or the bar does not hold with them.
+    """
+    plain = infer_shapes(graph)
+    found = find_layers(plain)
+    kept = [layer for layer in found if layer.name not in stored.in_float]
+    makers = {node.name: node for node in plain.graph.node}
+    values = {makers[layer.node].input[0] for layer in kept}
+    if unknown := sorted(values - stored.ranges.keys()):
+        raise QuantizeError(
+            f"the ranges that ship with {card.weights_from} lack {unknown[0]} and "
+            f"{len(unknown) - 1} others: calibrate on frames of your own, --calib FOLDER"
+        )
+    made = _insert_rounding(plain, [layer.node for layer in kept], stored.spans())
+    result = parity.prove_graph(
+        made, card, expected, lambda frame, share: progress(f"proof of int8, {frame}", share)
+    )
+    if not result.passed:
+        raise QuantizeError(
+            f"int8 by the ranges that ship with {card.weights_from} falls below its bar at "
+            f"{card.size[0]}x{card.size[1]}: {'; '.join(result.faults)}"
+        )
+    facts = Int8Facts(
+        method=stored.method,
+        frames=stored.frames,
+        held_out=len(expected.reference.frames),
+        **_describe_layers(plain, found, kept),
+    )
+    move_rounding_before_pools(made)
+    return QuantizedGraph(made, facts, (), stored.ranges)
+
+
+def _describe_layers(
+    plain: onnx.ModelProto, found: Sequence[Layer], kept: Sequence[Layer]
+) -> LayerFacts:
+    return {
+        "layers": len(kept),
+        "excluded": tuple(layer.name for layer in found if layer not in kept),
+        "share": sum(layer.macs for layer in kept) / max(1, count_macs(plain)),
+    }
 
 
 def move_rounding_before_pools(graph: onnx.ModelProto) -> None:
@@ -156,7 +228,9 @@ def infer_shapes(graph: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(target)
 
 
-def _insert_rounding(plain: onnx.ModelProto, nodes: list[str], spans: object) -> onnx.ModelProto:
+def _insert_rounding(
+    plain: onnx.ModelProto, nodes: list[str], spans: TensorsData
+) -> onnx.ModelProto:
     """`plain` with QuantizeLinear and DequantizeLinear around what `nodes` read."""
     if not nodes:
         return plain

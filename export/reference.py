@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ..data.frames import open_source
+from ..data.frames import SHIPPED_FRAMES, open_source
 from ..data.images import read_gray, read_image
 from ..data.letterbox import Fit, fit_frame, fit_labels
 from ..data.scenes import scenes
@@ -27,7 +27,7 @@ from ..runtime.verify import MARGIN_STEPS, Reference
 LabelMap = NDArray[np.uint8]  # (H, W)
 Logits = NDArray[np.float32]  # (K, H, W)
 Frames = Sequence[tuple[str, NDArray[np.uint8]]]  # (name, (H, W, 3) BGR) each
-Origin = Literal["drawn", "given", "held out"]
+Origin = Literal["drawn", "shipped", "given", "held out"]
 
 MOST_FRAMES = 24  # of a folder; more make a proof of minutes and find nothing else
 LOGITS_LIMIT = 2**30  # bytes of reference logits to keep; frames beyond are judged by labels alone
@@ -39,7 +39,8 @@ class ProofFrames:
 
     Attributes:
         frames: (name, (H, W, 3) uint8 BGR) each.
-        origin: "drawn" scenes, "given" by the user, or "held out" from int8's calibration.
+        origin: "drawn" scenes, "shipped" photographs, "given" by the user, or "held out" from
+            int8's calibration.
         total: how many there were to take them from; 0: no more than these.
         truth: label maps (H, W) uint8 of the frames that have one; empty where none has.
     """
@@ -54,6 +55,15 @@ def draw_frames(count: int, size: tuple[int, int]) -> ProofFrames:
     """`count` drawn street scenes of `size` (height, width)."""
     drawn = [(f"scene {i}", scene) for i, scene in enumerate(scenes(count, size))]
     return ProofFrames(drawn, "drawn")
+
+
+def read_shipped_frames() -> ProofFrames:
+    """The photographs of a motorway that ship: real frames for networks that know streets.
+
+    Raises:
+        DataError: one of them is damaged.
+    """
+    return replace(read_frames(SHIPPED_FRAMES), origin="shipped")
 
 
 def read_frames(folder: Path, labels: Path | None = None, most: int = MOST_FRAMES) -> ProofFrames:
@@ -107,6 +117,8 @@ class ReferenceOutputs:
         count = len(self.logits)
         if self.origin == "drawn":
             return f"{count} drawn scenes: this shows equality, not use on a street"
+        if self.origin == "shipped":
+            return f"{count} motorway frames that ship with rtseg: prove it on your own, --frames"
         return f"{count} of {self.total} frames {self.origin}"
 
     def sample(self, count: int) -> ReferenceOutputs:

@@ -306,6 +306,11 @@ def shipped_weights(variant: str, classes: ClassSet | None = None) -> list[Path]
     return sorted(found, key=lambda path: not path.stem.endswith("_streets"))
 
 
+def is_shipped(model: Model) -> bool:
+    """Whether its weights are a file of this package, by its name."""
+    return model.trained and (PRETRAINED / Path(model.weights_from).name).is_file()
+
+
 def find_weights(what: str | os.PathLike[str]) -> Path:
     """The file of "NAME:WEIGHTS", such as "csfcn_tiny:camvid"; another path as it is.
 

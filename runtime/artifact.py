@@ -49,16 +49,16 @@ class Proof(_Facts):
     `agreement`: share of pixels with the reference's label; `logits_error`: root mean square error
     over that of the reference, where the artifact's logits could be read. `bf16`: whether it also
     held the bar of bfloat16 while computing in it; None if that was not tried. `frames`: how many
-    it was run on, taken from `frames_of` that were drawn, given or held out; `warnings`: what
-    equality with the reference does not show, such as a size far from the training's. `bounds`: of
-    the logits' error, one for each arithmetic that it was run in; none in files of versions before
-    certified labels, and where logits could not be read.
+    it was run on, taken from `frames_of` that were drawn, shipped, given or held out; `warnings`:
+    what equality with the reference does not show, such as a size far from the training's.
+    `bounds`: of the logits' error, one for each arithmetic that it was run in; none in files of
+    versions before certified labels, and where logits could not be read.
     """
 
     report: str
     passed: bool
     frames: int
-    frames_from: Literal["drawn", "given", "held out"] | None = None
+    frames_from: Literal["drawn", "shipped", "given", "held out"] | None = None
     frames_of: int | None = None
     warnings: tuple[str, ...] = ()
     agreement: float

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .config import Measurable
 
 SCENES = 4
+AUTO = "auto"  # the fastest form that passes on this machine
 NO_TORCH = 'PyTorch is not installed: pip install "rtseg[export]"'
 
 
@@ -276,10 +277,10 @@ class _Planner:
     def _ways(self, backends: Iterable[str], default: str) -> Iterator[tuple[str, str, str | None]]:
         """(backend, precision of the graph, hint); `default`: the graph where none is asked for."""
         for backend in backends:
-            if not self.config.precisions:
-                yield backend, default, None
-            for precision in self.config.precisions:
-                if found := BACKENDS[backend].precisions.get(precision):
+            for precision in self.config.precisions or [AUTO]:
+                if precision == AUTO:
+                    yield backend, default, None
+                elif found := BACKENDS[backend].precisions.get(precision):
                     yield backend, *found
                 else:
                     able = [name for name, spec in BACKENDS.items() if precision in spec.precisions]

@@ -71,4 +71,4 @@ def test_on_a_gpu_the_backends_built_for_it_are_taken(monkeypatch: pytest.Monkey
     assert resolve.fastest_backends(None) == ["tensorrt", "torch"]
     assert resolve.graph_precision(None) == "fp16"
     assert resolve.fastest_backends("cpu") == ["openvino", "onnxruntime"]
-    assert resolve.graph_precision("cpu") == "fp32"
+    assert resolve.graph_precision("cpu") == "auto"
