@@ -162,6 +162,8 @@ def export(
                 "--all takes the variants as they come: leave out --weights, --classes, --frames, "
                 "--labels, --calib, --label-kernel and --batch"
             )
+        if precision is Precision.auto:
+            raise UsageError("--all makes a table of forms to compare: name one or leave it out")
         from ..export.export_zoo import TABLE, build_table, export_all, list_faults, select_variants
 
         if len(sizes) > 1:
