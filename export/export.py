@@ -265,7 +265,6 @@ def _check_batch(batch: int) -> None:
         )
 
 
-def _pick_calibration(precision: str, calibration: Calibration | None) -> CalibrationFrames | None:
 def _pick_calibration(
     model: Model, precision: str, calibration: Calibration | None
 ) -> CalibrationFrames | StoredRanges | None:
