@@ -30,7 +30,7 @@ from ..runtime.backends.backend import BACKENDS, installed
 from ..runtime.support import find_capability
 from . import parity
 from .artifacts import Artifact, publish, write_report
-from .calibrate import Calibration, CalibrationFrames, pick_frames
+from .calibrate import Calibration, CalibrationFrames
 from .conditions import compare_calibration, find_missing_classes, find_warnings, text_of
 from .graph import DTYPES, census, find_coarse, to_onnx, write_artifact
 from .reference import (
@@ -38,12 +38,11 @@ from .reference import (
     Frames,
     ProofFrames,
     draw_frames,
-    read_frames,
-    read_shipped_frames,
+    gather_frames,
     run_reference,
 )
 from .sensitivity import LayerCost
-from .stored_ranges import StoredRanges, find_stored_ranges
+from .stored_ranges import StoredRanges, pick_calibration
 from .tensorrt import BuilderOptions
 from .triton import write_model
 
@@ -160,8 +159,9 @@ def export(
         raise ExportError("a label kernel is for engines that give labels only: add --to tensorrt")
     if isinstance(calib, (str, os.PathLike)):
         calib = Calibration(Path(calib))
-    picked = _pick_calibration(model, precision, calib)
-    given = _gather_frames(model, frames, labels, proof_frames, picked, batch)
+    picked = pick_calibration(model, precision, calib)
+    held_out = picked.held_out if isinstance(picked, CalibrationFrames) else None
+    given = gather_frames(frames, labels, proof_frames, held_out, is_shipped(model), batch)
     if given is not None and len(given.frames) < batch:
         raise ExportError(
             f"a batch of {batch} is proven with another frame in every slot, and "
@@ -263,46 +263,6 @@ def _check_batch(batch: int) -> None:
             f"a batch is of 1 to {MOST_BATCH} frames, not {batch}: more cameras take several "
             "processes, or calls one after another"
         )
-
-
-def _pick_calibration(
-    model: Model, precision: str, calibration: Calibration | None
-) -> CalibrationFrames | StoredRanges | None:
-    if precision != "int8":
-        if calibration is not None:
-            raise ExportError(f"calibration frames are for int8, not for {precision}")
-        return None
-    if calibration is None:
-        if stored := find_stored_ranges(model):
-            return stored
-        raise ExportError(
-            "int8 is calibrated on real frames, a hundred or more from where the camera will "
-            "drive: give their folder (--calib DIR)"
-        )
-    return pick_frames(calibration)
-
-
-def _gather_frames(
-    model: Model,
-    frames: str | os.PathLike[str] | Frames | None,
-    labels: str | os.PathLike[str] | None,
-    most: int,
-    picked: CalibrationFrames | StoredRanges | None,
-    batch: int,
-) -> ProofFrames | None:
-    """The frames that were given, held out or shipped; None where scenes have to be drawn."""
-    if isinstance(frames, (str, os.PathLike)):
-        return read_frames(Path(frames), None if labels is None else Path(labels), most)
-    if labels is not None:
-        raise ExportError("--labels are of the images in --frames: give that folder too")
-    if frames is not None:
-        return ProofFrames(frames)
-    if isinstance(picked, CalibrationFrames):
-        return ProofFrames(picked.held_out, "held out")
-    # Drawn scenes are unlike anything that such weights have seen: bfloat16 and int8 would be
-    # judged where logits lie closer together than on any street. A batch may need more frames.
-    shipped = read_shipped_frames() if is_shipped(model) else None
-    return shipped if shipped and len(shipped.frames) >= batch else None
 
 
 def make_card(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..data.frames import SHIPPED_FRAMES, open_source
 from ..data.images import read_gray, read_image
 from ..data.letterbox import Fit, fit_frame, fit_labels
 from ..data.scenes import scenes
-from ..errors import UsageError
+from ..errors import ExportError, UsageError
 from ..models import Network
 from ..models.pipeline import normalize_frame
 from ..reporting import Progress
@@ -85,6 +86,41 @@ def read_frames(folder: Path, labels: Path | None = None, most: int = MOST_FRAME
     if all(each is None for each in truth):
         raise UsageError(f"{labels} has no label PNG of any frame, such as {frames[0][0]}.png")
     return ProofFrames(frames, "given", len(paths), truth)
+
+
+def gather_frames(
+    frames: str | os.PathLike[str] | Frames | None,
+    labels: str | os.PathLike[str] | None,
+    most: int,
+    held_out: Frames | None,
+    shipped: bool,
+    batch: int,
+) -> ProofFrames | None:
+    """The frames that were given, held out or shipped; None where scenes have to be drawn.
+
+    Args:
+        frames: a folder, or frames.
+        labels: folder of label maps of the former.
+        most: how many to take of a folder.
+        held_out: from int8's calibration.
+        shipped: whether the weights are a file of this package.
+        batch: how many frames the artifact takes at once.
+
+    Raises:
+        ExportError: there are labels without a folder of frames.
+    """
+    if isinstance(frames, (str, os.PathLike)):
+        return read_frames(Path(frames), None if labels is None else Path(labels), most)
+    if labels is not None:
+        raise ExportError("--labels are of the images in --frames: give that folder too")
+    if frames is not None:
+        return ProofFrames(frames)
+    if held_out is not None:
+        return ProofFrames(held_out, "held out")
+    # Drawn scenes are unlike anything that such weights have seen: bfloat16 and int8 would be
+    # judged where logits lie closer together than on any street. A batch may need more frames.
+    photographs = read_shipped_frames() if shipped else None
+    return photographs if photographs and len(photographs.frames) >= batch else None
 
 
 def spread(count: int, wanted: int) -> list[int]:
