@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
 import onnx
 from onnxruntime import quantization
 from onnxruntime.quantization.calibrate import TensorsData
@@ -107,7 +108,8 @@ def quantize(
         **_describe_layers(plain, found, kept),
     )
     move_rounding_before_pools(graph)
-    ranges = {name: float(span.range_value[1]) for name, span in spans.items()}
+    # Of shape () or (1,), by the method.
+    ranges = {name: float(np.max(span.range_value[1])) for name, span in spans.items()}
     return QuantizedGraph(graph, facts, sensitivity.mark_excluded(costs, facts.excluded), ranges)
 
 
