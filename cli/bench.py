@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..reporting import Progress
     from ..speed.bench import Setup
     from ..speed.config import BenchConfig
+    from ..speed.frontier import Frontier
     from ..speed.result import Report
     from ..speed.table import SpeedTable
 
@@ -176,7 +177,7 @@ def _measured(
 
 
 def _shown(
-    report: Report | SpeedTable,
+    report: Report | SpeedTable | Frontier,
     format: Annotated[
         str | None, in_group(OUTPUT, "--format", help="Print tables as md, csv, latex or html.")
     ] = None,
@@ -360,3 +361,26 @@ def table(
     config = start.config(models=models, camera_hz=rate or None)
     path = speed_table.measure(config, out, start.progress)
     return speed_table.write_pages(out, readme, path)
+
+
+@protocol
+def frontier(
+    start: Start,
+    rounds: Annotated[
+        int, in_group(TIMING, min=1, help="Rounds over all networks, --seconds each.")
+    ] = 4,
+    out: Out = Path("frontier"),
+) -> Frontier:
+    """Draw published mIoU against the time of a frame here.
+
+    By default it takes all real-time networks, each at the size that its score is published for.
+    In every round each network takes turns with pidnet_s, and the ratio of the two is what counts,
+    so a busy moment affects both. It continues where it was stopped.
+
+    rtseg bench frontier --size 512x1024 --seconds 1.5 -o results
+    """
+    from ..speed.frontier import measure_frontier
+    from ..speed.table import REAL_TIME
+
+    config = start.config(models=start.options["models"] or REAL_TIME)
+    return measure_frontier(config, out, rounds, start.progress)

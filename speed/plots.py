@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from ..models.variant import Score
+    from .frontier import Frontier
+
 Machines = Sequence[Mapping[str, Any]]
 # Told apart by color-blind readers too (Okabe and Ito).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -58,25 +61,90 @@ def accuracy_plot(machines: Machines) -> bytes | None:
     return _png(figure)
 
 
-def reported_miou(model: str) -> float | None:
-    """% on Cityscapes val at a single scale, as its authors report it; None where they do not."""
+def frontier_plot(frontier: Frontier) -> bytes:
+    """A PNG: published mIoU against ms a frame here; hollow where the score is of the test set, a
+    line along the front."""
+    from .frontier import REFERENCE
+
+    unit = next((p.fastest_ms for p in frontier.points if p.model == REFERENCE), None)
+    figure, (axes,) = _grid(1, 1, (10, 6.5))
+    names: list[tuple[float, float, str]] = []
+    for point in frontier.points:
+        if point.miou is None:
+            continue
+        x = point.ratio * (unit or 1.0)
+        color = COLORS[1] if point.front else COLORS[0]
+        face = color if point.on_val else "none"
+        axes.scatter(x, point.miou, s=28, facecolors=face, edgecolors=color, zorder=3)
+        names.append((x, point.miou, point.model))
+    front = [(p.ratio * (unit or 1.0), p.miou or 0.0) for p in frontier.points if p.front]
+    axes.plot([x for x, _ in front], [y for _, y in front], color=COLORS[1], lw=1, alpha=0.6)
+    _log_scale(axes)
+    ratio = f"ratio to {REFERENCE} in the same rounds"
+    label = f"ms a frame: {ratio}, times its fastest {unit:.1f} ms" if unit else ratio
+    sizes = " and ".join(dict.fromkeys("{}x{}".format(*point.size) for point in frontier.points))
+    axes.set_xlabel(f"{label}; {sizes}")
+    axes.set_ylabel("mIoU on Cityscapes val as published, % (hollow: test)")
+    axes.set_title(f"{frontier.title}, end to end, batch 1; random weights", fontsize=9)
+    axes.margins(x=0.12, y=0.08)
+    axes.grid(alpha=0.3, which="both")
+    _place_names(figure, axes, names)
+    return _png(figure)
+
+
+def _place_names(figure: Figure, axes: Axes, names: Sequence[tuple[float, float, str]]) -> None:
+    """Write each point's (x, y) name near it, where it covers no other name and no point."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # so that the axes have their place
+    canvas: Any = figure.canvas
+    renderer = canvas.get_renderer()
+    dots = [axes.transData.transform((x, y)) for x, y, _ in names]
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in dots]
+    for x, y, name in sorted(names):
+        best: Bbox | None = None
+        for away in (6, 14, 24, 36, 50, 66):
+            for right, up in ((1, 0.5), (1, -1), (-1, 0.5), (-1, -1), (0, 1), (0, -1.5)):
+                text = axes.annotate(
+                    name, (x, y), (right * away, up * away), textcoords="offset points",
+                    fontsize=8, ha=("right", "center", "left")[right + 1], va="center",
+                    arrowprops={"arrowstyle": "-", "lw": 0.5, "alpha": 0.5, "shrinkB": 3},
+                )  # fmt: skip
+                # Without the line to its point, which an annotation's own extent has too.
+                text.update_positions(renderer)
+                box = Text.get_window_extent(text, renderer).padded(1)
+                inside = axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)
+                if inside and not any(box.overlaps(other) for other in taken):
+                    best = box
+                    break
+                text.remove()
+            if best is not None:
+                taken.append(best)
+                break
+
+
+def reported_score(model: str) -> Score | None:
+    """On Cityscapes at a single scale, as its authors report it: of the validation set, else of the
+    test set; None where they report neither."""
     from ..models.registry import VARIANTS
-    from ..models.variant import CITYSCAPES
+    from ..models.variant import CITYSCAPES, CITYSCAPES_TEST
 
     scores = VARIANTS[model].scores if model in VARIANTS else ()
-    return next((score.single for score in scores if score.data == CITYSCAPES), None)
+    found = {score.data: score for score in scores if score.single}
+    return found.get(CITYSCAPES) or found.get(CITYSCAPES_TEST)
 
 
 def _points(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float, float | None]]:
     """(model, mIoU, FPS of the fastest of ours, FPS of eager) at 1024x2048, where mIoU is known."""
     points = []
     for model in dict.fromkeys(row["model"] for row in rows):
-        miou = reported_miou(model)
+        score = reported_score(model)
         here = [r for r in rows if r["model"] == model and list(r["size"]) == [1024, 2048]]
         ours = [row["frame_to_labels"]["fps"] for row in here if not row["peer"]]
         eager = [row["frame_to_labels"]["fps"] for row in here if row["backend"] == "eager"]
-        if ours and miou is not None:
-            points.append((model, miou, max(ours), eager[0] if eager else None))
+        if ours and score and score.single and score.data.endswith("val"):
+            points.append((model, score.single, max(ours), eager[0] if eager else None))
     return points
 
 

@@ -47,6 +47,20 @@ REAL_TIME = (  # families' members that are meant for real time
     "sfanet",
     "mgseg",
     "icnet",
+    "sctnet_s",
+    "sctnet_b",
+    "ffnet_40s",
+    "ffnet_54s",
+    "ffnet_78s",
+    "ffnet_86s",
+    "fddwnet",
+    "efficientvit_b0",
+    "efficientvit_b1",
+    "efficientvit_b2",
+    "efficientvit_b3",
+    "segformer_b0",
+    "segformer_b1",
+    "segformer_b2",
 )
 SIZES = ((512, 1024), (768, 1536), (1024, 2048))
 AGREE = ("backends", "precisions", "peers", "seconds", "runs", "threads", "camera_hz", "device")
@@ -73,10 +87,10 @@ def measure(
         The file.
     """
     here = read_system()
-    key = _key(config, here)
+    key = cell_key(config, here)
     # In the cache and not beside the table: cells are of this machine, the table is committed.
     cells = writable_cache("table") / slug(str(here))
-    path = folder / f"{slug(_short(here))}.json"
+    path = folder / f"{slug(short_name(here))}.json"
     pairs = [(model, size) for size in config.sizes or SIZES for model in config.models]
     rows: list[dict[str, object]] = []
     absent: dict[str, str] = {}
@@ -99,7 +113,7 @@ def _title_of(model: Measurable) -> str:
     return Path(str(model)).stem
 
 
-def _key(config: BenchConfig, here: SystemInfo) -> dict[str, object]:
+def cell_key(config: BenchConfig, here: SystemInfo) -> dict[str, object]:
     """What a cell has to agree in to be taken for measured already."""
     value = {name: getattr(config, name) for name in AGREE} | {
         "calib": str(config.calib),
@@ -126,7 +140,7 @@ def _save(
     value = {
         "format": FORMAT,
         "machine": asdict(here),
-        "title": _short(here),
+        "title": short_name(here),
         "measured": utc_now(),
         "settings": dict(key),
         "absent": dict(absent),
@@ -165,7 +179,7 @@ def compact(row: Row) -> dict[str, object]:
     return kept | {"others": (row.get("noise") or {}).get("others")}
 
 
-def _short(here: SystemInfo) -> str:
+def short_name(here: SystemInfo) -> str:
     """A machine's name for a heading: its GPU, or its processor and cores."""
     if here.gpus:
         return " + ".join(dict.fromkeys(here.gpus))
