@@ -17,8 +17,10 @@ from ..errors import ExportError
 from ..models import FrameToLabels, Network, deploy
 from ..models.onnx_file import OnnxNetwork
 from ..models.onnx_graph import KINDS, attributes, node_macs
+from ..models.own import OwnNetwork
 from ..runtime.artifact import GRAPH, Card, CoarseLogits, Enlargement, append_card, field
 from .half import find_position_makers, to_half
+from .simplify import simplify
 from .trace import trace
 from .wrap import wrap_graph
 
@@ -50,6 +52,7 @@ def to_onnx(
     """
     if isinstance(network, OnnxNetwork):
         model = wrap_graph(network, size, outputs, batch)
+        simplify(model, size, batch)
         if precision == "fp16":
             model = to_half(model, find_position_makers(model.graph, CARRIERS))
         return _finish(model)
@@ -57,7 +60,10 @@ def to_onnx(
     # graph.
     deployed = deploy(network, size)
     whole = FrameToLabels(deployed, outputs).eval().to(DTYPES[precision])
-    return _finish(trace(whole, torch.zeros(batch, *size, 3, dtype=torch.uint8), outputs))
+    model = trace(whole, torch.zeros(batch, *size, 3, dtype=torch.uint8), outputs)
+    if isinstance(network, OwnNetwork):  # those of the zoo are written so that nothing is left
+        simplify(model, size, batch)
+    return _finish(model)
 
 
 def _finish(model: onnx.ModelProto) -> onnx.ModelProto:

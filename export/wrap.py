@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..models.onnx_file import OnnxNetwork
-from ..models.onnx_graph import attributes, axes_of, find_last_resize, find_logits, tensor_shape
+from ..models.onnx_graph import (
+    attributes,
+    axes_of,
+    find_last_resize,
+    find_logits,
+    list_nodes,
+    tensor_shape,
+)
 
 Size = tuple[int, int]  # (height, width) in pixels
+FLOAT: np.dtype[Any] = np.dtype(np.float32)
 
 
 def wrap_graph(
@@ -31,7 +39,7 @@ def wrap_graph(
         batch: N, frames at a time.
     """
     model = network.prepare(size, batch)
-    nodes = _Nodes(model.graph)
+    nodes = GraphEnds(model.graph)
     image = model.graph.input[0].name
     _normalize(nodes, network, image, size, batch)
     logits = find_logits(model, network.form.tail.axis)
@@ -41,11 +49,17 @@ def wrap_graph(
     return model
 
 
-class _Nodes:
-    """Nodes and constants put before and behind a graph."""
+class GraphEnds:
+    """Nodes and constants put before and behind a graph.
 
-    def __init__(self, graph: onnx.GraphProto):
-        self.graph = graph
+    Args:
+        graph: changed by `finish`.
+        dtype: of the constants that nodes before it compute with.
+        prefix: of the names of those nodes and their constants.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, dtype: np.dtype[Any] = FLOAT, prefix: str = "frame"):
+        self.graph, self.dtype, self.prefix = graph, dtype, prefix
         self.before: list[onnx.NodeProto] = []
         self.behind: list[onnx.NodeProto] = []
         self.place = self.before
@@ -58,22 +72,38 @@ class _Nodes:
         self.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
-    def finish(self) -> None:
-        """Put all in order, without what no output needs any more."""
+    def compute(self, kind: str, pixels: str, values: NDArray[np.generic], name: str) -> str:
+        """A node that computes with planes (1, 3, H, W) and a value a channel."""
+        planes = values.reshape(1, 3, 1, 1).astype(self.dtype)
+        name = f"{self.prefix}/{name}"
+        return self.add(kind, [pixels, self.keep(f"{name}_values", planes)], name)
+
+    def finish(self, at: int = 0) -> None:
+        """Put all in order, without what no output needs any more; `at`: the place of the nodes
+        before it."""
         graph, needed = self.graph, {output.name for output in self.graph.output}
         kept = []
+        nodes = [*graph.node[:at], *self.before, *graph.node[at:], *self.behind]
         # ONNX keeps nodes in topological order, so one pass from the end finds all that is read.
-        for node in reversed([*self.before, *graph.node, *self.behind]):
+        for node in reversed(nodes):
             if needed.intersection(node.output):
                 kept.append(node)
-                needed.update(node.input)
+                needed.update(_read_by(node))
         constants = [tensor for tensor in graph.initializer if tensor.name in needed]
         del graph.node[:], graph.initializer[:]
         graph.node.extend(reversed(kept))
         graph.initializer.extend(constants)
 
 
-def _normalize(nodes: _Nodes, network: OnnxNetwork, image: str, size: Size, batch: int) -> None:
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, its branches and loops too."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield from (name for each in list_nodes(attribute.g) for name in each.input)
+
+
+def _normalize(nodes: GraphEnds, network: OnnxNetwork, image: str, size: Size, batch: int) -> None:
     """The camera's frame in place of the file's input, as `FrameToLabels` does it."""
     graph, info = nodes.graph, network.info
     del graph.input[:]
@@ -87,27 +117,22 @@ def _normalize(nodes: _Nodes, network: OnnxNetwork, image: str, size: Size, batc
     last = network.form.channels_last
     if last and (source := _skip_transposes(graph, image)):
         last, image = False, source
-    # A pixel less a whole number is exact even in bfloat16's 8 bits.
-    whole = mean.round()
-    if whole.any():
-        pixels = nodes.add("Sub", [pixels, _planes(nodes, "mean", whole)], "frame/centered")
-    first = None if last else _first_convolution(graph, image)
+    first = None if last else find_only_convolution(graph, image)
     if first is not None:
-        _fold(nodes, first, whole - mean, 1 / std, flips, pixels, (batch, *size))
+        fold_into(nodes, first, pixels, mean, 1 / std, flips, (batch, *size))
         return
+    whole = mean.round()  # see `fold_into`
+    if whole.any():
+        pixels = nodes.compute("Sub", pixels, whole, "centered")
     if (whole != mean).any():
-        pixels = nodes.add("Sub", [pixels, _planes(nodes, "rest", mean - whole)], "frame/exact")
-    pixels = nodes.add("Mul", [pixels, _planes(nodes, "scale", 1 / std)], "frame/scaled")
+        pixels = nodes.compute("Sub", pixels, mean - whole, "exact")
+    pixels = nodes.compute("Mul", pixels, 1 / std, "scaled")
     if flips:
         order = nodes.keep("frame/order", np.array([2, 1, 0], np.int64))
         pixels = nodes.add("Gather", [pixels, order], "frame/ordered", axis=1)
     if last:
         pixels = nodes.add("Transpose", [pixels], "frame/last", perm=[0, 2, 3, 1])
     _replace_input(graph, image, pixels)
-
-
-def _planes(nodes: _Nodes, name: str, values: NDArray[np.generic]) -> str:
-    return nodes.keep(f"frame/{name}_values", values.reshape(1, 3, 1, 1).astype(np.float32))
 
 
 def _skip_transposes(graph: onnx.GraphProto, image: str) -> str | None:
@@ -132,7 +157,7 @@ def _replace_input(graph: onnx.GraphProto, old: str, new: str) -> None:
                 node.input[place] = new
 
 
-def _first_convolution(graph: onnx.GraphProto, image: str) -> onnx.NodeProto | None:
+def find_only_convolution(graph: onnx.GraphProto, image: str) -> onnx.NodeProto | None:
     """The convolution that alone reads the image, if there is one whose padding is known."""
     readers = [node for node in graph.node if image in node.input]
     if len(readers) != 1 or readers[0].op_type != "Conv" or readers[0].input[0] != image:
@@ -145,17 +170,32 @@ def _first_convolution(graph: onnx.GraphProto, image: str) -> onnx.NodeProto | N
     return first
 
 
-def _fold(
-    nodes: _Nodes,
+def fold_into(
+    nodes: GraphEnds,
     first: onnx.NodeProto,
-    shift: NDArray[Any],
+    pixels: str,
+    mean: NDArray[Any],
     scale: NDArray[Any],
     flips: bool,
-    pixels: str,
     sides: tuple[int, int, int],
 ) -> None:
-    """Make `first` take BGR less `shift + mean` as it took normalized pixels, exactly: padding is
-    by hand, since zeros would no longer stand for the mean color. sides: (N, H, W) of frames."""
+    """Make `first` take the frame's planes as it took `(pixels - mean) * scale`, exactly: padding
+    is by hand, since zeros would no longer stand for the mean color.
+
+    Args:
+        nodes: of the graph, which get what is to be done before `first`.
+        first: a convolution that `find_only_convolution` found.
+        pixels: planes (N, 3, H, W), BGR, 0..255.
+        mean: (3,) in that order.
+        scale: (3,) in that order.
+        flips: whether `first` reads RGB.
+        sides: (N, H, W) of them.
+    """
+    # A pixel less a whole number is exact even in bfloat16's 8 bits.
+    whole = mean.round()
+    if whole.any():
+        pixels = nodes.compute("Sub", pixels, whole, "centered")
+    shift = whole - mean
     held = {tensor.name: tensor for tensor in nodes.graph.initializer}
     # In float64, so that folding rounds every weight once.
     weight = numpy_helper.to_array(held[first.input[1]]).astype(np.float64)
@@ -169,24 +209,24 @@ def _fold(
     edge = (-shift).reshape(1, 3, 1, 1)
 
     def border(name: str, height: int, width: int) -> str:
-        values = np.broadcast_to(edge, (batch, 3, height, width)).astype(np.float32)
-        return nodes.keep(f"frame/{name}_border", values)
+        values = np.broadcast_to(edge, (batch, 3, height, width)).astype(nodes.dtype)
+        return nodes.keep(f"{nodes.prefix}/{name}_border", values)
 
     # Concatenated, since Pad has one value for all channels, and the mean color has three.
     columns = [border("left", height, left)] if left else []
     columns += [pixels]
     columns += [border("right", height, right)] if right else []
     if len(columns) > 1:
-        pixels = nodes.add("Concat", columns, "frame/wide", axis=3)
+        pixels = nodes.add("Concat", columns, f"{nodes.prefix}/wide", axis=3)
     rows = [border("top", top, left + width + right)] if top else []
     rows += [pixels]
     rows += [border("bottom", bottom, left + width + right)] if bottom else []
     if len(rows) > 1:
-        pixels = nodes.add("Concat", rows, "frame/padded", axis=2)
+        pixels = nodes.add("Concat", rows, f"{nodes.prefix}/padded", axis=2)
     inputs = [
         pixels,
-        nodes.keep(f"{first.name}.weight", weight.astype(np.float32)),
-        nodes.keep(f"{first.name}.bias", bias.astype(np.float32)),
+        nodes.keep(f"{first.name}.weight", weight.astype(nodes.dtype)),
+        nodes.keep(f"{first.name}.bias", bias.astype(nodes.dtype)),
     ]
     for name in ("pads", "auto_pad"):
         facts.pop(name, None)
@@ -216,7 +256,7 @@ def _pads(facts: dict[str, Any], kernel: tuple[int, ...], size: Size) -> list[in
 
 
 def _end(
-    nodes: _Nodes,
+    nodes: GraphEnds,
     network: OnnxNetwork,
     coarse: str,
     size: Size,
