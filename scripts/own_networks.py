@@ -53,6 +53,74 @@ class PSPNet(nn.Module):
         return nn.functional.interpolate(logits, image.shape[-2:], mode="bilinear")
 
 
+def unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+class BiSeNet(nn.Module):
+    """Two paths as somebody writes them: (x - mean) / std inside, channels cut by Python slices,
+    attention by adaptive pooling."""
+
+    def __init__(self, classes: int = 19, width: int = 64):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1))
+        self.stem = unit(3, 32, 2)
+        self.detail = nn.Sequential(unit(32, width, 2), unit(width, width, 2))
+        self.context = nn.Sequential(unit(32, 32, 2), unit(32, width, 2), unit(width, width, 2))
+        self.halves = nn.ModuleList(unit(width // 2, width // 2) for _ in range(3))
+        self.gate = nn.Conv2d(width, width, 1)
+        self.pyramid = nn.Conv2d(width, width, 1)
+        self.fuse, self.head = unit(2 * width, width), nn.Conv2d(width, classes, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.stem((image - self.mean) / self.std)
+        detail, deep = self.detail(x), self.context(x)
+        half = deep.shape[1] // 2
+        for block in self.halves:  # one half is computed, the two change places
+            kept, changed = deep[:, :half], deep[:, half:]
+            deep = torch.cat([block(changed), kept], dim=1)
+        deep = deep * torch.sigmoid(self.gate(nn.functional.adaptive_avg_pool2d(deep, 1)))
+        cells = self.pyramid(nn.functional.adaptive_avg_pool2d(deep, (3, 5)))
+        size = detail.shape[-2:]
+        deep = nn.functional.interpolate(deep, size, mode="bilinear")
+        deep = deep + nn.functional.interpolate(cells, size, mode="bilinear")
+        logits = self.head(self.fuse(torch.cat([detail, deep], dim=1)))
+        return nn.functional.interpolate(logits, image.shape[-2:], mode="bilinear")
+
+
+class FPN(nn.Module):
+    """A pyramid of features over a small encoder, and a head on their sum."""
+
+    def __init__(self, classes: int = 19, width: int = 48):
+        super().__init__()
+        widths = (32, 48, 64, 96)
+        self.stem = unit(3, widths[0], 2)
+        pairs = zip((widths[0], *widths), widths, strict=False)
+        self.levels = nn.ModuleList(
+            nn.Sequential(unit(a, b, 2), unit(b, b)) for a, b in list(pairs)
+        )
+        self.lateral = nn.ModuleList(nn.Conv2d(each, width, 1) for each in widths)
+        self.smooth = nn.ModuleList(unit(width, width) for _ in widths)
+        self.head = nn.Conv2d(width, classes, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x, maps = self.stem(image), []
+        for level, lateral in zip(self.levels, self.lateral, strict=True):
+            x = level(x)
+            maps.append(lateral(x))
+        for i in range(len(maps) - 2, -1, -1):
+            above = nn.functional.interpolate(maps[i + 1], maps[i].shape[-2:], mode="nearest")
+            maps[i] = maps[i] + above
+        smoothed = [smooth(each) for smooth, each in zip(self.smooth, maps, strict=True)]
+        first, *rest = smoothed
+        for each in rest:
+            first = first + nn.functional.interpolate(each, first.shape[-2:], mode="bilinear")
+        return nn.functional.interpolate(self.head(first), image.shape[-2:], mode="bilinear")
+
+
 def unet() -> nn.Module:
     """The example's, of 60 lines."""
     found: nn.Module = import_module("own_network").UNet(19, (16, 32, 64))
@@ -65,7 +133,8 @@ def from_tests(name: str) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         networks = import_module("test_transformers_networks")
         found: nn.Module = getattr(networks, name)()
-        return nn.Sequential(networks.SemanticLogits(found)) if name == "maskformer" else found
+        masks = name in ("maskformer", "eomt")
+        return nn.Sequential(networks.SemanticLogits(found)) if masks else found
 
     return make
 
@@ -90,11 +159,14 @@ def b2(**options: object) -> Callable[[], nn.Module]:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "U-Net of 60 lines": unet,
     "PSPNet's pyramid": PSPNet,
+    "BiSeNet, normalizes inside": BiSeNet,
+    "FPN": FPN,
     "MobileViT-XXS, DeepLabV3": from_tests("mobilevit"),
     "MobileNetV2, DeepLabV3": of_transformers("MobileNetV2"),
     "UPerNet, ConvNeXt": from_tests("upernet"),
     "SegFormer-B0": from_tests("segformer"),
     "Mask2Former, Swin": from_tests("maskformer"),
+    "EoMT, 64x64": from_tests("eomt"),
     "SegFormer-B2": b2(),
     "BEiT": of_transformers(
         "Beit", image_size=SIZE, hidden_size=96, num_hidden_layers=4, num_attention_heads=4,
@@ -107,6 +179,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         neck_hidden_sizes=[32, 32, 32, 32], fusion_hidden_size=32,
     ),
 }  # fmt: skip
+NORMALIZE = {"BiSeNet, normalizes inside": "unit"}  # of the others: "imagenet"
+SIZES = {"EoMT, 64x64": (64, 64)}  # it takes squares only
 
 
 def count_layers(path: Path) -> int | str:
@@ -123,13 +197,15 @@ def count_layers(path: Path) -> int | str:
     return int(network.num_layers) if parsed else "not taken"
 
 
-def measure(make: Callable[[], nn.Module], folder: Path) -> list[object]:
+def measure(name: str, folder: Path) -> list[object]:
     """(nodes, layers) of the plain export, and (nodes, layers) of ours."""
     torch.manual_seed(0)
-    model = load_model(make(), classes="cityscapes", size=SIZE, normalize="imagenet")
-    plain = write_plain_export(model, SIZE)
+    module, size = NETWORKS[name](), SIZES.get(name, SIZE)
+    normalize = NORMALIZE.get(name, "imagenet")
+    model = load_model(module, classes="cityscapes", size=size, normalize=normalize)
+    plain = write_plain_export(model, size)
     ours = folder / "ours.onnx"
-    onnx.save(to_onnx(model.network, SIZE, "fp32", ("labels",)), ours)
+    onnx.save(to_onnx(model.network, size, "fp32", ("labels",)), ours)
     found: list[object] = []
     for path in (plain, ours):
         found += [len(onnx.load(path).graph.node), count_layers(path)]
@@ -141,7 +217,7 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in names or NETWORKS:
             try:
-                row = measure(NETWORKS[name], Path(folder))
+                row = measure(name, Path(folder))
             except Exception as error:  # PyTorch's exporters have many kinds
                 row = [str(error).splitlines()[0][:60], "", "", ""]
             print(name, *row, flush=True)

@@ -2,6 +2,11 @@
 
 Cai et al., "EfficientViT: Multi-Scale Linear Attention for High-Resolution Dense Prediction", ICCV
 2023. Reference implementation: github.com/mit-han-lab/efficientvit, its B series for Cityscapes.
+
+Checked: parameters (within 2.5 %) and multiply-adds at 1024x2048 (within 1 %) of B0 to B3 as the
+reference's README has them; the attention against the map of all pairs of pixels; some entries'
+names. Not checked: outputs of the reference, and the released weights, which could not be fetched,
+and so the scores.
 """
 
 from __future__ import annotations

@@ -2,6 +2,11 @@
 
 Liu et al., "FDDWNet: A Lightweight Convolutional Neural Network for Real-Time Semantic
 Segmentation", ICASSP 2020. Reference implementation: github.com/lj107024/FDDWNet.
+
+Checked: parameters, 0.80 M in the paper's table 3; with random weights the logits are those of a
+forward pass that is written from the checkpoint's names alone. Not checked: outputs of the
+reference, its weights and so the scores, or whether its pixels are normalized as here, which is
+taken from the training code that it is built on.
 """
 
 from __future__ import annotations

@@ -3,6 +3,11 @@
 Mehta et al., "Simple and Efficient Architectures for Semantic Segmentation", CVPR Workshops 2022.
 Reference implementation: github.com/Qualcomm-AI-research/FFNet. These are its `dBBB_mobile`
 networks, which take whole Cityscapes frames.
+
+Checked: parameters of 40S, 54S and 78S as the model cards of Qualcomm AI Hub have them; with random
+weights the logits of 40S are those of a forward pass that is written from the checkpoint's names
+alone. No published cost of 86S was found. Not checked: outputs of the reference, and the released
+weights, which could not be fetched, and so the scores.
 """
 
 from __future__ import annotations

@@ -2,6 +2,11 @@
 
 Xu et al., "SCTNet: Single-Branch CNN with Transformer Semantic Information for Real-Time
 Segmentation", AAAI 2024. Reference implementation: github.com/xzz777/SCTNet.
+
+Checked: parameters without those that only training has, within 1.5 % of the paper's table 1; the
+attention step by step; that a checkpoint with the names of training's loads, without its teacher.
+Not checked: outputs of the reference, and the released weights, which could not be fetched, and so
+the scores.
 """
 
 from __future__ import annotations
