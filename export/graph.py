@@ -59,9 +59,10 @@ def to_onnx(
     # With the size: constants that depend on it are made before the trace, and stay out of the
     # graph.
     deployed = deploy(network, size)
-    whole = FrameToLabels(deployed, outputs).eval().to(DTYPES[precision])
+    own = isinstance(network, OwnNetwork)
+    whole = FrameToLabels(deployed, outputs, size if own else None).eval().to(DTYPES[precision])
     model = trace(whole, torch.zeros(batch, *size, 3, dtype=torch.uint8), outputs)
-    if isinstance(network, OwnNetwork):  # those of the zoo are written so that nothing is left
+    if own:  # those of the zoo are written so that nothing is left
         simplify(model, size, batch)
     return _finish(model)
 

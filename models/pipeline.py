@@ -26,13 +26,19 @@ class FrameToLabels(nn.Module):
         network: copied.
         outputs: of "labels", "logits" (N, K, h, w) and "coarse" (what the last upsampling reads),
             in the order they are to be given.
+        size: (height, width) of the frames, for a network that takes no other.
     """
 
     mean: Tensor
     scale: Tensor
     edge: Tensor
 
-    def __init__(self, network: Network, outputs: tuple[str, ...] = ("labels",)):
+    def __init__(
+        self,
+        network: Network,
+        outputs: tuple[str, ...] = ("labels",),
+        size: tuple[int, int] | None = None,
+    ):
         super().__init__()
         # A copy: folding scale and mean into the first convolution changes it.
         self.network: Network = copy.deepcopy(network).eval()
@@ -40,7 +46,7 @@ class FrameToLabels(nn.Module):
         # Reversed: frames are BGR, papers give RGB.
         mean = torch.tensor(network.info.mean[::-1]) * 255
         scale = 1 / (torch.tensor(network.info.std[::-1]) * 255)
-        first = _first_convolution(self.network)
+        first = _first_convolution(self.network, size)
         self.folded = first is not None
         if first is not None:
             # A pixel less a whole number is exact even in bfloat16's 8 bits, where the rounding of
@@ -165,11 +171,11 @@ def _to_float(labels: Tensor, like: Tensor) -> Tensor:
     return labels.to(like.dtype)
 
 
-def _first_convolution(network: Network) -> nn.Conv2d | None:
+def _first_convolution(network: Network, size: tuple[int, int] | None = None) -> nn.Conv2d | None:
     """The convolution that alone reads the image, if there is one."""
     shadow = copy_to_meta(network)
     side = max(256, 32 * network.info.multiple)  # below 256 some networks have nothing left to pool
-    image = torch.empty(1, 3, side, side, device="meta")
+    image = torch.empty(1, 3, *(size or (side, side)), device="meta")
     with torch.no_grad(), _Readers(image) as readers:
         shadow.forward_logits(image)
     if len(readers.weights) != 1:  # another one, or a function such as a resize, reads it too

@@ -160,12 +160,13 @@ def test_a_wrong_graph_is_not_passed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The reference is the file itself: a fault of the wrapping shows in the proof."""
     from rtseg.export import wrap
 
-    right = wrap._fold
+    right = wrap.fold_into
 
-    def wrong(nodes: Any, first: Any, shift: Any, scale: Any, flips: bool, *rest: Any) -> None:
-        right(nodes, first, shift, scale, not flips, *rest)
+    def wrong(*given: Any) -> None:
+        *before, flips, size = given
+        right(*before, not flips, size)
 
-    monkeypatch.setattr(wrap, "_fold", wrong)
+    monkeypatch.setattr(wrap, "fold_into", wrong)
     model = load_model(files.write_paddle(tmp_path / "a.onnx"), size=SIZE, normalize="imagenet")
     with pytest.raises(ProofError, match="below the parity bar"):
         export(model, out=tmp_path)
