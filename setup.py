@@ -45,13 +45,14 @@ ROS2 = [  # DDS, Zenoh, bags
 ]
 TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it is asked for
 SIGN = ["cryptography>=42"]
+AV = ["av>=14"]  # times of network streams that OpenCV hides
 WEB = ["starlette>=0.40", "uvicorn>=0.30"]
 FLEET = ["ray[data]>=2.40", "pyarrow>=17"]
 ZOO_TESTS = ["transformers>=5", "scipy"]  # others' networks, for the tests alone
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 SERVER = ["tritonclient>=2.41", "grpcio>=1.60"]  # to ask a Triton server
 TESTS = ["pytest>=8", "hypothesis>=6", "playwright>=1.45", *SERVER, *TRITON]
-MOST = [*TRAIN, *OPENVINO, *TENSORRT_RTX, *DRIVE, *WEB, *SIGN]  # fleets apart: Ray is large
+MOST = [*TRAIN, *OPENVINO, *TENSORRT_RTX, *DRIVE, *WEB, *SIGN, *AV]  # fleets apart: Ray is large
 ALL = [*MOST, *CPU]
 
 
@@ -170,6 +171,7 @@ setup(
         "tensorrt-rtx": TENSORRT_RTX,
         "train": TRAIN,
         "sign": SIGN,
+        "av": AV,
         "web": WEB,
         "fleet": FLEET,
         "drive": DRIVE,

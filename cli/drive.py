@@ -84,6 +84,14 @@ def drive(
             "told apart, with --certify.",
         ),
     ] = None,
+    picture_check: Annotated[
+        list[str] | None,
+        in_group(
+            KEEP_UP,
+            "--picture-check",
+            help="Limit of a picture fault: black=20, torn=off, or off for all; may be repeated.",
+        ),
+    ] = None,
     to: Annotated[
         list[Path] | None,
         in_group(
@@ -177,6 +185,7 @@ def drive(
         with_faults,
     )
     from ..runtime.drive.health_server import HealthPoint
+    from ..runtime.drive.picture_faults import read_limits
     from ..runtime.drive.realtime import RealtimeOptions
     from ..runtime.drive.report import describe_job, judge_faults, write_report
     from ..runtime.packages import cache_folder
@@ -189,6 +198,7 @@ def drive(
     every_frame = rate == 0
     if max_age is None and not every_frame:
         max_age = DriveLimits.max_age_ms
+    pictures = read_limits(picture_check or [])
     limits = DriveLimits(max_age_ms=max_age, deadline_ms=deadline)
     pace = VerifyPace.parse(verify_every)
     sources = open_cameras(source, rate, loop, topic)
@@ -253,6 +263,7 @@ def drive(
             every_frame=every_frame,
             health=asked,
             realtime=wishes,
+            pictures=pictures,
             proof=proof,
             certify=certify,
             corridor=inside,

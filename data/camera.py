@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import count
 
 import cv2
 import numpy as np
 
-from .frames import Frame, check_capture
+from ..errors import MissingPackage
+from .frames import Frame, Unreadable, check_capture
+from .network_stream import NetworkStream
 from .ros.links import is_ros_address
 from .stamp_clock import Placed, StampClock
 
-STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "srt://")
+STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "srt://", "tcp://")
+SESSION = ".sdp"  # a file that describes an RTP stream
 OPEN_LIMIT_MS = 3000  # of a network stream; OpenCV's own limits are half a minute
 READ_LIMIT_MS = 1000
 LONGEST_MS = 1e15  # of a stamp
@@ -23,16 +27,25 @@ LONGEST_MS = 1e15  # of a stamp
 class Camera:
     """A camera as an iterable of Frames; each iteration opens it anew.
 
-    where: a V4L2 index ("0") or device ("/dev/video0"), the address of a stream, or a GStreamer
-    pipeline that ends in `appsink`. Iterating raises OSError if it cannot be opened, and as soon as
-    it gives no frame. Ages count from the driver's stamps with V4L2; those of streams and pipelines
-    from arrival, with what each frame took longer than the fastest.
+    where: a V4L2 index ("0") or device ("/dev/video0"), the address of a stream, a file `.sdp` that
+    describes one, or a GStreamer pipeline that ends in `appsink`. Iterating raises OSError if it
+    cannot be opened, and as soon as it gives no frame. Ages count from the driver's stamps with
+    V4L2; streams are read by `NetworkStream` where PyAV is installed; else theirs, and those of
+    pipelines, count from arrival, with what each frame took longer than the fastest.
     """
 
     def __init__(self, where: str):
         self.where = where
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[Frame | Unreadable]:
+        streams = self.where.startswith(STREAMS) or self.where.endswith(SESSION)
+        if streams and find_spec("av") is not None:
+            return iter(NetworkStream(self.where))
+        if self.where.endswith(SESSION):
+            raise MissingPackage(f'{self.where} needs PyAV: pip install "rtseg[av]"')
+        return self._from_opencv()
+
+    def _from_opencv(self) -> Iterator[Frame]:
         capture = self._open()
         try:
             clock = _stamp_clock(capture)
@@ -108,4 +121,5 @@ def is_camera(where: str) -> bool:
     """Whether `where` names a live camera, or a ROS 2 topic, rather than a file."""
     device = where.removeprefix("/dev/video")
     known = device.isdigit() or where.startswith(STREAMS) or "!" in where
+    known = known or where.endswith(SESSION)
     return known or is_ros_address(where)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import pytest
+from rtseg.data import camera
 from rtseg.data import playback as pace
 from rtseg.data.camera import Camera, is_camera
 from rtseg.data.frames import Frame, Unreadable, open_source
@@ -195,6 +196,7 @@ def test_a_camera_raises_when_it_ends(
     where: str, first: Any, api: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(camera, "find_spec", lambda name: None)  # as if PyAV were not installed
     frames = []
     with pytest.raises(OSError, match="gives no frames"):
         frames.extend(iter(Camera(where)))

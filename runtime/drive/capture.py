@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...data.frames import AGE_SOURCES, Frame, Unreadable
 from ..segmenter import as_bgr
 from .clock import LoopClock
+from .picture_faults import WITHHELD, PictureJudge, PictureLimits
 from .stats import FrameCounters
 from .stream_watch import StreamWatch, Trouble
 
@@ -114,6 +115,7 @@ class Capture:
         clock: the loop's.
         every_frame: no frame takes the place of one that waits.
         max_age_ms: for which a camera may repeat one picture; None: for ever.
+        pictures: from where on a picture is called faulty.
 
     Attributes:
         opened_ns: when it was first opened, monotonic; 0 before.
@@ -135,6 +137,7 @@ class Capture:
         clock: LoopClock,
         every_frame: bool = False,
         max_age_ms: float | None = None,
+        pictures: PictureLimits | None = None,
     ):
         self.source, self.mailbox, self.counters, self.clock = source, mailbox, counters, clock
         self.every_frame, self.max_age_ms = every_frame, max_age_ms
@@ -145,7 +148,7 @@ class Capture:
         self.period_ms = 0.0
         self.skipped: deque[SkippedFrame] = deque(maxlen=1000)
         self.troubles: deque[Trouble] = deque(maxlen=1000)
-        self._watch = StreamWatch()
+        self._watch, self._judge = StreamWatch(), PictureJudge(pictures)
         self._gaps_ms: deque[float] = deque(maxlen=GAPS)
         self._turn = 0  # the thread that may deliver; older ones only end
         self._newest_ns = 0
@@ -217,6 +220,7 @@ class Capture:
         frame_id = self.counters.capture()
         try:
             frame = self._check_frame(item)
+            warnings = self._check_picture(frame)
         except Exception as error:  # a caller's own source may give anything
             cause = error.cause if isinstance(error, _NotNew) else "corrupt"
             self._skip(SkippedFrame(frame_id, cause, str(error)))
@@ -228,7 +232,7 @@ class Capture:
         wall_ns = frame.wall_ns
         if wall_ns is None:
             wall_ns = self.clock.wall_ns() - (self.clock.now_ns() - frame.captured_ns)
-        captured = CapturedFrame(frame_id, frame, wall_ns, self.last_ns)
+        captured = CapturedFrame(frame_id, frame, wall_ns, self.last_ns, warnings)
         if self.mailbox.put(captured, in_turn=self.every_frame) is not None:
             self.counters.drop("stopped" if self.every_frame else "replaced")
 
@@ -264,6 +268,17 @@ class Capture:
             self._newest_ns = captured_ns
             raise _NotNew("frozen", f"the camera has repeated one picture for {age_ms:.0f} ms")
 
+    def _check_picture(self, frame: Frame) -> tuple[str, ...]:
+        """Causes of what is wrong with it; raises where it shows nothing that could be labeled."""
+        faults = self._judge.judge(frame.image)
+        for fault in faults:
+            # A log is labeled from end to end: whoever reads its masks is told in them.
+            if fault.cause in WITHHELD and self.max_age_ms is not None:
+                self._newest_ns = frame.captured_ns
+                raise _NotNew(fault.cause, fault.text)
+            self.troubles.append((fault.cause, fault.text))
+        return tuple(fault.cause for fault in faults)
+
     def _mark(self, frame: Frame) -> None:
         now = self.clock.now_ns()
         if not self.last_ns or self.lost or now - self.last_ns > OUTAGE_NS:
@@ -297,7 +312,7 @@ class Capture:
 
 
 class _NotNew(ValueError):
-    """A frame that was given before, an older one, or one that only looks new."""
+    """A frame that was given before, an older one, one that only looks new or shows nothing."""
 
     def __init__(self, cause: str, text: str):
         super().__init__(text)

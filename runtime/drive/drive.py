@@ -29,6 +29,7 @@ from .health import History, find_cause
 from .health_server import HealthPoint, Systemd
 from .loop import Loop
 from .messages import Health
+from .picture_faults import PictureLimits
 from .realtime import RealtimeOptions, apply_realtime
 from .report import DriveReport, DriveSnapshot
 from .stats import FrameCounters
@@ -67,6 +68,7 @@ class Drive:
         backend: of the artifacts in `segmenter`.
         device: of those, too.
         realtime: what to ask the operating system for.
+        pictures: from where on a picture is called black, blocked, torn and so on.
         proof: what holds the engine against a reference meanwhile, see `open_proof`.
         certify: results say which pixels are certified, and the drive counts them.
         corridor: corners (x, y), fractions of width and height; pixels in it are counted apart.
@@ -91,6 +93,7 @@ class Drive:
         backend: str | None = None,
         device: str | None = None,
         realtime: RealtimeOptions | None = None,
+        pictures: PictureLimits | None = None,
         proof: ContinuousProof | None = None,
         certify: bool = False,
         corridor: Corridor = (),
@@ -118,8 +121,9 @@ class Drive:
 
         def open_loop(name: str, frames: Source) -> Loop:
             counters, mailbox = FrameCounters(), Mailbox(self.clock)
+            max_age_ms = limits.max_age_ms
             capture = Capture(
-                frames, mailbox, counters, self.clock, every_frame, max_age_ms=limits.max_age_ms
+                frames, mailbox, counters, self.clock, every_frame, max_age_ms, pictures
             )
             own = [queue for queue in queues if queue.camera in (None, name)]
             return Loop(capture, mailbox, supervisor, own, counters, self.clock, limits, name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .loop import Loop
 from .messages import Health, State
+from .picture_faults import WITHHELD
 
 RECENT_NS = 2_000_000_000  # trouble counts for that long
 DEAD_LOOP_S = 2.0  # without a step
@@ -68,7 +69,7 @@ def _camera(loop: Loop) -> str:
     # A log that waits for inference is silent by itself.
     if loop.capture.ended or loop.capture.every_frame or loop.silent_s() <= loop.limits.silence_s:
         return ""
-    return _withheld(loop, "frozen") or "the camera is silent"
+    return _withheld(loop, "frozen", *WITHHELD) or "the camera is silent"
 
 
 def _withheld(loop: Loop, *causes: str) -> str:
