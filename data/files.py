@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from ..errors import WriteError
+from .descriptors import RESERVE
 
 ELSEWHERE = "or name another folder"
 REMEDIES = {  # what the user can do about a write that failed
@@ -28,6 +29,8 @@ REMEDIES = {  # what the user can do about a write that failed
     errno.EROFS: "the file system is read-only: name another folder",
     errno.EIO: f"the disk failed: look into the system's log (dmesg), {ELSEWHERE}",
     errno.EFBIG: f"a file may not grow that large here: raise the limit (ulimit -f), {ELSEWHERE}",
+    errno.EMFILE: "this process has no file descriptors left: raise its limit (ulimit -n)",
+    errno.ENFILE: "this machine has no file descriptors left: raise the limit (fs.file-max)",
     errno.EACCES: f"this user may not write there: change its permissions, {ELSEWHERE}",
     errno.EPERM: f"this user may not write there: change its permissions, {ELSEWHERE}",
 }
@@ -35,13 +38,15 @@ REMEDIES = {  # what the user can do about a write that failed
 
 @contextlib.contextmanager
 def explain_failure(path: Path) -> Iterator[None]:
-    """A full, read-only or broken disk as one line that names `path` and what to do.
+    """A full, read-only or broken disk as one line that names `path` and what to do; a process
+    without descriptors takes those in reserve.
 
     Raises:
         WriteError: in place of the OSError of such a disk.
     """
     try:
-        yield
+        with RESERVE.lend():
+            yield
     except WriteError:
         raise
     except OSError as error:
@@ -180,8 +185,9 @@ class RecordingFile:
                     return
 
     def open(self) -> BinaryIO:
-        """The partial file, to write to."""
-        return self.partial.open("wb")
+        """The partial file, to write to; errors as of `write_atomically`."""
+        with explain_failure(self.partial):
+            return self.partial.open("wb")
 
     @contextlib.contextmanager
     def under_its_ending(self) -> Iterator[Path]:

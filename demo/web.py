@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hmac
 import ipaddress
@@ -27,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..data.camera import is_camera
+from ..data.descriptors import NONE_LEFT, RESERVE
 from ..data.playback import open_drive_source
 from ..errors import UsageError
 from ..runtime import Drive, DriveLimits
@@ -37,6 +39,7 @@ PAGE = Path(__file__).with_name("page")
 WAIT_S = 2.0  # that a request for the next frame may hang; each holds a thread
 MOST_CONNECTIONS = 48
 COOKIE = "rtseg_token"
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; "
@@ -168,6 +171,36 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
 
+class _PageServer(uvicorn.Server):
+    """Without descriptors asyncio would accept nobody, and try again every second."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        refuse = functools.partial(self._make_room, sockets or [])
+        asyncio.get_running_loop().set_exception_handler(refuse)
+        await super().startup(sockets)
+
+    def _make_room(
+        self,
+        listening: list[socket.socket],
+        loop: asyncio.AbstractEventLoop,
+        context: dict[str, Any],
+    ) -> None:
+        """End the connections that wait without a request; where there are none, take the new one
+        with a descriptor in reserve, and refuse it."""
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in NONE_LEFT):
+            loop.default_exception_handler(context)
+            return
+        others = cast("set[Connection]", self.server_state.connections)
+        if idle := [each for each in others if each.idle]:
+            for each in idle:
+                each.transport.abort()
+            return
+        for line in listening:
+            with contextlib.suppress(OSError), RESERVE.lend(), line.accept()[0] as refused:
+                refused.sendall(BUSY)
+
+
 class Server:
     """Serves a LivePage, or one for each camera, from a thread until it is closed; a context
     manager.
@@ -213,7 +246,8 @@ class Server:
             timeout_graceful_shutdown=1,
             server_header=False,
         )
-        self._server = uvicorn.Server(config)
+        RESERVE.hold()
+        self._server = _PageServer(config)
         run = functools.partial(self._server.run, sockets=[self._socket])
         self._thread = threading.Thread(target=run, name="live page", daemon=True)
 

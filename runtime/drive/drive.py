@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...data.descriptors import RESERVE
 from ...errors import UsageError
 from ...usage import UsageLog
 from ..artifact import Card, read_card
@@ -99,6 +100,7 @@ class Drive:
         corridor: Corridor = (),
         clock: LoopClock | None = None,
     ):
+        RESERVE.hold()
         self.clock = clock or LoopClock()
         self.realtime, self.health_at, self.health_host = realtime, health, health_host
         sources = name_sources(source)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
+from ...data.descriptors import NONE_LEFT, RESERVE
 from ...data.files import write_atomically
 from ...errors import UsageError
 from .health import MASKS_COME
@@ -63,7 +64,8 @@ class PageServer(ThreadingHTTPServer):
     """Answers GET with `pages`, by path, from threads of its own.
 
     At most `MOST_CONNECTIONS` are open; one more closes the oldest, so that idle ones neither use
-    up the process's descriptors nor keep anybody out.
+    up the process's descriptors nor keep anybody out. Where something else used those up, a new
+    connection takes one in reserve, and the others end.
 
     Args:
         pages: what is at each path.
@@ -86,6 +88,7 @@ class PageServer(ThreadingHTTPServer):
         self.pages, self.local = pages, host in LOCAL
         self._open: list[socket.socket] = []
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        RESERVE.hold()
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
@@ -96,22 +99,33 @@ class PageServer(ThreadingHTTPServer):
     def get_request(self) -> tuple[socket.socket, object]:
         try:
             return super().get_request()
-        except OSError:  # no descriptors left: asking again at once would take a whole core
+        except OSError as error:
+            if error.errno not in NONE_LEFT:
+                raise
+        try:
+            with RESERVE.lend():
+                self._end_all_but(0)
+                return super().get_request()
+        except OSError:  # not even those: asking again at once would take a whole core
             time.sleep(0.1)
             raise
 
     def process_request(self, request: object, client_address: object) -> None:
         assert isinstance(request, socket.socket)
-        while len(self._open) >= MOST_CONNECTIONS:
-            with contextlib.suppress(OSError, IndexError):
-                self._open.pop(0).shutdown(socket.SHUT_RDWR)  # its thread ends by that
+        self._end_all_but(MOST_CONNECTIONS - 1)
         self._open.append(request)
         super().process_request(request, client_address)
+
+    def _end_all_but(self, most: int) -> None:
+        while len(self._open) > most:
+            with contextlib.suppress(OSError, IndexError):
+                self._open.pop(0).shutdown(socket.SHUT_RDWR)  # its thread ends by that
 
     def shutdown_request(self, request: object) -> None:
         with contextlib.suppress(ValueError):
             self._open.remove(request)  # type: ignore[arg-type]
         super().shutdown_request(request)  # type: ignore[arg-type]
+        RESERVE.hold()
 
     def handle_error(self, request: object, client_address: object) -> None:
         log.debug("a connection from %s broke", client_address, exc_info=True)
