@@ -44,6 +44,8 @@ def explain_failure(path: Path) -> Iterator[None]:
     Raises:
         WriteError: in place of the OSError of such a disk.
     """
+    if "\0" in str(path):  # Python's own ValueError would not say what to do
+        raise WriteError(errno.EINVAL, "no name holds a zero byte: name another", repr(str(path)))
     try:
         with RESERVE.lend():
             yield

@@ -6,6 +6,8 @@ each one: `RTSEG_LIMIT_` and its name in capitals.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import re
@@ -13,7 +15,7 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import UsageError
 
@@ -49,8 +51,14 @@ LIMITS = {
     "yaml_letters": Limit(1000, "characters", "a value in a YAML file"),
     "text_bytes": Limit(1 << 26, "bytes", "a list of files, one a line"),
     "depth": Limit(64, "levels", "JSON, YAML or an ONNX graph, one inside another"),
-    "model_bytes": Limit(1 << 31, "bytes", "an ONNX file"),
+    "model_bytes": Limit(1 << 31, "bytes", "an ONNX file, its weights in other files included"),
     "model_fields": Limit(1 << 22, "fields", "an ONNX graph, its tensors' values apart"),
+    "model_nodes": Limit(1 << 17, "nodes", "an ONNX graph"),
+    "engine_bytes": Limit(1 << 33, "bytes", "a TensorRT engine"),
+    "xml_bytes": Limit(1 << 28, "bytes", "the .xml file of an OpenVINO model"),
+    "weights_bytes": Limit(
+        1 << 33, "bytes", "a safetensors file, or the .bin of an OpenVINO model"
+    ),
     "header_bytes": Limit(1 << 24, "bytes", "the header of a safetensors file"),
     "tensors": Limit(1 << 16, "tensors", "a safetensors file, or members of an archive"),
     "archive_bytes": Limit(1 << 33, "bytes", "a .pth file, unpacked"),
@@ -213,35 +221,48 @@ def read_lines(path: Path, kind: Kind = UsageError) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def check_archive(path: Path, kind: Kind = UsageError, name: str = "archive_bytes") -> None:
+def check_archive(
+    path: Path, kind: Kind = UsageError, name: str = "archive_bytes", file: BinaryIO | None = None
+) -> None:
     """Refuse a zip (.npz, .pth) whose members would unpack to too much; and another file that is
-    too large. A file that is not there, or is damaged, is left to its reader to tell."""
+    too large. A file that is not there, or is damaged, is left to its reader to tell. file: its
+    content, where that was read."""
     sizes: list[int] = []
     # Only the size is judged here: the reader that comes next names such a file and what is wrong.
     with suppress(OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
         sizes = [path.stat().st_size]
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
+        if zipfile.is_zipfile(file or path):
+            with zipfile.ZipFile(file or path) as archive:
                 sizes = [each.file_size for each in archive.infolist()]
     check_limit("tensors", len(sizes), path, kind)
     check_limit(name, sum(sizes), path, kind)
 
 
-def read_arrays(path: Path, kind: Kind = UsageError) -> dict[str, NDArray[Any]]:
+def read_arrays(
+    path: Path, kind: Kind = UsageError, digest: str | None = None
+) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file, which may hold no objects.
 
+    Args:
+        path: of the file.
+        kind: of the error.
+        digest: the SHA-256 that it must have; it is read once.
+
     Raises:
-        UsageError: as `kind`, it is too large or damaged.
+        UsageError: as `kind`, it is too large, damaged or another file.
         FileNotFoundError: it is not there.
     """
     import numpy as np
 
-    check_archive(path, kind, "array_bytes")
+    content = read_limited(path, "array_bytes", kind)
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise kind(f"{path} is not the one that was exported: copy it again, or export again")
+    file = io.BytesIO(content)
+    check_archive(path, kind, "array_bytes", file)
+    file.seek(0)
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return dict(content)
-    except FileNotFoundError:
-        raise
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
     # What a damaged archive or header makes of zipfile, zlib and NumPy is of many kinds.
     except Exception as error:
         why = " ".join(str(error).split())

@@ -34,6 +34,7 @@ def read_tensor_header(path: Path, kind: Kind) -> tuple[dict[str, Any], int]:
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
+        check_limit("weights_bytes", size, path, kind)
         length = int.from_bytes(file.read(8), "little")
         if 8 + length > size or length < 2:
             raise kind(_DAMAGED.format(path))

@@ -11,7 +11,8 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,12 +138,15 @@ def write_signature(path: Path, files: Iterable[Path], key: ed25519.Ed25519Priva
     return signature_path(path)
 
 
-def verify_signature(path: Path, key: str | os.PathLike[str]) -> None:
+def verify_signature(
+    path: Path, key: str | os.PathLike[str], read: Mapping[str, bytes] | None = None
+) -> None:
     """Check that a key signed this artifact. Its files are hashed, and nothing in them is parsed.
 
     Args:
         path: of the artifact.
         key: as `read_public_key` takes it.
+        read: content by file name, of files that were read already: that is what is hashed.
 
     Raises:
         SignatureError: it is unsigned, another key signed it, or a file was changed or added.
@@ -157,10 +161,10 @@ def verify_signature(path: Path, key: str | os.PathLike[str]) -> None:
             f"the signature of {path} is of {', '.join(signed)}: give the file that name again"
         )
     for name, expected in signed.items():
-        each = path.with_name(name)
-        if not each.is_file():
+        each, known = path.with_name(name), (read or {}).get(name)
+        if known is None and not each.is_file():
             raise SignatureError(f"{each} is signed and missing: copy it too")
-        if digest_of(each) != expected:
+        if (digest_of(each) if known is None else sha256(known).hexdigest()) != expected:
             raise SignatureError(f"{each} was changed since it was signed: copy or sign it again")
     if added := [each for each in companions(path) if each.name not in signed]:
         raise SignatureError(f"{added[0]} is not covered by the signature: remove it or sign again")
@@ -213,10 +217,11 @@ def required_key() -> str | None:
     return os.environ.get(VARIABLE) or None
 
 
-def check_required(path: Path) -> None:
-    """Refuse a file that the required key did not sign; to be called before it is read."""
+def check_required(path: Path, read: Mapping[str, bytes] | None = None) -> None:
+    """Refuse a file that the required key did not sign; to be called before it is parsed. read:
+    as of `verify_signature`."""
     if (key := required_key()) is not None:
-        verify_signature(path, key)
+        verify_signature(path, key, read)
 
 
 def _read(path: Path) -> bytes:

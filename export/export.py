@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from importlib import metadata
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,21 @@ import torch
 
 from .. import __version__
 from ..data.classes import ClassSet
-from ..data.files import digest_of, scratch_folder, write_atomically
+from ..data.files import check_writable, digest_of, scratch_folder, write_atomically
 from ..data.letterbox import Fit, check_fit
 from ..errors import ArtifactError, ExportError, ProofError
 from ..models import VARIANTS, Network, count, digest, save_checkpoint
 from ..models.loading import Model, is_shipped, load_model
 from ..reporting import Progress
-from ..runtime.artifact import MOST_BATCH, Card, Precision, digest_of_tensors, read_card, sidecar
+from ..runtime.artifact import (
+    LARGEST,
+    MOST_BATCH,
+    Card,
+    Precision,
+    digest_of_tensors,
+    read_card,
+    sidecar,
+)
 from ..runtime.backends.backend import BACKENDS, installed
 from ..runtime.support import find_capability
 from . import parity
@@ -168,7 +177,7 @@ def export(
             f"{len(given.frames)} are {given.origin}: give more of them, or export a smaller batch"
         )
     # Only now: a wish that cannot be met has raised above, and left nothing behind.
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
     artifacts: list[Artifact] = []
     for each in dict.fromkeys(sizes):
         with scratch_folder(out, "export") as folder:
@@ -247,9 +256,14 @@ def _check(
             f"the class set {classes.name!r} has {len(classes)} classes, but the model was built "
             f"with {info.num_classes}: pass the set that it was trained on"
         )
-    for height, width in sizes:
+    for each in sizes:
+        sides = each if isinstance(each, (tuple, list)) and len(each) == 2 else ()
+        if not sides or not all(isinstance(side, Integral) and side <= LARGEST for side in sides):
+            raise ExportError(
+                f"a size is (height, width), in pixels up to {LARGEST}, not {each!r:.60}"
+            )
         try:
-            info.check_size(height, width)
+            info.check_size(*sides)
         except ValueError as error:
             raise ExportError(str(error)) from error
     for target in targets:

@@ -18,7 +18,8 @@ from ..models import FrameToLabels, Network, deploy
 from ..models.onnx_file import OnnxNetwork
 from ..models.onnx_graph import KINDS, attributes, node_macs
 from ..models.own import OwnNetwork
-from ..runtime.artifact import GRAPH, Card, CoarseLogits, Enlargement, append_card, field
+from ..runtime.artifact import Card, CoarseLogits, Enlargement, append_card
+from ..runtime.onnx_metadata import GRAPH, field
 from .half import find_position_makers, to_half
 from .simplify import simplify
 from .trace import trace

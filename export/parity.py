@@ -123,7 +123,7 @@ def prove_artifact(
         result.status, result.why = "not run", f"{backend} is not installed here"
         return result
     # The backend that will serve the file, not a session of our own: its settings count too.
-    runner = open_backend(backend, path, device, **options)
+    runner = open_backend(backend, path, device, None, **options)
     scores = BACKENDS[backend].load().open_scores(path, **options)
 
     # Of the logits that the labels are made of, where they can be read, not of a probe's.

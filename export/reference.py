@@ -234,7 +234,7 @@ def run_reference(
         if own is not None and own.shape[1:] == size:
             best = own[0]
         labels.append(best.numpy().astype(np.uint8))
-        margins.append(lead.clamp(0, 255).numpy().astype(np.uint8))
+        margins.append(lead.nan_to_num(0.0).clamp(0, 255).numpy().astype(np.uint8))
         logits.append(full.numpy() if place in kept else None)
     return ReferenceOutputs(
         Reference(

@@ -52,6 +52,8 @@ def find_logs(inputs: Sequence[str]) -> list[DriveLog]:
             paths += sorted((Path(p) for p in glob.glob(each, recursive=True)), key=numeric_order)
         else:
             paths.append(Path(each))  # a missing one is reported as a bad log
+    if nameless := [path for path in paths if "\0" in str(path)]:
+        raise UsageError(f"{str(nameless[0])!r} holds a zero byte, as no name does: correct it")
     if not paths:
         raise UsageError(f"no logs at {', '.join(inputs)}: give folders, videos or quoted globs")
     paths = [Path(os.path.abspath(path)) for path in dict.fromkeys(paths)]  # `..` is no name

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .layers import Constant
-from .network import AnyModule, copy_to_meta
+from .network import AnyModule, copy_to_meta, dtype_of
 
 
 def deploy(model: AnyModule, size: tuple[int, int] | None = None) -> AnyModule:
@@ -32,8 +32,7 @@ def _make_constants(model: nn.Module, size: tuple[int, int]) -> None:
     """Run a copy without data, and keep the constants that it requested."""
     shadow = copy_to_meta(model)
     with torch.no_grad():
-        dtype = next(shadow.parameters()).dtype
-        shadow(torch.empty(1, 3, *size, device="meta", dtype=dtype))
+        shadow(torch.empty(1, 3, *size, device="meta", dtype=dtype_of(shadow)))
     for ours, theirs in zip(model.modules(), shadow.modules(), strict=True):
         # `made` holds CPU tensors even here: only what is placed beside `like` is on meta.
         if isinstance(ours, Constant) and isinstance(theirs, Constant):

@@ -103,6 +103,8 @@ def load_model(
     """
     if isinstance(classes, (str, os.PathLike)):
         classes = load_class_set(os.fspath(classes))
+    if not isinstance(classes, (ClassSet, type(None))):
+        raise UsageError(f"classes is a ClassSet, its name or its YAML file, not {classes!r:.60}")
     if isinstance(what, nn.Module) and not isinstance(what, Network):
         return _open_own(what, weights, classes, own)
     named = os.fspath(what) if isinstance(what, (str, os.PathLike)) else ""
@@ -159,7 +161,8 @@ def _open_file(
     classes: ClassSet | None,
     own: OwnOptions,
 ) -> Model:
-    from .onnx_file import open_onnx_file, read_onnx  # ONNX is no part of training's install
+    from .onnx_file import open_onnx_file  # ONNX is no part of training's install
+    from .onnx_reading import read_onnx
 
     if weights is not None:
         raise UsageError(f"{path.name} has its weights already: leave the others out")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
@@ -105,3 +106,8 @@ def copy_to_meta(network: AnyModule) -> AnyModule:
     """A copy in eval mode without values: to find shapes, costs and who reads what by running it,
     in a moment at any size."""
     return copy.deepcopy(network).to("meta").eval()
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """Of its weights; float32 where it has none."""
+    return next((each.dtype for each in network.parameters()), torch.float32)

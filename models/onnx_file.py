@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,18 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, inliner
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from ..data.scenes import scenes
 from ..errors import UsageError
 from .network import Network, NetworkInfo
 from .onnx_graph import (
-    STANDARD,
     Tail,
     axes_of,
     find_last_resize,
     find_logits,
     find_tail,
-    list_nodes,
     node_macs,
     prepare,
 )
@@ -43,7 +41,6 @@ from .zoo import NetworkCost
 Size = tuple[int, int]  # (height, width) in pixels
 Array = NDArray[np.generic]
 USUAL = ("logits", "out", "output", "sem_seg", "semantic_logits")  # names of the main output
-QUANTIZED = ("QuantizeLinear", "QLinearConv", "ConvInteger", "DynamicQuantizeLinear")
 FLOATS = (TensorProto.FLOAT, TensorProto.UINT8)
 
 
@@ -226,67 +223,6 @@ def open_onnx_file(
     _, corners = find_last_resize(graph, find_logits(graph, form.tail.axis), (height, width))
     network.info = replace(info, align_corners=bool(corners))
     return network, (height, width)
-
-
-def read_onnx(path: Path) -> bytes:
-    """A file with all of its weights inside, its local functions written out.
-
-    Raises:
-        UsageError: it is absent, damaged, an artifact, quantized, of other runtimes' operators, or
-            its weights lie elsewhere and are missing.
-    """
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own
-        raise UsageError(f"{path} is damaged or no ONNX file: fetch or export it again") from error
-    if not model.graph.node:
-        raise UsageError(f"{path} holds no graph: fetch or export it again")
-    if any(entry.key == "rtseg" for entry in model.metadata_props):
-        raise UsageError(f"{path} is an artifact already: rtseg.load runs it, as do the commands")
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except Exception as error:  # absent, too short, or outside of the folder
-        lost = next(_external_files(model), "another file")
-        raise UsageError(
-            f"{path.name} keeps its weights in {lost}, which cannot be read: put it beside the "
-            "file, or export with all in one"
-        ) from error
-    if model.functions:
-        model = inliner.inline_local_functions(model)
-    _check_operators(model, path.name)
-    try:
-        return bytes(model.SerializeToString())
-    except Exception as error:
-        raise UsageError(f"{path.name} is above 2 GB, more than one ONNX file holds") from error
-
-
-def _external_files(model: onnx.ModelProto) -> Iterator[str]:
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                yield entry.value
-
-
-def _check_operators(model: onnx.ModelProto, name: str) -> None:
-    for node in list_nodes(model.graph):
-        if node.domain not in STANDARD:
-            raise UsageError(
-                f"{name} uses {node.domain}::{node.op_type} ({node.name or node.output[0]}), an "
-                "operator that only some runtimes know: export it in standard ONNX, before any "
-                "tool optimizes it"
-            )
-        if node.op_type in QUANTIZED:
-            raise UsageError(
-                f"{name} is quantized already ({node.op_type}): give the float32 file that it was "
-                "made of, and --precision int8"
-            )
-        if node.op_type in ("NonMaxSuppression", "RoiAlign"):
-            raise UsageError(
-                f"{name} detects objects ({node.op_type} in its graph) and gives no class for "
-                "every pixel: only semantic segmentation can be exported"
-            )
 
 
 def _find_input(

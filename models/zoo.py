@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..data.files import write_atomically
 from .checkpoints import official_names
 from .loading import shipped_weights
-from .network import copy_to_meta
+from .network import copy_to_meta, dtype_of
 from .registry import VARIANTS, build_on_meta, find_variant
 
 CLASSES = 19
@@ -48,7 +48,7 @@ def count(network: nn.Module, size: tuple[int, int]) -> NetworkCost:
         counted: NetworkCost = count_cost(size)
         return counted
     shadow = copy_to_meta(network).requires_grad_(False)
-    image = torch.empty(1, 3, *size, device="meta", dtype=next(shadow.parameters()).dtype)
+    image = torch.empty(1, 3, *size, device="meta", dtype=dtype_of(shadow))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(image)
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.LayerNorm)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,23 +19,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from ..data.classes import ClassSet
 from ..data.files import digest_of
 from ..data.letterbox import Fit
-from ..data.limits import check_json, parse_json, read_limited
+from ..data.limits import check_json, check_limit, parse_json, read_limited
+from ..data.onnx_scan import scan_onnx
 from ..data.safetensors_header import read_tensor_header
 from ..data.signature import check_required
 from ..errors import ArtifactError
 from .bounds import ErrorBound
-from .onnx_scan import scan_onnx
+from .onnx_metadata import ENTRY, GRAPH, METADATA, OUTPUT, encode_varint, field, split_card
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 # How coarse logits become the frame's size: a bilinear resize of (1, K, h, w), without or with
 # corners aligned, or a pixel shuffle of (1, K * factor^2, h, w).
 Enlargement = Literal["bilinear", "bilinear_aligned", "shuffle"]
-# Numbers of fields in onnx.proto: of a model; of its graph.
-GRAPH, METADATA, OUTPUT = 7, 14, 12
 LARGEST = 1 << 14  # pixels of a side
 MOST_BATCH = 32  # frames; a vehicle has fewer cameras, and a graph holds tables for each
-# The start of an entry of the metadata, its key, and of how protobuf writes its value.
-_ENTRY = b"\x0a\x05rtseg\x12"
+# The limit on the size of each kind of file.
+_SIZES = {
+    ".onnx": "model_bytes",
+    **dict.fromkeys((".engine", ".plan"), "engine_bytes"),
+    ".xml": "xml_bytes",
+    ".json": "json_bytes",
+    ".npz": "array_bytes",
+}
 _DIGEST = re.compile(rb'\{"digest":"([0-9a-f]{64})",')
 
 
@@ -133,10 +139,11 @@ class Card(_Facts):
     trained: False for random weights. license: of the weights, trained_on: the name of their data
     set, as their checkpoint says. macs: multiply-adds of one frame. proof: None until the
     artifact was run against the reference. files: SHA-256 by file name; for ONNX and weights the
-    one entry "" is of the file without its card. format: 1 had no digest of the card itself.
+    one entry "" is of the file without its card. format: 1, which had no digest of the card
+    itself, is not read.
     """
 
-    format: Literal[1, 2] = 2
+    format: Literal[2] = 2
     model: str
     size: tuple[int, int]
     batch: int = 1
@@ -217,9 +224,10 @@ class Card(_Facts):
         body = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         check_json(body, where, ArtifactError)
         signed = _DIGEST.match(body)
-        if signed:
-            body = b"{" + body[signed.end() :]
-        if signed and _sha256(body) != signed[1].decode():
+        if not signed:  # as in the first format: nothing shows whether it was changed
+            raise ArtifactError(f"{where} lacks its digest: export the model again")
+        body = b"{" + body[signed.end() :]
+        if _sha256(body) != signed[1].decode():
             raise ArtifactError(f"{where} was changed or damaged: export the model again")
         try:
             card = cls.model_validate_json(body, strict=True)
@@ -230,8 +238,6 @@ class Card(_Facts):
                 f"{where} is not a card that this version reads ({field}: {first['msg']}): "
                 "export the model again"
             ) from error
-        if card.format > 1 and not signed:
-            raise ArtifactError(f"{where} lacks its digest: export the model again")
         return card
 
 
@@ -247,61 +253,96 @@ def read_card(path: str | os.PathLike[str]) -> Card:
     SignatureError before anything is read, if a signature is required and missing.
     """
     path = Path(path)
+    _check_sizes(path)
+    if path.is_file() and path.suffix == ".onnx":
+        content = read_limited(path, "model_bytes", ArtifactError)
+        check_required(path, {path.name: content})
+        return Card.from_json(split_card(content, path)[1], str(path))
+    if path.is_file() and path.suffix != ".safetensors" and (beside := sidecar(path)).is_file():
+        text = read_limited(beside, "json_bytes", ArtifactError)
+        check_required(path, {beside.name: text})
+        return Card.from_json(text, str(beside))
     check_required(path)
     if not path.is_file():
         raise ArtifactError(f"no artifact at {path}")
-    if path.suffix == ".onnx":
-        return Card.from_json(_split_onnx(path)[1], str(path))
     if path.suffix == ".safetensors":
         return Card.from_json(_header_card(path), str(path))
-    beside = sidecar(path)
-    if not beside.is_file():
-        raise ArtifactError(
-            f"{path} has no card: {beside.name} must be beside it; copy both or export again"
-        )
-    return Card.from_json(read_limited(beside, "json_bytes", ArtifactError), str(beside))
+    raise ArtifactError(
+        f"{path} has no card: {beside.name} must be beside it; copy both or export again"
+    )
+
+
+def _check_sizes(path: Path) -> None:
+    """Refuse an artifact whose files are beyond their limits, before any is read."""
+    for each in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
+        if each.is_file():
+            check_limit(_size_limit(each), each.stat().st_size, each, ArtifactError)
+
+
+def _size_limit(path: Path) -> str:
+    return _SIZES.get(path.suffix, "weights_bytes")
+
+
+def read_sealed(path: Path, card: Card, name: str = "") -> bytes:
+    """A file of an artifact, read once and held against its card, so that what was verified is
+    what runs, whatever becomes of the file meanwhile.
+
+    Args:
+        path: the artifact.
+        card: its card.
+        name: of a file beside it; by default the artifact itself.
+
+    Raises:
+        ArtifactError: it is missing, too large, or not what its card says.
+    """
+    each = path.with_name(name or path.name)
+    try:
+        content = read_limited(each, _size_limit(each), ArtifactError)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{each} is missing: copy it too, or export again") from error
+    if each.suffix == ".onnx":
+        model = split_card(content, each)[0]
+        scan_onnx(model, each)
+        found, expected = _sha256(model), card.files.get("")
+    else:
+        found, expected = _sha256(content), card.files.get(each.name)
+    if expected not in (None, found):
+        raise ArtifactError(_CHANGED.format(each))
+    return content
+
+
+_CHANGED = (
+    "{} has been changed or damaged since it was exported (its SHA-256 differs from its card's): "
+    "copy or export it again"
+)
 
 
 def append_card(model: bytes, card: Card) -> bytes:
     """Add `card` to a serialized ONNX model that has no property `rtseg` yet."""
     text = card.model_copy(update={"files": {"": _sha256(model)}}).to_json().encode()
-    return model + field(METADATA, _ENTRY + _varint(len(text)) + text)
+    return model + field(METADATA, ENTRY + encode_varint(len(text)) + text)
 
 
-def coarse_graph(path: Path, card: Card) -> bytes:
-    """The ONNX model that ends at the coarse logits instead of the labels."""
+def coarse_graph(content: bytes, card: Card) -> bytes:
+    """The ONNX model, of a file's content, that ends at the coarse logits instead of the labels."""
     # ONNX Runtime computes every output of a graph, asked for or not (in 1.31 RunOptions'
     # only_execute_path_to_fetches skips nothing), so the end has to go. The exporter puts it last
     # in the file, so that leaving it out takes no look inside and no onnx package.
     assert card.coarse is not None
     assert card.coarse.parts is not None
-    content = path.read_bytes()
     head, start, end = card.coarse.parts
     names = [*(name for name in card.outputs if name != "labels"), card.coarse.tensor]
     outputs = [field(OUTPUT, field(1, name.encode())) for name in dict.fromkeys(names)]
     return content[:head] + field(GRAPH, content[start:end] + b"".join(outputs))
 
 
-def field(number: int, content: bytes) -> bytes:
-    """A protobuf field that holds bytes, text or another message."""
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*encoded, value])
-
-
-def verify_artifact(path: str | os.PathLike[str], card: Card, but: str | None = None) -> None:
+def verify_artifact(path: str | os.PathLike[str], card: Card, but: Collection[str] = ()) -> None:
     """Check that an artifact may be served: it passed its proof, and its files are as exported.
 
     Args:
         path: the artifact.
         card: its card.
-        but: a file that was checked otherwise.
+        but: keys of the card's files that are checked otherwise.
 
     Raises:
         ArtifactError: if its proof failed, or a file is missing or has another SHA-256 than its
@@ -311,8 +352,7 @@ def verify_artifact(path: str | os.PathLike[str], card: Card, but: str | None = 
     if card.proof is not None and not card.proof.passed:
         raise ArtifactError(f"{path} failed its proof, so it is not served: export it again")
     whole = "" if path.suffix in (".onnx", ".safetensors") else path.name
-    # Weights had no digest in format 1; their backend compares that of the network's state.
-    if whole not in card.files and (card.format > 1 or path.suffix != ".safetensors"):
+    if whole not in card.files:
         raise ArtifactError(
             f"the card of {path} names no digest of {path.name}: give it the name that it was "
             "exported under, or export it again"
@@ -323,24 +363,22 @@ def verify_artifact(path: str | os.PathLike[str], card: Card, but: str | None = 
         if name not in card.files:
             raise ArtifactError(f"the card of {path} names no digest of {name}: export it again")
     for name, expected in card.files.items():
-        if name != but and expected != _digest(path, name):
-            raise ArtifactError(
-                f"{path.with_name(name) if name else path} has been changed or damaged since it "
-                "was exported (its SHA-256 differs from its card's): copy or export it again"
-            )
+        if name not in but and expected != _digest(path, name):
+            raise ArtifactError(_CHANGED.format(path.with_name(name) if name else path))
 
 
 def _digest(path: Path, name: str) -> str:
     """Of the file `name` beside an artifact; of the artifact without its card for ""."""
     if name:
+        each = path.with_name(name)
         try:
-            return digest_of(path.with_name(name))
+            check_limit(_size_limit(each), each.stat().st_size, each, ArtifactError)
+            return digest_of(each)
         except FileNotFoundError as error:
-            missing = path.with_name(name)
-            raise ArtifactError(f"{missing} is missing: copy it too, or export again") from error
+            raise ArtifactError(f"{each} is missing: copy it too, or export again") from error
     if path.suffix == ".safetensors":
         return digest_of_tensors(path)
-    model = _split_onnx(path)[0]
+    model = split_card(read_limited(path, "model_bytes", ArtifactError), path)[0]
     scan_onnx(model, path)
     return _sha256(model)
 
@@ -360,59 +398,6 @@ def digest_of_tensors(path: Path) -> str:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _split_onnx(path: Path) -> tuple[bytes, bytes]:
-    """(the model without its card, the card's JSON)."""
-    content = read_limited(path, "model_bytes", ArtifactError)
-    # The last one: a card goes to the end, and a model may hold such bytes by chance.
-    start = content.rfind(_ENTRY)
-    if start < 0 and not _is_onnx(content):
-        raise ArtifactError(f"{path} is truncated or no ONNX file: copy or export it again")
-    if start < 0:
-        raise ArtifactError(
-            f"{path} carries no card, so nothing says what its classes and sizes are: "
-            f"`rtseg export {path} --normalize NAME` makes an artifact of it"
-        )
-    added = field(METADATA, content[start:])
-    for digits in range(1, 6):  # of the text's length
-        at = start + len(_ENTRY) + digits
-        if at > len(content):
-            break
-        prefix = _ENTRY + _varint(len(content) - at)
-        if content[start:at] == prefix and content.endswith(added):
-            return content[: -len(added)], content[at:]
-    raise ArtifactError(
-        f"{path} is truncated or was rewritten by another tool: copy or export it again"
-    )
-
-
-def _is_onnx(content: bytes) -> bool:
-    """Whether protobuf fields fill these bytes to the end, and one of them is a graph."""
-    at, numbers = 0, set()
-    while at < len(content):
-        tag, at = _read_varint(content, at)
-        number, kind = tag >> 3, tag & 7
-        numbers.add(number)
-        if kind == 0:
-            _, at = _read_varint(content, at)
-        elif kind == 2:
-            length, at = _read_varint(content, at)
-            at += length
-        else:  # a model has no fields of other kinds
-            return False
-    return at == len(content) and GRAPH in numbers
-
-
-def _read_varint(content: bytes, at: int) -> tuple[int, int]:
-    """The number at `at`, and where it ends: beyond the content if it is cut short."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = content[at] if at < len(content) else 0x80
-        value, at = value | (byte & 0x7F) << shift, at + 1
-        if byte < 0x80:
-            return value, at
-    return value, len(content) + 1
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:

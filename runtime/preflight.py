@@ -175,7 +175,7 @@ def _check_content(path: Path, card: Card) -> None:
             if not path.with_name(name).is_file():
                 raise _Refused("incomplete", f"{name} is not beside it", f"copy {name} too")
     try:
-        verify_artifact(path, card, but=path.name if engine else None)
+        verify_artifact(path, card, but=(path.name,) if engine else ())
     except ArtifactError as error:
         raise _Refused("digest", _what(error, path), again) from error
 

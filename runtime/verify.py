@@ -129,20 +129,24 @@ class Reference:
         write_atomically(path, buffer.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> Reference:
-        """Raises ArtifactError if the file is absent or damaged."""
+    def load(cls, path: Path, digest: str | None = None) -> Reference:
+        """Raises ArtifactError if the file is absent, damaged, or not of that SHA-256."""
         try:
-            packed = read_arrays(path, ArtifactError)
+            packed = read_arrays(path, ArtifactError, digest)
+        except OSError as error:
+            raise ArtifactError(_NO_REFERENCE.format(path)) from error
+        try:
             names = tuple(map(str, packed["names"]))
             frames, labels, margins = (
                 np.stack([_unpacked(packed[f"{kind}_{i}"]) for i in range(len(names))])
                 for kind in ("frames", "labels", "margins")
             )
-        except (OSError, ValueError, KeyError, cv2.error) as error:
-            raise ArtifactError(
-                f"{path} is missing or damaged: copy it again with its engine, or export again"
-            ) from error
+        except (ValueError, KeyError, cv2.error) as error:
+            raise ArtifactError(_NO_REFERENCE.format(path)) from error
         return cls(frames, labels, margins, names)
+
+
+_NO_REFERENCE = "{} is missing or damaged: copy it again with its engine, or export again"
 
 
 def _unpacked(png: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -341,9 +345,7 @@ def _reference(path: Path, card: Card) -> Reference:
         raise ArtifactError(
             f"{path.name} carries no reference, so nothing proves it here: export it again"
         )
-    if beside.is_file() and digest_of(beside) != expected:
-        raise ArtifactError(f"{beside} is not the one exported with the engine: copy it again")
-    return Reference.load(beside)
+    return Reference.load(beside, expected)
 
 
 def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:

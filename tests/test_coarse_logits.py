@@ -74,9 +74,9 @@ def test_neither_onnx_nor_torch_is_loaded(artifacts: dict[str, Path]) -> None:
 def test_an_artifact_that_names_no_coarse_logits_keeps_its_own_argmax(
     artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
-    """As files of format 1 do."""
+    """As those of the first versions do."""
     plain = onnx.load(artifacts["onnx"])
-    card = read_card(artifacts["onnx"]).model_copy(update={"coarse": None, "format": 1})
+    card = read_card(artifacts["onnx"]).model_copy(update={"coarse": None})
     old = tmp_path / "old.onnx"
     del plain.metadata_props[:]
     old.write_bytes(append_card(plain.SerializeToString(), card))
@@ -99,7 +99,7 @@ def test_logits_and_a_shuffled_end(tmp_path: Path) -> None:
     assert written.coarse is not None
     assert written.coarse.enlarge == "shuffle"
     session = onnxruntime.InferenceSession(
-        coarse_graph(path, written), providers=["CPUExecutionProvider"]
+        coarse_graph(path.read_bytes(), written), providers=["CPUExecutionProvider"]
     )
     shapes = {output.name: output.shape for output in session.get_outputs()}
     assert shapes == {"logits": [1, 5, 64, 96], written.coarse.tensor: [1, 5, 64, 8, 12]}
@@ -162,7 +162,7 @@ def test_only_a_bilinear_end_is_left_out(
     card: Card = read_card(path)
     assert (card.coarse and card.coarse.enlarge) == enlarge
     if card.coarse:
-        graph = onnx.load_from_string(coarse_graph(path, card)).graph
+        graph = onnx.load_from_string(coarse_graph(path.read_bytes(), card)).graph
         assert [node.op_type for node in graph.node] == ["Relu"]
         assert [output.name for output in graph.output] == ["relu"]
 

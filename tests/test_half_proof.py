@@ -116,6 +116,7 @@ def test_onnx_runtime_asks_for_it_on_cuda(
     monkeypatch.setattr(backend, "_preload_cuda", lambda: "")
     monkeypatch.setattr(backend.OnnxRuntime, "_bind", lambda self: None)  # no memory of a GPU here
     monkeypatch.setattr(backend, "read_card", lambda path: card)
+    monkeypatch.setattr(backend, "read_sealed", lambda path, card: path.read_bytes())
     monkeypatch.setattr(backend, "gpus", lambda: [GPU])
     monkeypatch.setattr(
         backend, "prove_half", lambda path, card, engine, gpu, cpu: asked.append(gpu.name)

@@ -76,6 +76,24 @@ def test_a_bag_by_its_database_and_a_topic(tmp_path: Path) -> None:
     assert len(list(RosBag(database, "/right"))) == 3
 
 
+@pytest.mark.parametrize("change", ["digest", "count"])
+def test_images_that_are_missing_are_told(change: str, tmp_path: Path) -> None:
+    path = tmp_path / "drive"
+    write_bag(path, "SQLITE3", ("/image",))
+    text = (path / "metadata.yaml").read_text()
+    spoiled = (
+        text.replace("RIHS01_", "RIHS01_0")
+        if change == "digest"
+        else text.replace("message_count: 3", "message_count: 5")
+    )
+    assert spoiled != text
+    (path / "metadata.yaml").write_text(spoiled)
+    *frames, last = RosBag(path, "/image")
+    assert len(frames) == (0 if change == "digest" else 3)
+    assert isinstance(last, Unreadable)
+    assert "images that its metadata.yaml says" in last.reason
+
+
 def test_what_is_no_bag(tmp_path: Path) -> None:
     path = tmp_path / "drive"
     write_bag(path)

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rtseg.data.files import digest_of
 from rtseg.errors import ArtifactError, BackendError, MissingPackage
 from rtseg.export import Artifact, export
 from rtseg.install import localize
 from rtseg.models.loading import Model
 from rtseg.runtime import Segmenter, load, read_card
-from rtseg.runtime.artifact import GRAPH, field
-from rtseg.runtime.backends.backend import choose
+from rtseg.runtime.artifact import append_card, read_sealed, sidecar
+from rtseg.runtime.backends.backend import choose, open_backend
+from rtseg.runtime.onnx_metadata import GRAPH, METADATA, field, split_card
 from rtseg.runtime.segmenter import as_bgr
 
 SIZE = 64, 128
@@ -174,15 +176,73 @@ def test_a_closed_segmenter_says_so(artifacts: dict[str, Artifact]) -> None:
 def test_a_changed_file_is_refused(
     target: str, artifacts: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    path = artifacts[target].path
-    for file in path.parent.glob(f"{path.stem}.*"):
-        shutil.copy(file, tmp_path)
+    path = copy_artifact(artifacts[target], tmp_path)
     victim = tmp_path / (path.stem + ".bin" if target == "openvino" else path.name)
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 0xFF
     victim.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"changed or damaged|other weights"):
-        load(tmp_path / path.name)
+        load(path)
+
+
+def copy_artifact(artifact: Artifact, folder: Path) -> Path:
+    for file in artifact.path.parent.glob(f"{artifact.path.stem}.*"):
+        shutil.copy(file, folder)
+    return folder / artifact.path.name
+
+
+def forge(path: Path) -> None:
+    """Put another artifact in the place of one, sound in itself."""
+    if path.suffix == ".onnx":
+        model = split_card(path.read_bytes(), path)[0]
+        card = read_card(path).model_copy(update={"model": "another"})
+        path.write_bytes(append_card(model + field(METADATA, field(1, b"k")), card))
+        return
+    path.write_bytes(path.read_bytes() + b"<!-- another -->")
+    files = {each.name: digest_of(each) for each in (path, path.with_suffix(".bin"))}
+    sidecar(path).write_text(read_card(path).model_copy(update={"files": files}).to_json())
+
+
+WAYS = [("onnx", "onnxruntime"), ("onnx", "openvino"), ("openvino", "openvino")]
+
+
+@pytest.mark.parametrize(("target", "backend"), WAYS)
+def test_a_file_swapped_once_it_was_verified_is_refused(
+    target: str, backend: str, artifacts: dict[str, Artifact], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    path = copy_artifact(artifacts[target], tmp_path)
+
+    def swap(*arguments: Any, **options: Any) -> Any:
+        forge(path)
+        return open_backend(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rtseg.runtime.segmenter.open_backend", swap)
+        with pytest.raises(ArtifactError, match="changed or damaged"):
+            load(path, backend, "cpu")
+    load(path, backend, "cpu").close()  # which it would have served
+
+
+@pytest.mark.parametrize(("target", "backend"), WAYS)
+def test_what_was_verified_is_what_runs(
+    target: str, backend: str, artifacts: dict[str, Artifact], frame: np.ndarray[Any, Any],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A file that is swapped while a backend loads it is not read again."""
+    path = copy_artifact(artifacts[target], tmp_path)
+    with load(path, backend, "cpu") as segment:
+        expected = segment(frame)
+
+    def swap(*arguments: Any) -> bytes:
+        content = read_sealed(*arguments)
+        path.with_name(arguments[2] if len(arguments) > 2 else path.name).write_bytes(b"swapped")
+        return content
+
+    monkeypatch.setattr(f"rtseg.runtime.backends.{backend}.read_sealed", swap)
+    with load(path, backend, "cpu") as segment:
+        assert (segment(frame) == expected).all()
+    assert path.read_bytes() == b"swapped"
 
 
 def test_a_truncated_file_is_refused(artifacts: dict[str, Artifact], tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json, "loads", read)
     monkeypatch.setattr(np, "load", read)
     monkeypatch.setattr(pickle, "loads", read)
-    monkeypatch.setattr("rtseg.runtime.artifact._split_onnx", read)
+    monkeypatch.setattr("rtseg.runtime.artifact.split_card", read)
     monkeypatch.setattr("rtseg.runtime.artifact._read_header", read)
     monkeypatch.setattr("rtseg.runtime.segmenter.open_backend", read)
 

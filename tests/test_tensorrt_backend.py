@@ -213,11 +213,14 @@ def test_a_proof_holds_for_its_own_record_and_files_alone(world, engine, change,
         records.key_path().write_bytes(bytes(32))
     elif change == "engine":
         engine.write_bytes(engine.read_bytes() + b" ")
+        with pytest.raises(ArtifactError, match="has been changed or damaged"):
+            TensorRT(engine)
+        return
     elif change == "reference":
         reference = first_load.Reference.load(first_load.reference_path(engine))
         replace(reference, names=("other",)).save(first_load.reference_path(engine))
         world.shift = 1
-        with pytest.raises(ArtifactError, match="not the one exported with the engine"):
+        with pytest.raises(ArtifactError, match="not the one that was exported"):
             TensorRT(engine)
         return
     elif change == "version":
@@ -274,7 +277,7 @@ def test_without_its_reference_an_engine_is_not_served(world, tmp_path):
     other = first_load.reference_path(engine).read_bytes()
     engine = write_engine(tmp_path)
     first_load.reference_path(engine).write_bytes(other)
-    with pytest.raises(ArtifactError, match="not the one exported with the engine"):
+    with pytest.raises(ArtifactError, match="not the one that was exported"):
         TensorRT(engine)
 
 

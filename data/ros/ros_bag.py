@@ -18,7 +18,7 @@ INSTALL = 'ROS 2 bags need rosbags: pip install "rtseg[ros2]"'
 class RosBag:
     """The images of one topic of a ROS 2 bag, raw or compressed, in the order of recording.
 
-    A message that cannot be read gives an Unreadable.
+    A message that cannot be read gives an Unreadable, and so do those that are missing at the end.
 
     Args:
         path: the bag's folder, or its .db3 file in that folder.
@@ -52,9 +52,9 @@ class RosBag:
         self.fps = (self.count - 1) / seconds if seconds > 0 else 0.0
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:
-        stem = self.path.resolve().name
+        stem, there = self.path.resolve().name, 0
         for index, (kind, at_ns, message) in enumerate(self._messages()):
-            name = f"{stem}_{index:06d}"
+            name, there = f"{stem}_{index:06d}", index + 1
             try:
                 header, image = read_picture(kind, message, name)
             except DataError as error:
@@ -71,6 +71,11 @@ class RosBag:
                 header.frame_id,
                 age_source="playback",
                 received_ns=now,
+            )
+        if there < self.count:  # rosbags passes over messages whose type's digest was damaged, say
+            yield Unreadable(
+                f"{stem}_{there:06d}",
+                f"{self.path} holds {there} of the {self.count} images that its metadata.yaml says",
             )
 
     def _messages(self) -> Iterator[tuple[str, int, bytes]]:

@@ -62,11 +62,11 @@ class KernelFile:
         return held.getvalue()
 
     @classmethod
-    def load(cls, path: Path) -> KernelFile:
-        """Raises ArtifactError if the file is missing or damaged."""
+    def load(cls, path: Path, digest: str | None = None) -> KernelFile:
+        """Raises ArtifactError if the file is missing, damaged, or not of that SHA-256."""
         try:
             # The file came from elsewhere, and a pickle runs code.
-            arrays = read_arrays(path, ArtifactError)
+            arrays = read_arrays(path, ArtifactError, digest)
             return cls(
                 call=Call.model_validate_json(str(arrays[_CALL])),
                 code={

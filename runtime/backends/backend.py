@@ -267,8 +267,11 @@ def check_input(path: Path, card: Card, shape: Sequence[int]) -> None:
         )
 
 
-def open_backend(name: str, path: Path, device: str | None, **options: object) -> Backend:
-    """Load an artifact in the backend `name`; options: as its class takes them."""
+def open_backend(
+    name: str, path: Path, device: str | None, card: Card | None = None, **options: object
+) -> Backend:
+    """Load an artifact in the backend `name`; card: of it, if it was read and verified; options:
+    as its class takes them."""
     if "labels" in options:  # its name until 0.2
         old = options.pop("labels")
         options["argmax"] = "runtime" if old == "cells" else old
@@ -276,7 +279,7 @@ def open_backend(name: str, path: Path, device: str | None, **options: object) -
             f"labels={old!r} is now argmax={options['argmax']!r}", FutureWarning, stacklevel=3
         )
     make: Any = BACKENDS[name].load()
-    backend: Backend = make(path, device, **options)
+    backend: Backend = make(path, device, card=card, **options)
     info = backend.info
     log.info("%s loaded in %s %s, %s", path.name, info.name, info.version, info.precision)
     return backend

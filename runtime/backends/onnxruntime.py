@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import tempfile
@@ -19,7 +20,7 @@ from ...errors import ArtifactError, MissingPackage
 from ...gpu import Gpu, gpus
 from ...system import usable_cores
 from ..argmax import LabelMaker
-from ..artifact import coarse_graph, read_card
+from ..artifact import Card, coarse_graph, read_card, read_sealed
 from ..packages import INSTALL_CUDA
 from ..support import INSTALL_ORT, supported
 from ..verify import prove_half
@@ -58,6 +59,7 @@ class OnnxRuntime(Backend):
             `leaves_out_argmax` for the default.
         cuda_graph: on CUDA, record the run and replay it; `info.options` says whether that worked.
         prefer_nhwc: on CUDA, keep convolutions channels last.
+        card: of the artifact, if it was read and verified.
     """
 
     def __init__(
@@ -68,8 +70,9 @@ class OnnxRuntime(Backend):
         argmax: str | None = None,
         cuda_graph: bool = False,
         prefer_nhwc: bool = False,
+        card: Card | None = None,
     ):
-        self.card = read_card(path)
+        self.card = card or read_card(path)
         self.kind, self.index = kind, index = _parse_device(device)
         threads = threads or usable_cores()
         on_cpu = kind == "cpu"
@@ -78,11 +81,12 @@ class OnnxRuntime(Backend):
         if on_cpu and (cuda_graph or prefer_nhwc):
             raise ArtifactError("cuda_graph and prefer_nhwc are options of CUDA: leave them out")
         leave_out = leaves_out_argmax(self.card, argmax) and on_cpu
-        model = coarse_graph(path, self.card) if leave_out else str(path)
+        self._content = read_sealed(path, self.card)
         self._path, options = path, []
         self._cuda: Cuda | None = None
         self._values: dict[str, Any] = {}
         if on_cpu:
+            model = coarse_graph(self._content, self.card) if leave_out else self._content
             self.session = self._open(model, _options(threads), ["CPUExecutionProvider"])
         else:
             wanted = {"enable_cuda_graph": cuda_graph, "prefer_nhwc": prefer_nhwc}
@@ -98,6 +102,7 @@ class OnnxRuntime(Backend):
         self._bind()
         if cuda_graph:
             options.append(("cuda_graph", self._prove_replay(threads, wanted)))
+        self._content = b""  # the session has its own
         self.info = Info(
             name="onnxruntime",
             version=onnxruntime.__version__,
@@ -110,9 +115,10 @@ class OnnxRuntime(Backend):
         if not on_cpu and self.card.precision == "fp16":
             gpu = next((each for each in gpus() if each.index == index), None)
             if gpu is not None:
-                prove_half(path, self.card, self, gpu, lambda: OnnxRuntime(path, "cpu", threads))
+                cpu = functools.partial(OnnxRuntime, path, "cpu", threads, card=self.card)
+                prove_half(path, self.card, self, gpu, cpu)
 
-    def _open(self, model: str | bytes, options: Any, providers: list[Any]) -> Any:
+    def _open(self, model: bytes, options: Any, providers: list[Any]) -> Any:
         try:
             return onnxruntime.InferenceSession(model, options, providers=providers)
         except Exception as error:  # the package raises classes of its own, without a common base
@@ -135,11 +141,11 @@ class OnnxRuntime(Backend):
         said = [("prefer_nhwc", "on")] if wanted["prefer_nhwc"] else []
         try:
             # The CPU's own provider may not be named here.
-            self.session = self._open(str(self._path), strict, [provider])
+            self.session = self._open(self._content, strict, [provider])
         except ArtifactError as error:
             options = _options(threads)
             # In front: ONNX Runtime gives each node to the first provider that takes it.
-            self.session = self._open(str(self._path), options, [provider, "CPUExecutionProvider"])
+            self.session = self._open(self._content, options, [provider, "CPUExecutionProvider"])
             said.append(("cpu_fallback", _first_line(error)))
         if "CUDAExecutionProvider" not in self.session.get_providers():
             raise ArtifactError(

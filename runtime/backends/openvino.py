@@ -15,7 +15,7 @@ from ...errors import ArtifactError
 from ...gpu import Gpu
 from ...system import usable_cores
 from ..argmax import LabelMaker
-from ..artifact import Card, read_card
+from ..artifact import Card, read_card, read_sealed
 from .backend import (
     Backend,
     Diagnosis,
@@ -53,6 +53,7 @@ class OpenVino(Backend):
         precision: what it computes in, "fp32", "bf16" or "fp16"; see `default_precision`.
         argmax: "graph" takes it as exported, "runtime" outside of the graph; see
             `leaves_out_argmax` for the default.
+        card: of the artifact, if it was read and verified.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class OpenVino(Backend):
         threads: int | None = None,
         precision: str | None = None,
         argmax: str | None = None,
+        card: Card | None = None,
     ):
         if device not in (None, "cpu"):
             raise ArtifactError(f'the OpenVINO backend runs on "cpu", not on {device!r}')
-        self.card = read_card(path)
+        self.card = card or read_card(path)
         threads = threads or usable_cores()
         hint = precision or default_precision(self.card)
         if hint not in HINTS:
@@ -73,7 +75,7 @@ class OpenVino(Backend):
         leave_out = leaves_out_argmax(self.card, argmax)
         self._maker: LabelMaker | None = None
         try:
-            model = read_model(path, self.card if leave_out else None)
+            model = read_model(path, self.card, leave_out)
             self.model = the_core().compile_model(model, "CPU", _settings(threads, hint))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:300]
@@ -139,7 +141,7 @@ class OpenVino(Backend):
 
     @classmethod
     def open_scores(cls, path: Path, precision: str = "fp32", **options: object) -> Scores:
-        model = read_model(path)
+        model = read_model(path, read_card(path))
         held = {name for node in model.get_ops() for o in node.outputs() for name in o.get_names()}
         # Where the argmax reads an output of its own, that kept its name.
         name = SCORES if SCORES in held else "logits"
@@ -153,7 +155,7 @@ class OpenVino(Backend):
     def profile(cls, path: Path, threads: int, hint: str | None, image: Image) -> LayerTimes:
         card = read_card(path)
         settings = _settings(threads, hint or default_precision(card)) | {"PERF_COUNT": True}
-        model = read_model(path, card if leaves_out_argmax(card, None) else None)
+        model = read_model(path, card, leaves_out_argmax(card, None))
         request = the_core().compile_model(model, "CPU", settings).create_infer_request()
         request.set_input_tensor(openvino.Tensor(image, shared_memory=True))
         request.infer()
@@ -179,22 +181,27 @@ def computes_bf16() -> bool:
     return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def read_model(path: Path, card: Card | None = None) -> openvino.Model:
+def read_model(path: Path, card: Card, leave_out: bool = False) -> openvino.Model:
     """Read a model, with the positions of every GridSample as further outputs.
 
     Args:
         path: the artifact.
-        card: its card, to have the model give its coarse logits in place of its labels.
+        card: its card.
+        leave_out: whether it gives its coarse logits in place of its labels.
 
     Raises:
+        ArtifactError: its files are not as its card says.
         RuntimeError: if OpenVINO cannot read it, or it has no tensor of that name.
     """
-    model = the_core().read_model(str(path))
+    content, weights = read_sealed(path, card), b""
+    if path.suffix == ".xml":
+        weights = read_sealed(path, card, path.with_suffix(".bin").name)
+    model = the_core().read_model(content, weights)
     samplers = [node for node in model.get_ops() if node.get_type_name() == "GridSample"]
     # In bfloat16 OpenVINO rounds positions too, by up to half a pixel of a 256 pixels wide map, but
     # it keeps what only outputs depend on in float32.
     model.add_outputs([sampler.input_value(1) for sampler in samplers])
-    if card is not None and card.coarse is not None:
+    if leave_out and card.coarse is not None:
         name = card.coarse.tensor
         if name not in {each for output in model.outputs for each in output.get_names()}:
             model.add_outputs(name)

@@ -29,7 +29,7 @@ from ..argmax_torch import (
     make_label_maker,
     median_ms,
 )
-from ..artifact import read_card
+from ..artifact import Card, read_card
 from ..support import supported
 from .backend import Backend, Diagnosis, Image, Info, LayerTimes, Scores, check_argmax
 from .cuda import STRIPE
@@ -50,7 +50,8 @@ class PyTorch(Backend):
     logits (`argmax_torch.py`). By default a CPU takes "runtime" where the network ends in a
     bilinear resize and numba is installed, since that was the faster (docs/speed-notes.md), and
     CUDA times both at load and keeps the faster one; `info.options` says which. Artifacts that give
-    logits too keep "graph", so that the labels are the argmax of these.
+    logits too keep "graph", so that the labels are the argmax of these. card: of the artifact, if
+    it was read and verified.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class PyTorch(Backend):
         device: str | None = None,
         threads: int | None = None,
         argmax: str | None = None,
+        card: Card | None = None,
     ):
         check_argmax(argmax)
-        self.card = card = read_card(path)
+        self.card = card = card or read_card(path)
         self.names = card.outputs
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cuda" and not torch.cuda.is_available():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import ArtifactError, MissingPackage, UsageError
 from ...gpu import Gpu, gpus
-from ..artifact import Card, EngineFacts, read_card
+from ..artifact import Card, EngineFacts, read_card, read_sealed
 from ..packages import cache_folder, import_package, make_log, slug
 from ..preflight import BINDINGS, Machine, check_machine, mend_bindings, this_machine
 from ..support import supported
@@ -37,6 +37,7 @@ class TensorRT(Backend):
     device: "cuda" or "cuda:N". cuda_graph: launch the network as one recorded graph; `info.options`
     says whether that worked. stream: the caller's (a handle, or an object with `__cuda_stream__`),
     by default one of its own. prove: False only for callers that compare its labels themselves.
+    card: of the artifact, if it was read and verified.
 
     An engine with a label kernel (`rtseg export --label-kernel`) has that run behind it, in the
     same graph. The first load on a machine runs the reference frames that travel with the engine,
@@ -54,8 +55,9 @@ class TensorRT(Backend):
         cuda_graph: bool = True,
         stream: object = None,
         prove: bool = True,
+        card: Card | None = None,
     ):
-        self.card = read_card(path)
+        self.card = card or read_card(path)
         facts, index = _facts(path, self.card), _index(device)
         machine = this_machine()
         _refuse_hopeless(path, self.card, machine)
@@ -87,10 +89,11 @@ class TensorRT(Backend):
         else:
             # Its owner may drop it, and a handle alone would not keep it alive.
             self._callers_stream, self._stream = stream, stream_handle(stream)
+        content = read_sealed(path, self.card)
         began = time.perf_counter()
         try:
             caches = _jit_caches(path, self.card, self.host)
-            self._plan = Plan(self._trt, self._log, path.read_bytes(), self._cuda, caches)
+            self._plan = Plan(self._trt, self._log, content, self._cuda, caches)
         except ArtifactError as error:
             verdict = check_machine(path, self.card, machine)
             raise ArtifactError(
@@ -112,7 +115,8 @@ class TensorRT(Backend):
 
     def _start_kernel(self, path: Path) -> Tensor:
         """The labels that a kernel behind every run of the plan makes."""
-        file = KernelFile.load(kernel_path(path))
+        beside = kernel_path(path)
+        file = KernelFile.load(beside, self.card.files.get(beside.name))
         coarse, size = self._tensors[COARSE], self.card.size
         if (coarse.shape, coarse.dtype.name) != (file.call.shape, file.call.dtype):
             raise ArtifactError(

@@ -114,6 +114,9 @@ class Drive:
             None if fallback is None else _starter(fallback, self.clock, on_cpu),
         )
         _check_same_classes(segmenter, fallback)
+        for sink in sinks:
+            if not callable(sink):
+                raise UsageError(f"a sink is a callable that takes messages, not {sink!r:.60}")
         limits = limits or DriveLimits(max_age_ms=None if every_frame else DriveLimits.max_age_ms)
         if proof is not None:
             proof.engine_facts = lambda: supervisor.primary.facts

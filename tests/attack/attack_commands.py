@@ -113,7 +113,7 @@ def _copy_video(made: Materials, folder: Path) -> None:
     shutil.copy(made.video, folder / "in" / "clip.mp4")
 
 
-def _jobs(made: Materials) -> dict[str, tuple[str, ...]]:
+def list_jobs(made: Materials) -> dict[str, tuple[str, ...]]:
     """Commands that write, into `out`."""
     model = str(made.onnx)
     source = "in/clip.mp4"
@@ -131,7 +131,7 @@ def _jobs(made: Materials) -> dict[str, tuple[str, ...]]:
 def _full_disks(made: Materials) -> Iterator[Case]:
     """A limit on the size of files, which every write beyond meets, as it would a full disk."""
     for (name, argv), size in itertools.product(
-        _jobs(made).items(), (100, 700, 4_000, 20_000, 60_000)
+        list_jobs(made).items(), (100, 700, 4_000, 20_000, 60_000)
     ):
         yield Case(
             "full disks", f"{name}, {size} bytes", partial(_copy_video, made), argv,
@@ -148,7 +148,7 @@ def _all_there(folder: Path, outcome: Outcome) -> str:
 def _signals(made: Materials) -> Iterator[Case]:
     rng = generator("signals")
     for (name, argv), number in itertools.product(
-        _jobs(made).items(), (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+        list_jobs(made).items(), (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
     ):
         for _ in range(3):
             after_s = round(float(rng.uniform(0.05, 4)), 2)

@@ -81,7 +81,7 @@ def after_key(content: bytes) -> bytes:
 
 def entry(text: bytes) -> bytes:
     """A card's property, as ONNX files end in it."""
-    from rtseg.runtime.artifact import METADATA, field
+    from rtseg.runtime.onnx_metadata import METADATA, field
 
     return field(METADATA, field(1, b"rtseg") + field(2, text))
 
@@ -99,7 +99,7 @@ def with_card(sound: bytes, edit: Callable[[dict[str, Any]], None]) -> bytes:
     """The file with an edited card that is digested anew, as somebody does who knows how."""
     import hashlib
 
-    from rtseg.runtime.artifact import METADATA
+    from rtseg.runtime.onnx_metadata import METADATA
 
     at = sound.rfind(b"\x0a\x05rtseg\x12")
     text = sound[sound.index(b"{", at) :]

@@ -185,7 +185,7 @@ def _videos(made: Materials) -> Iterator[Case]:
             probe = None if number % 4 == 0 else "attack_probes:read_recording"
             argv = _predict(made, f"in/bad{ending}") if probe is None else None
             yield Case(
-                "videos", label, build, argv, probe, judge=_frames_or_told(len(pictures)),
+                "videos", label, build, argv, probe, judge=frames_or_told(len(pictures)),
                 leaves=r"\.mp4\.partial$",
             )  # fmt: skip
         for name, content in NOT_AT_ALL.items():
@@ -200,7 +200,7 @@ def _videos(made: Materials) -> Iterator[Case]:
     for share in (0.5, 0.7, 0.9):  # its index is whole, its frames are not
         build = partial(put, "half.mp4", whole[: int(len(whole) * share)])
         argv = _predict(made, "in/half.mp4")
-        judge = _frames_or_told(len(pictures))
+        judge = frames_or_told(len(pictures))
         yield Case(
             "videos", f"{share:.0%} of an MP4 with its index first", build, argv, judge=judge
         )
@@ -226,7 +226,7 @@ def index_first(content: bytes) -> bytes:
     return head + bytes(moved) + rest
 
 
-def _frames_or_told(count: int):
+def frames_or_told(count: int):
     """Judges a damaged recording: a frame that is missing is told."""
 
     def judge(folder: Path, outcome: Outcome) -> str:
@@ -249,7 +249,7 @@ def _logs(made: Materials) -> Iterator[Case]:
             probe = "attack_probes:read_recording"
             yield Case(
                 "MCAP logs", f"{kind}, {name}", build, probe=probe,
-                judge=_frames_or_told(len(pictures)),
+                judge=frames_or_told(len(pictures)),
             )  # fmt: skip
     drive = "drive", "in/bad.mcap", "--model", str(made.onnx), "--rate", "0", "--json"
     for number, (name, content) in enumerate(NOT_AT_ALL.items()):
@@ -270,7 +270,7 @@ def _logs(made: Materials) -> Iterator[Case]:
     }.items():
         build = partial(_write_messages, [message] * 2)
         probe = "attack_probes:read_recording"
-        yield Case("MCAP logs", f"messages of {name}", build, probe=probe, judge=_frames_or_told(2))
+        yield Case("MCAP logs", f"messages of {name}", build, probe=probe, judge=frames_or_told(2))
 
 
 def _base64(content: bytes) -> str:

@@ -240,6 +240,74 @@ def ask_page(folder: Path) -> None:
         _hold_out(server.port, request, sound)
 
 
+def label_fleet(folder: Path) -> None:
+    """A fleet in this process, as Ray would run it: the sound log is done whatever the other is."""
+    import contextlib
+    import logging
+    from collections.abc import Iterator
+
+    from rtseg.cli._console import JobFailed
+    from rtseg.fleet import fleet as module
+    from rtseg.fleet.logs import REPORT
+    from rtseg.fleet.workers import Labeler, read_log
+
+    logging.getLogger("rtseg").addHandler(logging.NullHandler())  # the command's are JSON
+
+    @contextlib.contextmanager
+    def no_ray(options: object) -> Iterator[int]:
+        yield 1
+
+    def label(logs: Any, opener: Any, out: Path, options: Any, workers: int) -> Iterator[Any]:
+        labeler = Labeler(opener, str(out), options.form)
+        for log in logs:
+            for row in read_log({"log": log.name, "input": log.input}):
+                yield labeler.answer(row)
+
+    module.start_ray, module._label_logs = no_ray, label  # type: ignore[assignment]
+    given, out = folder / "in", folder / "out"
+    if (before := given / "before.json").exists():
+        (out / "sound").mkdir(parents=True)
+        (out / "sound" / REPORT).write_bytes(before.read_bytes())
+    inputs = [f"@{given / 'list.txt'}"] if (given / "list.txt").exists() else []
+    summary = module.fleet([*inputs, str(given / "logs" / "*")], given / "net.onnx", out)
+    assert summary.logs["sound"]["frames"] == 1, "the sound log was not done"
+    for name, facts in summary.logs.items():
+        written = json.loads((out / name / REPORT).read_text())
+        assert written["frames"] == facts["frames"] == len(list((out / name / "labels").iterdir()))
+    missing = {"bad.mp4": 12, "bad.mcap": 12}
+    for name, facts in summary.logs.items():
+        wanted = missing.get(Path(str(facts["input"])).name, 1)
+        assert facts["frames"] >= wanted - 1 or facts["skipped"], f"{name} lacks frames untold"
+    if summary.failed:
+        assert not any("\n" in why for why in summary.failed.values())
+        raise JobFailed(f"{len(summary.failed)} logs failed: {'; '.join(summary.failed.values())}")
+
+
+def run_on_small_disk(folder: Path) -> None:
+    """A command that writes to a file system of a few kilobytes, which ends with this process."""
+    import ctypes
+
+    from attack_run import is_whole
+    from rtseg.cli import app
+
+    facts, out = json.loads((folder / "in" / "job.json").read_text()), folder / "out"
+    libc = ctypes.CDLL(None, use_errno=True)
+    out.mkdir()
+    private, own_mounts = 1 << 18 | 1 << 14, 0x20000
+    options = f"size={facts['kilobytes']}k".encode()
+    done = libc.unshare(own_mounts) or libc.mount(None, b"/", None, private, None)
+    done = done or libc.mount(b"tmpfs", str(out).encode(), b"tmpfs", 0, options)
+    assert not done, f"the file system could not be mounted: {ctypes.get_errno()}"
+    sys.argv = ["rtseg", *facts["argv"]]
+    try:
+        app.main()
+    finally:
+        for path in out.rglob("*"):
+            if path.is_file() and path.suffix != ".partial":
+                assert not path.name.startswith("."), f"left: {path.name}"
+                assert is_whole(path), f"not whole: {path.name}"
+
+
 FEW, IDLE = 160, 200  # descriptors that a process may have; connections that say nothing
 IDLER = """
 import socket, sys, time
