@@ -24,6 +24,7 @@ from .drive import drive
 from .evaluate import evaluate
 from .export import export
 from .fleet import fleet
+from .incident import incident
 from .inspect import inspect
 from .models import models
 from .pareto import pareto
@@ -49,7 +50,7 @@ data = typer.Typer(
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(quickstart, doctor, models, export, inspect, check, sign, sbom),
-    *(predict, demo, drive, fleet),
+    *(predict, demo, drive, incident, fleet),
     *(pareto, pseudo_label, train),
 )
 for command in COMMANDS:

@@ -32,6 +32,7 @@ SOURCE = "Source"
 KEEP_UP = "Keeping up"
 RESULTS = "Where results go"
 PROOF = "A proof that goes on"
+BOX = "Black box"
 TESTS = "Tests"
 
 
@@ -133,6 +134,16 @@ def drive(
         Path | None,
         in_group(PROOF, help="Folder for what a disagreement leaves; by default in the cache."),
     ] = None,
+    black_box: Annotated[
+        Path | None,
+        in_group(BOX, "--black-box", help="Folder that keeps the last seconds of what goes wrong."),
+    ] = None,
+    black_box_seconds: Annotated[
+        float, in_group(BOX, "--black-box-seconds", help="Seconds that it holds.")
+    ] = 10.0,
+    black_box_mb: Annotated[
+        float, in_group(BOX, "--black-box-mb", help="Megabytes that they may take.")
+    ] = 200.0,
     web: Annotated[bool, in_group(LIVE, "--web", help="Serve a live page too.")] = False,
     host: Host = "127.0.0.1",
     port: Port = 8017,
@@ -189,7 +200,9 @@ def drive(
     from ..runtime.drive.realtime import RealtimeOptions
     from ..runtime.drive.report import describe_job, judge_faults, write_report
     from ..runtime.packages import cache_folder
+    from ..runtime.provenance import ServedArtifact
     from ..runtime.sinks import open_sinks
+    from ..runtime.sinks.black_box import BlackBox
     from ._cameras import open_cameras
 
     models = model or [BEST_TO_DRIVE]
@@ -232,6 +245,12 @@ def drive(
         proof = None
         if other:
             proof = open_proof(other, artifacts, pace, evidence or cache_folder() / "evidence")
+        box = None
+        if black_box:
+            served_by = [ServedArtifact(each, backend, device) for each in artifacts]
+            if spare:
+                served_by.append(ServedArtifact(spare, device="cpu"))
+            box = BlackBox(black_box, black_box_seconds, black_box_mb, served_by)
         card = read_card(artifacts[0])
         if certify and not (card.proof and card.proof.bounds):
             raise UsageError(
@@ -267,6 +286,7 @@ def drive(
             proof=proof,
             certify=certify,
             corridor=inside,
+            black_box=box,
         )
         if metrics is not None:
             from ..runtime.sinks.prometheus import serve_metrics

@@ -392,6 +392,19 @@ def scratch_folder(parent: Path, purpose: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """A folder, made if need be, that no other process holds meanwhile.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        WriteError: it cannot be made or written to.
+    """
+    check_writable(folder)
+    with _locked(folder):
+        yield
+
+
+@contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """A folder held as long as this process lives; OSError if another holds it."""
     handle = os.open(folder, os.O_RDONLY)

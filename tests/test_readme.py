@@ -101,3 +101,15 @@ def test_versions_are_pinned() -> None:
     missing = {name.lower().replace("_", "-") for name in wanted} - pinned - {"onnxruntime-gpu"}
     assert missing == set()
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text()
+
+
+def test_promises_name_tests_that_exist() -> None:
+    section = README.split("## What you can rely on")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and "](" in line]
+    assert len(rows) > 10
+    for row in rows:
+        (file,) = set(re.findall(r"\]\((tests/\w+\.py)\)", row))
+        text = (ROOT / file).read_text()
+        names = re.findall(r"`(test_\w+)`", row)
+        assert names, row
+        assert [name for name in names if f"def {name}(" not in text] == []

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,12 +32,12 @@ from .clock import LoopClock
 from .engine import EngineFactory, InferenceEngine
 from .evidence import Evidence, FileWatch
 from .messages import Message, Result
+from .realtime import lower_priority
 from .supervisor import Supervisor
 from .worker import WorkerTask
 
 log = logging.getLogger("rtseg")
 LOADER = f"{__name__}:load_reference"
-LOWEST = 19  # nice
 CONFIRM = 3  # frames in a row that disagree are a fault; one may be chance
 RECOVERED = 3  # frames in a row that agree, after which all is well again
 STUCK_S = 120.0  # of the reference's work on one frame
@@ -406,11 +404,3 @@ def load_reference(path: str) -> list[Segmenter]:
     """A worker's loader, see `WorkerTask`: one artifact, on what others leave of one core."""
     lower_priority()
     return [load(path, device="cpu", threads=1)]
-
-
-def lower_priority() -> None:
-    """Of this thread and those that it starts: whatever else wants the processor goes first."""
-    with contextlib.suppress(OSError):
-        if sys.platform == "linux":
-            # Not of the process: on Linux each thread has a priority of its own.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)

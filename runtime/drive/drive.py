@@ -18,6 +18,7 @@ from ...errors import UsageError
 from ...usage import UsageLog
 from ..artifact import Card, read_card
 from ..segmenter import Segmenter
+from ..sinks.black_box import BlackBox
 from ..sinks.queue import Sink, SinkQueue
 from .camera_report import assess_cameras, find_causes, report_cameras, snapshot_cameras
 from .cameras import CameraLoops, Sources, name_sources
@@ -73,6 +74,7 @@ class Drive:
         proof: what holds the engine against a reference meanwhile, see `open_proof`.
         certify: results say which pixels are certified, and the drive counts them.
         corridor: corners (x, y), fractions of width and height; pixels in it are counted apart.
+        black_box: what keeps the last seconds; SIGUSR1 makes it do so too.
         clock: for tests.
 
     Raises:
@@ -98,6 +100,7 @@ class Drive:
         proof: ContinuousProof | None = None,
         certify: bool = False,
         corridor: Corridor = (),
+        black_box: BlackBox | None = None,
         clock: LoopClock | None = None,
     ):
         RESERVE.hold()
@@ -121,6 +124,10 @@ class Drive:
         if proof is not None:
             proof.engine_facts = lambda: supervisor.primary.facts
             sinks = [*sinks, proof]
+        self.black_box = black_box
+        if black_box is not None:
+            black_box.engine_facts = supervisor.facts
+            sinks = [*sinks, black_box]
         queues = [SinkQueue(sink, self.clock, len(sources)) for sink in sinks]
         _check_cameras_of(queues, sources)
 
@@ -142,6 +149,8 @@ class Drive:
         for queue in queues:
             if hasattr(queue.sink, "watch"):
                 queue.sink.watch = self._watch_of(queue.camera)
+            if black_box is not None and hasattr(queue.sink, "keep_incident"):
+                queue.sink.keep_incident = black_box.keep
         self.granted: dict[str, str] = {}
         self._history = History()
         self._histories = {name: History() for name in sources}
@@ -314,7 +323,8 @@ class Drive:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT stop the drive, where this is the main thread."""
+        """SIGTERM and SIGINT stop the drive, and SIGUSR1 makes its black box keep the last seconds,
+        where this is the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -324,6 +334,9 @@ class Drive:
             self._stopped_by = signal.Signals(number).name
 
         before = {each: signal.signal(each, caught) for each in (signal.SIGTERM, signal.SIGINT)}
+        if (box := self.black_box) is not None and hasattr(signal, "SIGUSR1"):
+            asked = signal.SIGUSR1
+            before[asked] = signal.signal(asked, lambda number, frame: box.keep("SIGUSR1"))
         try:
             yield
         finally:

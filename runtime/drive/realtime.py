@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import sys
+import threading
 from dataclasses import dataclass
 
+LOWEST = 19  # nice
 LOCK_NOW_AND_LATER = 1 | 2  # MCL_CURRENT | MCL_FUTURE
 
 
@@ -84,3 +87,11 @@ def _lock_memory() -> str:
         reason = os.strerror(ctypes.get_errno())
         return f"not granted: {reason}; CAP_IPC_LOCK permits it"
     return "granted"
+
+
+def lower_priority(nice: int = LOWEST) -> None:
+    """Of this thread and those that it starts: whatever else wants the processor goes first."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            # Not of the process: on Linux each thread has a priority of its own.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)

@@ -12,6 +12,8 @@ at a time. Five attributes are looked for and may be absent:
 * `camera`: in a drive of several cameras, the one whose messages it takes (and whose `snapshot` it
   watches). Without it a sink takes those of all, `capacity` of each; where more come, the camera
   that has the most waiting loses its oldest.
+* `keep_incident`: a drive with a black box sets it to a function that takes a reason, and keeps the
+  last seconds.
 """
 
 from __future__ import annotations
