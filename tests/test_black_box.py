@@ -260,7 +260,7 @@ def test_a_killed_worker_and_a_sink_and_a_signal_leave_incidents(
         replayed = replay_incident(path)
         assert replayed.frames > 0
         assert replayed.failure() == ""
-    facts = read_incident(box.incidents[0])[0]
+    facts = read_incident(box.incidents[-1])[0]
     assert facts["engines"]["primary"]["levels"] == [artifact.name]
 
 

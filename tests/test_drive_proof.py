@@ -272,6 +272,18 @@ def test_an_alarm_of_an_engine_that_is_gone_costs_its_successor_nothing() -> Non
     assert not simulation.supervisor.failures
 
 
+def test_a_certified_pixel_that_differs_is_a_fault() -> None:
+    labels = label(drawn(0))
+    certified = np.zeros(SIZE, np.bool_)
+    certified[:2] = True
+    wrong = labels.copy()
+    wrong[5, 5] += 1  # not certified
+    assert compare_labels(labels, wrong, certified=certified).find_faults(0.85) == []
+    wrong[1, 3] += 1
+    found = compare_labels(labels, wrong, certified=certified).find_faults(0.85)
+    assert found == ["1 certified pixels have another label"]
+
+
 def test_the_bars_follow_the_precision() -> None:
     bars = [frame_bar(each, trained=True) for each in ("fp32", "bf16", "int8")]
     assert bars == pytest.approx([0.999, 0.98, 0.85])

@@ -42,6 +42,8 @@ class FrameAgreement:
         overlap: the least IoU of a class that takes LARGE of the reference's map; 1.0 if none does.
         overlap_of: that class' id.
         stuck: the engine gave the labels of the frame verified before, which fit no more.
+        certified: pixels that the engine certified and the reference labels otherwise; None where
+            it certified none.
     """
 
     frame_id: int
@@ -52,6 +54,7 @@ class FrameAgreement:
     overlap: float = 1.0
     overlap_of: int = -1
     stuck: bool = False
+    certified: int | None = None
 
     @property
     def move(self) -> tuple[float, float] | None:
@@ -74,15 +77,22 @@ class FrameAgreement:
                 f"labels fit the frame moved by half a pixel better ({self.moved_agreement:.3%}) "
                 f"than the frame ({self.agreement:.3%})"
             )
+        if self.certified:
+            found.append(f"{self.certified} certified pixels have another label")
         if self.stuck:
             found.append("the labels are those of a frame before")
         return found
 
 
 def compare_labels(
-    reference: LabelMap, labels: LabelMap, frame_id: int = 0, level: str = ""
+    reference: LabelMap,
+    labels: LabelMap,
+    frame_id: int = 0,
+    level: str = "",
+    certified: NDArray[np.bool_] | None = None,
 ) -> FrameAgreement:
-    """Compare an engine's labels (H, W) with its reference's of the same frame."""
+    """Compare an engine's labels (H, W) with its reference's of the same frame. certified: (H, W),
+    where the engine says that float32 gives the same."""
     overlap, overlap_of = _least_overlap(reference, labels)
     return FrameAgreement(
         frame_id=frame_id,
@@ -91,6 +101,9 @@ def compare_labels(
         shift=(_measure_shift(reference, labels, 1), _measure_shift(reference, labels, 0)),
         overlap=overlap,
         overlap_of=overlap_of,
+        certified=None
+        if certified is None
+        else int(np.count_nonzero(certified & (reference != labels))),
     )
 
 

@@ -253,7 +253,9 @@ class ContinuousProof:
             moved = float(np.mean(labels == result.labels))
             self._judge(check, check.labels, replace(check.seen, moved_agreement=moved))
             return
-        seen = compare_labels(labels, result.labels, result.frame_id, result.level)
+        seen = compare_labels(
+            labels, result.labels, result.frame_id, result.level, result.certified
+        )
         if self._before is not None and is_stuck(result.labels, labels, self._before):
             seen = replace(seen, stuck=True)
         if seen.move is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -126,21 +126,25 @@ def write_incident(path: Path, facts: Mapping[str, Any], parts: Iterable[Path]) 
         WriteError: the disk does not take it.
     """
     recording = RecordingFile(path)
+    parts = list(parts)
     try:
         with explain_failure(recording.partial), recording.open() as file:
-            known = dict(facts)
-            writer = None
+            writer = IncidentWriter(file, {**_find_newest_facts(parts), **facts})
             for part in parts:
                 with contextlib.suppress(UsageError):  # killed before its first record was whole
-                    ran, records = read_incident(part)
-                    # Engines tell of themselves once they are ready: the newest part knows most.
-                    known = ran | known
-                    writer = writer or IncidentWriter(file, known)
-                    for record in records:
+                    for record in read_incident(part)[1]:
                         writer.add(record)
-            (writer or IncidentWriter(file, known)).finish()
+            writer.finish()
     except BaseException:
         recording.abandon()
         raise
     recording.publish()
     return recording.path
+
+
+def _find_newest_facts(parts: Sequence[Path]) -> dict[str, Any]:
+    """What the newest part knows: engines tell of themselves once they are ready."""
+    for part in reversed(parts):
+        with contextlib.suppress(UsageError):
+            return read_incident(part)[0]
+    return {}
