@@ -158,15 +158,15 @@ def open_labeler(
     with ExitStack() as opened:
         segment: Segment
         if isinstance(model, Segmenter):
-            segment, names = model, model.card.classes
+            segment, names = model.label_picture, model.card.classes
             ran = model.info.name, model.info.precision
         elif artifact or backend:
             network = {} if artifact else {"weights": weights, "classes": classes}
-            segment = opened.enter_context(
+            served = opened.enter_context(
                 open_segmenter(model, backend=backend, device=device, **network)
             )
-            names = segment.card.classes
-            ran = segment.info.name, segment.info.precision
+            segment, names = served.label_picture, served.card.classes
+            ran = served.info.name, served.info.precision
         else:
             from .train.predictor import Predictor
 

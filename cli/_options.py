@@ -193,6 +193,20 @@ class Fit(str, Enum):
     stretch = "stretch"
 
 
+class CameraFormat(str, Enum):
+    """Format of a camera's frames."""
+
+    bgr = "bgr"
+    nv12 = "nv12"
+    nv21 = "nv21"
+    yuyv = "yuyv"
+    uyvy = "uyvy"
+    bayer_rggb = "bayer_rggb"
+    bayer_bggr = "bayer_bggr"
+    bayer_gbrg = "bayer_gbrg"
+    bayer_grbg = "bayer_grbg"
+
+
 class Outputs(str, Enum):
     """Outputs of a graph."""
 

@@ -182,6 +182,7 @@ def drive(
     from rich.console import Group
 
     from ..data.images import blend
+    from ..data.playback import request_format
     from ..resolve import BEST_TO_DRIVE, resolve_artifact
     from ..runtime import Drive, DriveLimits, read_card
     from ..runtime.drive.certified_share import parse_corridor
@@ -257,6 +258,8 @@ def drive(
                 f"{artifacts[0]} cannot certify labels: its card bounds no error of its logits. "
                 "Export it again, to onnx or openvino"
             )
+        camera = card.camera_size or card.size
+        sources = {n: request_format(s, card.input, camera) for n, s in sources.items()}
         sinks: list[Any] = open_sinks(to or [], card, blend, rate, mcap_ros2, names, certify)
         # Counted from here: models are exported by now, which may take minutes.
         plan = FaultPlan(read_plan(inject), time.monotonic_ns()) if inject else None

@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ._console import JobFailed, note, show, working
 from ._options import (
     NETWORK,
+    CameraFormat,
     Classes,
     Fit,
     Json,
@@ -23,11 +24,13 @@ from ._options import (
     Weights,
     complete_models,
     in_group,
+    parse_size,
     parse_sizes,
 )
 
 PROOF = "Proof"
 INT8 = "int8"
+CAMERA = "The camera's frames, straight into the graph"
 ENGINES = "TensorRT engines"
 OWN = "A network of your own"
 ZOO = "The whole zoo"
@@ -61,6 +64,14 @@ def export(
     fit: Annotated[
         Fit | None,
         Option(help="How frames of another aspect ratio are fitted."),
+    ] = None,
+    input: Annotated[
+        CameraFormat,
+        in_group(CAMERA, help="Format of the frames that the graph takes."),
+    ] = CameraFormat.bgr,
+    camera_size: Annotated[
+        str | None,
+        in_group(CAMERA, help="HxW of the camera's picture, which the graph resizes to --size."),
     ] = None,
     weights: Weights = None,
     ignore_keys: Annotated[
@@ -148,6 +159,7 @@ def export(
     rtseg export csfcn_tiny --size 512x1024 --to onnx --to tensorrt --precision fp16
     rtseg export csfcn_nano --size 512x1024 --batch 4 --to tensorrt
     rtseg export csfcn_nano --to openvino --precision int8 --calib drives/frames
+    rtseg export csfcn_tiny --size 512x1024 --input nv12 --camera-size 1080x1920
     rtseg export nets.py:make_net --weights mine.pth --normalize imagenet --size 512x1024
     rtseg export theirs.onnx --classes classes.yaml --normalize imagenet --precision fp16
     rtseg export --all --size 512x1024 --no-keep -o zoo
@@ -211,6 +223,8 @@ def export(
             out=out,
             output=output.value,
             fit=fit.value if fit else None,
+            input=input.value,
+            camera_size=parse_size(camera_size) if camera_size else None,
             frames=frames,
             labels=labels,
             proof_frames=proof_frames,

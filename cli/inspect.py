@@ -21,7 +21,7 @@ def inspect(
     rtseg inspect artifacts/csfcn_512x1024_fp16.engine
     """
     from ..reporting import Table
-    from ..runtime.artifact import describe
+    from ..runtime.description import describe
 
     facts = describe(file)
     rows = [(name.replace("_", " "), _text(name, value)) for name, value in facts.items()]

@@ -10,8 +10,10 @@ from itertools import count
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from ..errors import MissingPackage
+from ..errors import MissingPackage, UsageError
+from .camera_formats import CameraFormat, Size, check_format, frame_shape
 from .frames import Frame, Unreadable, check_capture
 from .network_stream import NetworkStream
 from .ros.links import is_ros_address
@@ -22,20 +24,37 @@ SESSION = ".sdp"  # a file that describes an RTP stream
 OPEN_LIMIT_MS = 3000  # of a network stream; OpenCV's own limits are half a minute
 READ_LIMIT_MS = 1000
 LONGEST_MS = 1e15  # of a stamp
+V4L2_CODES: dict[CameraFormat, str] = {
+    "nv12": "NV12", "nv21": "NV21", "yuyv": "YUYV", "uyvy": "UYVY",
+    "bayer_rggb": "RGGB", "bayer_bggr": "BA81", "bayer_gbrg": "GBRG", "bayer_grbg": "GRBG",
+}  # fmt: skip
 
 
 class Camera:
     """A camera as an iterable of Frames; each iteration opens it anew.
 
     where: a V4L2 index ("0") or device ("/dev/video0"), the address of a stream, a file `.sdp` that
-    describes one, or a GStreamer pipeline that ends in `appsink`. Iterating raises OSError if it
-    cannot be opened, and as soon as it gives no frame. Ages count from the driver's stamps with
-    V4L2; streams are read by `NetworkStream` where PyAV is installed; else theirs, and those of
-    pipelines, count from arrival, with what each frame took longer than the fastest.
+    describes one, or a GStreamer pipeline that ends in `appsink`. format: of its frames, as they
+    come from the driver or the pipeline; streams are decoded to BGR. size: (height, width) to ask
+    a driver for, needed where the format is not BGR. Iterating raises OSError if it cannot be
+    opened, and as soon as it gives no frame, or one of another format or size. Ages count from the
+    driver's stamps with V4L2; streams are read by `NetworkStream` where PyAV is installed; else
+    theirs, and those of pipelines, count from arrival, with what each frame took longer than the
+    fastest.
+
+    Raises:
+        UsageError: a stream, or no size, for another format than BGR.
     """
 
-    def __init__(self, where: str):
-        self.where = where
+    def __init__(self, where: str, format: CameraFormat = "bgr", size: Size | None = None):
+        self.where, self.format, self.size = where, format, size
+        if format == "bgr":
+            return
+        if where.startswith(STREAMS) or where.endswith(SESSION):
+            raise UsageError(f"{where} is decoded to BGR, not to {format}: export with --input bgr")
+        if size is None:
+            raise UsageError(f"frames in {format} say nothing of their size: name the camera's")
+        check_format(format, size)
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:
         streams = self.where.startswith(STREAMS) or self.where.endswith(SESSION)
@@ -58,16 +77,39 @@ class Camera:
                     raise OSError(f"the camera {self.where} gives no frames")
                 placed = _place(capture, clock, received_ns)
                 yield Frame(
-                    np.asarray(image, np.uint8),
+                    self._shape(np.asarray(image, np.uint8)),
                     index,
                     placed.captured_ns,
                     f"{index:08d}",
                     age_source=placed.age_source,
                     received_ns=received_ns,
                     notice=placed.notice,
+                    format=self.format,
                 )
         finally:
             capture.release()
+
+    def _shape(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Drivers hand raw bytes over as one row, or in the shape of the format."""
+        if self.format == "bgr" or self.size is None:
+            return image
+        shape = frame_shape(self.format, self.size)
+        if image.size != int(np.prod(shape)):
+            height, width = self.size
+            raise OSError(
+                f"the camera {self.where} gives {image.size} bytes of shape {image.shape}, which "
+                f"are no {height}x{width} in {self.format}"
+            )
+        return image.reshape(shape)
+
+    def _ask_driver(self, capture: cv2.VideoCapture) -> None:
+        """For the format and size; what it gives is checked frame by frame."""
+        if self.format == "bgr" or self.size is None:
+            return
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*V4L2_CODES[self.format]))
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, self.size[0])
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, self.size[1])
+        capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)  # else OpenCV makes BGR of it
 
     def _open(self) -> cv2.VideoCapture:
         limits = [
@@ -82,9 +124,12 @@ class Camera:
             capture = cv2.VideoCapture(self.where, cv2.CAP_FFMPEG, limits)
         else:
             number = self.where.removeprefix("/dev/video")
-            capture = cv2.VideoCapture(int(number), cv2.CAP_ANY)
+            # Bytes as they are come from V4L2 alone; another layer in between would convert them.
+            layer = cv2.CAP_ANY if self.format == "bgr" else cv2.CAP_V4L2
+            capture = cv2.VideoCapture(int(number), layer)
             # Frames that wait in the driver are old ones.
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
+            self._ask_driver(capture)
         if not capture.isOpened():
             raise OSError(f"the camera {self.where} cannot be opened{self._hint()}")
         check_capture(capture, self.where)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError
+from .camera_formats import CameraFormat
 from .images import IMAGES, read_image
 from .limits import check_limit
 
@@ -37,7 +38,7 @@ class Frame:
     """A picture and when it was taken. Times ending in `_ns` are `time.monotonic_ns()`.
 
     Attributes:
-        image: (H, W, 3) uint8 BGR.
+        image: (H, W, 3) uint8 BGR; of another `format`, the camera's bytes.
         index: its place in the source.
         captured_ns: when it was captured, as near to its exposure as the source tells.
         name: that files made of it can have.
@@ -47,6 +48,7 @@ class Frame:
         sent_ns: when the camera's driver or sender passed it on, None where unknown.
         received_ns: when this process had its data, before it was decoded; None where unknown.
         notice: what is wrong with the source's clock, where that is news.
+        format: of the image (`camera_formats.py`).
     """
 
     image: NDArray[np.uint8]
@@ -59,6 +61,7 @@ class Frame:
     sent_ns: int | None = None
     received_ns: int | None = None
     notice: str = ""
+    format: CameraFormat = "bgr"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .camera import Camera, is_camera
+from .camera_formats import CameraFormat, Size
 from .frames import Frame, Recording, Unreadable, open_source
 from .mcap_reader import McapLog
 from .ros.links import is_ros_address
@@ -143,6 +144,30 @@ def open_drive_source(
     recording = open_recording(where, topic)
     own_hz = None if isinstance(recording, (McapLog, RosBag)) else recording.fps or CITYSCAPES_HZ
     return Paced(recording, own_hz if rate_hz is None else rate_hz, loops, where)
+
+
+def request_format(
+    source: Iterable[Frame | Unreadable], kind: CameraFormat, size: Size
+) -> Iterable[Frame | Unreadable]:
+    """The source with frames in the format of an artifact, which only a camera has.
+
+    Args:
+        source: What `open_drive_source` gave.
+        kind: The format.
+        size: (height, width) of the picture in pixels.
+
+    Raises:
+        UsageError: if the source gives BGR, and the artifact takes another format.
+    """
+    if kind == "bgr":
+        return source
+    if isinstance(source, Camera):
+        return Camera(source.where, kind, size)
+    raise UsageError(
+        f"{getattr(source, 'where', 'this source')} gives pictures in BGR, and the model takes "
+        f"{kind}: export it with --input bgr "
+        "(rtseg predict converts pictures)"
+    )
 
 
 def open_recording(where: str, topic: str | None = None) -> Recording:

@@ -70,7 +70,7 @@ def predict(
                 summary.skipped.append(frame.reason)
                 continue
             began = perf_counter()
-            labels = segmenter(frame.image)
+            labels = segmenter.label_picture(frame.image)
             summary.total_ms += (perf_counter() - began) * 1000
             summary.frames += 1
             ids = _as_label_ids(labels, segmenter) if label_ids else labels

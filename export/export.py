@@ -19,6 +19,7 @@ import onnx
 import torch
 
 from .. import __version__
+from ..data.camera_formats import CameraFormat, check_format
 from ..data.classes import ClassSet
 from ..data.files import check_writable, digest_of, scratch_folder, write_atomically
 from ..data.letterbox import Fit, check_fit
@@ -40,12 +41,14 @@ from ..runtime.support import find_capability
 from . import parity
 from .artifacts import Artifact, publish, write_report
 from .calibrate import Calibration, CalibrationFrames
+from .camera_input import find_conversion_faults, take_camera
 from .conditions import compare_calibration, find_missing_classes, find_warnings, text_of
 from .graph import DTYPES, census, find_coarse, to_onnx, write_artifact
 from .reference import (
     MOST_FRAMES,
     Frames,
     ProofFrames,
+    as_camera_sees,
     draw_frames,
     gather_frames,
     run_reference,
@@ -83,6 +86,8 @@ def export(
     out: str | os.PathLike[str] = "artifacts",
     output: str = "labels",
     fit: Fit | None = None,
+    input: CameraFormat = "bgr",
+    camera_size: Size | None = None,
     frames: str | os.PathLike[str] | Frames | None = None,
     labels: str | os.PathLike[str] | None = None,
     proof_frames: int = MOST_FRAMES,
@@ -117,6 +122,10 @@ def export(
         output: "labels", "logits" or "both".
         fit: "letterbox", "crop" or "stretch", how frames of another aspect come to the size; by
             default the model's own.
+        input: format of the frames that the graph takes: "bgr", "nv12", "nv21", "yuyv", "uyvy" or
+            "bayer_rggb", "bayer_bggr", "bayer_gbrg", "bayer_grbg"; its name joins the files'.
+        camera_size: (height, width) in pixels of the camera's picture, which the graph brings to
+            the size; by default the size itself. It joins the files' names too.
         frames: a folder, or (name, (H, W, 3) uint8 BGR) each, to prove it on; by default
             shipped ones for weights that ship, else drawn scenes.
         labels: folder with label PNGs of those frames, by the same names.
@@ -134,7 +143,7 @@ def export(
     Raises:
         ExportError: before anything is written, for a bad size, batch, target, precision, class
             set or calibration frames.
-        UsageError: likewise, for a bad `fit`.
+        UsageError: likewise, for a bad `fit`, `input` or `camera_size`.
         ProofError: an artifact falls below the bar (the report is written), or no int8 graph
             reaches it.
     """
@@ -164,6 +173,13 @@ def export(
     _check(model, sizes, targets, precision, output)
     _check_batch(batch)
     check_fit(fit or model.fit)
+    for each in [camera_size] if camera_size else sizes:
+        check_format(input, each)
+    if "torch" in targets and (input != "bgr" or camera_size):
+        raise ExportError(
+            f"a torch artifact holds weights alone, and no conversion from {input}: choose onnx, "
+            "openvino or tensorrt"
+        )
     if label_kernel and ("tensorrt" not in targets or output != "labels"):
         raise ExportError("a label kernel is for engines that give labels only: add --to tensorrt")
     if isinstance(calib, (str, os.PathLike)):
@@ -182,6 +198,8 @@ def export(
     for each in dict.fromkeys(sizes):
         with scratch_folder(out, "export") as folder:
             card = make_card(model, each, precision, output, fit or model.fit, batch)
+            camera = camera_size if camera_size != each else None  # nothing to resize
+            card = card.model_copy(update={"input": input, "camera_size": camera})
             proof = given or draw_frames(max(DRAWN, batch), each)
             job = _SizeExport(model, card, proof, folder, progress)
             if set(targets) - {"torch"}:
@@ -324,14 +342,19 @@ class _SizeExport:
         self.network, self.card, self.folder = model.network.eval(), card, folder
         self.stem = f"{card.model}_{text_of(card.size)}_{card.precision}"
         self.stem += f"_b{card.batch}" if card.batch > 1 else ""
+        self.stem += f"_{card.input}" if card.input != "bgr" else ""
+        self.stem += f"_from_{text_of(card.camera_size)}" if card.camera_size else ""
         self.tell: Progress = lambda line, share: progress(f"{self.stem}: {line}", share)
         self.graph: onnx.ModelProto | None = None
         self.faults: list[str] = []  # of the graph, whatever file it is written to
         self.costs: tuple[LayerCost, ...] = ()
         self.warnings = tuple(find_warnings(card, proof))
+        proof, taken = as_camera_sees(proof, card)
         self.expected = run_reference(
             self.network, proof, card.size, card.fit, self._count("float32 reference")
         )
+        # The same answers, of the frames as the artifact takes them.
+        self.asked = self.expected.with_frames(taken) if card.takes_camera else self.expected
         self.warnings += tuple(find_missing_classes(card, self.expected))
 
     def step(self, line: str) -> None:
@@ -355,6 +378,11 @@ class _SizeExport:
         if card.precision == "fp16":
             told = self._count("headroom of float16")
             self.faults = parity.find_overflow(self.graph, self.expected, told)
+        if card.takes_camera:
+            # Last: what measured or changed the graph had pictures to do it with.
+            self.graph = take_camera(self.graph, card)
+            frames = list(self.asked.reference.frames)
+            self.faults += find_conversion_faults(self.graph, frames, card)
         write_atomically(self._graph_path, self.graph.SerializeToString())
 
     @property
@@ -394,7 +422,7 @@ class _SizeExport:
             parity.prove_artifact(
                 path,
                 self.card,
-                self.expected,
+                self.asked,
                 TARGETS[target][1],
                 held,
                 bar,
@@ -454,9 +482,9 @@ class _SizeExport:
             path = path.with_stem(f"{self.stem}_kernel")
             # Each file's name says it: such an engine needs the kernel file beside it.
             graph, card, kernel = cut_before_labels(graph, card)
-        reference = self.expected.reference
+        reference = self.asked.reference
         built = build_engine(graph, path, card, reference=reference, label_kernel=kernel, **options)
-        result = parity.prove_engine(path, built.card, self.expected, built.census)
+        result = parity.prove_engine(path, built.card, self.asked, built.census)
         result.fail(self.faults)
         return Artifact(
             path,

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from ..data.camera_formats import to_bgr
 from ..data.frames import SHIPPED_FRAMES, open_source
 from ..data.images import read_gray, read_image
-from ..data.letterbox import Fit, fit_frame, fit_labels
+from ..data.letterbox import Fit, find_view, fit_frame, fit_labels, fit_size
 from ..data.scenes import scenes
 from ..errors import ExportError, UsageError
 from ..models import Network
 from ..models.pipeline import normalize_frame
 from ..reporting import Progress
-from ..runtime.artifact import Enlargement
+from ..runtime.artifact import Card, Enlargement
 from ..runtime.verify import MARGIN_STEPS, Reference
 
 LabelMap = NDArray[np.uint8]  # (H, W)
@@ -123,6 +124,33 @@ def gather_frames(
     return photographs if photographs and len(photographs.frames) >= batch else None
 
 
+def as_camera_sees(proof: ProofFrames, card: Card) -> tuple[ProofFrames, list[NDArray[np.uint8]]]:
+    """(pictures of the card's size, by OpenCV's conversion of a camera's bytes; those bytes). Both
+    are the frames that were given where an artifact takes any picture."""
+    if not card.takes_camera:
+        return proof, [frame for _, frame in proof.frames]
+    taken = [card.encode(frame) for _, frame in proof.frames]
+    names = [name for name, _ in proof.frames]
+    seen = [_resize_exactly(to_bgr(frame, card.input), card.size, card.fit) for frame in taken]
+    size = card.camera_size or card.size
+    truth = [None if each is None else fit_labels(each, size, card.fit) for each in proof.truth]
+    return replace(proof, frames=list(zip(names, seen, strict=True)), truth=truth), taken
+
+
+def _resize_exactly(picture: NDArray[np.uint8], size: tuple[int, int], fit: Fit) -> LabelMap:
+    """What `fit_frame` does, without OpenCV's rounding of the weights: that moves a tenth of the
+    values by a level, and labels with them, for which an artifact cannot be blamed."""
+    camera = (picture.shape[0], picture.shape[1])
+    if camera == size:
+        return picture
+    view = torch.from_numpy(picture[find_view(camera, size, fit)]).permute(2, 0, 1)[None]
+    height, width = fit_size(camera, size, fit)
+    levels = functional.interpolate(view.double(), (height, width), mode="bilinear")[0] + 0.5
+    whole = np.zeros((*size, 3), np.uint8)
+    whole[:height, :width] = levels.floor().byte().permute(1, 2, 0).numpy()
+    return whole
+
+
 def spread(count: int, wanted: int) -> list[int]:
     """At most `wanted` of the places 0 to count - 1, as evenly as possible."""
     return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
@@ -185,6 +213,10 @@ class ReferenceOutputs:
     @property
     def size(self) -> Sequence[int]:
         return self.reference.labels.shape[1:]
+
+    def with_frames(self, frames: Sequence[NDArray[np.uint8]]) -> ReferenceOutputs:
+        """The same answers, to the frames as an artifact of a camera's format takes them."""
+        return replace(self, reference=replace(self.reference, frames=np.stack(frames)))
 
     def upsample(self, scores: NDArray[np.generic]) -> Logits:
         """Scores as an argmax reads them, (1, K, h, w) or before a pixel shuffle (1, K, p, h, w),

@@ -92,7 +92,7 @@ class Labeler:
         size = int(row["height"]), int(row["width"])
         frame = np.frombuffer(row["image"], np.uint8).reshape(*size, 3)
         began = time.perf_counter()
-        labels = self.segment(frame)
+        labels = self.segment.label_picture(frame)
         ms = (time.perf_counter() - began) * 1000
         pixels = np.bincount(labels.reshape(-1), minlength=self.classes)[: self.classes].tolist()
         if self.form == "rle":

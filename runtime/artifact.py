@@ -14,11 +14,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from ..data.camera_formats import CameraFormat, check_format, frame_shape, from_bgr
 from ..data.classes import ClassSet
 from ..data.files import digest_of
-from ..data.letterbox import Fit
+from ..data.letterbox import Fit, fit_frame
 from ..data.limits import check_json, check_limit, parse_json, read_limited
 from ..data.onnx_scan import scan_onnx
 from ..data.safetensors_header import read_tensor_header
@@ -129,8 +132,11 @@ class CoarseLogits(_Facts):
 class Card(_Facts):
     """An artifact's description; the runtime needs nothing else.
 
-    size: (height, width) in pixels of the frames that go in: uint8 NHWC in BGR order. batch: how
-    many go in at once, and label maps come out, each frame's own; 1 in files that name none.
+    size: (height, width) in pixels that the network sees, and of its labels. input: the format of
+    the frames that go in (`data/camera_formats.py`), uint8; "bgr" is NHWC. camera_size:
+    (height, width) of those frames' pictures, where the graph brings them to `size`; None: they
+    have it. batch: how many go in at once, and label maps come out, each frame's own; 1 in files
+    that name none.
     trained_size: likewise, what the weights were trained at. fit: how a frame of another aspect
     comes to that size (`data/letterbox.py`); `stretch` in files of versions that named none.
     outputs: "labels" (uint8, N x H x W), "logits" (the network's own, float), "coarse" (of an
@@ -161,6 +167,8 @@ class Card(_Facts):
     std: tuple[float, float, float]
     layout: Literal["NHWC"] = "NHWC"
     channels: Literal["BGR"] = "BGR"
+    input: CameraFormat = "bgr"
+    camera_size: tuple[int, int] | None = None
     weights: str
     weights_from: str
     trained: bool
@@ -187,7 +195,28 @@ class Card(_Facts):
         ):
             if wrong:
                 raise ValueError(f"{what} cannot be right")
+        if not all(1 <= side <= LARGEST for side in self.camera_size or ()):
+            raise ValueError(f"camera_size {self.camera_size} cannot be right")
+        check_format(self.input, self.camera_size or self.size)
         return self
+
+    @property
+    def takes_camera(self) -> bool:
+        """Whether the graph takes a camera's frames as they come, of one format and size."""
+        return self.input != "bgr" or self.camera_size is not None
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Of the uint8 frame that goes into the graph, without the batch."""
+        return frame_shape(self.input, self.camera_size or self.size)
+
+    def encode(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A picture (H, W, 3) uint8 BGR, any size, as the camera of this artifact gives it; as it
+        is where the artifact takes any picture."""
+        if not self.takes_camera:
+            return picture
+        whole = fit_frame(picture, self.camera_size or self.size, self.fit)
+        return np.require(from_bgr(whole, self.input), requirements=["C", "W"])
 
     @property
     def gives_labels(self) -> bool:
@@ -195,9 +224,9 @@ class Card(_Facts):
         return "labels" in self.outputs or "coarse" in self.outputs
 
     @property
-    def input_shape(self) -> tuple[int, int, int, int]:
-        """Of "frame": (N, H, W, 3)."""
-        return (self.batch, *self.size, 3)
+    def input_shape(self) -> tuple[int, ...]:
+        """Of "frame": (N, H, W, 3), or N frames of a camera's format."""
+        return (self.batch, *self.frame_shape)
 
     @property
     def label_shape(self) -> tuple[int, int, int]:
@@ -420,74 +449,3 @@ def _header_card(path: Path) -> str:
     if not card.startswith('"'):
         return str(card)
     return str(parse_json(card, f"the card in {path}", ArtifactError))
-
-
-def describe(path: Path) -> dict[str, object]:
-    """The facts of an artifact or a checkpoint, as values for JSON.
-
-    Raises:
-        ArtifactError: if it is neither.
-    """
-    if path.suffix in (".pth", ".pt"):
-        raise ArtifactError(
-            f"{path} is a pickled checkpoint, which does not describe itself: "
-            f"`rtseg export VARIANT --weights {path}` checks whether it fits"
-        )
-    if path.suffix == ".safetensors":
-        tensors = _read_header(path)[0]
-        metadata = tensors.pop("__metadata__", None) or {}
-        if "card" not in metadata:
-            return _describe_checkpoint(path, metadata, tensors)
-    card = read_card(path)
-    height, width = card.size
-    outputs = {
-        "labels": f"uint8 {card.label_shape}",
-        "logits": f"float ({card.batch}, classes, h, w)",
-        "coarse": f"float ({card.batch}, channels, h, w), for the label kernel beside it",
-    }
-    facts: dict[str, object] = {
-        "file": path.name,
-        "bytes": path.stat().st_size,
-        "model": card.model,
-        "size": f"{height}x{width}",
-        "batch": card.batch,
-        "fit": card.fit,
-        "precision": card.precision,
-        "class_set": card.class_set,
-        "classes": list(card.classes),
-        "inputs": {"frame": f"uint8 {card.input_shape}, {card.channels}"},
-        "outputs": {name: outputs[name] for name in card.outputs},
-        "normalization": {"mean": list(card.mean), "std": list(card.std), "where": "in the graph"},
-        "macs": card.macs,
-        "params": card.params,
-        "weights_from": card.weights_from,
-        "trained": card.trained,
-        "license": card.license or "not stated",
-        "trained_on": card.trained_on or "not stated",
-        "digests": {"weights": card.weights, **card.files},
-        "tools": card.tools,
-        "proof": card.proof.model_dump() if card.proof else "built, not proven",
-    }
-    if card.engine:
-        facts["engine"] = card.engine.model_dump(exclude={"blocks"})
-    return facts
-
-
-def _describe_checkpoint(
-    path: Path, metadata: dict[str, str], tensors: dict[str, Any]
-) -> dict[str, object]:
-    facts: dict[str, object] = {}
-    for name, text in metadata.items():
-        try:
-            facts[name] = json.loads(text)
-        except ValueError:  # another tool's, in its own form
-            facts[name] = text
-    floats = [each for name, each in tensors.items() if not name.endswith("num_batches_tracked")]
-    return {
-        "file": path.name,
-        "bytes": path.stat().st_size,
-        "kind": "checkpoint",
-        **facts,
-        "entries": len(floats),
-        "dtypes": sorted({each["dtype"] for each in floats}),
-    }

@@ -57,9 +57,15 @@ class Segmenter:
         cropped where its card says so and the aspects differ; its labels are brought back
         (nearest), 255 beside a crop. Gray, BGRA and other number types are converted where that
         loses nothing; ValueError says what to do where it would.
+
+        An artifact of a camera's format (`rtseg export --input nv12`) takes that format's bytes,
+        uint8 of the shape `card.frame_shape`, and nothing else; its labels are of the camera's
+        size.
         """
-        if not _are_several(frame):
+        if not _are_several(frame, self.card):
             return self.label_each([np.asarray(frame)])[0]
+        if self.card.takes_camera:
+            return np.stack(self.label_each(list(frame)))
         images = [as_bgr(each) for each in frame]
         shapes = list(dict.fromkeys(f"{each.shape[0]}x{each.shape[1]}" for each in images))
         if len(shapes) > 1:
@@ -81,14 +87,21 @@ class Segmenter:
                 if frames
                 else "there is no frame in the batch: give one at least"
             )
-        images = [as_bgr(frame) for frame in frames]
-        fitted = [fit_frame(image, card.size, card.fit) for image in images]
+        taken = [self._fit(frame) for frame in frames]
         with self._lock:
-            maps = self.backend(self._fill(fitted))
+            maps = self.backend(self._fill([fitted for fitted, _ in taken]))
             return [
-                _restore(labels, (image.shape[0], image.shape[1]), card.fit)
-                for labels, image in zip(maps, images, strict=False)
+                _restore(labels, size, card.fit)
+                for labels, (_, size) in zip(maps, taken, strict=False)
             ]
+
+    def _fit(self, frame: NDArray[np.generic]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """(a frame as the network takes it, the size that its labels go back to)."""
+        card = self.card
+        if card.takes_camera:
+            return check_camera_frame(frame, card), card.camera_size or card.size
+        image = as_bgr(frame)
+        return fit_frame(image, card.size, card.fit), (image.shape[0], image.shape[1])
 
     def _fill(self, fitted: Sequence[NDArray[np.uint8]]) -> Image:
         """The network's input, (N, H, W, 3)."""
@@ -111,9 +124,8 @@ class Segmenter:
             where this file, backend or device cannot say that, `why` does.
         """
         self._check_process()
-        image = as_bgr(frame)
-        card, size = self.card, (image.shape[0], image.shape[1])
-        fitted = fit_frame(image, card.size, card.fit)
+        card = self.card
+        fitted, size = self._fit(frame)
         with self._lock:
             bound = self.bound
             maker = self.backend.maker
@@ -156,6 +168,13 @@ class Segmenter:
         if self.card.coarse is None and backend.info.name != "torch":
             return "its labels are no argmax of resized logits, so no lead can be read"
         return 'the graph makes its labels: load it with argmax="runtime", on a CPU with numba'
+
+    def label_picture(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Labels (H, W) of a picture (H, W, 3) uint8 BGR, any size; an artifact of a camera's
+        format is given it as its camera would give it."""
+        labels = self(self.card.encode(picture))
+        size = (picture.shape[0], picture.shape[1])
+        return restore_labels(labels, size, self.card.fit) if self.card.takes_camera else labels
 
     @property
     def backend(self) -> Backend:
@@ -215,10 +234,12 @@ def load(
     return Segmenter(open_backend(name, path, device, card=card, **options))
 
 
-def _are_several(frame: object) -> bool:
+def _are_several(frame: object, card: Card) -> bool:
     """Whether these are frames, and not one, which may be nested lists of numbers too."""
     if isinstance(frame, np.ndarray):
-        return frame.ndim == 4
+        # Bytes in two dimensions and a picture in three: only the shape tells several of the first.
+        of_camera = card.takes_camera and frame.shape[1:] == card.frame_shape
+        return of_camera or frame.ndim == 4
     return isinstance(frame, (list, tuple)) and all(isinstance(e, np.ndarray) for e in frame)
 
 
@@ -228,6 +249,21 @@ def _restore(labels: NDArray[np.uint8], size: tuple[int, int], fit: Fit) -> NDAr
     # The backend writes its next labels over these, which the caller may still hold; a resize has
     # made an array of its own.
     return restored.copy() if np.shares_memory(restored, labels) else restored
+
+
+def check_camera_frame(frame: NDArray[np.generic], card: Card) -> NDArray[np.uint8]:
+    """A camera's bytes as the artifact takes them, contiguous and writable.
+
+    Raises UsageError for another shape or type.
+    """
+    frame, (height, width) = np.asarray(frame), card.camera_size or card.size
+    if frame.shape != card.frame_shape or frame.dtype != np.uint8:
+        raise UsageError(
+            f"this artifact takes {card.input} frames of a {height}x{width} camera, uint8 "
+            f"{card.frame_shape}, not {frame.dtype} {frame.shape}: have the camera deliver those, "
+            "or export again for what it delivers (--input, --camera-size)"
+        )
+    return np.require(frame, requirements=["C", "W"])
 
 
 def as_bgr(frame: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -46,6 +46,6 @@ def sign_artifact(path: Path, key: ed25519.Ed25519PrivateKey) -> Path:
 
 def _has_card(path: Path) -> bool:
     """Whether weights are an artifact, not a bare checkpoint."""
-    from .artifact import describe
+    from .description import describe
 
     return path.suffix == ".safetensors" and describe(path).get("kind") != "checkpoint"

@@ -108,7 +108,8 @@ class Figures:
 
 @dataclass
 class Reference:
-    """What float32 PyTorch said: frames (n, H, W, 3) uint8 BGR, labels (n, H, W) uint8, and margins
+    """What float32 PyTorch said: frames (n, H, W, 3) uint8 BGR, or (n, *card.frame_shape) of a
+    camera's format, labels (n, H, W) uint8, and margins
     (n, H, W) uint8, the lead of the first class over the second in thousandths of the largest
     logit. `names` of the frames, for the report."""
 
@@ -122,8 +123,10 @@ class Reference:
         packed: dict[str, Any] = {"names": np.array(self.names)}
         for kind in ("frames", "labels", "margins"):
             for i, picture in enumerate(getattr(self, kind)):
-                # PNG keeps every value, and packs label maps well.
-                packed[f"{kind}_{i}"] = cv2.imencode(".png", picture)[1]
+                # PNG keeps every value, and packs label maps well; it has no two channels.
+                rows = len(picture)
+                flat = picture.reshape(rows, -1) if picture.shape[2:] == (2,) else picture
+                packed[f"{kind}_{i}"] = cv2.imencode(".png", flat)[1]
         buffer = io.BytesIO()
         np.savez(buffer, **packed)
         write_atomically(path, buffer.getvalue())
@@ -295,7 +298,9 @@ def prove_half(
         return
     cpu = open_cpu()
     try:
-        drawn = [scene(card.size, seed) for seed in range(max(HALF_FRAMES, card.batch))]
+        drawn = [
+            card.encode(scene(card.size, seed)) for seed in range(max(HALF_FRAMES, card.batch))
+        ]
         frames = list(stack_batches(drawn, card.batch))
         same = [_classes(backend, frame) == _classes(cpu, frame) for frame in frames]
     finally:
@@ -352,7 +357,7 @@ def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:
     """One comparison a slot of each batch."""
     bars, figures = find_bars(card.precision, card.trained), []
     for places in plan_batches(len(reference.frames), card.batch):
-        maps = read_labels(backend, card, reference.frames[places])
+        maps = read_labels(backend, card, reference.frames[places].reshape(card.input_shape))
         for i, labels in zip(places, maps, strict=True):
             truth = reference.labels[i], reference.margins[i]
             figures.append(compare(*truth, labels, bars, reference.names[i]))
@@ -360,7 +365,8 @@ def _run(reference: Reference, card: Card, backend: Backend) -> list[Figures]:
 
 
 def read_labels(backend: Backend, card: Card, image: Image) -> Labels:
-    """Labels (N, H, W) of an image (N, H, W, 3), from the logits where there are only those."""
+    """Labels (N, H, W) of an image (*card.input_shape), from the logits where there are only
+    those."""
     if card.gives_labels:
         # A copy: the next call overwrites the backend's labels.
         return np.array(backend(image))

@@ -31,7 +31,8 @@ from rtseg.data.mcap_reader import McapLog
 from rtseg.data.scenes import scene
 from rtseg.data.soft_labels import load_class_map, read_probabilities
 from rtseg.errors import RtsegError
-from rtseg.runtime.artifact import describe, read_card
+from rtseg.runtime.artifact import read_card
+from rtseg.runtime.description import describe
 from rtseg.runtime.drive.faults import read_plan
 from rtseg.runtime.sinks.shared_memory import RingReader
 

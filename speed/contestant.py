@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.letterbox import restore_labels
 from ..runtime import Segmenter, load
 from ..runtime.backends.backend import Backend, Image, Labels
 from .result import STAGES, Subject
@@ -102,11 +103,15 @@ class _Stopwatch:
 class ArtifactContestant:
     """An artifact through the runtime, as a vehicle would run it.
 
-    What the graph holds counts as network: normalization, resize and argmax for labels.
+    What the graph holds counts as network: normalization, resize and argmax for labels, and the
+    color conversion of a camera's format, whose bytes are made of `frames` before.
     """
 
     def __init__(self, segmenter: Segmenter, frames: Frames, name: str = ""):
-        self.segmenter, self.frames = segmenter, itertools.cycle(frames)
+        self.segmenter = segmenter
+        # By identity: protocols that ask for the labels of a frame hold it in memory all along.
+        self._taken: dict[int, tuple[Frame, Frame]] = {}
+        self.frames = itertools.cycle([self._as_camera(frame) for frame in frames])
         self.laps: list[dict[str, float]] = []
         card, info = segmenter.card, segmenter.info
         self.subject = Subject(
@@ -124,7 +129,8 @@ class ArtifactContestant:
             artifact=name,
             batch=card.batch,
         )
-        self._random = np.repeat(random_frame(card.size)[None], card.batch, axis=0)
+        noise = card.encode(random_frame(card.size))
+        self._random = np.repeat(noise[None], card.batch, axis=0)
         self._stopwatch = _Stopwatch(segmenter.backend)
         # The Segmenter's own fitting and mapping are part of the time, so it is the one that is
         # called.
@@ -146,8 +152,17 @@ class ArtifactContestant:
             return segmenter(next(self.frames))
         return segmenter.label_each(list(itertools.islice(self.frames, self.subject.batch)))
 
+    def _as_camera(self, frame: Frame) -> Frame:
+        """A picture as the artifact's camera gives it."""
+        if not self.segmenter.card.takes_camera:
+            return frame
+        kept = self._taken.setdefault(id(frame), (frame, self.segmenter.card.encode(frame)))
+        return kept[1]
+
     def label(self, frame: Frame) -> NDArray[np.uint8]:
-        return self.segmenter(frame)
+        labels, card = self.segmenter(self._as_camera(frame)), self.segmenter.card
+        size = (frame.shape[0], frame.shape[1])
+        return restore_labels(labels, size, card.fit) if card.takes_camera else labels
 
     def network(self) -> object:
         backend = self.segmenter.backend

@@ -143,7 +143,8 @@ class Contest:
         return self.source
 
     def scenes(self) -> Frames:
-        return scenes(max(SCENES, self.card.batch), self.card.size)
+        size = self.card.camera_size or self.card.size
+        return scenes(max(SCENES, self.card.batch), size)
 
     def peer(self, name: str, device: str, asked_for: bool = True) -> PeerEntry:
         return PeerEntry(name, self, device, asked_for)

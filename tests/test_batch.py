@@ -24,9 +24,10 @@ from rtseg.models.onnx_file import OnnxNetwork
 from rtseg.models.pipeline import normalize_frame
 from rtseg.runtime import load, read_card
 from rtseg.runtime.argmax import LabelMaker
-from rtseg.runtime.artifact import MOST_BATCH, Card, describe
+from rtseg.runtime.artifact import MOST_BATCH, Card
 from rtseg.runtime.backends.tensorrt import TensorRT
 from rtseg.runtime.batches import plan_batches
+from rtseg.runtime.description import describe
 from rtseg.runtime.segmenter import Segmenter
 from torch import Tensor, nn
 from torch.nn import functional as F

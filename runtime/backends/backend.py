@@ -22,7 +22,8 @@ from ..artifact import Card
 from ..packages import pip_line
 
 log = logging.getLogger("rtseg")
-Image = NDArray[np.uint8]  # (N, H, W, 3) BGR, N frames as the card says, 1 as a rule
+# (N, H, W, 3) BGR or (N, *card.frame_shape) of a camera's format, N as the card says, 1 as a rule
+Image = NDArray[np.uint8]
 Labels = NDArray[np.uint8]  # (N, H, W) class ids
 # An image -> the scores that the labels are the argmax of, (N, K, h, w) or (N, K, factor^2, h, w).
 Scores = Callable[[Image], NDArray[np.generic]]
@@ -69,7 +70,7 @@ class Backend(ABC):
     names: Sequence[str]
 
     def __call__(self, image: Image) -> Labels:
-        """image (N, H, W, 3) uint8 BGR of the card's batch and size -> labels (N, H, W) uint8."""
+        """image (*card.input_shape) uint8 -> labels (N, H, W) uint8 of the card's size."""
         self.upload(image)
         self.compute()
         return self.download()

@@ -31,6 +31,8 @@ from .backend import (
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 NAMES = {hint: name for name, hint in HINTS.items()}
+# What it makes of a camera's frame: BGR of the camera's size, and of the network's.
+CAMERA = ("camera/bgr", "camera/pixels")
 SCORES = "scores"  # what the exporter calls the tensor that the labels are the argmax of
 RUNS = 10  # of a profile
 
@@ -182,7 +184,7 @@ def computes_bf16() -> bool:
 
 
 def read_model(path: Path, card: Card, leave_out: bool = False) -> openvino.Model:
-    """Read a model, with the positions of every GridSample as further outputs.
+    """Read a model, with GridSamples' positions and a camera's pixels as further outputs.
 
     Args:
         path: the artifact.
@@ -201,6 +203,10 @@ def read_model(path: Path, card: Card, leave_out: bool = False) -> openvino.Mode
     # In bfloat16 OpenVINO rounds positions too, by up to half a pixel of a 256 pixels wide map, but
     # it keeps what only outputs depend on in float32.
     model.add_outputs([sampler.input_value(1) for sampler in samplers])
+    # The colors of a camera's frame likewise: a level of 255 is one of bfloat16's 8 bits.
+    held = {name for node in model.get_ops() for o in node.outputs() for name in o.get_names()}
+    for name in held.intersection(CAMERA):
+        model.add_outputs(name)
     if leave_out and card.coarse is not None:
         name = card.coarse.tensor
         if name not in {each for output in model.outputs for each in output.get_names()}:

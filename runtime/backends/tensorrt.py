@@ -160,8 +160,8 @@ class TensorRT(Backend):
         )
 
     def upload(self, image: Image) -> None:
-        """image (N, H, W, 3) uint8. Queues the copy; `frame` must stay as it is until `download`
-        or `synchronize`. Raises ValueError for another shape or type."""
+        """image (*card.input_shape) uint8. Queues the copy; `frame` must stay as it is until
+        `download` or `synchronize`. Raises ValueError for another shape or type."""
         self._use()
         if image.shape != self.frame.shape or image.dtype != np.uint8:
             raise UsageError(
@@ -173,8 +173,8 @@ class TensorRT(Backend):
 
     def upload_device(self, frame: object) -> None:
         """A frame that is on the GPU already: an address, or an object with
-        `__cuda_array_interface__`, (N, H, W, 3) uint8. It must be finished, or made on this
-        backend's stream."""
+        `__cuda_array_interface__`, uint8 of `card.input_shape`. It must be finished, or made on
+        this backend's stream."""
         self._use()
         tensor = self._tensors["frame"]
         source = device_address(frame, tensor.shape)

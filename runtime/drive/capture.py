@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ...data.camera_formats import CameraFormat, to_bgr
 from ...data.frames import AGE_SOURCES, Frame, Unreadable
 from ..segmenter import as_bgr
 from .clock import LoopClock
@@ -116,6 +117,7 @@ class Capture:
         every_frame: no frame takes the place of one that waits.
         max_age_ms: for which a camera may repeat one picture; None: for ever.
         pictures: from where on a picture is called faulty.
+        format: that inference takes frames in.
 
     Attributes:
         opened_ns: when it was first opened, monotonic; 0 before.
@@ -138,9 +140,10 @@ class Capture:
         every_frame: bool = False,
         max_age_ms: float | None = None,
         pictures: PictureLimits | None = None,
+        format: CameraFormat = "bgr",
     ):
         self.source, self.mailbox, self.counters, self.clock = source, mailbox, counters, clock
-        self.every_frame, self.max_age_ms = every_frame, max_age_ms
+        self.every_frame, self.max_age_ms, self.format = every_frame, max_age_ms, format
         self.lost = ""
         self.gone = self.ended = False
         self.opened_ns = self.last_ns = self.resumed_ns = 0
@@ -241,7 +244,8 @@ class Capture:
             raise ValueError(item.reason)
         if not isinstance(item, Frame):
             raise ValueError(f"the source gave a {type(item).__name__}, not a Frame")
-        image = as_bgr(item.image)
+        item = self._in_format(item)
+        image = item.image
         now = self.clock.now_ns()
         if not isinstance(item.captured_ns, (int, np.integer)):
             raise ValueError(f"captured_ns is time.monotonic_ns(), not {item.captured_ns!r}")
@@ -254,6 +258,18 @@ class Capture:
             raise _NotNew("repeated", "captured no later than the frame before it")
         self._check_moving(image, int(item.captured_ns))
         return replace(item, image=image, captured_ns=int(item.captured_ns))
+
+    def _in_format(self, item: Frame) -> Frame:
+        """The frame as inference takes it: in the camera's own format if the artifact has that."""
+        if item.format == self.format != "bgr":
+            return item
+        image = as_bgr(to_bgr(item.image, item.format))
+        if self.format != "bgr":
+            raise ValueError(
+                f"the camera delivers {item.format}, and the model takes {self.format}: export it "
+                f"with --input {item.format}"
+            )
+        return replace(item, image=image, format="bgr")
 
     def _check_moving(self, image: NDArray[np.uint8], captured_ns: int) -> None:
         """A picture that equals the one before, byte for byte, is as old as that one, whatever its

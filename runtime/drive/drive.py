@@ -116,7 +116,7 @@ class Drive:
             _starter(segmenter, self.clock, options),
             None if fallback is None else _starter(fallback, self.clock, on_cpu),
         )
-        _check_same_classes(segmenter, fallback)
+        card = _check_same_classes(segmenter, fallback)
         for sink in sinks:
             if not callable(sink):
                 raise UsageError(f"a sink is a callable that takes messages, not {sink!r:.60}")
@@ -135,7 +135,14 @@ class Drive:
             counters, mailbox = FrameCounters(), Mailbox(self.clock)
             max_age_ms = limits.max_age_ms
             capture = Capture(
-                frames, mailbox, counters, self.clock, every_frame, max_age_ms, pictures
+                frames,
+                mailbox,
+                counters,
+                self.clock,
+                every_frame,
+                max_age_ms,
+                pictures,
+                format=card.input if card else "bgr",
             )
             own = [queue for queue in queues if queue.camera in (None, name)]
             return Loop(capture, mailbox, supervisor, own, counters, self.clock, limits, name)
@@ -388,13 +395,14 @@ def _count_certified(segmenter: object, corridor: Corridor) -> CertifiedShare:
     return CertifiedShare(cards[0].classes if cards else (), min(shares, default=None), corridor)
 
 
-def _check_same_classes(*served: object) -> None:
-    """All artifacts must have the same classes and colors, so that a class id means the same
-    whichever serves.
+def _check_same_classes(*served: object) -> Card | None:
+    """The first artifact's card, if there is an artifact. All must have the same classes and
+    colors, so that a class id means the same whichever serves, and take the same frames.
 
     Raises:
         ArtifactError: a file is no artifact.
-        UsageError: an artifact has other classes or colors than the first one.
+        UsageError: an artifact has other classes or colors than the first one, or takes other
+            frames.
     """
     first: tuple[str, Card] | None = None
     for name, card in _find_cards(*served):
@@ -404,6 +412,17 @@ def _check_same_classes(*served: object) -> None:
                 f"{name} has other classes or colors than {first[0]}: all artifacts of a "
                 "drive, its fallback too, answer in the same ones"
             )
+        if _frames_of(card) != _frames_of(first[1]):
+            raise UsageError(
+                f"{name} takes other frames than {first[0]}: export all artifacts of a drive "
+                "with the same --input and --camera-size"
+            )
+    return first[1] if first else None
+
+
+def _frames_of(card: Card) -> tuple[str, tuple[int, int] | None]:
+    """Format and size that an artifact asks of its camera; any size where it takes any picture."""
+    return card.input, (card.camera_size or card.size) if card.takes_camera else None
 
 
 def _worker(task: WorkerTask, clock: LoopClock) -> Callable[[], Worker]:

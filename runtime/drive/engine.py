@@ -118,6 +118,7 @@ class InlineEngine:
 def run_segmenter(job: int, segment: Segment, image: Picture) -> Answer:
     """The answer of a segmenter, which gives labels or Details, or what it raised; labels of
     another shape are an error too."""
+    card = getattr(segment, "card", None)
     if isinstance(segment, Segmenter) and segment.certifies:
         segment = segment.details
     began = time.perf_counter()
@@ -125,7 +126,8 @@ def run_segmenter(job: int, segment: Segment, image: Picture) -> Answer:
         found: object = segment(image)
         took_ms = (time.perf_counter() - began) * 1000
         details = found if isinstance(found, Details) else None
-        labels = check_labels(details.labels if details else found, image)
+        camera = (card.camera_size or card.size) if card and card.takes_camera else None
+        labels = check_labels(details.labels if details else found, camera or image.shape[:2])
     except Exception as error:  # a backend raises what it likes
         return Answer(job, None, error=f"{type(error).__name__}: {error}")
     if details is None:
@@ -134,16 +136,16 @@ def run_segmenter(job: int, segment: Segment, image: Picture) -> Answer:
     return Answer(job, labels, took_ms, "", *maps)
 
 
-def check_labels(labels: object, image: Picture) -> Picture:
-    """The labels, if they are a label map of `image`.
+def check_labels(labels: object, size: tuple[int, ...]) -> Picture:
+    """The labels, if they are a label map of a picture of `size`.
 
     Raises:
         ValueError: they are none.
     """
     if not isinstance(labels, np.ndarray) or labels.dtype != np.uint8:
         raise ValueError("a segmenter gives a numpy array of uint8 class ids")
-    if labels.shape != image.shape[:2]:
-        raise ValueError(f"labels of shape {labels.shape} for a frame of {image.shape[:2]}")
+    if labels.shape != size:
+        raise ValueError(f"labels of shape {labels.shape} for a frame of {size}")
     return labels
 
 

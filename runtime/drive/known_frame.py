@@ -29,7 +29,7 @@ def prove(segmenter: Segmenter, name: str) -> str:
 
     Raises ArtifactError if the labels are not those known, or are no labels at all.
     """
-    frame = scene(segmenter.card.size, SEED)
+    frame = segmenter.card.encode(scene(segmenter.card.size, SEED))
     first, second = segmenter(frame), segmenter(frame)
     if first.max() >= len(segmenter.card.classes):
         raise ArtifactError(f"{name} gives class ids that its card does not have")

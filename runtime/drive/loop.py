@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ...data.camera_formats import to_bgr
 from ..sinks.queue import SinkQueue
 from .age import AgeRecord, split_age
 from .capture import Capture, CapturedFrame, Mailbox
@@ -249,7 +250,7 @@ class Loop:
                 captured_ns=frame.captured_ns,
                 captured_wall_ns=job.captured.wall_ns,
                 labels=answer.labels,
-                image=frame.image,
+                image=to_bgr(frame.image, frame.format),
                 level=level,
                 stages_ms=stages_ms,
                 age_ms=age_ms,

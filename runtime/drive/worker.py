@@ -108,7 +108,6 @@ class Worker:
         self.baselines_ms: Sequence[float] = [0.0] * len(task.levels)
         self.facts: dict[str, Any] = {}  # what it said of itself when it was ready
         self._answers: list[Answer] = []
-        self._shape: tuple[int, ...] = ()
         self._memory = SharedPicture()
         try:
             ours, theirs = socket.socketpair()
@@ -128,7 +127,6 @@ class Worker:
     def submit(self, job: int, image: Picture, level: int) -> None:
         try:
             self._memory.write(image)
-            self._shape = image.shape
             self._connection.send(("run", job, image.shape, level))
         except OSError as error:
             self._break(f"the worker process cannot be reached: {error}")
@@ -169,9 +167,11 @@ class Worker:
             self._answers.append(Answer(job, None, error=text))
         self.clock.wake()
 
-    def _read_answer(self, job: int, inference_ms: float, maps: int, why: str) -> Answer:
+    def _read_answer(
+        self, job: int, inference_ms: float, shape: tuple[int, int], maps: int, why: str
+    ) -> Answer:
         # A copy, since the next frame goes into the same memory.
-        labels, *more = self._memory.view((1 + maps, *self._shape[:2])).copy()
+        labels, *more = self._memory.view((1 + maps, *shape)).copy()
         certified = more[0] == 1 if more else None
         confidence = more[1] if maps > 1 else None
         return Answer(job, labels, inference_ms, "", certified, confidence, why)

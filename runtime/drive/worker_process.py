@@ -71,7 +71,8 @@ def answer_frames(connection: Connection, memory: SharedPicture, segmenters: lis
         # Behind the labels, those of the maps that there are.
         maps = [each for each in (given.certified, given.confidence) if each is not None]
         memory.write(np.stack([given.labels, *maps]) if maps else given.labels)
-        connection.send(("labels", job, given.inference_ms, len(maps), given.why))
+        facts = given.inference_ms, given.labels.shape, len(maps), given.why
+        connection.send(("labels", job, *facts))
 
 
 def load_artifacts(
@@ -107,7 +108,7 @@ def measure_baseline(segmenter: Segment) -> float:
     """p95 of a warm segmenter's latency, in ms."""
     card = getattr(segmenter, "card", None)
     # A drawn scene, not zeros: where the argmax is taken of cells, its time depends on the picture.
-    image = scene(card.size if card else (64, 128))
+    image = card.encode(scene(card.size)) if card else scene((64, 128))
     for _ in range(WARM_UPS):
         segmenter(image)
     return p95(_timed(segmenter, image))
