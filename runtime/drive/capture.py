@@ -286,7 +286,7 @@ class Capture:
 
     def _check_picture(self, frame: Frame) -> tuple[str, ...]:
         """Causes of what is wrong with it; raises where it shows nothing that could be labeled."""
-        faults = self._judge.judge(frame.image)
+        faults = self._judge.judge(to_bgr(frame.image, frame.format))
         for fault in faults:
             # A log is labeled from end to end: whoever reads its masks is told in them.
             if fault.cause in WITHHELD and self.max_age_ms is not None:
