@@ -19,6 +19,7 @@ from .errors import UsageError
 from .resolve import is_artifact, load_source, open_segmenter
 from .runtime import Segmenter
 from .train.evaluate import Evaluation, Segment, evaluate_frames
+from .train.reliability import Reliability
 
 if TYPE_CHECKING:
     from .models.loading import Model
@@ -36,6 +37,7 @@ def evaluate(
     *,
     classes: What | ClassSet | None = None,
     worst: What | None = None,
+    reliability: What | None = None,
     seen: Seen = lambda index: None,
     **view: Any,
 ) -> Evaluation:
@@ -48,22 +50,42 @@ def evaluate(
         split: which part of the data set.
         classes: class set of `data="folder"`, and of a network that has none.
         worst: PNG file for a picture of the frames with the lowest mIoU.
+        reliability: PNG file for a diagram of how often labels are right by their confidence; of
+            artifacts that give one.
         seen: called with the index of each frame that is done.
         view: options of `open_labeler`.
 
     Raises:
         DataError: the data set is missing, damaged or without labels.
-        UsageError: the model's classes differ from those of the labels.
+        UsageError: the model's classes differ from those of the labels, or it gives no confidence.
     """
     if isinstance(data, str):
         data = open_dataset(data, root, split, classes)
     with open_labeler(model, data.classes, classes=classes, **view) as (segment, ran):
-        result = evaluate_frames(segment, data, seen=seen)
+        if reliability is None:
+            result = evaluate_frames(segment, data, seen=seen)
+        else:
+            result = _evaluate_confidence(segment, data, Path(reliability), seen)
         result.backend, result.precision = ran
         if worst is not None:
             from .train.evaluate import draw_worst_frames
 
             write_png(Path(worst), draw_worst_frames(result, segment, data))
+    return result
+
+
+def _evaluate_confidence(
+    segment: Segment, data: SegmentationData, picture: Path, seen: Seen
+) -> Evaluation:
+    if not isinstance(segment, Segmenter):
+        raise UsageError(
+            "only an artifact has confidences, and without --class-map: export the network, and "
+            "evaluate what that wrote"
+        )
+    meter = Reliability(segment)
+    result = evaluate_frames(meter, data, seen=seen, compared=meter.count)
+    result.reliability = meter
+    write_png(picture, meter.draw())
     return result
 
 

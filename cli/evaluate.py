@@ -49,6 +49,10 @@ def evaluate(
     backend: Backend = None,
     device: Device = None,
     worst: Annotated[Path | None, Option(help="Picture of the worst frames to write.")] = None,
+    reliability: Annotated[
+        Path | None,
+        Option(help="Reliability diagram of an artifact's confidences to write (PNG)."),
+    ] = None,
     require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
@@ -58,6 +62,7 @@ def evaluate(
 
     rtseg eval csfcn_tiny camvid --root data/camvid
     rtseg eval artifacts/csfcn_nano_360x480_fp32.onnx camvid --root data/camvid
+    rtseg eval artifacts/csfcn_nano_360x480_fp32.xml camvid --root data/camvid --reliability out.png
     """
     from ..api import evaluate as run
     from ..api import open_dataset
@@ -79,6 +84,7 @@ def evaluate(
             backend=backend,
             device=device,
             worst=worst,
+            reliability=reliability,
             seen=advance,
         )
     title = f"{model} on {dataset} {split}, run by {result.backend} in {result.precision}"

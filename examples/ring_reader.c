@@ -19,7 +19,7 @@ static uint64_t now_ns(void)
 
 static const char *sources[] = {"unknown", "exposure", "driver", "sender", "arrival", "playback"};
 
-static void print_result(const rtseg_slot *slot)
+static void print_result(const rtseg_slot *slot, const uint8_t *certified)
 {
     const uint8_t *labels = (const uint8_t *)(slot + 1);
     size_t pixels = (size_t)slot->height * slot->width, counts[256] = {0};
@@ -32,6 +32,11 @@ static void print_result(const rtseg_slot *slot)
     for (int id = 0; id < 256; id++)
         if (counts[id])
             printf(" %d:%zu", id, counts[id]);
+    size_t sure = 0;
+    for (size_t i = 0; certified && i < pixels; i++)
+        sure += certified[i] != 0;
+    if (certified)
+        printf(" certified %zu", sure);
     printf(" crc %08x\n", slot->crc);
 }
 
@@ -55,7 +60,7 @@ int main(int count, char **words)
         if (slot->kind != RTSEG_RESULT)
             printf("no mask: %s (%.48s)\n", kinds[slot->kind], slot->text);
         else if (now_ns() < slot->expires_ns)
-            print_result(slot);
+            print_result(slot, rtseg_ring_map(&ring, RTSEG_CERTIFIED));
         fflush(stdout);
     }
     return 0;

@@ -14,6 +14,7 @@
 
 enum { RTSEG_RESULT, RTSEG_LATE, RTSEG_STALE, RTSEG_LOST };
 enum { RTSEG_EXPOSURE = 1, RTSEG_DRIVER, RTSEG_SENDER, RTSEG_ARRIVAL, RTSEG_PLAYBACK };
+enum { RTSEG_CERTIFIED = 1, RTSEG_CONFIDENCE = 2 };
 #define RTSEG_NO_FRAME UINT64_MAX
 
 typedef struct {
@@ -37,8 +38,10 @@ typedef struct {
     uint32_t height, width; /* 0 for a status */
     char text[48]; /* level of a result, cause of a status */
     uint32_t age_source; /* what the age counts from: RTSEG_EXPOSURE to RTSEG_PLAYBACK, or 0 */
-    uint8_t reserved[12];
-} rtseg_slot; /* height x width class ids follow */
+    uint32_t maps; /* that follow the class ids: RTSEG_CERTIFIED, RTSEG_CONFIDENCE or both */
+    uint32_t maps_crc;
+    uint8_t reserved[4];
+} rtseg_slot; /* height x width class ids follow, then the maps, see rtseg_ring_map */
 
 typedef char rtseg_header_is_64_bytes[sizeof(rtseg_ring_header) == 64 ? 1 : -1];
 typedef char rtseg_slot_is_128_bytes[sizeof(rtseg_slot) == 128 ? 1 : -1];
@@ -132,6 +135,20 @@ static const rtseg_slot *rtseg_ring_latest(rtseg_ring *ring, uint64_t *after)
         return slot;
     }
     return NULL;
+}
+
+/* A map of the result that was read last, height x width: RTSEG_CERTIFIED (255 or 0) or
+ * RTSEG_CONFIDENCE (in 255ths); NULL if it has none, or it is damaged. */
+static inline const uint8_t *rtseg_ring_map(const rtseg_ring *ring, uint32_t which)
+{
+    const rtseg_slot *slot = ring->copy;
+    uint64_t pixels = (uint64_t)slot->height * slot->width;
+    uint32_t held = (slot->maps & 1) + (slot->maps >> 1 & 1);
+    const uint8_t *maps = (const uint8_t *)(slot + 1) + pixels;
+    if (!(slot->maps & which) || pixels * (1 + held) > ring->memory->slot_bytes - sizeof *slot
+        || slot->maps_crc != rtseg_crc32(maps, pixels * held))
+        return NULL;
+    return which == RTSEG_CONFIDENCE && held == 2 ? maps + pixels : maps;
 }
 
 #endif

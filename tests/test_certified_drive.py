@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from made_messages import SIZE, result
 from numpy.typing import NDArray
 from rtseg.data.classes import CAMVID
@@ -25,6 +28,7 @@ from rtseg.runtime.drive.certified_share import CertifiedShare, parse_corridor
 from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.worker import Worker, WorkerTask, wait_ready
 from rtseg.runtime.sinks.mcap_writer import McapRecorder
+from rtseg.runtime.sinks.shared_memory import Ring, RingReader
 
 LIMIT_S = 300.0  # reached by nothing but a defect, however busy the machine is
 LEFT = np.zeros(SIZE, bool)
@@ -120,6 +124,42 @@ def test_a_log_has_both_maps_where_results_have_them(tmp_path: Path) -> None:
         (facts, _) = (m.data for *_, m in reader.iter_messages(topics=["/rtseg/result"]))
     assert found.count("/rtseg/ros/certified") == found.count("/rtseg/ros/confidence") == 1
     assert "certified" not in json.loads(facts)
+
+
+def test_the_ring_has_both_maps_where_results_have_them(tmp_path: Path) -> None:
+    path = tmp_path / "labels.ring"
+    ring, reader = Ring(path, slots=2), RingReader(path)
+    for message in (result(0), certified_result(1), result(2), certified_result(3)):
+        ring(message)
+        entry = reader.latest()
+        assert entry is not None
+        assert (entry.labels == message.labels).all()
+        assert (entry.certified is None) == (message.certified is None)
+        if entry.certified is not None:
+            assert entry.confidence is not None
+            assert (entry.certified == message.certified).all()
+            assert (entry.confidence == message.confidence).all()
+    # A damaged map is not believed.
+    assert ring._map is not None
+    place = ring._map.find(message.confidence.tobytes())  # type: ignore[union-attr]
+    ring._map[place] ^= 1
+    assert reader.latest() is None
+    ring.close()
+
+
+def test_a_reader_in_c_finds_the_maps(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler, and cc is absent")
+    program, path = tmp_path / "reader", tmp_path / "labels.ring"
+    source = ROOT / "examples" / "ring_reader.c"
+    subprocess.run([compiler, "-Wall", "-Werror", "-o", program, source], check=True)
+    ring = Ring(path)
+    now = time.monotonic_ns()
+    ring(replace(certified_result(1), captured_ns=now, expires_ns=now + 300 * 10**9))
+    done = subprocess.run([program, path, "1"], capture_output=True, text=True, check=True)
+    assert f" certified {LEFT.sum()} " in done.stdout
+    ring.close()
 
 
 def test_the_page_gets_what_is_certified_behind_the_labels() -> None:

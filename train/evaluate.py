@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from ..data.datasets import Cached, SegmentationData
 from ..data.images import add_title, arrange, blend, draw_legend
 from ..errors import DataError, UsageError
 from ..reporting import Table
+from .reliability import Reliability
 
 Segment = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 BGR -> (H, W) uint8 class ids
 
@@ -77,7 +78,7 @@ def _mean(shares: np.ndarray) -> float:
 @dataclass
 class Evaluation:
     """What was counted. `frames`: (mIoU of the frame alone, index, name), in the order seen;
-    `backend` and `precision`: what ran."""
+    `backend` and `precision`: what ran; `reliability`: of its confidences, if it was asked for."""
 
     classes: ClassSet
     confusion: Confusion
@@ -85,6 +86,7 @@ class Evaluation:
     images: int = 0
     backend: str = ""
     precision: str = ""
+    reliability: Reliability | None = None
 
     @property
     def unseen(self) -> float:
@@ -94,8 +96,12 @@ class Evaluation:
         )
 
     def as_dict(self) -> dict[str, object]:
-        """JSON-ready: fractions; null for classes that never occur."""
-        counts = self.confusion
+        """JSON-ready: fractions; null for classes that never occur. `ece` and `reliability`, by
+        stretches of confidence, only where they were asked for."""
+        counts, known = self.confusion, self.reliability
+        calibration: dict[str, object] = {}
+        if known is not None:
+            calibration = {"ece": known.ece, "reliability": [asdict(each) for each in known.bins]}
         return {
             "miou": counts.miou(),
             "iou": _by_class(self.classes, counts.iou()),
@@ -107,6 +113,7 @@ class Evaluation:
             "precision": self.precision,
             "unseen": self.unseen,
             "confusion": counts.matrix.tolist(),
+            **calibration,
         }
 
     def to_json(self) -> str:
@@ -126,6 +133,7 @@ def evaluate_frames(
     data: SegmentationData | Cached,
     indices: Iterable[int] | None = None,
     seen: Callable[[int], None] = lambda index: None,
+    compared: Callable[[np.ndarray, np.ndarray], None] = lambda truth, labels: None,
 ) -> Evaluation:
     """Label frames and compare with the truth.
 
@@ -134,6 +142,7 @@ def evaluate_frames(
         data: A split with labels.
         indices: Of the frames; None: all.
         seen: Called with each index that is done.
+        compared: Called with the truth and the labels of each frame.
 
     Raises:
         DataError: if the split has no labels.
@@ -145,7 +154,9 @@ def evaluate_frames(
         if sample.label is None:
             raise DataError(f"{sample.name} has no label: this split cannot be evaluated")
         frame = Confusion(len(data.classes))
-        frame.update(sample.label, segment(sample.image))
+        labels = segment(sample.image)
+        frame.update(sample.label, labels)
+        compared(sample.label, labels)
         result.confusion.matrix += frame.matrix
         result.confusion.unseen += frame.unseen
         result.images += 1
@@ -166,6 +177,8 @@ def build_table(result: Evaluation, title: str = "") -> Table:
     ]
     rows.append(("mean", percent(counts.miou()), percent(counts.mean_accuracy()), ""))
     rows.append(("pixel accuracy", "", percent(counts.pixel_accuracy()), ""))
+    if result.reliability is not None:
+        rows.append(("expected calibration error", "", percent(result.reliability.ece), ""))
     if result.unseen:
         rows.append(("not seen (cropped away)", "", "", percent(result.unseen)))
     return Table(("class", "IoU %", "accuracy %", "pixels %"), rows, title)

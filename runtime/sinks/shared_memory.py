@@ -26,7 +26,12 @@ row, uint8:
     64      48 bytes the level's name (result) or the cause (status), UTF-8, ended by zeros
     112     uint32  what the age counts from: 0 unknown, 1 exposure, 2 driver, 3 sender, 4 arrival,
                     5 playback
-    116     12 bytes zeros
+    116     uint32  maps behind the labels: 1 certified, 2 confidence, 3 both in this order
+    120     uint32  CRC-32 of those maps
+    124     4 bytes zeros
+
+Each map has height x width bytes: 255 where a label is certified and 0 where not; confidence in
+255ths.
 
 A reader copies the slot, then checks that the sequence is the same even number before and after and
 that the CRC is right; otherwise the writer has overtaken it, and it reads the newest slot again. If
@@ -57,10 +62,11 @@ from ..drive.messages import Message, Result, StatusKind
 
 MAGIC, VERSION = b"RTSEGRNG", 1
 HEADER, SLOT_HEADER = 64, 128
-FACTS = struct.Struct("<QQQQQII48sI12x")  # from the slot's byte 16 on
+FACTS = struct.Struct("<QQQQQII48sIII4x")  # from the slot's byte 16 on
 SOURCES = ("", *AGE_SOURCES)  # by their number in a slot
 KINDS = (None, StatusKind.LATE, StatusKind.STALE, StatusKind.LOST)
 NO_FRAME = (1 << 64) - 1
+MAPS = {"certified": 1, "confidence": 2}
 MOST_READS = 8  # of a slot that the writer is at, or that is damaged
 
 
@@ -95,15 +101,18 @@ class Ring:
 
     def __call__(self, message: Message) -> None:
         labels = message.labels if isinstance(message, Result) else np.empty((0, 0), np.uint8)
-        if self._map is None or labels.size > self._room or not self._named():
-            self._make(labels.size)
+        maps = message.maps() if isinstance(message, Result) else {}
+        behind = b"".join(each.tobytes() for each in maps.values())
+        if self._map is None or labels.size + len(behind) > self._room or not self._named():
+            self._make(labels.size + len(behind))
         assert self._map is not None
         number = self._number + 1
         start = HEADER + (number - 1) % self.slots * (SLOT_HEADER + self._room)
-        body = _facts(message, labels.shape) + labels.tobytes()
+        held = sum(MAPS[name] for name in maps)
+        body = _facts(message, labels.shape, held, zlib.crc32(behind)) + labels.tobytes()
         # Odd while the slot is written: a seqlock.
         struct.pack_into("<Q", self._map, start, 2 * number - 1)
-        self._map[start + 16 : start + 16 + len(body)] = body
+        self._map[start + 16 : start + 16 + len(body) + len(behind)] = body + behind
         kind = 0 if isinstance(message, Result) else KINDS.index(message.kind)
         struct.pack_into("<II", self._map, start + 8, kind, zlib.crc32(body))
         struct.pack_into("<Q", self._map, start, 2 * number)
@@ -170,7 +179,7 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _facts(message: Message, shape: tuple[int, ...]) -> bytes:
+def _facts(message: Message, shape: tuple[int, ...], *maps: int) -> bytes:
     height, width = shape
     if isinstance(message, Result):
         times = message.captured_ns, message.captured_wall_ns, message.published_ns
@@ -181,14 +190,16 @@ def _facts(message: Message, shape: tuple[int, ...]) -> bytes:
         expires_ns, text = 0, message.cause
     source = SOURCES.index(message.age_source) if isinstance(message, Result) else 0
     # At most 47 bytes of text, so that a zero ends it.
-    return FACTS.pack(frame_id, *times, expires_ns, height, width, text.encode()[:47], source)
+    name = text.encode()[:47]
+    return FACTS.pack(frame_id, *times, expires_ns, height, width, name, source, *maps)
 
 
 @dataclass(frozen=True)
 class RingEntry:
     """A message as a reader sees it: kind None for a result, whose labels (H, W)
     uint8 are the reader's own; text: the level, or a status' cause; age_source: what the age counts
-    from, "" of a status. Times in monotonic ns."""
+    from, "" of a status; certified (bool) and confidence (uint8): (H, W), None where the drive did
+    not certify. Times in monotonic ns."""
 
     number: int
     kind: StatusKind | None
@@ -200,6 +211,8 @@ class RingEntry:
     labels: NDArray[np.uint8]
     text: str
     age_source: str = ""
+    certified: NDArray[np.bool_] | None = None
+    confidence: NDArray[np.uint8] | None = None
 
 
 class RingReader:
@@ -257,7 +270,7 @@ class RingReader:
         (after,) = struct.unpack_from("<Q", memory, start)
         if not before == after == 2 * number:
             return None
-        *numbers, height, width, text, source = FACTS.unpack_from(slot)
+        *numbers, height, width, text, source, held, maps_crc = FACTS.unpack_from(slot)
         frame_id, captured, wall, published, expires = numbers
         body = slot[: FACTS.size + height * width]
         # The CRC leaves out the kind, so it is held against the labels' size.
@@ -267,9 +280,17 @@ class RingReader:
         known = None if frame_id == NO_FRAME else frame_id
         name = text.rstrip(b"\0").decode(errors="replace")
         age_source = SOURCES[source] if source < len(SOURCES) else ""
+        names = [each for each, bit in MAPS.items() if held & bit]
+        behind = slot[len(body) : len(body) + len(names) * labels.size]
+        if zlib.crc32(behind) != maps_crc or len(behind) != len(names) * labels.size:
+            return None
+        planes = np.frombuffer(behind, np.uint8).reshape(-1, height, width) if names else ()
+        maps = dict(zip(names, planes, strict=True))
         return RingEntry(
-            number, KINDS[kind], known, captured, wall, published, expires, labels, name, age_source
-        )
+            number, KINDS[kind], known, captured, wall, published, expires, labels, name,
+            age_source, maps["certified"] == 255 if "certified" in maps else None,
+            maps.get("confidence"),
+        )  # fmt: skip
 
     def close(self) -> None:
         if self._map is not None:
