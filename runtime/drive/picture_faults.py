@@ -42,7 +42,7 @@ class PictureLimits:
         blocked: share of the picture's cells that have no texture.
         half_decoded: share of the height, from the bottom, that is one color or one row repeated.
         torn: times the usual step between rows, at a row from which on all is shifted sideways;
-            the same limit holds for parts that repeat the picture before.
+            None also lets parts pass that repeat the picture before.
     """
 
     black: float | None = 10.0
