@@ -124,10 +124,10 @@ class Frontier:
         )
         lines = [
             str(self.machine),
-            f"{self.rounds} rounds over all networks, in each of which a network and {REFERENCE} "
+            f"rounds over all networks: {self.rounds}, in each of which a network and {REFERENCE} "
             f"take turns; {self.measured}",
             f"other work took up to {self.busiest:.0%} of the processor time meanwhile"
-            + (": trust the ratios more than the times" if self.busiest > BUSY else ""),
+            + (BUSY_LINE if self.busiest > BUSY else ""),
             f"weights are {weights}: speed is measured here, mIoU is as the authors published it",
         ]
         absent = [f"- {name}: {why}" for name, why in self.absent.items()]
@@ -142,6 +142,10 @@ class Frontier:
         return "\n\n".join(parts) + "\n"
 
 
+BUSY_LINE = (
+    ": **the times are a busy machine's and not to be quoted**; ratios hold about as closely as "
+    "their intervals say"
+)
 NOTE = f"""Written by `rtseg bench frontier`; [benchmarking.md](../benchmarking.md) says how it is
 measured. A call is from the frame in memory to the labels in memory, batch 1, 19 classes.
 *x {REFERENCE}*: the time over that of {REFERENCE} in the same rounds, with the 95 % interval;
