@@ -119,9 +119,8 @@ class Frontier:
 
     def page(self) -> str:
         """The table as a page, with what was measured and how."""
-        weights = (
-            "random" if not any(point.trained for point in self.points) else "not the authors'"
-        )
+        own = [f"`{point.model}`" for point in self.points if point.trained]
+        weights = "random" + (f", but for {' and '.join(own)} those that ship" if own else "")
         lines = [
             str(self.machine),
             f"rounds over all networks: {self.rounds}, in each of which a network and {REFERENCE} "
