@@ -21,7 +21,7 @@ from ..data.letterbox import Fit, fit_frame, restore_labels
 from ..errors import ArtifactError, MissingPackage, RtsegError, UsageError
 from ..resolve import export_cache
 from ..runtime.segmenter import as_bgr
-from .contestant import Frame, Frames, Laps
+from .contestant import Frame, Frames, Laps, random_frame
 from .result import Subject
 from .timing import device_ms
 
@@ -180,14 +180,16 @@ class Eager:
     def take_noise(self) -> None:
         assert self.image is not None
         if self._noise is None:
-            self._noise = self.torch.randn_like(self.image)
+            noise = self.torch.from_numpy(random_frame(self.size))
+            self._noise = noise.to(self.device)
         self._synchronize()
 
     def queued(self, count: int) -> object:
         assert self._noise is not None
         with self._settings():
             for _ in range(count):
-                result = self._compute(self._noise)
+                # From pixels to labels, since an artifact's graph holds all of that.
+                result = self._labels(self._compute(self._normalized(self._noise)))
         self._synchronize()
         return result
 

@@ -45,7 +45,8 @@ class Contestant(Protocol):
         ...
 
     def queued(self, count: int) -> object:
-        """As papers time it: `count` networks on random input, one after another, and one wait."""
+        """As papers time it: `count` networks on random input, one after another, and one wait; of
+        every contestant from pixels on the device to labels on it."""
         ...
 
     def network(self) -> object:

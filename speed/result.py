@@ -104,7 +104,8 @@ class Speedup:
 class BenchResult:
     """One row.
 
-    papers: the network alone on random input, calls queued one behind another, ms each; camera: at
+    papers: from random pixels on the device to labels on it, calls queued one behind another, ms
+    each; camera: at
     a camera's pace, None if that was not asked for; stages: median ms by name of STAGES; host_mib,
     device_mib: peak memory; against: by the peer's runner, such as "eager fp32"; gpu: its state
     under this load; share: of the machine's limit, None if that was not asked for; device_ms: of
@@ -332,7 +333,7 @@ def latency_tables(facts: Sequence[Mapping[str, Any]], rate_hz: float | None) ->
             LATENCY,
         ),
         tabulate(
-            "Protocols, medians in ms: the papers' (random input, network only, queued), the "
+            "Protocols, medians in ms: the papers' (random pixels to labels, queued), the "
             f"network, frames in a burst{camera if rate_hz else ''}",
             facts,
             PROTOCOLS,

@@ -49,6 +49,21 @@ def test_torch_compile_gives_eager_s_labels(contest):
     assert (compiled.frame_to_labels() == eager.frame_to_labels()).mean() > 0.999
 
 
+def test_the_papers_protocol_times_pixels_to_labels(contest, monkeypatch):
+    """As an artifact's graph holds it: the ratio of two rows is of the same work."""
+    eager = contest.peer("eager", "cpu").open(scenes(1, SIZE), 1, None)
+    eager.take_noise()
+    steps = []
+    for name in ("_normalized", "_compute", "_labels"):
+        real = getattr(eager, name)
+        monkeypatch.setattr(
+            eager, name, lambda given, real=real, name=name: (steps.append(name), real(given))[1]
+        )
+    labels = eager.queued(2)
+    assert steps == ["_normalized", "_compute", "_labels"] * 2
+    assert tuple(labels.shape) == SIZE
+
+
 def test_an_unknown_peer_is_told_the_others():
     with pytest.raises(ValueError, match="no peer is called 'mxnet': choose from eager, compile"):
         check_peers(["mxnet"])
