@@ -105,11 +105,10 @@ def test_versions_are_pinned() -> None:
 
 def test_promises_name_tests_that_exist() -> None:
     section = README.split("## What you can rely on")[1].split("\n## ")[0]
-    rows = [line for line in section.splitlines() if line.startswith("| ") and "](" in line]
-    assert len(rows) > 10
-    for row in rows:
-        (file,) = set(re.findall(r"\]\((tests/\w+\.py)\)", row))
-        text = (ROOT / file).read_text()
-        names = re.findall(r"`(test_\w+)`", row)
-        assert names, row
-        assert [name for name in names if f"def {name}(" not in text] == []
+    promises = [line for line in section.splitlines() if "](tests/" in line]
+    assert len(promises) > 10
+    for line in promises:
+        text = "".join(
+            (ROOT / file).read_text() for file in re.findall(r"\]\((tests/\w+\.py)\)", line)
+        )
+        assert [n for n in re.findall(r"`(test_\w+)`", line) if f"def {n}(" not in text] == []
