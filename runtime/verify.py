@@ -25,6 +25,7 @@ from ..data.limits import read_arrays
 from ..data.scenes import scene
 from ..errors import ArtifactError
 from ..gpu import Gpu
+from ..system import read_system
 from .artifact import Card, Precision
 from .backends.backend import Backend, Image, Labels
 from .batches import plan_batches, stack_batches
@@ -273,24 +274,39 @@ def prove_once(path: Path, card: Card, backend: Backend, host: EngineHost) -> di
     return record
 
 
-def prove_half(
-    path: Path, card: Card, backend: Backend, gpu: Gpu, open_cpu: Callable[[], Backend]
-) -> None:
-    """Prove a float16 graph on the GPU that will run it, once, against the CPU of its machine.
+@dataclass(frozen=True)
+class Processor:
+    """A CPU as a proof names it: its name with its instruction sets, and no driver."""
 
-    Export proved it on a CPU, which computes such a graph in float32; a GPU's sums are really of
-    float16, and may overflow where nothing showed it. The record lies beside the file, as of
+    name: str
+    driver: str = ""
+
+
+def this_processor() -> Processor:
+    """This machine's."""
+    found = read_system()
+    return Processor(f"{found.cpu} ({' '.join(found.instruction_sets)})")
+
+
+def prove_half(
+    path: Path, card: Card, backend: Backend, gpu: Gpu | Processor, open_cpu: Callable[[], Backend]
+) -> None:
+    """Prove a model on the device that really computes it in float16, once, against float32 on the
+    CPU of its machine.
+
+    Export proved it on a CPU, which mostly computes such a graph in float32; sums that are really
+    of float16 may overflow where nothing showed it. The record lies beside the file, as of
     `prove_once`.
 
     Args:
         path: the artifact.
         card: of it.
-        backend: on the GPU.
-        gpu: that it runs on.
-        open_cpu: loads the same file on the CPU; called where there is no record yet.
+        backend: on that device.
+        gpu: the device, which may be a CPU.
+        open_cpu: loads the same file in float32; called where there is no record yet.
 
     Raises:
-        ArtifactError: the GPU gives other labels than the CPU.
+        ArtifactError: the device gives other labels than float32.
     """
     host = {"gpu": gpu.name, "driver": gpu.driver, "version": backend.info.version}
     key = {**_subject(path, card), **host}
@@ -310,7 +326,7 @@ def prove_half(
     log.info("proof of %s on %s: %.3f %% of labels agree", path.name, gpu.name, 100 * agreement)
     if agreement < bar:
         raise ArtifactError(
-            f"{path.name} is wrong on {gpu.name} (its labels agree with the CPU's on "
+            f"{path.name} is wrong on {gpu.name} in float16 (its labels agree with float32's on "
             f"{agreement:.3%} of pixels, the bar is {bar:.2%}), so it is not served: export it "
             "in fp32, or as an engine"
         )

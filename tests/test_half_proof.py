@@ -1,4 +1,4 @@
-"""A float16 ONNX file is proven at its first load on the GPU that will run it."""
+"""What computes in float16 is proven at its first load on the device that will run it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from rtseg.errors import ArtifactError
+from rtseg.export import export
 from rtseg.gpu import Gpu
+from rtseg.runtime import load
 from rtseg.runtime.artifact import Card
-from rtseg.runtime.verify import prove_half, record_path
+from rtseg.runtime.verify import Processor, prove_half, record_path, this_processor
 from test_preflight import card_of
 
 GPU = Gpu(0, "Pretended GPU", "8.9", "580.65.06", 24 << 30)
@@ -123,3 +125,47 @@ def test_onnx_runtime_asks_for_it_on_cuda(
     )
     backend.OnnxRuntime(path, "cuda:0")
     assert asked == (["Pretended GPU"] if precision == "fp16" else [])
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    (made,) = export("csfcn_nano:camvid", SIZE, "onnx", "fp16", out=tmp_path_factory.mktemp("half"))
+    return made.path
+
+
+@pytest.mark.parametrize("arm", [True, False])
+def test_onnx_runtime_asks_for_it_on_cpus_with_float16(
+    arm: bool, half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = pytest.importorskip("rtseg.runtime.backends.onnxruntime")
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64" if arm else "x86_64")
+    load(half, "onnxruntime", "cpu").close()
+    assert record_path(half).is_file() == arm
+    if not arm:
+        return
+    record_path(half).unlink()
+    monkeypatch.setattr(
+        backend.OnnxRuntime, "download", lambda self: np.zeros((1, *SIZE), np.uint8)
+    )
+    with pytest.raises(ArtifactError, match=r"is wrong on .* in float16"):
+        load(half, "onnxruntime", "cpu")
+    record_path(half).unlink()
+
+
+@pytest.mark.parametrize("chosen", ["fp16", "fp32"])
+def test_openvino_asks_for_it_where_it_computes_in_float16(
+    chosen: str, half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = pytest.importorskip("rtseg.runtime.backends.openvino")
+    asked: list[str] = []
+
+    def prove(path: Path, card: Card, engine: Any, processor: Processor, plain: Any) -> None:
+        asked.append(processor.name)
+        monkeypatch.undo()
+        plain().close()  # what it is held against loads, in float32
+
+    monkeypatch.setattr(backend, "prove_half", prove)
+    monkeypatch.setitem(backend.NAMES, "f32", chosen)  # as a CPU with float16 would say
+    load(half, "openvino", "cpu").close()
+    assert asked == ([this_processor().name] if chosen == "fp16" else [])

@@ -6,6 +6,8 @@ import contextlib
 import functools
 import io
 import json
+import logging
+import platform
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,8 +25,9 @@ from ..argmax import LabelMaker
 from ..artifact import Card, coarse_graph, read_card, read_sealed
 from ..packages import INSTALL_CUDA
 from ..support import INSTALL_ORT, supported
-from ..verify import prove_half
+from ..verify import prove_half, this_processor
 from .backend import (
+    BACKENDS,
     Backend,
     Diagnosis,
     Image,
@@ -34,11 +37,13 @@ from .backend import (
     Scores,
     check_input,
     cuda_available,
+    installed,
     label_maker,
     leaves_out_argmax,
 )
 from .cuda import Cuda
 
+log = logging.getLogger("rtseg")
 RUNS = 10  # of a profile
 NUMPY_TYPES = {
     "tensor(uint8)": np.uint8,
@@ -112,11 +117,24 @@ class OnnxRuntime(Backend):
             options=(("argmax", "runtime" if self._maker else "graph"), *options),
         )
 
+        if on_cpu and self.card.precision == "fp16" and computes_half():
+            self._prove_on_cpu(path, threads)
         if not on_cpu and self.card.precision == "fp16":
             gpu = next((each for each in gpus() if each.index == index), None)
             if gpu is not None:
                 cpu = functools.partial(OnnxRuntime, path, "cpu", threads, card=self.card)
                 prove_half(path, self.card, self, gpu, cpu)
+
+    def _prove_on_cpu(self, path: Path, threads: int) -> None:
+        """Against OpenVINO in float32: ONNX Runtime has no other kernels for this graph here."""
+        if not installed("openvino"):
+            log.warning("%s is not proven in this CPU's float16: install openvino", path.name)
+            return
+        make: Any = BACKENDS["openvino"].load()
+        plain = functools.partial(
+            make, path, threads=threads, precision="fp32", argmax="graph", card=self.card
+        )
+        prove_half(path, self.card, self, this_processor(), plain)
 
     def _open(self, model: bytes, options: Any, providers: list[Any]) -> Any:
         try:
@@ -290,6 +308,12 @@ class OnnxRuntime(Backend):
                 session.run(None, {"frame": image})
             events = json.loads(Path(session.end_profiling()).read_text())
         return kernel_times(events)
+
+
+def computes_half() -> bool:
+    """Whether ONNX Runtime's kernels compute float16 graphs in float16 on this CPU: those for Arm
+    do; on x86 it casts to float32."""
+    return platform.machine().lower() in ("aarch64", "arm64")
 
 
 def kernel_times(events: Sequence[dict[str, Any]]) -> LayerTimes:

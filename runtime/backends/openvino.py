@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from ...gpu import Gpu
 from ...system import usable_cores
 from ..argmax import LabelMaker
 from ..artifact import Card, read_card, read_sealed
+from ..verify import prove_half, this_processor
 from .backend import (
     Backend,
     Diagnosis,
@@ -102,6 +103,11 @@ class OpenVino(Backend):
             precision=_reached(self.card.precision, self._computes),
             options=(("argmax", "runtime" if self._maker else "graph"),),
         )
+        if NAMES.get(chosen) == "fp16":  # where the CPU has it; export computed in float32
+            plain = partial(
+                OpenVino, path, threads=threads, precision="fp32", argmax=argmax, card=self.card
+            )
+            prove_half(path, self.card, self, this_processor(), plain)
 
     @property
     def maker(self) -> LabelMaker | None:
