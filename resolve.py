@@ -255,7 +255,7 @@ def cached_export(
     from .export import export
     from .export.calibrate import Calibration
     from .export.export import AUTO
-    from .export.export import TARGETS as ENDINGS
+    from .export.job import TARGETS as ENDINGS
     from .export.stored_ranges import find_stored_ranges
 
     if precision == AUTO:
@@ -311,7 +311,7 @@ def _cached_fastest(model: Model, size: Size, target: str, progress: Progress) -
 
 def _target_for(backend: str) -> str:
     """What `export` writes for a backend: the files made for it, or others that it reads."""
-    from .export.export import TARGETS
+    from .export.job import TARGETS
 
     for target, (_, runs_in) in TARGETS.items():
         if runs_in == backend:

@@ -49,6 +49,9 @@ def export(
     batch: Annotated[
         int, Option(help="Frames that a file takes at once, one of each of several cameras.")
     ] = 1,
+    one_file: Annotated[
+        bool, Option("--one-file", help="One file for all sizes, in place of a file for each.")
+    ] = False,
     to: Annotated[list[Target] | None, Option(help="What to write; may be repeated.")] = None,
     precision: Annotated[
         Precision | None,
@@ -158,6 +161,7 @@ def export(
 
     rtseg export csfcn_tiny --size 512x1024 --to onnx --to tensorrt --precision fp16
     rtseg export csfcn_nano --size 512x1024 --batch 4 --to tensorrt
+    rtseg export csfcn_nano --size 512x1024 --size 768x1536 --one-file --to tensorrt
     rtseg export csfcn_nano --to openvino --precision int8 --calib drives/frames
     rtseg export csfcn_tiny --size 512x1024 --input nv12 --camera-size 1080x1920
     rtseg export nets.py:make_net --weights mine.pth --normalize imagenet --size 512x1024
@@ -220,6 +224,7 @@ def export(
             targets or "onnx",
             (precision or Precision.fp32).value,
             batch=batch,
+            one_file=one_file,
             out=out,
             output=output.value,
             fit=fit.value if fit else None,

@@ -18,7 +18,7 @@ from ..data.frames import SHIPPED_FRAMES, read_folder
 from ..data.images import blend, draw_legend
 from ..export import Artifact, export
 from ..export.artifacts import build_table
-from ..export.export import TARGETS
+from ..export.job import TARGETS
 from ..models.loading import Model, load_model
 from ..reporting import Progress
 from ..runtime import load

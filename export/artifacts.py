@@ -65,6 +65,7 @@ class Artifact:
             "status": self.status,
             "model": card.model,
             "size": text_of(card.size),
+            "sizes": [text_of(size) for size in card.all_sizes],
             "batch": card.batch,
             "precision": card.precision,
             "weights": card.weights,
@@ -90,7 +91,8 @@ def build_table(artifacts: Sequence[Artifact]) -> Table:
             rows.append(
                 [
                     artifact.path.name,
-                    f"{result.backend} {result.precision}",
+                    f"{result.backend} {result.precision}"
+                    + (f" {result.size}" if artifact.card.sizes else ""),
                     f"{_mebibytes(artifact.path):.1f}" if first else "",
                     _percent(result.agreement),
                     _percent(result.band_agreement),

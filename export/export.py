@@ -15,60 +15,38 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 
 from .. import __version__
 from ..data.camera_formats import CameraFormat, check_format
 from ..data.classes import ClassSet
-from ..data.files import check_writable, digest_of, scratch_folder, write_atomically
+from ..data.files import check_writable, scratch_folder
 from ..data.letterbox import Fit, check_fit
 from ..errors import ArtifactError, ExportError, ProofError
-from ..models import VARIANTS, Network, count, digest, save_checkpoint
+from ..models import VARIANTS, Network, count, digest
 from ..models.loading import Model, is_shipped, load_model
 from ..reporting import Progress
 from ..runtime.artifact import (
     LARGEST,
     MOST_BATCH,
+    MOST_SIZES,
     Card,
-    Precision,
-    digest_of_tensors,
-    read_card,
-    sidecar,
 )
 from ..runtime.backends.backend import BACKENDS, installed
 from ..runtime.support import find_capability
-from . import parity
 from .artifacts import Artifact, publish, write_report
 from .calibrate import Calibration, CalibrationFrames
-from .camera_input import find_conversion_faults, take_camera
-from .conditions import compare_calibration, find_missing_classes, find_warnings, text_of
-from .graph import DTYPES, census, find_coarse, to_onnx, write_artifact
-from .reference import (
-    MOST_FRAMES,
-    Frames,
-    ProofFrames,
-    as_camera_sees,
-    draw_frames,
-    gather_frames,
-    run_reference,
-)
-from .sensitivity import LayerCost
-from .stored_ranges import StoredRanges, pick_calibration
+from .graph import DTYPES
+from .job import TARGETS, ExportJob
+from .reference import MOST_FRAMES, Frames, draw_frames, gather_frames
+from .stored_ranges import pick_calibration
 from .tensorrt import BuilderOptions
 from .triton import write_model
 
-TARGETS = {  # target: file ending, backend that runs it
-    "onnx": (".onnx", "onnxruntime"),
-    "openvino": (".xml", "openvino"),
-    "tensorrt": (".engine", "tensorrt"),
-    "torch": (".safetensors", "torch"),
-}
 OUTPUTS = {"labels": ("labels",), "logits": ("logits",), "both": ("labels", "logits")}
 PRECISIONS = (*DTYPES, "int8")
 AUTO = "auto"  # the fastest that passes on this machine
 TRITON = "triton"  # no target of its own: it serves ONNX files and engines
-ONNX_LIMIT = 2**31  # bytes; protobuf holds no more
 DRAWN = 3  # scenes, where no frames are given
 Size = tuple[int, int]  # (height, width) in pixels
 logger = logging.getLogger("rtseg")
@@ -81,6 +59,7 @@ def export(
     precision: str = "fp32",
     *,
     batch: int = 1,
+    one_file: bool = False,
     weights: str | os.PathLike[str] | None = None,
     classes: str | os.PathLike[str] | ClassSet | None = None,
     out: str | os.PathLike[str] = "artifacts",
@@ -116,6 +95,8 @@ def export(
             out; for weights that ship it needs nothing.
         batch: how many frames a file takes at once, each in a slot of its own, for as many cameras;
             proven with another frame in every slot.
+        one_file: one file for all sizes, the first of which it runs at unless it is loaded for
+            another; each is proven. By default a file a size.
         weights: of a variant that is named, as `load_model` takes them.
         classes: of a network, as `load_model` takes them.
         out: folder for the artifacts.
@@ -163,6 +144,8 @@ def export(
 
         if TRITON in wanted:
             raise ExportError("a model for Triton runs on another machine: name its precision")
+        if one_file:
+            raise ExportError("the fastest form is chosen for one size: name its precision")
         _check(model, sizes, targets, "fp32", output)
         return export_fastest(
             model, sizes, targets, out, output=output, fit=fit, frames=frames, labels=labels,
@@ -172,6 +155,9 @@ def export(
         )  # fmt: skip
     _check(model, sizes, targets, precision, output)
     _check_batch(batch)
+    if one_file:
+        camera = input != "bgr" or camera_size is not None
+        _check_one_file(sizes, precision, label_kernel, TRITON in wanted, camera)
     check_fit(fit or model.fit)
     for each in [camera_size] if camera_size else sizes:
         check_format(input, each)
@@ -195,13 +181,17 @@ def export(
     # Only now: a wish that cannot be met has raised above, and left nothing behind.
     check_writable(out)
     artifacts: list[Artifact] = []
-    for each in dict.fromkeys(sizes):
+    sizes = list(dict.fromkeys(sizes))
+    for group in [sizes] if one_file else [[size] for size in sizes]:
         with scratch_folder(out, "export") as folder:
-            card = make_card(model, each, precision, output, fit or model.fit, batch)
-            camera = camera_size if camera_size != each else None  # nothing to resize
+            card = make_card(model, group[0], precision, output, fit or model.fit, batch)
+            camera = camera_size if camera_size != group[0] else None  # nothing to resize
             card = card.model_copy(update={"input": input, "camera_size": camera})
-            proof = given or draw_frames(max(DRAWN, batch), each)
-            job = _SizeExport(model, card, proof, folder, progress)
+            if len(group) > 1:
+                macs = tuple(count(model.network, size).macs for size in group)
+                card = card.model_copy(update={"sizes": tuple(group), "size_macs": macs})
+            proofs = {size: given or draw_frames(max(DRAWN, batch), size) for size in group}
+            job = ExportJob(model, card, proofs, folder, progress)
             if set(targets) - {"torch"}:
                 job.make_graph(picked)
             made = [
@@ -297,6 +287,21 @@ def _check_batch(batch: int) -> None:
         )
 
 
+def _check_one_file(
+    sizes: Sequence[Size], precision: str, label_kernel: bool, triton: bool, camera: bool
+) -> None:
+    if len(set(sizes)) > MOST_SIZES:
+        raise ExportError(f"one file takes up to {MOST_SIZES} sizes, not {len(set(sizes))}")
+    for wrong, what in (
+        (precision == "int8", "int8 is calibrated at one size"),
+        (label_kernel, "a label kernel is compiled for one size"),
+        (triton, "Triton's configuration names one size"),
+        (camera, "a conversion from a camera's format or size is of one size"),
+    ):
+        if wrong and len(set(sizes)) > 1:
+            raise ExportError(f"{what}: export a file for each, without --one-file")
+
+
 def make_card(
     model: Model,
     size: Size,
@@ -331,173 +336,3 @@ def make_card(
         params=cost.params,
         tools={"rtseg": __version__, "torch": torch.__version__, **tools},
     )
-
-
-class _SizeExport:
-    """One size: its reference outputs, its graph, and the artifacts made of them."""
-
-    def __init__(
-        self, model: Model, card: Card, proof: ProofFrames, folder: Path, progress: Progress
-    ):
-        self.network, self.card, self.folder = model.network.eval(), card, folder
-        self.stem = f"{card.model}_{text_of(card.size)}_{card.precision}"
-        self.stem += f"_b{card.batch}" if card.batch > 1 else ""
-        self.stem += f"_{card.input}" if card.input != "bgr" else ""
-        self.stem += f"_from_{text_of(card.camera_size)}" if card.camera_size else ""
-        self.tell: Progress = lambda line, share: progress(f"{self.stem}: {line}", share)
-        self.graph: onnx.ModelProto | None = None
-        self.faults: list[str] = []  # of the graph, whatever file it is written to
-        self.costs: tuple[LayerCost, ...] = ()
-        self.warnings = tuple(find_warnings(card, proof))
-        proof, taken = as_camera_sees(proof, card)
-        self.expected = run_reference(
-            self.network, proof, card.size, card.fit, self._count("float32 reference")
-        )
-        # The same answers, of the frames as the artifact takes them.
-        self.asked = self.expected.with_frames(taken) if card.takes_camera else self.expected
-        self.warnings += tuple(find_missing_classes(card, self.expected))
-
-    def step(self, line: str) -> None:
-        self.tell(line, 0.0)
-
-    def _count(self, what: str) -> Progress:
-        """A sign of life where frames make a step long."""
-        return lambda frame, share: self.tell(f"{what}, {frame}", share)
-
-    def make_graph(self, picked: CalibrationFrames | StoredRanges | None) -> None:
-        """Write the typed graph; an int8 one leaves its facts in the card."""
-        self.step("ONNX graph")
-        card = self.card
-        if picked is None:
-            self.graph = to_onnx(self.network, card.size, card.precision, card.outputs, card.batch)
-        else:
-            self.graph = self._quantize(picked)
-        # protobuf would fail while it writes, with a message that names neither file nor limit.
-        if self.graph.ByteSize() >= ONNX_LIMIT:
-            raise ExportError(f"{self.stem} is above 2 GB, more than one ONNX file holds")
-        if card.precision == "fp16":
-            told = self._count("headroom of float16")
-            self.faults = parity.find_overflow(self.graph, self.expected, told)
-        if card.takes_camera:
-            # Last: what measured or changed the graph had pictures to do it with.
-            self.graph = take_camera(self.graph, card)
-            frames = list(self.asked.reference.frames)
-            self.faults += find_conversion_faults(self.graph, frames, card)
-        write_atomically(self._graph_path, self.graph.SerializeToString())
-
-    @property
-    def _graph_path(self) -> Path:
-        return self.folder / "graph.onnx"
-
-    def _quantize(self, picked: CalibrationFrames | StoredRanges) -> onnx.ModelProto:
-        from .quantize import quantize, quantize_by_stored_ranges
-
-        # From float32: float16's own rounding would be charged to int8.
-        card = self.card
-        plain = to_onnx(self.network, card.size, "fp32", card.outputs, card.batch)
-        if isinstance(picked, StoredRanges):
-            made = quantize_by_stored_ranges(plain, card, picked, self.expected, self.tell)
-        else:
-            made = quantize(plain, card, picked, self.expected, self.tell)
-            self.warnings += tuple(compare_calibration(card, picked, self.expected))
-        self.card = self.card.model_copy(update={"int8": made.facts})
-        self.costs = made.costs
-        return made.graph
-
-    def make_file(self, target: str) -> Artifact:
-        """Write the artifact for a target without a compiler of its own, prove it, and write it
-        again with the proof in its card."""
-        self.step(target)
-        path = self.folder / (self.stem + TARGETS[target][0])
-        # Twice: the proof runs on the file as it will be served, and then goes into its card.
-        held = self._write(target, path, self.card)
-        ways: list[tuple[Precision | None, dict[str, Any]]] = [(None, {})]
-        # OpenVINO computes in bfloat16 where the processor can, unless it is told not to: both ways
-        # are proven, and the card tells the runtime whether it may.
-        if target == "openvino":
-            ways = [(None, {"precision": "fp32"})]
-            if _cpu_has_bf16():
-                ways.append(("bf16", {"precision": "bf16"}))
-        results = tuple(
-            parity.prove_artifact(
-                path,
-                self.card,
-                self.asked,
-                TARGETS[target][1],
-                held,
-                bar,
-                progress=self._count(f"proof of {target}"),
-                **options,
-            )
-            for bar, options in ways
-        )
-        for result in results:
-            result.fail(self.faults)
-        proof = parity.summarize(results, self.expected, self.warnings)
-        self._write(target, path, self.card.model_copy(update={"proof": proof}))
-        return Artifact(
-            path,
-            target,
-            read_card(path),
-            results,
-            self.expected.described,
-            self.warnings,
-            self.costs,
-        )
-
-    def _write(self, target: str, path: Path, card: Card) -> dict[str, int]:
-        """Write the artifact with its card; returns the census of its data types."""
-        if target == "torch":
-            save_checkpoint(self.network, path)
-            files = {"": digest_of_tensors(path)}
-            text = card.model_copy(update={"files": files}).to_json()
-            save_checkpoint(self.network, path, metadata={"card": text})
-            return {}  # weights as they were trained; the backend converts them when it loads them
-        assert self.graph is not None
-        if target == "onnx":
-            write_artifact(path, self.graph, card)
-            return census(self.graph)
-        from .openvino import census as openvino_census
-        from .openvino import to_openvino
-
-        # The second time only the card beside it changes.
-        if not path.exists():
-            to_openvino(self._graph_path, path, card.precision)
-        files = {p.name: digest_of(p) for p in (path, path.with_suffix(".bin"))}
-        card = card.model_copy(update={"files": files, "coarse": find_coarse(self.graph)})
-        write_atomically(sidecar(path), card.to_json().encode())
-        return openvino_census(path)
-
-    def make_engine(self, options: dict[str, Any], label_kernel: bool) -> Artifact:
-        """Build the engine; it is proven here if a GPU can load it, else where it is first
-        loaded."""
-        from .tensorrt import build_engine
-
-        self.step("tensorrt")
-        path, graph = self.folder / f"{self.stem}.engine", self._graph_path
-        card, kernel = self.card, None
-        if label_kernel:
-            from .argmax_kernel import cut_before_labels
-
-            path = path.with_stem(f"{self.stem}_kernel")
-            # Each file's name says it: such an engine needs the kernel file beside it.
-            graph, card, kernel = cut_before_labels(graph, card)
-        reference = self.asked.reference
-        built = build_engine(graph, path, card, reference=reference, label_kernel=kernel, **options)
-        result = parity.prove_engine(path, built.card, self.asked, built.census)
-        result.fail(self.faults)
-        return Artifact(
-            path,
-            "tensorrt",
-            read_card(path),
-            (result,),
-            self.expected.described,
-            self.warnings + built.warnings,
-            self.costs,
-        )
-
-
-def _cpu_has_bf16() -> bool:
-    from ..runtime.backends.openvino import the_core
-
-    return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -27,6 +27,7 @@ from ..runtime.batches import plan_batches
 from ..runtime.bounds import ErrorBound
 from ..runtime.verify import Figures, compare, find_bars, find_faults, read_labels
 from ..train.evaluate import Confusion
+from .conditions import text_of
 from .error_bound import ErrorMeter
 from .reference import LabelMap, Logits, ReferenceOutputs
 
@@ -52,6 +53,7 @@ class ParityResult:
     """One artifact run in one precision: "passed", "failed", or "not run" here, and why.
 
     Attributes:
+        size: of the frames, as "512x1024".
         frames: how many it was run on.
         agreement, band_agreement: share of pixels with the reference's label, in all and near
             borders between classes.
@@ -67,6 +69,7 @@ class ParityResult:
     backend: str
     precision: Precision
     status: str
+    size: str = ""
     frames: int = 0
     agreement: float | None = None
     band_agreement: float | None = None
@@ -118,7 +121,11 @@ def prove_artifact(
         **options: of the backend.
     """
     precision = bar or card.precision
-    result = ParityResult(path.name, backend, precision, "failed", census=census)
+    result = ParityResult(
+        path.name, backend, precision, "failed", text_of(card.size), census=census
+    )
+    if card.sizes:
+        options["size"] = card.size
     if not installed(backend):
         result.status, result.why = "not run", f"{backend} is not installed here"
         return result
@@ -158,7 +165,10 @@ def prove_graph(
     """What `prove_artifact` would say of an ONNX graph that no file holds yet."""
     from .graph import census, with_scores
 
-    result = ParityResult("graph", "onnxruntime", card.precision, "failed", census=census(graph))
+    size = text_of(card.size)
+    result = ParityResult(
+        "graph", "onnxruntime", card.precision, "failed", size, census=census(graph)
+    )
     probe, name = with_scores(graph)
     session = open_session(probe)
     labeled = "labels" in card.outputs
@@ -220,7 +230,8 @@ def _compare_frames(
     _fill_miou_change(result, expected, [maps[i] for i in range(result.frames)], card)
     for slot, judged in enumerate(figures):
         faults = find_faults(judged, precision, card.trained)
-        place = f"slot {slot} of the batch: " if card.batch > 1 else ""
+        place = f"at {result.size}: " if card.sizes else ""
+        place += f"slot {slot} of the batch: " if card.batch > 1 else ""
         result.faults += [f"{place}{fault}" for fault in faults]
     result.faults += _check_types(card, result.census)
     change = result.miou_change
@@ -333,6 +344,7 @@ def summarize(
     if not own:
         return None
     in_bf16 = [v.passed for v in results if v.precision == "bf16"]
+    sizes = {v.size for v in results}
     # Sorted, so that the digest does not depend on the order of fields.
     content = json.dumps([asdict(v) for v in results], sort_keys=True)
     return Proof(
@@ -344,8 +356,9 @@ def summarize(
         warnings=tuple(warnings),
         agreement=min(v.agreement for v in own if v.agreement is not None),
         logits_error=max((v.logits_error for v in own if v.logits_error is not None), default=None),
-        bf16=in_bf16[0] if in_bf16 else None,
-        bounds=tuple(ErrorBound(**v.bound) for v in results if v.bound),
+        bf16=all(in_bf16) if in_bf16 else None,
+        # A bound is of one size: that of another would certify what it was not measured on.
+        bounds=tuple(ErrorBound(**v.bound) for v in results if v.bound and len(sizes) == 1),
     )
 
 
@@ -364,6 +377,7 @@ def prove_engine(
         "tensorrt",
         card.precision,
         "failed" if found else "not run",
+        text_of(card.size),
         census=census,
         faults=found,
         why=f"{here.reason}; it is proven on the first machine that loads it",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -107,7 +107,7 @@ def build_engine(
     options: BuilderOptions | None = None,
     log_level: str = "warning",
     flavour: Flavour | None = None,
-    reference: Reference | None = None,
+    references: Mapping[tuple[int, int], Reference] | None = None,
     label_kernel: Callable[[Sequence[str]], bytes] | None = None,
 ) -> BuiltEngine:
     """Build an engine from a typed ONNX graph, and write its log, reference and card beside it.
@@ -122,7 +122,7 @@ def build_engine(
         options: of the builder, which the card keeps.
         log_level: "verbose", "info", "warning" or "error".
         flavour: by default `tensorrt` where it is installed and finds a GPU, else `tensorrt_rtx`.
-        reference: what the engine is proven against on the first machine that loads it.
+        references: by size, what the engine is proven against on the first machine that loads it.
         label_kernel: gives the kernel file that makes labels of the engine's coarse logits, for
             these compute capabilities.
 
@@ -145,6 +145,7 @@ def build_engine(
         network = _network(trt, builder)
         _parse(trt, network, log, onnx)
         config = builder.create_builder_config()
+        _add_profiles(builder, config, card)
         capabilities = _configure(trt, config, package, compute_capabilities, options)
         kernel = label_kernel(capabilities) if label_kernel else None
         plan = _build(trt, builder, network, config, log, package, log_path)
@@ -164,7 +165,7 @@ def build_engine(
         build_seconds=round(time.perf_counter() - began, 3),
         options=options.asked() or None,
     )
-    written = _write(target, plan, card, facts, reference, kernel)
+    written = _write(target, plan, card, facts, references or {}, kernel)
     warnings = tuple(find_unserved(package, capabilities, gpu))
     return BuiltEngine(written, census(trt, network), layer_types(network), log_path, warnings)
 
@@ -290,6 +291,16 @@ def _parse(trt: ModuleType, network: object, log: Any, onnx: Path) -> None:
     raise ArtifactError(
         f"TensorRT {trt.__version__} cannot parse {onnx} at node {name}{operator}: {reason}"
     )
+
+
+def _add_profiles(builder: Any, config: Any, card: Card) -> None:
+    """One for each size of an engine that takes several, for that size alone: TensorRT chooses
+    kernels for it as for an engine of one size."""
+    for height, width in card.sizes:
+        shape = (card.batch, height, width, 3)
+        profile = builder.create_optimization_profile()
+        profile.set_shape("frame", shape, shape, shape)
+        config.add_optimization_profile(profile)
 
 
 def _check_options(options: BuilderOptions, package: Package) -> None:
@@ -418,7 +429,7 @@ def _write(
     plan: bytes,
     card: Card,
     facts: EngineFacts,
-    reference: Reference | None,
+    references: Mapping[tuple[int, int], Reference],
     kernel: bytes | None,
 ) -> Card:
     """Write engine, what goes with it, and card, in this order: a reader that sees the card has
@@ -426,12 +437,13 @@ def _write(
     card = card.model_copy(
         update={"proof": None, "tools": card.tools | {facts.flavour: facts.version}}
     )
+    beside = [reference_path(target, card.at(size)) for size in card.all_sizes]
     try:
         write_atomically(target, plan)
         files = [target]
-        if reference is not None:
-            reference.save(reference_path(target))
-            files.append(reference_path(target))
+        for size, reference in references.items():
+            files.append(reference_path(target, card.at(size)))
+            reference.save(files[-1])
         if kernel is not None:
             write_atomically(kernel_path(target), kernel)
             files.append(kernel_path(target))
@@ -442,7 +454,7 @@ def _write(
         write_atomically(sidecar(target), card.to_json().encode())
     # An interrupt too: an engine without its card must not be found later.
     except BaseException:
-        for path in (target, reference_path(target), kernel_path(target), sidecar(target)):
+        for path in (target, *beside, kernel_path(target), sidecar(target)):
             path.unlink(missing_ok=True)
         raise
     return card

@@ -87,6 +87,11 @@ def _check(artifact: Path, card: Card) -> None:
         raise ArtifactError(
             f"Triton serves .onnx and .engine artifacts, not {artifact.name}: export one of those"
         )
+    if card.sizes:
+        raise ArtifactError(
+            f"{artifact.name} takes several sizes, and Triton's configuration names one: export a "
+            "file for each, without --one-file"
+        )
     if card.engine is not None and card.engine.flavour == "tensorrt_rtx":
         raise ArtifactError(
             f"{artifact.name} is a TensorRT-RTX engine, and Triton loads only TensorRT engines: "

@@ -115,7 +115,7 @@ def fleet(
 
 def local_opener(artifact: Path, options: FleetOptions) -> Opener:
     """One thread for each worker on CPUs: there is a worker on every core."""
-    threads: dict[str, object] = {} if options.gpus else {"threads": 1}
+    threads: dict[str, Any] = {} if options.gpus else {"threads": 1}
     # By name, too: the machines of a cluster do not have this one's environment.
     signed = required_key()
     return partial(

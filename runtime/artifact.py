@@ -35,6 +35,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 # corners aligned, or a pixel shuffle of (1, K * factor^2, h, w).
 Enlargement = Literal["bilinear", "bilinear_aligned", "shuffle"]
 LARGEST = 1 << 14  # pixels of a side
+MOST_SIZES = 8  # of one file
 MOST_BATCH = 32  # frames; a vehicle has fewer cameras, and a graph holds tables for each
 # The limit on the size of each kind of file.
 _SIZES = {
@@ -137,6 +138,8 @@ class Card(_Facts):
     (height, width) of those frames' pictures, where the graph brings them to `size`; None: they
     have it. batch: how many go in at once, and label maps come out, each frame's own; 1 in files
     that name none.
+    sizes: of a file that takes several, all of them, and size_macs: the macs at each; `at` gives
+    the card for one. Empty where `size` is the only one.
     trained_size: likewise, what the weights were trained at. fit: how a frame of another aspect
     comes to that size (`data/letterbox.py`); `stretch` in files of versions that named none.
     outputs: "labels" (uint8, N x H x W), "logits" (the network's own, float), "coarse" (of an
@@ -153,6 +156,8 @@ class Card(_Facts):
     model: str
     size: tuple[int, int]
     batch: int = 1
+    sizes: tuple[tuple[int, int], ...] = ()
+    size_macs: tuple[int, ...] = ()
     trained_size: tuple[int, int] | None = None
     fit: Fit = "stretch"
     precision: Precision
@@ -186,7 +191,10 @@ class Card(_Facts):
     def _check(self) -> Card:
         """What can be served at all: whoever may write a card may digest it, too."""
         for wrong, what in (
-            (not all(1 <= side <= LARGEST for side in self.size), f"size {self.size}"),
+            (not all(1 <= v <= LARGEST for s in self.all_sizes for v in s), f"size {self.size}"),
+            (self.size not in self.all_sizes, f"size {self.size}"),
+            (len(self.size_macs) != len(self.sizes), f"{len(self.size_macs)} macs"),
+            (not len(self.sizes) <= MOST_SIZES, f"{len(self.sizes)} sizes"),
             (not 1 <= self.batch <= MOST_BATCH, f"a batch of {self.batch}"),
             (not 1 <= len(self.classes) <= 255, f"{len(self.classes)} classes"),
             (len(self.palette) != len(self.classes), f"{len(self.palette)} colors of classes"),
@@ -222,6 +230,27 @@ class Card(_Facts):
     def gives_labels(self) -> bool:
         """Whether the runtime makes labels with it, rather than logits alone."""
         return "labels" in self.outputs or "coarse" in self.outputs
+
+    @property
+    def all_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(height, width) of every frame that the file takes."""
+        return self.sizes or (self.size,)
+
+    def at(self, size: tuple[int, int] | None) -> Card:
+        """This card for frames of one of its sizes, `size` if None.
+
+        Raises:
+            ArtifactError: the file does not take that size; the message names those it does.
+        """
+        if size is None or size == self.size:
+            return self
+        if size not in self.all_sizes:
+            known = " and ".join(f"{height}x{width}" for height, width in self.all_sizes)
+            raise ArtifactError(
+                f"this artifact takes {known}, not {size[0]}x{size[1]}: export it at that size too"
+            )
+        macs = self.size_macs[self.sizes.index(size)]
+        return self.model_copy(update={"size": size, "macs": macs})
 
     @property
     def input_shape(self) -> tuple[int, ...]:

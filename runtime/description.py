@@ -41,6 +41,7 @@ def describe(path: Path) -> dict[str, object]:
         "bytes": path.stat().st_size,
         "model": card.model,
         "size": f"{height}x{width}",
+        "sizes": [f"{high}x{wide}" for high, wide in card.all_sizes],
         "batch": card.batch,
         "fit": card.fit,
         "precision": card.precision,

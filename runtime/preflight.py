@@ -329,17 +329,15 @@ ENGINE_STEPS: tuple[Callable[[Path, Card, EngineFacts, Machine], None], ...] = (
 
 def _export(card: Card, target: str) -> str:
     """The command that makes the artifact anew."""
-    height, width = card.size
+    sizes = " ".join(f"--size {height}x{width}" for height, width in card.all_sizes)
+    sizes += " --one-file" if card.sizes else ""
     model = card.model
     if (PRETRAINED / card.weights_from).is_file():
         model = Path(card.weights_from).stem.replace(f"{model}_", f"{model}:", 1)
     elif card.trained:
         model += f" --weights {card.weights_from}"
     batch = f" --batch {card.batch}" if card.batch > 1 else ""
-    return (
-        f"rtseg export {model} --size {height}x{width}{batch} --precision {card.precision} "
-        f"--to {target}"
-    )
+    return f"rtseg export {model} {sizes}{batch} --precision {card.precision} --to {target}"
 
 
 def _pip(engine: EngineFacts, package: Package | None) -> str:

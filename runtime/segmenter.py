@@ -211,14 +211,16 @@ def load(
     backend: str | None = None,
     device: str | None = None,
     *,
+    size: tuple[int, int] | None = None,
     require_signature: str | os.PathLike[str] | None = None,
     **options: object,
 ) -> Segmenter:
     """The Segmenter of an artifact: `.engine`, `.onnx`, `.xml` (OpenVINO) or `.safetensors`.
 
     backend: "tensorrt", "onnxruntime", "openvino" or "torch"; by default what the file and this
-    machine suggest. device: "cpu" or "cuda[:N]". options: as the backend's class takes them, such
-    as `threads`.
+    machine suggest. device: "cpu" or "cuda[:N]". size: (height, width), which of the sizes of an
+    artifact that takes several; by default the first that it was exported at. options: as the
+    backend's class takes them, such as `threads`.
 
     Raises ArtifactError if the file is damaged, was changed since it was exported, or cannot run
     here; its message says what to do.
@@ -227,6 +229,9 @@ def load(
     if require_signature is not None:
         verify_signature(path, require_signature)
     card = read_card(path)
+    if size is not None:
+        card.at(size)  # refused before anything is loaded
+        options["size"] = size
     name = choose(path, backend, device)
     # The backend holds what it reads itself against this card: the file may be swapped meanwhile.
     own = {"", path.name, path.with_suffix(".bin").name}

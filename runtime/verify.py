@@ -231,12 +231,18 @@ class EngineHost:
     tensorrt: str
 
 
-def reference_path(engine: Path) -> Path:
-    return engine.with_name(engine.name + ".reference.npz")
+def reference_path(engine: Path, card: Card | None = None) -> Path:
+    return _beside(engine, card, "reference.npz")
 
 
-def record_path(engine: Path) -> Path:
-    return engine.with_name(engine.name + ".proof.json")
+def record_path(engine: Path, card: Card | None = None) -> Path:
+    return _beside(engine, card, "proof.json")
+
+
+def _beside(engine: Path, card: Card | None, what: str) -> Path:
+    """Beside the engine; of an engine for several sizes one a size, that which `card` is at."""
+    size = f"{card.size[0]}x{card.size[1]}." if card is not None and card.sizes else ""
+    return engine.with_name(f"{engine.name}.{size}{what}")
 
 
 def prove_once(path: Path, card: Card, backend: Backend, host: EngineHost) -> dict[str, object]:
@@ -250,14 +256,14 @@ def prove_once(path: Path, card: Card, backend: Backend, host: EngineHost) -> di
         ArtifactError: the engine gives other labels than its reference, or has none.
     """
     key = {**_subject(path, card), **asdict(host)}
-    known = read_record(record_path(path), passed=True, **key)
+    known = read_record(record_path(path, card), passed=True, **key)
     if known is not None:
         return known
     figures = _run(_reference(path, card), card, backend)
     found = find_faults(figures, card.precision, card.trained)
     record = {**key, "passed": not found, "faults": found, "frames": [asdict(f) for f in figures]}
     # A vehicle's folder may be read-only; then the proof is made at every start.
-    write_record(record_path(path), record)
+    write_record(record_path(path, card), record)
     log.log(
         logging.ERROR if found else logging.INFO,
         "proof of %s on %s with %s: %s",
@@ -310,7 +316,7 @@ def prove_half(
     """
     host = {"gpu": gpu.name, "driver": gpu.driver, "version": backend.info.version}
     key = {**_subject(path, card), **host}
-    if read_record(record_path(path), passed=True, **key) is not None:
+    if read_record(record_path(path, card), passed=True, **key) is not None:
         return
     cpu = open_cpu()
     try:
@@ -322,7 +328,9 @@ def prove_half(
     finally:
         cpu.close()
     agreement, bar = float(np.mean(same)), BARS["fp16"].agreement if card.trained else NEARLY_TIED
-    write_record(record_path(path), {**key, "passed": agreement >= bar, "agreement": agreement})
+    write_record(
+        record_path(path, card), {**key, "passed": agreement >= bar, "agreement": agreement}
+    )
     log.info("proof of %s on %s: %.3f %% of labels agree", path.name, gpu.name, 100 * agreement)
     if agreement < bar:
         raise ArtifactError(
@@ -346,12 +354,12 @@ def _classes(backend: Backend, image: Image) -> Labels:
 
 def is_proven_here(path: Path, card: Card) -> bool:
     """Whether an engine passed its proof on a device of this machine."""
-    return read_record(record_path(path), passed=True, **_subject(path, card)) is not None
+    return read_record(record_path(path, card), passed=True, **_subject(path, card)) is not None
 
 
 def _subject(path: Path, card: Card) -> dict[str, str]:
     """What a proof is of: digests of what lies there, and the version that judges."""
-    files = {"file": path, "reference": reference_path(path)}
+    files = {"file": path, "reference": reference_path(path, card)}
     return {
         "rtseg": __version__,
         "card": hashlib.sha256(card.to_json().encode()).hexdigest(),  # it sets the bar
@@ -360,7 +368,7 @@ def _subject(path: Path, card: Card) -> dict[str, str]:
 
 
 def _reference(path: Path, card: Card) -> Reference:
-    beside = reference_path(path)
+    beside = reference_path(path, card)
     expected = card.files.get(beside.name)
     if expected is None:
         raise ArtifactError(

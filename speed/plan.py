@@ -44,12 +44,14 @@ NO_TORCH = 'PyTorch is not installed: pip install "rtseg[export]"'
 @dataclass(frozen=True)
 class Entry:
     """An artifact and the backend that runs it. hint: the precision that OpenVINO shall compute in,
-    None for its default. asked_for: if False, a failure to load only leaves the row out."""
+    None for its default; size: which of those that it takes, None for its only one. asked_for: if
+    False, a failure to load only leaves the row out."""
 
     path: Path
     backend: str
     hint: str | None
     asked_for: bool
+    size: Size | None = None
 
     @property
     def title(self) -> str:
@@ -65,6 +67,8 @@ class Entry:
             options["threads"] = threads
         if self.hint is not None:
             options["precision"] = self.hint
+        if self.size is not None:
+            options["size"] = self.size
         return ArtifactContestant.open(self.path, self.backend, frames, device=device, **options)
 
 
@@ -173,7 +177,7 @@ def plan(config: BenchConfig, progress: Progress) -> tuple[list[Contest], list[s
     for measured in config.models:
         model, why = planner.open(measured)
         for entry in planner.entries(measured, model):
-            card = read_card(entry.path)
+            card = read_card(entry.path).at(entry.size)
             # Those that do the same work race; precisions and backends of it are what is compared.
             key = card.model, len(card.classes), card.size, card.batch
             contests.setdefault(key, Contest(card, [], model, why)).entries.append(entry)
@@ -230,10 +234,11 @@ class _Planner:
 
     def _of_artifact(self, path: Path) -> Iterable[Entry]:
         card, config = read_card(path), self.config
-        if config.sizes and card.size not in config.sizes:
-            height, width = card.size
+        sizes = [size for size in card.all_sizes if not config.sizes or size in config.sizes]
+        if not sizes:
+            known = " and ".join(f"{height}x{width}" for height, width in card.all_sizes)
             raise UsageError(
-                f"{path.name} takes {height}x{width} only, as exported: leave the size "
+                f"{path.name} takes {known} only, as exported: leave the size "
                 f"out, or name {card.model} instead to have it exported at other sizes"
             )
         ways = [
@@ -247,7 +252,11 @@ class _Planner:
                 f"{' or '.join(config.precisions)}: leave the precision out, or name {card.model} "
                 "instead to have it exported"
             )
-        return [Entry(path, backend, hint, bool(config.backends)) for backend, hint in ways]
+        return [
+            Entry(path, backend, hint, bool(config.backends), size if card.sizes else None)
+            for size in sizes
+            for backend, hint in ways
+        ]
 
     def _able(self, path: Path) -> list[str]:
         """The backends for a file: those asked for or installed that read it, one at least."""

@@ -211,6 +211,21 @@ class Context:
     def __init__(self, engine):
         self.engine, self.addresses = engine, {}
         self.jit = engine.world.jit
+        self.tensors = dict(engine.tensors)
+
+    def get_tensor_shape(self, name):
+        return self.tensors[name]
+
+    def set_optimization_profile_async(self, number, stream):
+        self.profile = self.engine.profiles[number]
+        return True
+
+    def set_input_shape(self, name, shape):
+        """Refuses any but that of the profile, which has one size."""
+        sides = dict(zip((1, 2), self.profile, strict=True))
+        for tensor, dims in self.tensors.items():
+            self.tensors[tensor] = [sides[i] if dim < 0 else dim for i, dim in enumerate(dims)]
+        return tuple(shape) == tuple(self.tensors[name])
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
@@ -231,7 +246,7 @@ class Context:
         return True
 
     def compute(self):
-        tensors = self.engine.tensors
+        tensors = self.tensors
         frame = self.array("frame", np.uint8)
         labels = (frame[..., 0] + self.engine.world.shift) % CLASSES
         if "labels" in tensors:
@@ -243,7 +258,7 @@ class Context:
             self.array("logits", np.float32)[0] = one_hot
 
     def array(self, name, dtype):
-        shape = self.engine.tensors[name]
+        shape = self.tensors[name]
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = (ctypes.c_uint8 * size).from_address(self.addresses[name])
         return np.frombuffer(memory, dtype).reshape(shape)
@@ -251,6 +266,7 @@ class Context:
 
 class Engine:
     def __init__(self, world, tensors):
+        self.profiles = tensors.pop("profiles", [])
         self.world, self.tensors = world, tensors
         self.num_io_tensors = len(tensors)
 
@@ -396,8 +412,10 @@ def write_engine(
     kernel=None,
     labels_of=lambda frame: frame[..., 0] % CLASSES,
     batch=1,
+    sizes=(),
 ):
-    """kernel: content of the file that makes labels of coarse logits; batch: frames at once."""
+    """kernel: content of the file that makes labels of coarse logits; batch: frames at once; sizes:
+    of an engine that takes several."""
     path = folder / "net.engine"
     shapes = {
         "frame": (batch, *SIZE, 3),
@@ -406,19 +424,24 @@ def write_engine(
         "coarse": (batch, *COARSE_SHAPE[1:]),
     }
     kept = {name: shapes[name] for name in ("frame", *outputs)}
+    if sizes:
+        kept = {"frame": (batch, -1, -1, 3), "labels": (batch, -1, -1), "profiles": sizes}
     path.write_text(json.dumps(kept if tensors is None else tensors))
     files = [path]
-    if reference:
-        frames = np.concatenate([picture(seed) for seed in range(batch)])
+    for size in (sizes or [SIZE]) if reference else []:
+        frames = np.concatenate([picture(seed, size) for seed in range(batch)])
         labels = labels_of(frames)
         sure = np.full_like(labels, margins)
-        files.append(first_load.reference_path(path))
+        at = CARD.model_copy(update={"size": size, "sizes": sizes})
+        files.append(first_load.reference_path(path, at))
         Reference(frames, labels, sure, ("drawn",) * batch).save(files[-1])
     if kernel is not None:
         files.append(kernel_path(path))
         files[-1].write_bytes(kernel)
     facts = {
-        "size": SIZE,
+        "size": sizes[0] if sizes else SIZE,
+        "sizes": sizes,
+        "size_macs": (1,) * len(sizes),
         "batch": batch,
         "precision": "fp16",
         "outputs": outputs,
@@ -433,5 +456,5 @@ def write_engine(
     return path
 
 
-def picture(seed):
-    return np.random.default_rng(seed).integers(0, 256, (1, *SIZE, 3), np.uint8)
+def picture(seed, size=SIZE):
+    return np.random.default_rng(seed).integers(0, 256, (1, *size, 3), np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,8 +118,9 @@ def test_a_fault_in_one_slot_is_found_and_named(
 ) -> None:
     from rtseg.export.graph import to_onnx
 
-    module = sys.modules["rtseg.export.export"]  # the package has a function of that name
-    monkeypatch.setattr(module, "to_onnx", lambda *args: _with_fault(to_onnx(*args), [0, 0, 2]))
+    monkeypatch.setattr(
+        "rtseg.export.job.to_onnx", lambda *args: _with_fault(to_onnx(*args), [0, 0, 2])
+    )
     with pytest.raises(ProofError, match="slot 1 of the batch: labels agree on") as told:
         export(nano, FRAME, batch=BATCH, out=tmp_path)
     assert "slot 0" not in str(told.value)

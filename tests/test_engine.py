@@ -79,7 +79,7 @@ def test_an_engine_and_all_that_belongs_to_it(single, tmp_path):
     target = tmp_path / "small.engine"
     frames = np.zeros((1, *SIZE, 3), np.uint8)
     reference = Reference(frames, frames[..., 0], frames[..., 0], ("black",))
-    built = build_engine(single, target, card_of("fp32"), reference=reference)
+    built = build_engine(single, target, card_of("fp32"), references={SIZE: reference})
 
     card = read_card(target)
     assert card == built.card

@@ -188,7 +188,7 @@ def test_an_engine_of_other_weights_is_refused(folder, network, tmp_path):
     card = read_card(right).model_copy(update={"outputs": ("labels",)})
     target = tmp_path / "other.engine"
     reference = Reference.load(reference_path(right))
-    build_engine(tmp_path / "other.onnx", target, card, reference=reference)
+    build_engine(tmp_path / "other.onnx", target, card, references={card.size: reference})
     with pytest.raises(ArtifactError, match="not served"):
         load(target)
 

@@ -45,6 +45,7 @@ from .cuda import Cuda
 
 log = logging.getLogger("rtseg")
 RUNS = 10  # of a profile
+SIDES = ("H", "W")  # names of a frame's sides in a graph that takes several sizes
 NUMPY_TYPES = {
     "tensor(uint8)": np.uint8,
     "tensor(float)": np.float32,
@@ -65,6 +66,7 @@ class OnnxRuntime(Backend):
         cuda_graph: on CUDA, record the run and replay it; `info.options` says whether that worked.
         prefer_nhwc: on CUDA, keep convolutions channels last.
         card: of the artifact, if it was read and verified.
+        size: (height, width), of an artifact that takes several.
     """
 
     def __init__(
@@ -76,8 +78,9 @@ class OnnxRuntime(Backend):
         cuda_graph: bool = False,
         prefer_nhwc: bool = False,
         card: Card | None = None,
+        size: tuple[int, int] | None = None,
     ):
-        self.card = card or read_card(path)
+        self.card = (card or read_card(path)).at(size)
         self.kind, self.index = kind, index = _parse_device(device)
         threads = threads or usable_cores()
         on_cpu = kind == "cpu"
@@ -92,7 +95,7 @@ class OnnxRuntime(Backend):
         self._values: dict[str, Any] = {}
         if on_cpu:
             model = coarse_graph(self._content, self.card) if leave_out else self._content
-            self.session = self._open(model, _options(threads), ["CPUExecutionProvider"])
+            self.session = self._open(model, self._options(threads), ["CPUExecutionProvider"])
         else:
             wanted = {"enable_cuda_graph": cuda_graph, "prefer_nhwc": prefer_nhwc}
             options = self._open_on_cuda(threads, wanted)
@@ -136,6 +139,15 @@ class OnnxRuntime(Backend):
         )
         prove_half(path, self.card, self, this_processor(), plain)
 
+    def _options(self, threads: int) -> Any:
+        options = _options(threads)
+        if self.card.sizes:
+            # With the sides fixed ONNX Runtime folds all that picks by them, and is as fast as on a
+            # file of this size alone.
+            for side, length in zip(SIDES, self.card.size, strict=True):
+                options.add_free_dimension_override_by_name(side, length)
+        return options
+
     def _open(self, model: bytes, options: Any, providers: list[Any]) -> Any:
         try:
             return onnxruntime.InferenceSession(model, options, providers=providers)
@@ -154,14 +166,14 @@ class OnnxRuntime(Backend):
         missing = _preload_cuda()
         facts = {name: "1" for name, asked in wanted.items() if asked}
         provider = ("CUDAExecutionProvider", {"device_id": self.index, **facts})
-        strict = _options(threads)
+        strict = self._options(threads)
         strict.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         said = [("prefer_nhwc", "on")] if wanted["prefer_nhwc"] else []
         try:
             # The CPU's own provider may not be named here.
             self.session = self._open(self._content, strict, [provider])
         except ArtifactError as error:
-            options = _options(threads)
+            options = self._options(threads)
             # In front: ONNX Runtime gives each node to the first provider that takes it.
             self.session = self._open(self._content, options, [provider, "CPUExecutionProvider"])
             said.append(("cpu_fallback", _first_line(error)))

@@ -57,6 +57,7 @@ class OpenVino(Backend):
         argmax: "graph" takes it as exported, "runtime" outside of the graph; see
             `leaves_out_argmax` for the default.
         card: of the artifact, if it was read and verified.
+        size: (height, width), of an artifact that takes several.
     """
 
     def __init__(
@@ -67,10 +68,11 @@ class OpenVino(Backend):
         precision: str | None = None,
         argmax: str | None = None,
         card: Card | None = None,
+        size: tuple[int, int] | None = None,
     ):
         if device not in (None, "cpu"):
             raise ArtifactError(f'the OpenVINO backend runs on "cpu", not on {device!r}')
-        self.card = card or read_card(path)
+        self.card = (card or read_card(path)).at(size)
         threads = threads or usable_cores()
         hint = precision or default_precision(self.card)
         if hint not in HINTS:
@@ -79,6 +81,8 @@ class OpenVino(Backend):
         self._maker: LabelMaker | None = None
         try:
             model = read_model(path, self.card, leave_out)
+            if self.card.sizes:
+                model.reshape(list(self.card.input_shape))
             self.model = the_core().compile_model(model, "CPU", _settings(threads, hint))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1][:300]
@@ -148,8 +152,17 @@ class OpenVino(Backend):
         return Diagnosis(versions, ("cpu",), note)
 
     @classmethod
-    def open_scores(cls, path: Path, precision: str = "fp32", **options: object) -> Scores:
-        model = read_model(path, read_card(path))
+    def open_scores(
+        cls,
+        path: Path,
+        precision: str = "fp32",
+        size: tuple[int, int] | None = None,
+        **options: object,
+    ) -> Scores:
+        card = read_card(path).at(size)
+        model = read_model(path, card)
+        if card.sizes:
+            model.reshape(list(card.input_shape))
         held = {name for node in model.get_ops() for o in node.outputs() for name in o.get_names()}
         # Where the argmax reads an output of its own, that kept its name.
         name = SCORES if SCORES in held else "logits"

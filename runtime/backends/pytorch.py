@@ -51,7 +51,7 @@ class PyTorch(Backend):
     bilinear resize and numba is installed, since that was the faster (docs/speed-notes.md), and
     CUDA times both at load and keeps the faster one; `info.options` says which. Artifacts that give
     logits too keep "graph", so that the labels are the argmax of these. card: of the artifact, if
-    it was read and verified.
+    it was read and verified. size: (height, width), of an artifact that takes several.
     """
 
     def __init__(
@@ -61,9 +61,10 @@ class PyTorch(Backend):
         threads: int | None = None,
         argmax: str | None = None,
         card: Card | None = None,
+        size: tuple[int, int] | None = None,
     ):
         check_argmax(argmax)
-        self.card = card = card or read_card(path)
+        self.card = card = (card or read_card(path)).at(size)
         self.names = card.outputs
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cuda" and not torch.cuda.is_available():

@@ -38,6 +38,7 @@ class TensorRT(Backend):
     says whether that worked. stream: the caller's (a handle, or an object with `__cuda_stream__`),
     by default one of its own. prove: False only for callers that compare its labels themselves.
     card: of the artifact, if it was read and verified.
+    size: (height, width), of an engine that takes several.
 
     An engine with a label kernel (`rtseg export --label-kernel`) has that run behind it, in the
     same graph. The first load on a machine runs the reference frames that travel with the engine,
@@ -56,8 +57,9 @@ class TensorRT(Backend):
         stream: object = None,
         prove: bool = True,
         card: Card | None = None,
+        size: tuple[int, int] | None = None,
     ):
-        self.card = card or read_card(path)
+        self.card = (card or read_card(path)).at(size)
         facts, index = _facts(path, self.card), _index(device)
         machine = this_machine()
         _refuse_hopeless(path, self.card, machine)
@@ -93,7 +95,8 @@ class TensorRT(Backend):
         began = time.perf_counter()
         try:
             caches = _jit_caches(path, self.card, self.host)
-            self._plan = Plan(self._trt, self._log, content, self._cuda, caches)
+            chosen = self._choose_profile()
+            self._plan = Plan(self._trt, self._log, content, self._cuda, caches, chosen)
         except ArtifactError as error:
             verdict = check_machine(path, self.card, machine)
             raise ArtifactError(
@@ -112,6 +115,11 @@ class TensorRT(Backend):
         self._host: dict[str, NDArray[np.generic]] = {
             name: self._pinned(name) for name in self.names
         }
+
+    def _choose_profile(self) -> tuple[int, tuple[int, ...]] | None:
+        """(the profile of the engine for this size, the frame's shape); None with one size only."""
+        card = self.card
+        return (card.sizes.index(card.size), card.input_shape) if card.sizes else None
 
     def _start_kernel(self, path: Path) -> Tensor:
         """The labels that a kernel behind every run of the plan makes."""

@@ -41,7 +41,8 @@ class Plan:
 
     jit_caches: where those kernels may lie from an earlier start; `keep_cache` keeps them in the
     first that can be written. `jit` is the outcome: "read", "written" or "none". `behind`, if
-    it is set, queues what belongs to every run, on a stream.
+    it is set, queues what belongs to every run, on a stream. profile: of an engine for several
+    sizes, the number of the one to run and the frame's shape in it.
 
     Raises ArtifactError if TensorRT rejects the engine.
     """
@@ -53,6 +54,7 @@ class Plan:
         content: bytes,
         cuda: Cuda,
         jit_caches: tuple[Path, ...] = (),
+        profile: tuple[int, tuple[int, ...]] | None = None,
     ):
         self._cuda, self._log = cuda, log
         self._addresses: list[int] = []
@@ -69,6 +71,8 @@ class Plan:
             raise ArtifactError(f"{trt.__name__} cannot load it ({last_line(log.errors)})")
         try:
             self._context = self._create_context()
+            if profile is not None:
+                self._choose(*profile)
             self.tensors = {tensor.name: tensor for tensor in self._bind(trt)}
         except BaseException:
             self.close()
@@ -128,7 +132,8 @@ class Plan:
         tensors = []
         for place in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(place)
-            shape = tuple(self._engine.get_tensor_shape(name))
+            # The context's: those of an engine for several sizes are known once one is chosen.
+            shape = tuple(self._context.get_tensor_shape(name))
             dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
             # -1 stands for a side that is chosen at run time; buffers and CUDA graph need to know
             # it.
@@ -141,6 +146,16 @@ class Plan:
                 raise ArtifactError(f"TensorRT refuses the buffer of {name!r}")
             tensors.append(Tensor(name, shape, dtype, is_input, address))
         return tensors
+
+    def _choose(self, number: int, shape: tuple[int, ...]) -> None:
+        stream = self._cuda.create_stream()
+        try:
+            chosen = self._context.set_optimization_profile_async(number, stream)
+            self._cuda.synchronize(stream)
+        finally:
+            self._cuda.destroy_stream(stream)
+        if not (chosen and self._context.set_input_shape("frame", shape)):
+            raise ArtifactError(f"TensorRT refuses frames of {shape}: export the engine again")
 
     def _create_context(self) -> object:
         if self._caches:

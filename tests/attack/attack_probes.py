@@ -55,7 +55,7 @@ def serve(folder: Path) -> None:
     import cv2
     from rtseg.data.classes import CAMVID
     from rtseg.runtime import load
-    from rtseg.runtime.artifact import describe
+    from rtseg.runtime.description import describe
     from rtseg.runtime.preflight import check
 
     known = np.load(folder / "known.npy")

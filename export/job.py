@@ -1,0 +1,244 @@
+"""One export: the reference's answers, the graph, and the artifacts made of them, each proven."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ..data.files import digest_of, write_atomically
+from ..errors import ExportError
+from ..models import save_checkpoint
+from ..models.loading import Model
+from ..reporting import Progress
+from ..runtime.artifact import Card, Precision, digest_of_tensors, read_card, sidecar
+from . import parity
+from .artifacts import Artifact
+from .calibrate import CalibrationFrames
+from .camera_input import find_conversion_faults, take_camera
+from .conditions import compare_calibration, find_missing_classes, find_warnings, text_of
+from .graph import census, find_coarse, to_onnx, write_artifact
+from .reference import ProofFrames, ReferenceOutputs, as_camera_sees, run_reference
+from .sensitivity import LayerCost
+from .several_sizes import merge_sizes
+from .stored_ranges import StoredRanges
+
+TARGETS = {  # target: file ending, backend that runs it
+    "onnx": (".onnx", "onnxruntime"),
+    "openvino": (".xml", "openvino"),
+    "tensorrt": (".engine", "tensorrt"),
+    "torch": (".safetensors", "torch"),
+}
+ONNX_LIMIT = 2**31  # bytes; protobuf holds no more
+Size = tuple[int, int]  # (height, width) in pixels
+logger = logging.getLogger("rtseg")
+
+
+class ExportJob:
+    """One size, or several in one file: reference outputs, graph, and the artifacts made of them.
+
+    Args:
+        model: what is exported.
+        card: of the artifacts, not proven yet.
+        proofs: by size, the frames to prove it on there.
+        folder: that files are made in.
+        progress: called with what is being done and the share of it that is done, 0..1.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        card: Card,
+        proofs: Mapping[Size, ProofFrames],
+        folder: Path,
+        progress: Progress,
+    ):
+        self.network, self.card, self.folder = model.network.eval(), card, folder
+        sizes = "_".join(map(text_of, card.all_sizes))
+        self.stem = f"{card.model}_{sizes}_{card.precision}"
+        self.stem += f"_b{card.batch}" if card.batch > 1 else ""
+        self.stem += f"_{card.input}" if card.input != "bgr" else ""
+        self.stem += f"_from_{text_of(card.camera_size)}" if card.camera_size else ""
+        self.tell: Progress = lambda line, share: progress(f"{self.stem}: {line}", share)
+        self.graph: onnx.ModelProto | None = None
+        self.faults: list[str] = []  # of the graph, whatever file it is written to
+        self.costs: tuple[LayerCost, ...] = ()
+        told: list[str] = []
+        self.answers: dict[Size, ReferenceOutputs] = {}
+        self.asked: dict[Size, ReferenceOutputs] = {}
+        for size, given in proofs.items():
+            told += find_warnings(card.at(size), given)
+            proof, taken = as_camera_sees(given, card.at(size))
+            self.answers[size] = run_reference(
+                self.network, proof, size, card.fit, self._count("float32 reference")
+            )
+            # The same answers, of the frames as the artifact takes them.
+            answer = self.answers[size]
+            self.asked[size] = answer.with_frames(taken) if card.takes_camera else answer
+            told += find_missing_classes(card, self.answers[size])
+        self.expected = self.answers[card.size]
+        self.warnings = tuple(dict.fromkeys(told))
+
+    def step(self, line: str) -> None:
+        self.tell(line, 0.0)
+
+    def _count(self, what: str) -> Progress:
+        """A sign of life where frames make a step long."""
+        return lambda frame, share: self.tell(f"{what}, {frame}", share)
+
+    def make_graph(self, picked: CalibrationFrames | StoredRanges | None) -> None:
+        """Write the typed graph; an int8 one leaves its facts in the card."""
+        self.step("ONNX graph")
+        card = self.card
+        if picked is None:
+            graphs = [
+                to_onnx(self.network, size, card.precision, card.outputs, card.batch)
+                for size in card.all_sizes
+            ]
+            self.graph = merge_sizes(graphs, card.sizes) if card.sizes else graphs[0]
+        else:
+            self.graph = self._quantize(picked)
+        # protobuf would fail while it writes, with a message that names neither file nor limit.
+        if self.graph.ByteSize() >= ONNX_LIMIT:
+            raise ExportError(f"{self.stem} is above 2 GB, more than one ONNX file holds")
+        if card.precision == "fp16":
+            told = self._count("headroom of float16")
+            for size, expected in self.answers.items():
+                found = parity.find_overflow(self.graph, expected, told)
+                self.faults += [f"{self._place(size)}{fault}" for fault in found]
+        if card.takes_camera:
+            # Last: what measured or changed the graph had pictures to do it with.
+            self.graph = take_camera(self.graph, card)
+            frames = list(self.asked[card.size].reference.frames)
+            self.faults += find_conversion_faults(self.graph, frames, card)
+        write_atomically(self._graph_path, self.graph.SerializeToString())
+
+    def _place(self, size: Size) -> str:
+        return f"at {text_of(size)}: " if self.card.sizes else ""
+
+    @property
+    def _graph_path(self) -> Path:
+        return self.folder / "graph.onnx"
+
+    def _quantize(self, picked: CalibrationFrames | StoredRanges) -> onnx.ModelProto:
+        from .quantize import quantize, quantize_by_stored_ranges
+
+        # From float32: float16's own rounding would be charged to int8.
+        card = self.card
+        plain = to_onnx(self.network, card.size, "fp32", card.outputs, card.batch)
+        if isinstance(picked, StoredRanges):
+            made = quantize_by_stored_ranges(plain, card, picked, self.expected, self.tell)
+        else:
+            made = quantize(plain, card, picked, self.expected, self.tell)
+            self.warnings += tuple(compare_calibration(card, picked, self.expected))
+        self.card = self.card.model_copy(update={"int8": made.facts})
+        self.costs = made.costs
+        return made.graph
+
+    def make_file(self, target: str) -> Artifact:
+        """Write the artifact for a target without a compiler of its own, prove it, and write it
+        again with the proof in its card."""
+        self.step(target)
+        path = self.folder / (self.stem + TARGETS[target][0])
+        # Twice: the proof runs on the file as it will be served, and then goes into its card.
+        held = self._write(target, path, self.card)
+        ways: list[tuple[Precision | None, dict[str, Any]]] = [(None, {})]
+        # OpenVINO computes in bfloat16 where the processor can, unless it is told not to: both ways
+        # are proven, and the card tells the runtime whether it may.
+        if target == "openvino":
+            ways = [(None, {"precision": "fp32"})]
+            if _cpu_has_bf16():
+                ways.append(("bf16", {"precision": "bf16"}))
+        results = tuple(
+            parity.prove_artifact(
+                path,
+                self.card.at(size),
+                expected,
+                TARGETS[target][1],
+                held,
+                bar,
+                progress=self._count(f"proof of {target}"),
+                **options,
+            )
+            for bar, options in ways
+            for size, expected in self.asked.items()
+        )
+        for result in results:
+            result.fail(self.faults)
+        proof = parity.summarize(results, self.expected, self.warnings)
+        self._write(target, path, self.card.model_copy(update={"proof": proof}))
+        return Artifact(
+            path,
+            target,
+            read_card(path),
+            results,
+            self.expected.described,
+            self.warnings,
+            self.costs,
+        )
+
+    def _write(self, target: str, path: Path, card: Card) -> dict[str, int]:
+        """Write the artifact with its card; returns the census of its data types."""
+        if target == "torch":
+            save_checkpoint(self.network, path)
+            files = {"": digest_of_tensors(path)}
+            text = card.model_copy(update={"files": files}).to_json()
+            save_checkpoint(self.network, path, metadata={"card": text})
+            return {}  # weights as they were trained; the backend converts them when it loads them
+        assert self.graph is not None
+        if target == "onnx":
+            write_artifact(path, self.graph, card)
+            return census(self.graph)
+        from .openvino import census as openvino_census
+        from .openvino import to_openvino
+
+        # The second time only the card beside it changes.
+        if not path.exists():
+            to_openvino(self._graph_path, path, card.precision)
+        files = {p.name: digest_of(p) for p in (path, path.with_suffix(".bin"))}
+        card = card.model_copy(update={"files": files, "coarse": find_coarse(self.graph)})
+        write_atomically(sidecar(path), card.to_json().encode())
+        return openvino_census(path)
+
+    def make_engine(self, options: dict[str, Any], label_kernel: bool) -> Artifact:
+        """Build the engine; it is proven here if a GPU can load it, else where it is first
+        loaded."""
+        from .tensorrt import build_engine
+
+        self.step("tensorrt")
+        path, graph = self.folder / f"{self.stem}.engine", self._graph_path
+        card, kernel = self.card, None
+        if label_kernel:
+            from .argmax_kernel import cut_before_labels
+
+            path = path.with_stem(f"{self.stem}_kernel")
+            # Each file's name says it: such an engine needs the kernel file beside it.
+            graph, card, kernel = cut_before_labels(graph, card)
+        references = {size: expected.reference for size, expected in self.asked.items()}
+        built = build_engine(
+            graph, path, card, references=references, label_kernel=kernel, **options
+        )
+        results = tuple(
+            parity.prove_engine(path, built.card.at(size), expected, built.census)
+            for size, expected in self.asked.items()
+        )
+        for result in results:
+            result.fail(self.faults)
+        return Artifact(
+            path,
+            "tensorrt",
+            read_card(path),
+            results,
+            self.expected.described,
+            self.warnings + built.warnings,
+            self.costs,
+        )
+
+
+def _cpu_has_bf16() -> bool:
+    from ..runtime.backends.openvino import the_core
+
+    return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

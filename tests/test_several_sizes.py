@@ -1,0 +1,256 @@
+"""One file for several sizes: each is proven, and labels are those of a file of that size alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from fake_cuda import CLASSES, picture, pretend, write_engine
+from onnx import TensorProto, helper, numpy_helper
+from onnx_files import Net, write_torch
+from rtseg.data.scenes import scenes
+from rtseg.errors import ArtifactError, ExportError, ProofError, UsageError
+from rtseg.export import export
+from rtseg.export.graph import to_onnx
+from rtseg.export.parity import open_session
+from rtseg.export.several_sizes import merge_sizes
+from rtseg.export.tensorrt import build_engine
+from rtseg.models.layers import Constant, averages
+from rtseg.models.loading import Model, load_model
+from rtseg.models.random_weights import build_untrained
+from rtseg.runtime import load, read_card
+from rtseg.runtime.artifact import MOST_SIZES, Card
+from rtseg.runtime.backends.tensorrt import TensorRT
+from rtseg.runtime.description import describe
+from rtseg.speed.config import BenchConfig
+from rtseg.speed.plan import plan
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SIZES = [(64, 96), (32, 64), (96, 64)]  # the second is the smallest, and the sides cross
+
+
+class Transformer(nn.Module):
+    """Tokens with a table of positions that is interpolated to each size, and pooled keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.stem = nn.Conv2d(3, 16, 8, stride=8)
+        self.places = nn.Parameter(torch.randn(1, 16, 4, 4))
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.pool = Constant(lambda h, w: torch.from_numpy(np.kron(averages(2, h), averages(2, w))))
+        self.head = nn.Conv2d(16, 5, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem(image)
+        height, width = x.shape[-2:]
+        x = x + F.interpolate(self.places, (height, width), mode="bilinear")
+        tokens = x.flatten(2).transpose(1, 2)
+        pooled = self.pool(height, width, like=x).to(x.dtype) @ tokens
+        tokens = self.block(tokens + pooled.mean(1, keepdim=True))
+        logits = self.head(tokens.transpose(1, 2).unflatten(2, (height, width)))
+        return F.interpolate(logits, image.shape[-2:], mode="bilinear")
+
+
+def zoo(folder: Path) -> Model:
+    return load_model("csfcn_nano:camvid")
+
+
+def transformer(folder: Path) -> Model:
+    return load_model(Transformer(), normalize="imagenet", size=SIZES[0])
+
+
+def own(folder: Path) -> Model:
+    return load_model(Net(ends="resized"), normalize="imagenet", size=SIZES[0])
+
+
+def foreign(folder: Path) -> Model:
+    path = write_torch(folder / "theirs.onnx", Net(), dynamo=False, dynamic=True)
+    return load_model(path, normalize="imagenet", size=SIZES[0])
+
+
+@pytest.mark.parametrize("make", [transformer, own, foreign])
+def test_a_file_of_several_sizes_gives_the_labels_of_each_ones_own(
+    make: Callable[[Path], Model], tmp_path: Path
+) -> None:
+    network = make(tmp_path).network
+    precision = "fp16" if make is foreign else "fp32"
+    graphs = [to_onnx(network, size, precision, ("labels", "logits"), 2) for size in SIZES]
+    session = open_session(merge_sizes(graphs, SIZES))
+    for graph, size in zip(graphs, SIZES, strict=True):
+        frames = np.stack(scenes(2, size, seed=4))
+        for found, expected in zip(
+            session.run(["labels", "logits"], {"frame": frames}),
+            open_session(graph).run(["labels", "logits"], {"frame": frames}),
+            strict=True,
+        ):
+            assert found.shape == expected.shape
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("several")
+    found = export(zoo(out), SIZES[:2], ["onnx", "openvino"], one_file=True, out=out)
+    return {artifact.target: artifact for artifact in found}
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+def test_every_size_is_proven_and_runs(made: dict[str, Any], target: str) -> None:
+    artifact = made[target]
+    assert artifact.status == "proven"
+    assert {(r.size, r.status) for r in artifact.results if r.precision == "fp32"} == {
+        ("64x96", "passed"), ("32x64", "passed"),
+    }  # fmt: skip
+    assert artifact.path.stem == "csfcn_nano_64x96_32x64_fp32"
+    assert describe(artifact.path)["sizes"] == ["64x96", "32x64"]
+    for size in SIZES[:2]:
+        for argmax in ("graph", "runtime"):
+            with load(artifact.path, device="cpu", size=size, argmax=argmax) as segment:
+                assert segment.card.size == size
+                assert segment(scenes(1, size)[0]).shape == size
+    with load(artifact.path, device="cpu") as segment:
+        assert segment.card.size == SIZES[0]
+
+
+def test_a_size_that_is_not_listed_is_refused_by_name(made: dict[str, Any]) -> None:
+    for path in (made["onnx"].path, made["openvino"].path):
+        with pytest.raises(ArtifactError, match="takes 64x96 and 32x64, not 96x96"):
+            load(path, device="cpu", size=(96, 96))
+
+
+def test_bench_measures_each_size(made: dict[str, Any]) -> None:
+    options = {"backends": ["onnxruntime"], "device": "cpu", "eager": False}
+    path = made["onnx"].path
+    contests, _ = plan(BenchConfig([path], **options), lambda *_: None)  # type: ignore[arg-type]
+    assert [contest.card.size for contest in contests] == SIZES[:2]
+    assert contests[0].card.macs > contests[1].card.macs
+    (one,), _ = plan(BenchConfig([path], [(32, 64)], **options), lambda *_: None)  # type: ignore[arg-type]
+    assert one.entries[0].size == (32, 64)
+    with pytest.raises(UsageError, match="takes 64x96 and 32x64 only"):
+        plan(BenchConfig([path], [(8, 8)], **options), lambda *_: None)  # type: ignore[arg-type]
+
+
+def test_a_fault_at_one_size_is_found_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels mirrored at the second size alone."""
+
+    def planted(network: Any, size: Any, *rest: Any) -> onnx.ModelProto:
+        graph = to_onnx(network, size, *rest)
+        for node in graph.graph.node:
+            for place, name in enumerate(node.output):
+                node.output[place] = "right" if name == "labels" else name
+        columns = np.arange(size[1])[:: -1 if size == SIZES[1] else 1]
+        graph.graph.initializer.append(numpy_helper.from_array(columns.copy(), "columns"))
+        mirror = helper.make_node("Gather", ["right", "columns"], ["labels"], "mirror", axis=2)
+        graph.graph.node.append(mirror)
+        return graph
+
+    monkeypatch.setattr("rtseg.export.job.to_onnx", planted)
+    with pytest.raises(ProofError, match="at 32x64: labels agree on") as told:
+        export(zoo(tmp_path), SIZES[:2], one_file=True, out=tmp_path)
+    assert "at 64x96" not in str(told.value)
+
+
+def _graph(*kinds: str, kernel: int = 3) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node(kind, [f"x{i}" if i else "frame"], [f"x{i + 1}"], f"{kind}_{i}")
+        for i, kind in enumerate(kinds)
+    ]
+    frame = helper.make_tensor_value_info("frame", TensorProto.FLOAT, [1, 8, 8, 3])
+    end = helper.make_tensor_value_info(f"x{len(kinds)}", TensorProto.FLOAT, [1, 8, 8, 3])
+    return helper.make_model(helper.make_graph(nodes, "small", [frame], [end]))
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (_graph("Relu", "Abs", "Neg"), r"it has other nodes at each: 2 at 8x8, 3 at 16x8"),
+        (_graph("Relu", "Neg"), r"Neg \(Neg_1\) is at 16x8 only"),
+    ],
+)
+def test_graphs_that_differ_are_refused(other: onnx.ModelProto, why: str) -> None:
+    with pytest.raises(ExportError, match=f"not the same at 8x8 and 16x8 .*{why}.* --one-file"):
+        merge_sizes([_graph("Relu", "Abs"), other], [(8, 8), (16, 8)])
+
+
+def test_what_one_file_cannot_hold(tmp_path: Path) -> None:
+    model, out = zoo(tmp_path), tmp_path / "out"
+    for options, why in (
+        ({"precision": "int8", "calib": tmp_path}, "int8 is calibrated at one size"),
+        ({"to": "triton"}, "Triton's configuration names one size"),
+        ({"to": "tensorrt", "label_kernel": True}, "a label kernel is compiled for one size"),
+    ):
+        with pytest.raises(ExportError, match=f"{why}.*without --one-file"):
+            export(model, SIZES, one_file=True, out=out, **options)  # type: ignore[arg-type]
+    many = [(32 * i, 32) for i in range(1, MOST_SIZES + 2)]
+    with pytest.raises(ExportError, match="up to 8 sizes, not 9"):
+        export(model, many, one_file=True, out=out)
+    assert not out.exists()
+
+
+def test_an_engine_runs_at_the_size_it_is_loaded_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pretend(monkeypatch, tmp_path)
+    sizes = ((16, 32), (24, 40))
+    engine = write_engine(tmp_path, sizes=sizes)
+    for size in sizes:
+        backend = TensorRT(engine, size=size)  # proven at that size as it loads
+        frame = picture(3, size)
+        np.testing.assert_array_equal(backend(frame), frame[..., 0] % CLASSES)
+        backend.close()
+    assert len(list(tmp_path.glob("*.proof.json"))) == 2
+    with pytest.raises(ArtifactError, match="takes 16x32 and 24x40, not 8x8"):
+        TensorRT(engine, size=(8, 8))
+
+
+def test_an_engine_has_a_profile_for_each_size(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX, which builds without a GPU")
+    network = transformer(tmp_path).network
+    graph = merge_sizes([to_onnx(network, size, "fp16", ("labels",)) for size in SIZES], SIZES)
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(graph.SerializeToString())
+    card = _card(SIZES)
+    built = build_engine(path, tmp_path / "net.engine", card, compute_capabilities=["8.9"])
+    assert built.card.sizes == tuple(SIZES)
+    assert read_card(tmp_path / "net.engine").at((96, 64)).input_shape == (1, 96, 64, 3)
+
+
+def _card(sizes: list[tuple[int, int]]) -> Card:
+    from speed_parts import CARD
+
+    facts = {"size": sizes[0], "sizes": tuple(sizes), "size_macs": (1,) * len(sizes)}
+    return CARD.model_copy(update=facts)
+
+
+def test_cards_of_several_sizes_check_themselves() -> None:
+    card = _card(SIZES)
+    assert Card.from_json(card.to_json()) == card
+    with pytest.raises(ValueError, match=r"size \(8, 8\) cannot be right"):
+        Card.model_validate(card.model_dump() | {"size": (8, 8)})
+    with pytest.raises(ValueError, match="1 macs cannot be right"):
+        Card.model_validate(card.model_dump() | {"size_macs": (1,)})
+
+
+def test_the_zoos_size_bound_constants_are_picked() -> None:
+    """csfcn's pooling matrices and sampling grids, of other shapes at each size."""
+    network, sizes = build_untrained("csfcn_nano", 5), [(64, 128), (96, 64)]
+    graphs = [to_onnx(network, size, "fp32", ("labels",)) for size in sizes]
+    merged = merge_sizes(graphs, sizes)
+    weights = sum(tensor.ByteSize() for tensor in graphs[0].graph.initializer)
+    assert sum(t.ByteSize() for t in merged.graph.initializer) < 1.02 * weights, "weights once"
+    session = open_session(merged)
+    for graph, size in zip(graphs, sizes, strict=True):
+        frame = scenes(1, size)[0][None]
+        (found,), (expected,) = (
+            each.run(["labels"], {"frame": frame}) for each in (session, open_session(graph))
+        )
+        assert (found == expected).mean() > 0.999
