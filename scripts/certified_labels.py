@@ -164,7 +164,8 @@ def run_network(
         (made,) = export(
             model, size, "openvino", precision, out=folder, proof_frames=given.proof_frames, **how
         )
-        with load(made.path, **({"precision": computed} if computed else {})) as segment:
+        options: dict[str, Any] = {"precision": computed} if computed else {}
+        with load(made.path, **options) as segment:
             yield measure_case(segment, expected, name, precision)
 
 
