@@ -156,8 +156,8 @@ def export(
     _check(model, sizes, targets, precision, output)
     _check_batch(batch)
     if one_file:
-        camera = input != "bgr" or camera_size is not None
-        _check_one_file(sizes, precision, label_kernel, TRITON in wanted, camera)
+        converts = input != "bgr" or camera_size is not None
+        _check_one_file(sizes, precision, label_kernel, TRITON in wanted, converts)
     check_fit(fit or model.fit)
     for each in [camera_size] if camera_size else sizes:
         check_format(input, each)
