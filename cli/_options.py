@@ -111,6 +111,15 @@ Classes = Annotated[
         autocompletion=complete_classes,
     ),
 ]
+ExportClasses = Annotated[
+    str | None,
+    in_group(
+        NETWORK,
+        help="Class set: cityscapes, camvid, ..., or a YAML file; for a network of your own also "
+        "numbered.",
+        autocompletion=complete_classes,
+    ),
+]
 Sizes = Annotated[
     list[str] | None, Option("--size", help="HxW in pixels, such as 512x1024; may be repeated.")
 ]

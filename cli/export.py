@@ -13,7 +13,7 @@ from ._console import JobFailed, note, show, working
 from ._options import (
     NETWORK,
     CameraFormat,
-    Classes,
+    ExportClasses,
     Fit,
     Json,
     Method,
@@ -83,7 +83,7 @@ def export(
             NETWORK, help='Entries that a checkpoint may lack or have too many, such as "aux.*".'
         ),
     ] = None,
-    classes: Classes = None,
+    classes: ExportClasses = None,
     frames: Annotated[
         Path | None,
         in_group(PROOF, help="Folder of images to prove it on; by default shipped or drawn ones."),
@@ -164,7 +164,7 @@ def export(
     rtseg export csfcn_nano --size 512x1024 --size 768x1536 --one-file --to tensorrt
     rtseg export csfcn_nano --to openvino --precision int8 --calib drives/frames
     rtseg export csfcn_tiny --size 512x1024 --input nv12 --camera-size 1080x1920
-    rtseg export nets.py:make_net --weights mine.pth --normalize imagenet --size 512x1024
+    rtseg export nets.py:make --classes cityscapes --normalize imagenet --size 512x1024
     rtseg export theirs.onnx --classes classes.yaml --normalize imagenet --precision fp16
     rtseg export --all --size 512x1024 --no-keep -o zoo
     """

@@ -46,6 +46,7 @@ from .registry import VARIANTS, build, find_variant
 PRETRAINED = Path(__file__).with_name("pretrained")
 log = logging.getLogger("rtseg")
 OWN_SIZE = (512, 1024)
+NUMBERED = "numbered"  # in place of a class set
 FRAME_SIZES = {"cityscapes": (1024, 2048), "bdd100k": (720, 1280)}  # (height, width) in pixels
 
 
@@ -91,27 +92,33 @@ def load_model(
             file.
         weights: checkpoint to load into the named variant; by default the weights that ship with
             it for `classes`, the first of `shipped_weights` without, else seeded random ones.
-        classes: a class set, its name or its YAML file; by default that of the weights.
+        classes: a class set, its name or its YAML file; by default that of the weights. Asked of a
+            module or file from outside the zoo, whose classes may be "numbered" where nobody needs
+            their names.
         ignore: patterns of entries that the checkpoint may lack or have too many, as
             `load_checkpoint` takes them.
         **own: for a module or file from outside the zoo, see `OwnOptions`.
 
     Raises:
         UsageError: no variant has this name, `what` already has weights, or a module or file does
-            not run, comes without a normalization, or its `preprocess` differs from it.
+            not run, comes without a normalization or class names, or its `preprocess` differs from
+            it.
         CheckpointError: the weights cannot be read or do not fit; nothing was loaded.
     """
+    numbered = classes == NUMBERED
     if isinstance(classes, (str, os.PathLike)):
-        classes = load_class_set(os.fspath(classes))
+        classes = None if numbered else load_class_set(os.fspath(classes))
     if not isinstance(classes, (ClassSet, type(None))):
         raise UsageError(f"classes is a ClassSet, its name or its YAML file, not {classes!r:.60}")
     if isinstance(what, nn.Module) and not isinstance(what, Network):
-        return _open_own(what, weights, classes, own)
+        return _open_own(what, weights, classes, own, numbered)
     named = os.fspath(what) if isinstance(what, (str, os.PathLike)) else ""
     if named.endswith(".onnx"):
-        return _open_file(Path(named), weights, classes, own)
+        return _open_file(Path(named), weights, classes, own, numbered)
     if is_factory(named) and named.partition(":")[0] not in VARIANTS:  # else it is NAME:WEIGHTS
-        return _open_own(load_module(named), weights, classes, own)
+        return _open_own(load_module(named), weights, classes, own, numbered)
+    if numbered:
+        raise UsageError(f"the classes of {_title(what)} have names: leave {NUMBERED!r} out")
     if given := own.keys() - {"size"}:  # the size is asked of exports, too
         raise UsageError(
             f"{', '.join(sorted(given))} are for modules of your own, not for {_title(what)}"
@@ -137,6 +144,7 @@ def _open_own(
     weights: str | os.PathLike[str] | None,
     classes: ClassSet | None,
     own: OwnOptions,
+    numbered: bool,
 ) -> Model:
     size = own.get("size")
     if size is None:
@@ -147,6 +155,7 @@ def _open_own(
     if weights is not None:
         state = unwrap_state_dict(read_checkpoint(Path(weights)), str(weights))
         load_own_weights(network.module, state, str(weights))
+    classes = classes or _ask_classes(network.info.num_classes, numbered)
     fit = own.get("fit", "letterbox")
     check_fit(fit)
     if preprocess := own.get("preprocess"):
@@ -160,6 +169,7 @@ def _open_file(
     weights: str | os.PathLike[str] | None,
     classes: ClassSet | None,
     own: OwnOptions,
+    numbered: bool,
 ) -> Model:
     from .onnx_file import open_onnx_file  # ONNX is no part of training's install
     from .onnx_reading import read_onnx
@@ -180,6 +190,7 @@ def _open_file(
     )
     if network.info.name in VARIANTS:  # it may be one, and says nothing of that
         network.info = replace(network.info, name=f"{network.info.name}_onnx")
+    classes = classes or _ask_classes(network.info.num_classes, numbered)
     fit = own.get("fit", "letterbox")
     if preprocess := own.get("preprocess"):
         check_preprocess(normalization, size, preprocess, fit)
@@ -201,9 +212,30 @@ def _with_classes(what: Network | Model, classes: ClassSet | None) -> Model:
     if classes is None and count == len(CITYSCAPES):
         classes = CITYSCAPES
     if classes is None:
-        names = tuple(f"class {i}" for i in range(count))
-        classes = ClassSet("unnamed", names, tuple((i, i, i) for i in range(count)))
+        classes = _number_classes(count)
     return Model(network, classes, "memory", True, _usual_size(network))
+
+
+def _number_classes(count: int) -> ClassSet:
+    names = tuple(f"class {i}" for i in range(count))
+    return ClassSet("unnamed", names, tuple((i, i, i) for i in range(count)))
+
+
+def _ask_classes(count: int, numbered: bool) -> ClassSet:
+    """Numbered classes, if those are wanted.
+
+    Raises:
+        UsageError: they are not; it names the likely answer.
+    """
+    if numbered:
+        return _number_classes(count)
+    likely = [f"--classes {each.name}" for each in CLASS_SETS.values() if len(each) == count]
+    known = f"probably {' or '.join(likely)}; else " if likely else ""
+    raise UsageError(
+        f"what are the {count} classes of this network called? {known}--classes FILE.yaml with "
+        f"a list of {count} names in the network's order, such as [road, sidewalk, ...], or "
+        f'--classes {NUMBERED} if numbers will do (in Python: classes="{NUMBERED}")'
+    )
 
 
 def _open(

@@ -52,7 +52,7 @@ class Attention(nn.Module):
 
 
 def own(module: nn.Module) -> Model:
-    return load_model(module, normalize="imagenet", size=FRAME)
+    return load_model(module, classes="numbered", normalize="imagenet", size=FRAME)
 
 
 def zoo(folder: Path) -> Model:
@@ -69,7 +69,7 @@ def plain_module(folder: Path) -> Model:
 
 def foreign(folder: Path) -> Model:
     path = write_torch(folder / "theirs.onnx", Net(), dynamo=False, dynamic=True)
-    return load_model(path, normalize="imagenet", size=FRAME)
+    return load_model(path, classes="numbered", normalize="imagenet", size=FRAME)
 
 
 @pytest.mark.parametrize("make", [zoo, transformer, plain_module, foreign])
@@ -178,7 +178,7 @@ def test_a_file_that_fixes_its_batch_is_told(tmp_path: Path) -> None:
     model.graph.initializer.append(shape)
     model.graph.node.append(helper.make_node("Reshape", ["map", "shape"], ["output"]))
     onnx.save(model, path)
-    source = load_model(path, normalize="imagenet", size=FRAME)
+    source = load_model(path, classes="numbered", normalize="imagenet", size=FRAME)
     assert isinstance(source.network, OnnxNetwork)
     with pytest.raises(UsageError, match="cannot be brought to 2 images of 64x96"):
         source.network.prepare(FRAME, 2)

@@ -86,7 +86,7 @@ def test_files_of_others_are_exported_as_they_are(
     write: Write, norm: Normalization, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "theirs.onnx")
-    model = load_model(path, size=SIZE, normalize=norm)
+    model = load_model(path, size=SIZE, classes="numbered", normalize=norm)
     (artifact,) = export(model, out=tmp_path / "out")
     assert (artifact.status, artifact.card.model) == ("proven", "theirs")
     assert len(artifact.card.classes) == max(2, model.network.form.channels)
@@ -107,7 +107,9 @@ def test_files_of_others_are_exported_as_they_are(
 
 @pytest.mark.parametrize("name", [n for n in FILES if n != "torch, sigmoids"])
 def test_the_last_resize_is_left_to_the_argmax(name: str, tmp_path: Path) -> None:
-    model = load_model(FILES[name](tmp_path / "a.onnx"), size=SIZE, normalize="unit")
+    model = load_model(
+        FILES[name](tmp_path / "a.onnx"), size=SIZE, classes="numbered", normalize="unit"
+    )
     graph = to_onnx(model.network, SIZE, "fp32", ("labels",))
     coarse = find_coarse(graph)
     assert coarse is not None
@@ -122,7 +124,9 @@ def test_the_last_resize_is_left_to_the_argmax(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["Paddle", "TensorFlow, softmax"])
 def test_every_target_in_half(name: str, tmp_path: Path) -> None:
-    model = load_model(FILES[name](tmp_path / "a.onnx"), size=SIZE, normalize="imagenet")
+    model = load_model(
+        FILES[name](tmp_path / "a.onnx"), size=SIZE, classes="numbered", normalize="imagenet"
+    )
     made = export(model, to=["onnx", "openvino"], precision="fp16", out=tmp_path)
     assert [artifact.status for artifact in made] == ["proven", "proven"]
     held = made[0].results[0].census
@@ -132,7 +136,9 @@ def test_every_target_in_half(name: str, tmp_path: Path) -> None:
 
 def test_an_engine_is_built(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs a TensorRT builder")
-    model = load_model(files.write_paddle(tmp_path / "a.onnx"), size=SIZE, normalize="imagenet")
+    model = load_model(
+        files.write_paddle(tmp_path / "a.onnx"), size=SIZE, classes="numbered", normalize="imagenet"
+    )
     (engine,) = export(model, to="tensorrt", precision="fp16", out=tmp_path)
     assert engine.status in ("built, not proven", "proven")
 
@@ -167,7 +173,9 @@ def test_a_wrong_graph_is_not_passed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         right(*before, not flips, size)
 
     monkeypatch.setattr(wrap, "fold_into", wrong)
-    model = load_model(files.write_paddle(tmp_path / "a.onnx"), size=SIZE, normalize="imagenet")
+    model = load_model(
+        files.write_paddle(tmp_path / "a.onnx"), size=SIZE, classes="numbered", normalize="imagenet"
+    )
     with pytest.raises(ProofError, match="below the parity bar"):
         export(model, out=tmp_path)
 
@@ -192,8 +200,8 @@ def bytes_in(path: Path) -> Path:
 def test_bytes_in_batches_of_two(tmp_path: Path) -> None:
     path = bytes_in(tmp_path / "a.onnx")
     with pytest.raises(UsageError, match=r'takes the camera\'s bytes.*normalize="none"'):
-        load_model(path, normalize="imagenet")
-    model = load_model(path, normalize="none")
+        load_model(path, classes="numbered", normalize="imagenet")
+    model = load_model(path, classes="numbered", normalize="none")
     (frame,) = scenes(1, SIZE, seed=5)
     (artifact,) = export(model, precision="fp16", out=tmp_path)
     with load(artifact.path) as segment:
@@ -205,16 +213,16 @@ def test_bytes_in_batches_of_two(tmp_path: Path) -> None:
 
 def test_one_size_is_the_files_own(tmp_path: Path) -> None:
     path = files.write_tensorflow(tmp_path / "a.onnx")
-    assert load_model(path, normalize="unit").trained_size == SIZE
+    assert load_model(path, classes="numbered", normalize="unit").trained_size == SIZE
     with pytest.raises(UsageError, match="takes 64x96 only, not 128x192: leave the size out"):
-        load_model(path, normalize="unit", size=(128, 192))
+        load_model(path, classes="numbered", normalize="unit", size=(128, 192))
 
 
 def test_any_size_is_asked_for_and_taken(tmp_path: Path) -> None:
     path = files.write_paddle(tmp_path / "a.onnx")
     with pytest.raises(UsageError, match="takes any size: say which"):
-        load_model(path, normalize="unit")
-    model = load_model(path, normalize="unit", size=SIZE)
+        load_model(path, classes="numbered", normalize="unit")
+    model = load_model(path, classes="numbered", normalize="unit", size=SIZE)
     made = export(model, size=[SIZE, (96, 128)], out=tmp_path)
     assert [a.card.size for a in made] == [SIZE, (96, 128)]
 
@@ -226,12 +234,12 @@ def test_preprocessing_is_held_against_the_users_own(tmp_path: Path) -> None:
 
     path = files.write_ultralytics(tmp_path / "a.onnx")
     with pytest.raises(UsageError, match="order: yours is bgr, this export's rgb"):
-        load_model(path, normalize="unit", fit="stretch", preprocess=preprocess)
+        load_model(path, classes="numbered", normalize="unit", fit="stretch", preprocess=preprocess)
 
 
 def test_the_original_is_what_it_is_measured_against(tmp_path: Path) -> None:
     path = files.write_tensorflow(tmp_path / "theirs.onnx")
-    model = load_model(path, normalize=NORMS["bgr"])
+    model = load_model(path, classes="numbered", normalize=NORMS["bgr"])
     report = bench(model, seconds=0.05, runs=5)
     rows = {row.subject.backend: row for row in report.rows}
     original = rows.pop("original file")
@@ -242,7 +250,7 @@ def test_the_original_is_what_it_is_measured_against(tmp_path: Path) -> None:
 
 def test_an_artifact_finds_its_original(tmp_path: Path) -> None:
     path = files.write_tensorflow(tmp_path / "theirs.onnx")
-    model = load_model(path, normalize=NORMS["bgr"])
+    model = load_model(path, classes="numbered", normalize=NORMS["bgr"])
     (artifact,) = export(model, out=tmp_path)
     ((contest,), absent) = plan(BenchConfig(models=[artifact.path]), lambda line, share: None)
     assert absent == []
@@ -275,6 +283,10 @@ def test_the_command(rtseg: Run, tmp_path: Path) -> None:
     done = rtseg(*command, "-o", "out", cwd=tmp_path)
     assert done.returncode == 2
     assert "how are this network's pixels normalized?" in done.stderr
+    assert not (tmp_path / "out").exists()
+    done = rtseg(*command[:4], "--normalize", "imagenet", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "what are the 5 classes of this network called?" in done.stderr
     assert not (tmp_path / "out").exists()
     done = rtseg(*command, "--normalize", "imagenet", "-o", "out", "--json", cwd=tmp_path)
     (artifact,) = as_json(done)
@@ -399,7 +411,7 @@ def test_what_cannot_be_exported_says_why_in_a_line(
 ) -> None:
     path = write(tmp_path / "a.onnx")
     with pytest.raises(UsageError, match=says) as error:
-        load_model(path, size=SIZE, normalize="unit")
+        load_model(path, size=SIZE, classes="numbered", normalize="unit")
     assert "\n" not in str(error.value)
 
 
@@ -419,20 +431,20 @@ def test_classes_that_do_not_match_are_refused(tmp_path: Path) -> None:
 
 def test_the_output_that_is_named_is_taken(tmp_path: Path) -> None:
     path = two_outputs(tmp_path / "a.onnx")
-    model = load_model(path, normalize="unit", output="z")
+    model = load_model(path, classes="numbered", normalize="unit", output="z")
     network: Any = model.network
     assert network.form.output == "z"
     with pytest.raises(UsageError, match="no output 'w', but y, z"):
-        load_model(path, normalize="unit", output="w")
+        load_model(path, classes="numbered", normalize="unit", output="w")
 
 
 def test_artifacts_and_weights_are_told_apart(tmp_path: Path) -> None:
     path = files.write_ultralytics(tmp_path / "a.onnx")
-    (artifact,) = export(load_model(path, normalize="unit"), out=tmp_path)
+    (artifact,) = export(load_model(path, classes="numbered", normalize="unit"), out=tmp_path)
     with pytest.raises(UsageError, match="is an artifact already"):
-        load_model(artifact.path, normalize="unit")
+        load_model(artifact.path, classes="numbered", normalize="unit")
     with pytest.raises(UsageError, match="has its weights already"):
-        load_model(path, "mine.pth", normalize="unit")
+        load_model(path, "mine.pth", classes="numbered", normalize="unit")
 
 
 def test_commands_that_run_artifacts_say_how_to_make_one(tmp_path: Path) -> None:
@@ -443,7 +455,10 @@ def test_commands_that_run_artifacts_say_how_to_make_one(tmp_path: Path) -> None
 
 def test_a_file_with_the_name_of_a_variant_is_none(tmp_path: Path) -> None:
     path = files.write_ultralytics(tmp_path / "csfcn_nano.onnx")
-    assert load_model(path, normalize="unit").network.info.name == "csfcn_nano_onnx"
+    assert (
+        load_model(path, classes="numbered", normalize="unit").network.info.name
+        == "csfcn_nano_onnx"
+    )
 
 
 def test_what_float16_cannot_hold_stays_in_float32() -> None:

@@ -330,6 +330,7 @@ def test_a_module_is_loaded_with_its_weights_and_exported_names(tmp_path: Path) 
         Tiny(),
         tmp_path / "mine.pth",
         size=SIZE,
+        classes="numbered",
         normalize="imagenet",
         fit="stretch",
         preprocess=prepare(),
@@ -345,7 +346,12 @@ def test_a_module_is_loaded_with_its_weights_and_exported_names(tmp_path: Path) 
     [
         ({"normalize": "unit"}, "which size"),
         ({"size": SIZE}, "how are this network's pixels normalized"),
-        ({"size": SIZE, "normalize": "unit", "preprocess": prepare(pad=True)}, "mean: yours"),
+        ({"size": SIZE, "normalize": "unit"}, "what are the 5 classes of this network called"),
+        (
+            {"size": SIZE, "normalize": "unit", "preprocess": prepare(pad=True)}
+            | {"classes": "numbered"},
+            "mean: yours",
+        ),
     ],
 )
 def test_what_cannot_be_guessed_is_asked_for(own: Any, says: str) -> None:
@@ -353,9 +359,30 @@ def test_what_cannot_be_guessed_is_asked_for(own: Any, says: str) -> None:
         load_model(Tiny(), **own)
 
 
+@pytest.mark.parametrize(
+    ("count", "likely"),
+    [
+        (
+            19,
+            "called? probably --classes cityscapes or --classes bdd100k; else --classes FILE.yaml",
+        ),
+        (11, "called? probably --classes camvid; else --classes FILE.yaml"),
+        (5, "called? --classes FILE.yaml with a list of 5 names"),
+    ],
+)
+def test_classes_are_asked_for_with_the_likely_answer(count: int, likely: str) -> None:
+    """Numbers, and Cityscapes' names of any 19 logits, were taken silently."""
+    with pytest.raises(UsageError, match=re.escape(likely)):
+        load_model(Tiny(count), size=SIZE, normalize="unit")
+    numbered = load_model(Tiny(count), size=SIZE, classes="numbered", normalize="unit")
+    assert numbered.classes.names[-1] == f"class {count - 1}"
+
+
 def test_a_network_of_the_zoo_needs_none_of_it() -> None:
     with pytest.raises(UsageError, match="for modules of your own"):
         load_model("csfcn_nano", normalize="unit")
+    with pytest.raises(UsageError, match="have names"):
+        load_model("csfcn_nano", classes="numbered")
     assert load_model("csfcn_nano:camvid").network.info.name == "csfcn_nano"
 
 
@@ -370,6 +397,11 @@ def test_the_command_exports_a_network_of_the_users_own(rtseg: Run, tmp_path: Pa
     done = rtseg(*command, "-o", "out", cwd=tmp_path)
     assert done.returncode == 2
     assert "how are this network's pixels normalized?" in done.stderr
+    assert not (tmp_path / "out").exists()
+    done = rtseg(*command[:4], "--normalize", "imagenet", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "what are the 4 classes of this network called?" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
     done = rtseg(*command, "--normalize", "imagenet", "-o", "out", "--json", cwd=tmp_path)
     (artifact,) = as_json(done)
@@ -400,7 +432,7 @@ def test_a_named_normalization_follows_the_channel_order() -> None:
 def test_a_network_that_knows_one_class_is_told(tmp_path: Path) -> None:
     module = Tiny()
     module.head.bias.data[2] += 100
-    model = load_model(module, size=SIZE, normalize="imagenet")
+    model = load_model(module, size=SIZE, classes="numbered", normalize="imagenet")
     (artifact,) = export(model, out=tmp_path)
     assert any(
         "every pixel of the proof's frames 'class 2'" in w for w in artifact.card.proof.warnings
@@ -429,7 +461,7 @@ class Pyramid(Tiny):
 def test_the_exporter_does_not_unroll_a_pyramid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load_model(Pyramid(), size=SIZE, normalize="unit")
+    model = load_model(Pyramid(), size=SIZE, classes="numbered", normalize="unit")
     pooled = len(to_onnx(model.network, SIZE, "fp32", ("labels",)).graph.node)
     (artifact,) = export(model, out=tmp_path)  # the reference is the module with its own pooling
     assert artifact.status == "proven"
@@ -448,7 +480,12 @@ class Unrolled(Tiny):
 
 
 def test_what_unrolls_is_named_with_its_nodes(caplog: pytest.LogCaptureFixture) -> None:
-    to_onnx(load_model(Unrolled(), size=SIZE, normalize="unit").network, SIZE, "fp32", ("labels",))
+    to_onnx(
+        load_model(Unrolled(), size=SIZE, classes="numbered", normalize="unit").network,
+        SIZE,
+        "fp32",
+        ("labels",),
+    )
     (line,) = [text for text in caplog.messages if "becomes" in text]
     place = next(
         number
@@ -495,7 +532,7 @@ class Decomposes(Tiny):
 def test_what_the_exporter_cannot_take_is_told_by_its_line(
     module: Any, says: str, tmp_path: Path
 ) -> None:
-    model = load_model(module(), size=SIZE, normalize="unit")
+    model = load_model(module(), size=SIZE, classes="numbered", normalize="unit")
     with pytest.raises((UsageError, ExportError), match=says) as error:
         export(model, out=tmp_path / "out")
     assert "\n" not in str(error.value)
@@ -528,7 +565,9 @@ class Custom(Tiny):
 def test_hooks_and_functions_with_their_own_gradient_are_part_of_the_network(
     tmp_path: Path,
 ) -> None:
-    (artifact,) = export(load_model(Custom(), size=SIZE, normalize="unit"), out=tmp_path)
+    (artifact,) = export(
+        load_model(Custom(), size=SIZE, classes="numbered", normalize="unit"), out=tmp_path
+    )
     assert artifact.status == "proven"
     assert artifact.results[0].logits_error is not None
     assert artifact.results[0].logits_error < 1e-5
@@ -583,6 +622,8 @@ def test_the_plain_export_is_the_module_as_it_is(
 ) -> None:
     """What it is compared with has neither our pooling nor our resize."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    path = write_plain_export(load_model(Pyramid(), size=SIZE, normalize="unit"), SIZE)
+    path = write_plain_export(
+        load_model(Pyramid(), size=SIZE, classes="numbered", normalize="unit"), SIZE
+    )
     plain = {node.op_type for node in onnx.load(path).graph.node}
     assert "MatMul" not in plain
