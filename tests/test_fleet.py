@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import Run, as_json
+from onnx_files import write_paddle
 from rtseg.data.frames import open_source
 from rtseg.data.scenes import scenes
 from rtseg.export import export
@@ -20,8 +21,9 @@ from rtseg.fleet import run_lengths
 from rtseg.fleet.fleet import FleetOptions, fleet, local_opener, single_process
 from rtseg.fleet.logs import find_logs
 from rtseg.fleet.workers import Labeler, read_log
-from rtseg.models.loading import Model
+from rtseg.models.loading import Model, load_model
 from rtseg.runtime import Segmenter, load
+from torch import nn
 
 ray: Any = pytest.importorskip("ray", reason='needs Ray: pip install "rtseg[fleet]"')
 pytest.importorskip("ray.data", reason='needs Ray Data: pip install "rtseg[fleet]"')
@@ -102,6 +104,25 @@ def test_all_logs_are_labeled_and_a_second_run_does_what_is_left(
     (out / "log0" / "log.json").unlink()
     again = fleet([str(logs / "log0"), str(logs / "log1")], artifact, out, HERE)
     assert (again.done, list(again.logs), again.failed) == (1, ["log0"], {})
+
+
+def pyramid() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+
+
+@pytest.mark.parametrize("kind", ["somebody's file", "own module"])
+def test_networks_from_outside_the_zoo_label_logs(
+    kind: str, logs: Path, tmp_path: Path, cluster: str
+) -> None:
+    theirs = write_paddle(tmp_path / "theirs.onnx") if kind == "somebody's file" else pyramid()
+    model = load_model(theirs, size=SIZE, classes="numbered", normalize="imagenet")
+    (made,) = export(model, to=["onnx"], out=tmp_path)
+    summary = fleet([str(logs / "log0"), str(logs / "log1")], made.path, tmp_path / "out", HERE)
+    assert (summary.frames, summary.skipped, summary.failed) == (2 * FRAMES, 1, {})
+    for name in ("log0", "log1"):
+        assert_equal(labels_in(tmp_path / "out" / name), expected(logs / name, made.path))
+    classes = json.loads((tmp_path / "out" / "log0" / "log.json").read_text())["classes"]
+    assert set(classes) <= {f"class {number}" for number in range(5)}
 
 
 def test_a_killed_worker_loses_nothing(
