@@ -67,11 +67,13 @@ class SimulatedEngine:
         baselines_ms: Sequence[float] | None = None,
         plan: list[str] | None = None,
         start_s: float = 0.0,
+        batch: int = 1,
     ):
         self.clock, self.latency_s, self.levels = clock, latency_s, levels
         self.baselines_ms = baselines_ms or [1000 * latency_s(i) for i in range(len(levels))]
         self.plan = [] if plan is None else plan
         self.ready, self.fault, self.killed = start_s == 0, "", False
+        self.batches, self.sizes = [batch] * len(levels), list[int]()  # of jobs
         self.answer: Answer | None = None
         if start_s:
             clock.after(start_s, self._be_ready)
@@ -81,12 +83,18 @@ class SimulatedEngine:
         self.clock.wake()
 
     def submit(self, job: int, image: np.ndarray[Any, Any], level: int) -> None:
+        self.submit_batch(job, [image], level)
+
+    def submit_batch(self, job: int, images: Sequence[np.ndarray[Any, Any]], level: int) -> None:
+        self.sizes.append(len(images))
         fate = self.plan.pop(0) if self.plan else ""
         if fate == "hang":
             return
-        labels = image[:, :, 0].copy()
-        error = Answer(job, None, error="CUDA error 700")
-        answer = error if fate == "error" else Answer(job, labels, 1000 * self.latency_s(level))
+        maps = tuple(image[:, :, 0].copy() for image in images)
+        batch = maps if len(maps) > 1 else ()
+        answer = Answer(job, None if batch else maps[0], 1000 * self.latency_s(level), batch=batch)
+        if fate == "error":
+            answer = Answer(job, None, error="CUDA error 700")
         self.clock.after(self.latency_s(level), lambda: self._done(fate, answer))
 
     def _done(self, fate: str, answer: Answer) -> None:

@@ -17,13 +17,17 @@ from urllib.request import urlopen
 import cv2
 import numpy as np
 import pytest
+import torch
 from rtseg.cli._cameras import open_cameras
 from rtseg.data.classes import CAMVID
 from rtseg.data.frames import Frame, Unreadable
 from rtseg.data.images import blend
+from rtseg.data.scenes import scenes
 from rtseg.demo.live import LivePage
 from rtseg.errors import UsageError
-from rtseg.runtime import Drive, DriveLimits, Result, Status, StatusKind
+from rtseg.export import export
+from rtseg.models.loading import load_model
+from rtseg.runtime import Drive, DriveLimits, Result, Status, StatusKind, load
 from rtseg.runtime.drive.camera_report import assess_cameras, snapshot_cameras
 from rtseg.runtime.drive.cameras import MOST_CAMERAS, CameraLoops, name_cameras
 from rtseg.runtime.drive.capture import Capture, Mailbox
@@ -33,10 +37,12 @@ from rtseg.runtime.drive.loop import Loop
 from rtseg.runtime.drive.messages import Message
 from rtseg.runtime.drive.stats import FrameCounters
 from rtseg.runtime.drive.supervisor import Supervisor
+from rtseg.runtime.drive.worker import Worker
 from rtseg.runtime.sinks import open_sinks
 from rtseg.runtime.sinks.prometheus import PrometheusCollector
 from rtseg.runtime.sinks.queue import SinkQueue
 from simulated import SECOND, Recorder, SimulatedClock, SimulatedEngine
+from torch import nn
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 
@@ -50,11 +56,18 @@ class Cameras:
         names: Sequence[str] = ("front", "rear"),
         latency_s: float = 0.01,
         plan: list[str] | None = None,
+        batch: int = 1,
         **limits: Any,
     ):
         self.clock = clock = SimulatedClock()
-        engine = lambda: SimulatedEngine(clock, lambda level: latency_s, plan=plan)  # noqa: E731
-        self.supervisor = Supervisor(clock, engine)
+        self.engines: list[SimulatedEngine] = []
+
+        def start() -> SimulatedEngine:
+            engine = SimulatedEngine(clock, lambda level: latency_s, plan=plan, batch=batch)
+            self.engines.append(engine)
+            return engine
+
+        self.supervisor = Supervisor(clock, start)
         self.recorders = {name: Recorder(clock) for name in names}
         self.loops = CameraLoops({name: self._loop(name, **limits) for name in names})
         self.began, self.history = clock.now, History()
@@ -122,6 +135,71 @@ def test_a_fast_camera_does_not_starve_among_slow_ones() -> None:
         cameras.show(name, 0.11, 10.0, place * 0.03)
     cameras.run(10.0)
     assert all(cameras.counts(name).published >= 45 for name in ("fast", "a", "b", "c"))
+
+
+def test_a_batch_takes_the_newest_frame_of_each_camera() -> None:
+    """Three cameras, places for two: nobody waits for a full batch, and labels do not mix."""
+    cameras = Cameras(("a", "b", "c"), latency_s=0.05, batch=2)
+    for place, name in enumerate("abc"):
+        cameras.show(name, 0.04 + 0.003 * place, 6.0)
+    cameras.run(6.0)
+    (engine,) = cameras.engines
+    assert set(engine.sizes) == {1, 2}  # the very first frame came alone
+    assert sum(engine.sizes) > 1.9 * len(engine.sizes)
+    for name in "abc":
+        counts, results = cameras.counts(name), cameras.messages(name, Result)
+        assert counts.captured == counts.published + sum(counts.dropped.values()) + counts.open
+        assert 75 <= counts.published <= 85  # 2 of 3 cameras each 50 ms
+        assert all((result.labels == result.index % 250).all() for result in results)
+
+
+@pytest.mark.parametrize("fate", ["error", "die", "hang"])
+def test_a_batch_that_fails_costs_one_engine_and_is_told_to_both_cameras(fate: str) -> None:
+    cameras = Cameras(plan=["", "", "", fate], batch=2, latency_s=0.15)
+    cameras.show("front", 0.1, 6.0)
+    cameras.show("rear", 0.1, 6.0)
+    cameras.run(5.95)
+    assert cameras.supervisor.failure_count == 1
+    assert len(cameras.engines) == 2
+    for name in ("front", "rear"):
+        told = cameras.messages(name, Status)
+        assert told[0].frame_id is not None
+        assert told[0].cause == {"error": "backend", "die": "worker", "hang": "late"}[fate]
+        counts = cameras.counts(name)
+        assert counts.captured == counts.published + sum(counts.dropped.values()) + counts.open
+        assert counts.published > 15
+
+
+def test_cameras_of_two_sizes_share_a_batch_of_an_artifact(tmp_path: Path) -> None:
+    """In a worker process: the labels of each are what the artifact gives for its frame alone."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+    model = load_model(net, size=(64, 96), classes="numbered", normalize="unit")
+    (made,) = export(model, to=["onnx"], batch=2, out=tmp_path)
+
+    def play(seed: int, size: tuple[int, int]) -> Iterator[Frame]:
+        for index, image in enumerate(scenes(6, size, seed=seed)):
+            yield Frame(image, index, time.monotonic_ns(), str(index))
+
+    every = Collector()
+    sources = {"front": play(0, (64, 96)), "rear": play(9, (90, 120))}
+    job = Drive(sources, made.path, [every], every_frame=True, backend="onnxruntime")
+    sizes, begin = [], Worker.submit_batch
+
+    def note(self: Worker, number: int, images: Any, level: int) -> None:
+        sizes.append(len(images))
+        begin(self, number, images, level)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "submit_batch", note)
+        report = job.run(300)
+    assert report.frames.published == 12
+    assert 2 in sizes
+    with load(made.path, "onnxruntime") as segment:
+        for result in every.got:
+            assert isinstance(result, Result)
+            assert result.labels.shape == result.image.shape[:2]
+            assert (result.labels == segment(result.image)).mean() > 0.999
 
 
 @pytest.mark.parametrize("trouble", ["raises", "silent", "frozen", "damaged"])

@@ -15,7 +15,7 @@ from ...data.ros.links import is_ros_address
 from ...errors import UsageError
 from ..sinks.queue import SinkQueue
 from .capture import Source
-from .loop import Loop
+from .loop import InferenceJob, Loop
 
 MOST_CAMERAS = 16
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")  # of a camera: it becomes part of ROS topics
@@ -102,9 +102,10 @@ def _name_of(place: str) -> str:
 class CameraLoops:
     """The loops of a drive's cameras over one supervisor.
 
-    One frame is in inference at a time. Of the cameras with a frame that waits, the one that was
-    served longest ago goes first, so that none starves, whatever the others' rates. A camera that
-    fails has no frame, and costs the others nothing.
+    One frame is in inference at a time, or one each of as many cameras as the artifact takes in a
+    batch. Of the cameras with a frame that waits, the one served longest ago goes first, so
+    that none starves, whatever the others' rates. A camera that fails has no frame, and costs the
+    others nothing.
 
     Args:
         by_name: a loop a camera; that of a single one by the name "".
@@ -117,24 +118,60 @@ class CameraLoops:
     def __init__(self, by_name: Mapping[str, Loop], queues: Sequence[SinkQueue] = ()):
         self.by_name, self.queues = dict(by_name), queues
         self.all = list(self.by_name.values())
+        self._turns = [*self.all]  # the one served longest ago is the first
+        self._jobs = 0
         self.places = {name: describe_source(loop.capture.source) for name, loop in by_name.items()}
 
     def step(self) -> None:
         """Act on everything that came since the last step; never waits."""
         # Answers of all first: the checks of one may end an engine that another's came from.
-        for loop in self.all:
-            loop.publish_finished()
+        self.publish_finished()
         for loop in self.all:
             loop.check()
-        for loop in sorted(self.all, key=lambda each: each.served_ns):
-            if (busy := self.busy()) is None:
-                loop.submit_newest()
-            elif busy is not loop:
-                loop.report_busy(busy.camera)
+        if not self.busy():
+            self.submit_newest()
+        elif len(self.all) > 1:
+            names = ", ".join(loop.camera for loop in self.busy())
+            for loop in self.all:
+                if loop.job is None:
+                    loop.report_busy(names)
 
-    def busy(self) -> Loop | None:
-        """The loop whose frame is in inference."""
-        return next((loop for loop in self.all if loop.job is not None), None)
+    def publish_finished(self) -> None:
+        """Publish what has come from inference."""
+        busy = self.busy()
+        answer = busy[0].job.engine.take() if busy and busy[0].job else None
+        if answer is not None:
+            for loop in busy:
+                loop.finish(answer)
+
+    def submit_newest(self) -> None:
+        """Hand the engine the newest frame of the camera that was served longest ago, with those of
+        the next ones in the same batch."""
+        jobs: list[InferenceJob] = []
+        for loop in list(self._turns):
+            if (captured := loop.take_newest()) is None:
+                continue
+            if not jobs:
+                self._jobs += 1
+            jobs.append(loop.begin(self._jobs, captured, len(jobs)))
+            # To the end, each in its turn: of a batch, too, one was first.
+            self._turns.remove(loop)
+            self._turns.append(loop)
+            # One artifact computes them all: the first one's choice.
+            jobs[-1].level = jobs[0].level
+            if len(jobs) == jobs[0].engine.batches[jobs[0].level]:
+                break
+        if not jobs:
+            return
+        images, first = [job.captured.frame.image for job in jobs], jobs[0]
+        if len(jobs) == 1:
+            first.engine.submit(first.number, images[0], first.level)
+        else:
+            first.engine.submit_batch(first.number, images, first.level)
+
+    def busy(self) -> list[Loop]:
+        """The loops whose frames are in inference."""
+        return [loop for loop in self.all if loop.job is not None]
 
     def wake_s(self) -> float:
         """Seconds until a step has work that no event will wake the loops for."""

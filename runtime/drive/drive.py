@@ -313,9 +313,9 @@ class Drive:
         loops, began = self.loops, self.clock.now_ns()
         for loop in loops.all:
             loop.capture.stop()
-        while (busy := loops.busy()) and self.clock.now_ns() - began < LAST_JOB_S * 1e9:
+        while loops.busy() and self.clock.now_ns() - began < LAST_JOB_S * 1e9:
             self.clock.wait(0.02)
-            busy.publish_finished()
+            loops.publish_finished()
         self.loop.supervisor.kill()
         joined_by = time.monotonic() + JOIN_S
         for loop in loops.all:

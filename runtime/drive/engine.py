@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ class Answer:
     Attributes:
         job: its number, as submitted.
         labels: (H, W) uint8 of the frame, the receiver's own; None if it went wrong.
+        batch: of several frames that were one job, the labels of each, in place of `labels`.
         inference_ms: of the Segmenter's call.
         error: what went wrong.
         certified, confidence: as of `Details`, where they were asked for; why: where they cannot be
@@ -39,6 +40,11 @@ class Answer:
     certified: NDArray[np.bool_] | None = None
     confidence: Picture | None = None
     why: str = ""
+    batch: tuple[Picture, ...] = ()
+
+    def of_place(self, place: int) -> Answer:
+        """What came of one frame of a batch, or of the only one."""
+        return replace(self, labels=self.batch[place], batch=()) if self.batch else self
 
 
 class InferenceEngine(Protocol):
@@ -50,6 +56,7 @@ class InferenceEngine(Protocol):
         ready: whether it takes frames.
         fault: why it will never take one again, or "".
         baselines_ms: p95 latency of each level, once ready.
+        batches: how many frames each level takes at once.
     """
 
     @property
@@ -58,10 +65,17 @@ class InferenceEngine(Protocol):
     @property
     def baselines_ms(self) -> Sequence[float]: ...
 
+    @property
+    def batches(self) -> Sequence[int]: ...
+
     ready: bool
     fault: str
 
     def submit(self, job: int, image: Picture, level: int) -> None: ...
+
+    def submit_batch(self, job: int, images: Sequence[Picture], level: int) -> None:
+        """Several frames as one job, at most as many as the level's batch."""
+        ...
 
     def take(self) -> Answer | None:
         """The answer that came since the last call."""
@@ -84,6 +98,7 @@ class InlineEngine:
         self.levels = level_names(segmenters)
         self.ready, self.fault = True, ""
         self.baselines_ms = [0.0] * len(segmenters)
+        self.batches = [1] * len(segmenters)
         self._job: tuple[int, Picture, int] | None = None
         self._answer: Answer | None = None
         self._news = threading.Condition()
@@ -94,6 +109,9 @@ class InlineEngine:
         with self._news:
             self._job = job, image, level
             self._news.notify()
+
+    def submit_batch(self, job: int, images: Sequence[Picture], level: int) -> None:
+        raise NotImplementedError("callables take one frame at a time")
 
     def take(self) -> Answer | None:
         answer, self._answer = self._answer, None
@@ -134,6 +152,19 @@ def run_segmenter(job: int, segment: Segment, image: Picture) -> Answer:
         return Answer(job, labels, took_ms)
     maps = details.certified, details.confidence, details.why
     return Answer(job, labels, took_ms, "", *maps)
+
+
+def run_batch(job: int, segment: Segment, images: Sequence[Picture]) -> Answer:
+    """The answer of an artifact's Segmenter to several frames at once, or what it raised."""
+    began = time.perf_counter()
+    try:
+        found: Sequence[object] = segment.label_each(images)  # type: ignore[attr-defined]
+        took_ms = (time.perf_counter() - began) * 1000
+        pairs = zip(found, images, strict=True)
+        batch = tuple(check_labels(labels, image.shape[:2]) for labels, image in pairs)
+    except Exception as error:  # a backend raises what it likes
+        return Answer(job, None, error=f"{type(error).__name__}: {error}")
+    return Answer(job, None, took_ms, batch=batch)
 
 
 def check_labels(labels: object, size: tuple[int, ...]) -> Picture:

@@ -163,14 +163,14 @@ class FaultySegmenter(Segmenter):
         super().__init__(inner.backend)
         self.plan, self.marks = plan, marks
 
-    def __call__(self, frame: Any) -> Picture:
+    def label_each(self, frames: Sequence[Any]) -> list[Picture]:
         for number, fault in enumerate(self.plan.faults):
             mark = self.marks / str(number)
             if fault.at <= self.plan.now_s() and not mark.exists():
                 # Before it strikes: a worker that dies leaves nothing else behind.
                 write_atomically(mark, b"")
                 _strike(fault)
-        return super().__call__(frame)
+        return super().label_each(frames)
 
 
 def _strike(fault: Fault) -> None:

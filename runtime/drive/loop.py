@@ -35,6 +35,7 @@ class InferenceJob:
 
     Attributes:
         told: the sinks already know that its mask comes too late.
+        place: of the frame in a batch of several cameras'.
     """
 
     number: int
@@ -44,6 +45,7 @@ class InferenceJob:
     level: int
     begun_ns: int
     told: bool = False
+    place: int = 0
 
 
 class Loop:
@@ -65,7 +67,6 @@ class Loop:
         ages, latencies: of published results, in ms; age_record: what they count from and split in.
         trouble: when each kind of trouble was last, and what it was, for the state.
         proof: that goes on while driving, where there is one.
-        served_ns: when a frame last went to inference.
         certified: counts of certified pixels, where they are asked for.
     """
 
@@ -90,7 +91,7 @@ class Loop:
         self.ages, self.latencies = TimeHistogram(), TimeHistogram()
         self.age_record = AgeRecord()
         self.misses = 0
-        self.published_ns = self.served_ns = 0
+        self.published_ns = 0
         self.levels: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.changes: deque[LevelChange] = deque(maxlen=1000)
@@ -177,28 +178,41 @@ class Loop:
 
     def submit_newest(self) -> None:
         """Hand the newest frame to the engine that serves."""
+        if (captured := self.take_newest()) is not None:
+            self._jobs += 1
+            job = self.begin(self._jobs, captured)
+            job.engine.submit(job.number, captured.frame.image, job.level)
+
+    def take_newest(self) -> CapturedFrame | None:
+        """The newest frame, if it may go to inference now."""
         slot = self.supervisor.serving()
         # A log's frame stays in the mailbox, and its source with it, until there is inference.
         waits = self.capture.every_frame and slot is None
         if self.job is not None or waits or (captured := self.mailbox.take()) is None:
-            return
+            return None
         now = self.clock.now_ns()
         if slot is None or slot.engine is None:
             if self.ages.count:
                 self._drop(StatusKind.LOST, "unserved", "no inference is ready", captured)
             else:  # a normal start, which is no loss
                 self.counters.drop("starting")
-            return
+            return None
         if now > self.limits.expiry_ns(captured.frame.captured_ns):
             self._drop(*explain_expiry(captured, now, self.limits), captured)
-            return
-        self._jobs += 1
-        self.served_ns = now
-        level = self._level(slot)
-        self.job = InferenceJob(self._jobs, captured, slot, slot.engine, level, now)
-        slot.engine.submit(self._jobs, captured.frame.image, level)
+            return None
+        return captured
 
-    def _level(self, slot: EngineSlot) -> int:
+    def begin(self, number: int, captured: CapturedFrame, place: int = 0) -> InferenceJob:
+        """A job of that frame for the engine that serves, which is there."""
+        slot, now = self.supervisor.serving(), self.clock.now_ns()
+        assert slot is not None
+        assert slot.engine is not None
+        job = InferenceJob(number, captured, slot, slot.engine, self.level(slot), now, place=place)
+        self.job = job
+        return job
+
+    def level(self, slot: EngineSlot) -> int:
+        """Which of a slot's artifacts the next frame goes to."""
         if slot is not self.supervisor.primary or slot.engine is None:
             return 0
         if self.ladder is None:
@@ -213,16 +227,23 @@ class Loop:
         """Publish the labels of the frame in inference, if they have arrived."""
         job = self.job
         answer = job.engine.take() if job is not None else None
+        if answer is not None:
+            self.finish(answer)
+
+    def finish(self, answer: Answer) -> None:
+        """Publish an answer's labels, or tell what went wrong."""
+        job = self.job
         # An answer of another number belongs to a job that was given up.
-        if job is None or answer is None or answer.job != job.number:
+        if job is None or answer.job != job.number:
             return
-        self.job = None
+        self.job, answer = None, answer.of_place(job.place)
         if answer.labels is not None:
             self._publish(job, answer)
             return
         if not job.told:
             self._drop(StatusKind.LOST, "backend", answer.error, job.captured)
-        self.supervisor.fail(job.slot, "backend", answer.error, job.captured.frame_id)
+        if job.slot.engine is job.engine:  # else another frame of the batch told it already
+            self.supervisor.fail(job.slot, "backend", answer.error, job.captured.frame_id)
 
     def _publish(self, job: InferenceJob, answer: Answer) -> None:
         assert answer.labels is not None

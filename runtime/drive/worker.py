@@ -62,11 +62,20 @@ class SharedPicture:
             os.ftruncate(self.handle, FIRST_BYTES)
         self._map: mmap.mmap | None = mmap.mmap(self.handle, 0)
 
-    def write(self, picture: Picture) -> None:
-        """Raises OSError after `close`, as `view` does."""
-        if picture.nbytes > len(self._mapped()):
-            os.ftruncate(self.handle, picture.nbytes)
-        self.view(picture.shape)[...] = picture
+    def write(self, *pictures: Picture) -> None:
+        """One or several, one behind the other. Raises OSError after `close`, as `view` does."""
+        size = sum(picture.nbytes for picture in pictures)
+        if size > len(self._mapped()):
+            os.ftruncate(self.handle, size)
+        places = self.view_each([picture.shape for picture in pictures])
+        for place, picture in zip(places, pictures, strict=True):
+            place[...] = picture
+
+    def view_each(self, shapes: Sequence[Sequence[int]]) -> list[Picture]:
+        """The pictures in it, as `view`."""
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+        parts = np.split(self.view((int(ends[-1]),)), ends[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def view(self, shape: Sequence[int]) -> Picture:
         """The picture in it, not copied: valid until the next write."""
@@ -108,6 +117,7 @@ class Worker:
         self.baselines_ms: Sequence[float] = [0.0] * len(task.levels)
         self.facts: dict[str, Any] = {}  # what it said of itself when it was ready
         self._answers: list[Answer] = []
+        self.batches: Sequence[int] = [1] * len(task.levels)
         self._memory = SharedPicture()
         try:
             ours, theirs = socket.socketpair()
@@ -125,9 +135,12 @@ class Worker:
         return self.process.pid
 
     def submit(self, job: int, image: Picture, level: int) -> None:
+        self.submit_batch(job, [image], level)
+
+    def submit_batch(self, job: int, images: Sequence[Picture], level: int) -> None:
         try:
-            self._memory.write(image)
-            self._connection.send(("run", job, image.shape, level))
+            self._memory.write(*images)
+            self._connection.send(("run", job, [image.shape for image in images], level))
         except OSError as error:
             self._break(f"the worker process cannot be reached: {error}")
 
@@ -168,10 +181,13 @@ class Worker:
         self.clock.wake()
 
     def _read_answer(
-        self, job: int, inference_ms: float, shape: tuple[int, int], maps: int, why: str
+        self, job: int, inference_ms: float, shapes: list[tuple[int, int]], maps: int, why: str
     ) -> Answer:
-        # A copy, since the next frame goes into the same memory.
-        labels, *more = self._memory.view((1 + maps, *shape)).copy()
+        views = self._memory.view_each([*shapes, *shapes[:1] * maps])
+        # Copies, since the next frame goes into the same memory.
+        labels, *more = [view.copy() for view in views]
+        if len(shapes) > 1:
+            return Answer(job, None, inference_ms, batch=(labels, *more))
         certified = more[0] == 1 if more else None
         confidence = more[1] if maps > 1 else None
         return Answer(job, labels, inference_ms, "", certified, confidence, why)
@@ -182,6 +198,7 @@ class Worker:
                 self._break(f"{level} gives other labels for the known frame than at the start")
                 return
         self.baselines_ms = self.facts["baselines_ms"]
+        self.batches = self.facts["batches"]
         self.ready = True
 
     def _break(self, why: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from ...data.scenes import scene
 from ..segmenter import Segmenter, load
 from . import known_frame
-from .engine import Picture, Segment, run_segmenter
+from .engine import Answer, Picture, Segment, run_batch, run_segmenter
 from .quality import p95
 from .realtime import RealtimeOptions, apply_realtime
 from .worker import SharedPicture
@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> None:
         "backends": [describe_backend(segmenter) for segmenter in segmenters],
         "precisions": [find_precision(segmenter) for segmenter in segmenters],
         "baselines_ms": baselines,
+        "batches": [_batch_of(segmenter) for segmenter in segmenters],
         "digests": digests,
         "realtime": granted,
     }
@@ -61,18 +62,34 @@ def answer_frames(connection: Connection, memory: SharedPicture, segmenters: lis
     """Answer frames until the parent hangs up."""
     while True:
         try:
-            _, job, shape, level = connection.recv()
+            _, job, shapes, level = connection.recv()
         except (EOFError, OSError):
             return
-        given = run_segmenter(job, segmenters[level], memory.view(shape))
-        if given.labels is None:
+        given = _answer(job, segmenters[level], memory.view_each(shapes))
+        maps = given.batch if given.labels is None else (given.labels,)
+        if not maps:
             connection.send(("error", job, given.error))
             continue
-        # Behind the labels, those of the maps that there are.
-        maps = [each for each in (given.certified, given.confidence) if each is not None]
-        memory.write(np.stack([given.labels, *maps]) if maps else given.labels)
-        facts = given.inference_ms, given.labels.shape, len(maps), given.why
+        # Behind the labels of a single frame, those of the maps that there are.
+        told = (given.certified, given.confidence)
+        more = [each.astype(np.uint8) for each in told if each is not None]
+        memory.write(*maps, *more)
+        facts = given.inference_ms, [labels.shape for labels in maps], len(more), given.why
         connection.send(("labels", job, *facts))
+
+
+def _answer(job: int, segment: Segment, images: list[Picture]) -> Answer:
+    if len(images) == 1:
+        return run_segmenter(job, segment, images[0])
+    return run_batch(job, segment, images)
+
+
+def _batch_of(segment: Segment) -> int:
+    """How many frames it takes at once; certified pixels are told of one at a time, and a camera's
+    own bytes are taken one at a time."""
+    if not isinstance(segment, Segmenter) or segment.certifies or segment.card.takes_camera:
+        return 1
+    return segment.card.batch
 
 
 def load_artifacts(
