@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class ReferenceInTurn:
     """An engine that answers at once."""
 
     levels, baselines_ms, ready, fault = ("reference",), (1.0,), True, ""
+    batches = (1,)
 
     def __init__(self, segment: Segment):
         self.segment = segment
@@ -47,6 +48,10 @@ class ReferenceInTurn:
 
     def submit(self, job: int, image: Picture, level: int) -> None:
         self.answer = Answer(job, self.segment(image))
+
+    def submit_batch(self, job: int, images: Sequence[Picture], level: int) -> None:
+        (image,) = images
+        self.submit(job, image, level)
 
     def take(self) -> Answer | None:
         answer, self.answer = self.answer, None

@@ -157,7 +157,7 @@ def find_repeat(luma: Picture, before: Picture | None, limit: float | None) -> s
 
 def find_tear(image: Picture, limit: float | None) -> str:
     """Of rows that belong to another moment: from one row on all is shifted sideways."""
-    if limit is None:
+    if limit is None or image.shape[1] < STRIPES * STRIPE:  # too narrow for stripes
         return ""
     height, width = image.shape[:2]
     places = [(2 * i + 1) * width // (2 * STRIPES) - STRIPE // 2 for i in range(STRIPES)]
