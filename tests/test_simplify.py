@@ -182,7 +182,7 @@ def test_a_normalization_in_the_file_goes_into_the_first_convolution(
     """Proven against the file itself, whose borders are zeros behind the mean."""
     path = write_normalizing(tmp_path / "theirs.onnx", kind, last)
     normalize = Normalization(order=order, scale=1.0)
-    model = load_model(path, normalize=normalize)
+    model = load_model(path, classes="numbered", normalize=normalize)
     graph = to_onnx(model.network, SIZE, "fp32", ("labels",))
     found = kinds(graph)
     assert found["Sub"] == 1, "whole numbers, which every precision holds"
@@ -195,7 +195,7 @@ def test_a_normalization_in_the_file_goes_into_the_first_convolution(
 
 def test_pixels_that_another_node_reads_too_stay(tmp_path: Path) -> None:
     path = write_normalizing(tmp_path / "theirs.onnx", "div, sub, div", second=True)
-    model = load_model(path, normalize="none")
+    model = load_model(path, classes="numbered", normalize="none")
     found = kinds(to_onnx(model.network, SIZE, "fp32", ("labels",)))
     assert found["Div"] == 2
     (artifact,) = export(model, out=tmp_path / "out")
@@ -219,7 +219,7 @@ class Normalizing(files.Net):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_module_that_normalizes_inside_is_folded_too(precision: str, tmp_path: Path) -> None:
     module: nn.Module = Normalizing()
-    model = load_model(module, size=SIZE, normalize="unit")
+    model = load_model(module, size=SIZE, classes="numbered", normalize="unit")
     found = kinds(to_onnx(model.network, SIZE, precision, ("labels",)))
     assert found["Sub"] == found["Split"] == 1
     assert not {"Div", "Mul", "Slice"} & set(found)
@@ -239,6 +239,6 @@ def test_a_wrong_fold_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(wrap.GraphEnds, "keep", without_border)
     path = write_normalizing(tmp_path / "theirs.onnx", "mul, add")
-    model = load_model(path, normalize=NORMALIZATIONS["none"])
+    model = load_model(path, classes="numbered", normalize=NORMALIZATIONS["none"])
     with pytest.raises(ProofError):
         export(model, out=tmp_path / "out")
