@@ -77,12 +77,13 @@ def evaluate(
 def _evaluate_confidence(
     segment: Segment, data: SegmentationData, picture: Path, seen: Seen
 ) -> Evaluation:
-    if not isinstance(segment, Segmenter):
+    served = getattr(segment, "__self__", None)  # of its `label_picture`
+    if not isinstance(served, Segmenter) or served.card.takes_camera:
         raise UsageError(
-            "only an artifact has confidences, and without --class-map: export the network, and "
-            "evaluate what that wrote"
+            "only an artifact that takes pictures has confidences, and without --class-map: export "
+            "the network, and evaluate what that wrote"
         )
-    meter = Reliability(segment)
+    meter = Reliability(served)
     result = evaluate_frames(meter, data, seen=seen, compared=meter.count)
     result.reliability = meter
     write_png(picture, meter.draw())

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from rtseg.api import evaluate
 from rtseg.data.classes import CAMVID
 from rtseg.errors import UsageError
-from rtseg.runtime import Details
+from rtseg.runtime import Details, Segmenter
 from rtseg.train.evaluate import Confusion, Evaluation, build_table
 from rtseg.train.reliability import Reliability
 
@@ -81,6 +84,30 @@ def test_json_and_table_have_it_only_where_it_was_asked_for() -> None:
     assert "expected calibration error" in build_table(asked).markdown()
 
 
+class Served(Segmenter):
+    """An artifact that is sure of class 0 everywhere."""
+
+    def __init__(self) -> None:
+        self.card: Any = SimpleNamespace(classes=CAMVID.names, takes_camera=False)
+        self.info: Any = SimpleNamespace(name="openvino", precision="fp32")
+
+    def details(self, frame: NDArray[np.generic]) -> Details:
+        return Details(LABELS, None, np.full(SIZE, 204, np.uint8))
+
+
+class Street(list[Any]):
+    classes = CAMVID
+
+
+def test_an_artifact_is_evaluated_with_its_diagram(tmp_path: Path) -> None:
+    image = np.zeros((*SIZE, 3), np.uint8)
+    data: Any = Street([SimpleNamespace(image=image, label=truth(0.7), name="a")])
+    result = evaluate(Served(), data, reliability=tmp_path / "diagram.png")
+    assert result.as_dict()["ece"] == pytest.approx(0.1)
+    assert result.confusion.pixel_accuracy() == pytest.approx(0.7)
+    assert cv2.imread(str(tmp_path / "diagram.png")) is not None
+
+
 def test_what_gives_no_confidence_is_told(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent:
         def details(self, frame: NDArray[np.generic], /) -> Details:
@@ -99,5 +126,5 @@ def test_what_gives_no_confidence_is_told(tmp_path: Any, monkeypatch: pytest.Mon
     class Data:
         classes = CAMVID
 
-    with pytest.raises(UsageError, match="only an artifact has confidences"):
+    with pytest.raises(UsageError, match="only an artifact that takes pictures has confidences"):
         evaluate("csfcn_nano", Data(), reliability=tmp_path / "x.png")  # type: ignore[arg-type]
