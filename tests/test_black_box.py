@@ -181,6 +181,7 @@ def test_a_new_reason_is_an_incident_and_a_new_number_in_it_is_none(
         *[("running", "")] * 5,
         *[("degraded", f"silent for {n} s") for n in range(20)],
         *[("running", "")] * 5,
+        *[("degraded", "the sink black box is blocked")] * 5,
         *[("failed", "no inference serves")] * 10,
     ]
     for number, (state, reason) in enumerate(story):

@@ -170,11 +170,15 @@ class BlackBox:
             return
         snapshot = self.watch()
         self._add(HEALTH, now_ns, json.dumps(snapshot.to_dict()).encode())
+        # Of its own trouble, which a busy machine makes, it keeps nothing: that would add to it.
+        why = "; ".join(each for each in snapshot.reasons if self.name not in each)
         # "silent for 3 s" and "silent for 4 s" are one reason.
-        told = snapshot.state, re.sub(r"[\d.]+", "", "; ".join(snapshot.reasons))
+        told = snapshot.state, re.sub(r"[\d.]+", "", why)
         before, self._told = self._told, told
-        if told != before and snapshot.state not in ("starting", "running"):
-            self.keep(": ".join(filter(None, (snapshot.state, "; ".join(snapshot.reasons)))))
+        # A loop that has ended stands still while the box takes what is left.
+        goes_on = not snapshot.ended and snapshot.state not in ("starting", "running")
+        if told != before and why and goes_on:
+            self.keep(f"{snapshot.state}: {why}")
 
     def _add(self, topic: str, at_ns: int, data: bytes, frame_id: int = 0) -> None:
         now = time.monotonic()
