@@ -160,8 +160,9 @@ def find_tear(image: Picture, limit: float | None) -> str:
     if limit is None or image.shape[1] < STRIPES * STRIPE:  # too narrow for stripes
         return ""
     height, width = image.shape[:2]
-    places = [(2 * i + 1) * width // (2 * STRIPES) - STRIPE // 2 for i in range(STRIPES)]
-    stripes = np.stack([image[:, max(0, x) : max(0, x) + STRIPE, 1] for x in places])
+    centers = [(2 * i + 1) * width // (2 * STRIPES) - STRIPE // 2 for i in range(STRIPES)]
+    places = [max(0, min(x, width - STRIPE)) for x in centers]  # in narrow pictures they overlap
+    stripes = np.stack([image[:, x : x + STRIPE, 1] for x in places])
     steps = cv2.absdiff(stripes[:, 1:], stripes[:, :-1]).reshape(-1, stripes.shape[2])
     sums = cv2.reduce(steps, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
     step = sums.reshape(STRIPES, height - 1).astype(np.float32) / stripes.shape[2]
