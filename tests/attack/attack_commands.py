@@ -106,7 +106,8 @@ def _options(made: Materials) -> Iterator[Case]:
         ("no-such-command",),
         ("--log-level", "loud", "doctor"),
     ):
-        yield Case("options", " ".join(words)[-60:], nothing, words, may_pass=False)
+        name = " ".join(words).replace(model, "net.onnx").replace(frames, "frames")
+        yield Case("options", name, nothing, words, may_pass=False)
 
 
 def _copy_video(made: Materials, folder: Path) -> None:
