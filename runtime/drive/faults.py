@@ -190,11 +190,15 @@ def load_faulty(
     faults: list[dict[str, Any]],
     start_ns: int,
     marks: str,
+    certify: bool = False,
 ) -> list[Segmenter]:
     """A worker's loader, see `WorkerTask`: artifacts of which the first has the plan's faults."""
     plan = FaultPlan([Fault(**f) for f in faults if f["fault"] in IN_WORKER], start_ns)
     segmenters = [load(path, backend, device) for path in paths]
-    return [FaultySegmenter(segmenters[0], plan, Path(marks)), *segmenters[1:]]
+    served = [FaultySegmenter(segmenters[0], plan, Path(marks)), *segmenters[1:]]
+    for segmenter in served:
+        segmenter.certifies = certify
+    return served
 
 
 def with_faults(task: WorkerTask, plan: FaultPlan) -> WorkerTask:
