@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .data.classes import IGNORE, ClassSet
+from .data.corruptions import CORRUPTIONS, check_corruptions
+from .data.corruptions import corrupt as corrupt_picture
 from .data.datasets import SegmentationData, open_data
 from .data.images import write_png
 from .errors import UsageError
 from .resolve import is_artifact, load_source, open_segmenter
 from .runtime import Segmenter
-from .train.evaluate import Evaluation, Segment, evaluate_frames
+from .runtime.steadiness import SteadyLabels
+from .train.evaluate import Evaluation, Segment, evaluate_frames, evaluate_sequences
 from .train.reliability import Reliability
 
 if TYPE_CHECKING:
@@ -38,6 +41,9 @@ def evaluate(
     classes: What | ClassSet | None = None,
     worst: What | None = None,
     reliability: What | None = None,
+    corrupt: bool | Sequence[str] = False,
+    temporal: bool = False,
+    steady: bool = False,
     seen: Seen = lambda index: None,
     **view: Any,
 ) -> Evaluation:
@@ -52,21 +58,38 @@ def evaluate(
         worst: PNG file for a picture of the frames with the lowest mIoU.
         reliability: PNG file for a diagram of how often labels are right by their confidence; of
             artifacts that give one.
-        seen: called with the index of each frame that is done.
+        corrupt: measure mIoU on corrupted frames too: True for all `CORRUPTIONS`, or their names.
+        temporal: measure flicker between consecutive frames of a sequence too.
+        steady: with `temporal`: hold uncertain labels steady, as `SteadyLabels` does.
+        seen: called with the index of each frame that is done, once for each corruption too.
         view: options of `open_labeler`.
 
     Raises:
         DataError: the data set is missing, damaged or without labels.
-        UsageError: the model's classes differ from those of the labels, or it gives no confidence.
+        UsageError: the model's classes differ from those of the labels, it gives no confidence, or
+            options do not go together.
     """
+    if steady and not temporal:
+        raise UsageError("labels are held steady along a sequence: add --temporal to --steady")
+    if temporal and reliability is not None:
+        raise UsageError("--temporal and --reliability are measured one at a time")
+    corruptions = check_corruptions(CORRUPTIONS if corrupt is True else corrupt or ())
     if isinstance(data, str):
         data = open_dataset(data, root, split, classes)
     with open_labeler(model, data.classes, classes=classes, **view) as (segment, ran):
-        if reliability is None:
+        if steady:
+            held = SteadyLabels(_find_segmenter(segment))
+            result = evaluate_sequences(held, data, seen, held.reset)
+        elif temporal:
+            result = evaluate_sequences(segment, data, seen)
+        elif reliability is None:
             result = evaluate_frames(segment, data, seen=seen)
         else:
             result = _evaluate_confidence(segment, data, Path(reliability), seen)
         result.backend, result.precision = ran
+        for name in corruptions:
+            under = evaluate_frames(_corrupt_first(segment, name), data, seen=seen)
+            result.corruptions[name] = under.confusion.miou()
         if worst is not None:
             from .train.evaluate import draw_worst_frames
 
@@ -77,17 +100,26 @@ def evaluate(
 def _evaluate_confidence(
     segment: Segment, data: SegmentationData, picture: Path, seen: Seen
 ) -> Evaluation:
+    meter = Reliability(_find_segmenter(segment))
+    result = evaluate_frames(meter, data, seen=seen, compared=meter.count)
+    result.reliability = meter
+    write_png(picture, meter.draw())
+    return result
+
+
+def _find_segmenter(segment: Segment) -> Segmenter:
+    """The one whose labels these are, which knows their confidence too."""
     served = getattr(segment, "__self__", None)  # of its `label_picture`
     if not isinstance(served, Segmenter) or served.card.takes_camera:
         raise UsageError(
             "only an artifact that takes pictures has confidences, and without --class-map: export "
             "the network, and evaluate what that wrote"
         )
-    meter = Reliability(served)
-    result = evaluate_frames(meter, data, seen=seen, compared=meter.count)
-    result.reliability = meter
-    write_png(picture, meter.draw())
-    return result
+    return served
+
+
+def _corrupt_first(segment: Segment, name: str) -> Segment:
+    return lambda frame: segment(corrupt_picture(frame, name))
 
 
 def submit(

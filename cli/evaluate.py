@@ -53,6 +53,27 @@ def evaluate(
         Path | None,
         Option(help="Reliability diagram of an artifact's confidences to write (PNG)."),
     ] = None,
+    corrupt: Annotated[
+        bool,
+        Option(
+            "--corrupt",
+            help="mIoU of dark, blurred, noisy, strongly compressed and fog-like frames too.",
+        ),
+    ] = False,
+    temporal: Annotated[
+        bool,
+        Option(
+            "--temporal",
+            help="Flicker too: pixels that change between consecutive frames, their labels not.",
+        ),
+    ] = False,
+    steady: Annotated[
+        bool,
+        Option(
+            "--steady",
+            help="Hold uncertain labels of an artifact for up to 2 frames, with --temporal.",
+        ),
+    ] = False,
     require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
@@ -63,13 +84,16 @@ def evaluate(
     rtseg eval csfcn_tiny camvid --root data/camvid
     rtseg eval artifacts/csfcn_nano_360x480_fp32.onnx camvid --root data/camvid
     rtseg eval artifacts/csfcn_nano_360x480_fp32.xml camvid --root data/camvid --reliability out.png
+    rtseg eval csfcn_nano camvid --root data/camvid --corrupt --temporal
     """
     from ..api import evaluate as run
     from ..api import open_dataset
+    from ..data.corruptions import CORRUPTIONS
     from ..train.evaluate import build_table
 
     data = open_dataset(dataset, root, split, classes)
-    with steps("eval", len(data)) as advance:
+    passes = 1 + len(CORRUPTIONS) * corrupt
+    with steps("eval", len(data) * passes) as advance:
         result = run(
             model,
             data,
@@ -85,6 +109,9 @@ def evaluate(
             device=device,
             worst=worst,
             reliability=reliability,
+            corrupt=corrupt,
+            temporal=temporal,
+            steady=steady,
             seen=advance,
         )
     title = f"{model} on {dataset} {split}, run by {result.backend} in {result.precision}"

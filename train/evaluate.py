@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..data.datasets import Cached, SegmentationData
 from ..data.images import add_title, arrange, blend, draw_legend
 from ..errors import DataError, UsageError
 from ..reporting import Table
+from .flicker import Flicker, order_sequences
 from .reliability import Reliability
 
 Segment = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 BGR -> (H, W) uint8 class ids
@@ -78,7 +79,9 @@ def _mean(shares: np.ndarray) -> float:
 @dataclass
 class Evaluation:
     """What was counted. `frames`: (mIoU of the frame alone, index, name), in the order seen;
-    `backend` and `precision`: what ran; `reliability`: of its confidences, if it was asked for."""
+    `backend` and `precision`: what ran; where they were asked for, `reliability` of its
+    confidences, `flicker` in sequences, and `corruptions`, the mIoU on corrupted frames by their
+    names."""
 
     classes: ClassSet
     confusion: Confusion
@@ -87,6 +90,8 @@ class Evaluation:
     backend: str = ""
     precision: str = ""
     reliability: Reliability | None = None
+    flicker: Flicker | None = None
+    corruptions: dict[str, float] = field(default_factory=dict)
 
     @property
     def unseen(self) -> float:
@@ -97,11 +102,15 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, object]:
         """JSON-ready: fractions; null for classes that never occur. `ece` and `reliability`, by
-        stretches of confidence, only where they were asked for."""
+        stretches of confidence, `flicker` and `corruptions` only where they were asked for."""
         counts, known = self.confusion, self.reliability
-        calibration: dict[str, object] = {}
+        asked: dict[str, object] = {}
         if known is not None:
-            calibration = {"ece": known.ece, "reliability": [asdict(each) for each in known.bins]}
+            asked = {"ece": known.ece, "reliability": [asdict(each) for each in known.bins]}
+        if self.flicker is not None:
+            asked["flicker"] = self.flicker.share if self.flicker.pixels else None
+        if self.corruptions:
+            asked["corruptions"] = self.corruptions
         return {
             "miou": counts.miou(),
             "iou": _by_class(self.classes, counts.iou()),
@@ -113,7 +122,7 @@ class Evaluation:
             "precision": self.precision,
             "unseen": self.unseen,
             "confusion": counts.matrix.tolist(),
-            **calibration,
+            **asked,
         }
 
     def to_json(self) -> str:
@@ -165,6 +174,43 @@ def evaluate_frames(
     return result
 
 
+def evaluate_sequences(
+    segment: Segment,
+    data: SegmentationData | Cached,
+    seen: Callable[[int], None] = lambda index: None,
+    restart: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """As `evaluate_frames`, sequence by sequence and each in order, with their flicker.
+
+    Args:
+        segment: As there.
+        data: As there.
+        seen: As there.
+        restart: Called before the first frame of each sequence.
+
+    Raises:
+        UsageError: if no two frames are of one sequence.
+    """
+    meter = Flicker()
+    sequences = order_sequences([data.name(index) for index in range(len(data))])
+    if max(map(len, sequences)) < 2:
+        raise UsageError(
+            "no two frames are of one sequence, so nothing can flicker: their names have to differ "
+            "in the number at their end alone"
+        )
+
+    def indices() -> Iterator[int]:
+        # Each index is taken when the frame before it has been counted.
+        for sequence in sequences:
+            meter.restart()
+            restart()
+            yield from sequence
+
+    result = evaluate_frames(segment, data, indices(), seen, meter.count)
+    result.flicker = meter
+    return result
+
+
 def build_table(result: Evaluation, title: str = "") -> Table:
     """Per class: IoU, accuracy and the part of all pixels, in %; the means below."""
     counts = result.confusion
@@ -177,6 +223,9 @@ def build_table(result: Evaluation, title: str = "") -> Table:
     ]
     rows.append(("mean", percent(counts.miou()), percent(counts.mean_accuracy()), ""))
     rows.append(("pixel accuracy", "", percent(counts.pixel_accuracy()), ""))
+    rows += [(f"mean, {name}", percent(miou), "", "") for name, miou in result.corruptions.items()]
+    if result.flicker is not None:
+        rows.append(("flicker (truth still)", "", "", percent(result.flicker.share)))
     if result.reliability is not None:
         rows.append(("expected calibration error", "", percent(result.reliability.ece), ""))
     if result.unseen:
