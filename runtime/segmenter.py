@@ -169,6 +169,27 @@ class Segmenter:
             return "its labels are no argmax of resized logits, so no lead can be read"
         return 'the graph makes its labels: load it with argmax="runtime", on a CPU with numba'
 
+    def on_device(self, frame: object) -> object:
+        """Labels of a frame that is already where the network runs, without a way through the host.
+
+        Args:
+            frame: uint8 of the network's own size (`card.input_shape`, without its N too where that
+                is 1), contiguous: an object with DLPack, such as a tensor of PyTorch or an array of
+                CuPy, JAX or NumPy, or with `__cuda_array_interface__`. The stream that makes it is
+                waited for.
+
+        Returns:
+            (H, W) uint8 on that device, (N, H, W) of a frame with that axis; on a CPU a NumPy
+            array, on a GPU an object with `__dlpack__` and `__cuda_array_interface__`. It is
+            finished, and the next call of the segmenter writes over it: copy it to keep it.
+
+        Raises:
+            UsageError: if the frame is elsewhere, or of another type, shape or layout.
+        """
+        self._check_process()
+        with self._lock:
+            return self.backend.label_on_device(frame)
+
     def label_picture(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Labels (H, W) of a picture (H, W, 3) uint8 BGR, any size; an artifact of a camera's
         format is given it as its camera would give it."""

@@ -57,6 +57,7 @@ class PretendedCuda:
     cudaMemcpyKind = SimpleNamespace(
         cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
     )
+    cudaMemoryType = SimpleNamespace(cudaMemoryTypeDevice=2, cudaMemoryTypeManaged=3)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
     def __init__(self, gpus=1):
@@ -66,6 +67,7 @@ class PretendedCuda:
         self.allocations = self.launches = 0
         self.used_streams = []
         self.events, self.destroyed = {}, set()
+        self.waits = []  # (stream, the event that it waits for)
 
     def cudaGetDeviceCount(self):
         return 0, self.gpus
@@ -139,6 +141,14 @@ class PretendedCuda:
         self.used_streams.append(stream)
         self.events[event] = self.launches  # a launch takes a millisecond
         return (0,)
+
+    def cudaStreamWaitEvent(self, stream, event, flags):
+        self.waits.append((stream, event))
+        return (0,)
+
+    def cudaPointerGetAttributes(self, address):
+        kind = 2 if address in self.memory else 0
+        return 0, SimpleNamespace(type=kind, device=0)
 
     def cudaEventSynchronize(self, event):
         return (0,) if self.events.get(event) is not None else (400,)

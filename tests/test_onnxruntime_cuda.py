@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_cuda import PretendedCuda
-from rtseg.errors import ArtifactError, MissingPackage
+from rtseg.errors import ArtifactError, MissingPackage, UsageError
 from rtseg.models.loading import Model
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -18,6 +18,7 @@ from rtseg.export import export  # noqa: E402
 from rtseg.runtime import load  # noqa: E402
 from rtseg.runtime.backends import cuda as cuda_module  # noqa: E402
 from rtseg.runtime.backends import onnxruntime as module  # noqa: E402
+from rtseg.runtime.backends.device_arrays import CUDA, SharedArray  # noqa: E402
 from rtseg.runtime.backends.onnxruntime import OnnxRuntime  # noqa: E402
 
 SIZE = (64, 128)
@@ -170,3 +171,33 @@ def test_options_of_cuda_are_refused_on_a_cpu(artifact: Any) -> None:
         with pytest.raises(ArtifactError, match="options of CUDA"):
             load(artifact, "onnxruntime", "cpu", **option)
     assert module.NUMPY_TYPES["tensor(uint8)"] is np.uint8
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_a_frame_on_the_gpu_is_copied_into_the_bound_input(
+    world: World, artifact: Any, expected: list[Any], cuda_graph: bool
+) -> None:
+    backend = OnnxRuntime(artifact, "cuda:1", cuda_graph=cuda_graph)
+    frame = FRAMES[2]
+    shared = SharedArray(frame.ctypes.data, frame.shape, np.uint8, (CUDA, 1))
+    place = backend._values["labels"].data_ptr()
+    labels: Any = backend.label_on_device(shared)
+    facts = labels.__cuda_array_interface__
+    assert (facts["shape"], facts["data"][0]) == ((1, *SIZE), place)
+    assert labels.__dlpack_device__() == (CUDA, 1)
+    np.testing.assert_array_equal(backend._fetch("labels")[0], expected[2])
+    with pytest.raises(UsageError, match="on cuda:0 and the network on cuda:1"):
+        backend.label_on_device(SharedArray(frame.ctypes.data, frame.shape, np.uint8, (CUDA, 0)))
+    backend.close()
+
+
+def test_a_frame_on_the_gpu_needs_the_bindings(
+    world: World, artifact: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(api: str = "runtime") -> Any:
+        raise MissingPackage(api)
+
+    monkeypatch.setattr(cuda_module, "_bindings", absent)
+    backend = OnnxRuntime(artifact, "cuda:1")
+    with pytest.raises(MissingPackage, match="cuda-bindings"):
+        backend.label_on_device(FRAMES[0])

@@ -20,6 +20,7 @@ from ...gpu import Gpu, gpus
 from ..argmax import LabelMaker, compiled_available
 from ..artifact import Card
 from ..packages import pip_line
+from .device_arrays import host_frame
 
 log = logging.getLogger("rtseg")
 # (N, H, W, 3) BGR or (N, *card.frame_shape) of a camera's format, N as the card says, 1 as a rule
@@ -80,6 +81,17 @@ class Backend(ABC):
 
     @abstractmethod
     def compute(self) -> None: ...
+
+    def label_on_device(self, frame: object) -> object:
+        """Labels of a frame that is on the backend's device, left there: (H, W) uint8, or (N, H, W)
+        of a frame with that axis. Finished, and valid until the next call.
+
+        Raises:
+            UsageError: if the frame is elsewhere, or of another type, shape or layout.
+        """
+        image, several = host_frame(frame, self.card.input_shape)
+        labels = self(image)
+        return labels if several else labels[0]
 
     @abstractmethod
     def _fetch(self, name: str) -> NDArray[np.generic]:

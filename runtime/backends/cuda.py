@@ -121,6 +121,23 @@ class Cuda:
     def synchronize(self, stream: int) -> None:
         self._call("cudaStreamSynchronize", stream)
 
+    def wait_for(self, stream: int, producer: int) -> None:
+        """Have `stream` wait for what is queued on another library's stream by now; the host does
+        not wait."""
+        event = self._call("cudaEventCreate")
+        try:
+            self._call("cudaEventRecord", event, producer)
+            self._call("cudaStreamWaitEvent", stream, event, 0)
+        finally:
+            self._call("cudaEventDestroy", event)  # CUDA keeps it until it has happened
+
+    def index_of(self, address: int) -> int | None:
+        """The GPU that an address is on; None in host memory."""
+        facts = self._call("cudaPointerGetAttributes", address)
+        kinds = self._runtime.cudaMemoryType
+        on_gpu = (kinds.cudaMemoryTypeDevice, kinds.cudaMemoryTypeManaged)
+        return int(facts.device) if facts.type in on_gpu else None
+
     def time_ms(self, work: Callable[[], None], stream: int, runs: int) -> list[float]:
         """Milliseconds of each run of what `work` queues on `stream`, by the GPU's own clock."""
         begin, end = (self._call("cudaEventCreate") for _ in range(2))

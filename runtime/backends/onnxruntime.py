@@ -42,6 +42,7 @@ from .backend import (
     leaves_out_argmax,
 )
 from .cuda import Cuda
+from .device_arrays import CUDA, DeviceFrame, SharedArray
 
 log = logging.getLogger("rtseg")
 RUNS = 10  # of a profile
@@ -249,6 +250,25 @@ class OnnxRuntime(Backend):
             address = self._values["frame"].data_ptr()
             self._cuda.upload(address, self._host["frame"], image, self._stream)
             self._cuda.synchronize(self._stream)  # ONNX Runtime computes in a stream of its own
+
+    def label_on_device(self, frame: object) -> object:
+        if self.kind == "cpu":
+            return super().label_on_device(frame)
+        if self._cuda is None:
+            raise MissingPackage("frames on the GPU need cuda-bindings: pip install cuda-bindings")
+        self._cuda.select()
+        bound = self._values["frame"]
+        shape = tuple(bound.shape())
+        given = DeviceFrame(frame, shape, self._cuda, self._stream)
+        # Copied, since a CUDA graph knows one address only.
+        size = int(np.prod(shape))
+        self._cuda.on_device(bound.data_ptr(), given.address, size, self._stream)
+        self._cuda.synchronize(self._stream)  # ONNX Runtime computes in a stream of its own
+        given.release()
+        self.compute()
+        address, device = self._values["labels"].data_ptr(), (CUDA, self.index)
+        labels = SharedArray(address, self.card.label_shape, np.uint8, device)
+        return labels if given.several else labels.first()
 
     def compute(self) -> None:
         self.session.run_with_iobinding(self.binding)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.dlpack import from_dlpack
 
-from ...errors import ArtifactError
+from ...errors import ArtifactError, UsageError
 from ...gpu import Gpu
 from ...models import FrameToLabels, build, deploy, digest, load_checkpoint
 from ...models.pipeline import find_last_upsample
@@ -33,6 +34,7 @@ from ..artifact import Card, read_card
 from ..support import supported
 from .backend import Backend, Diagnosis, Image, Info, LayerTimes, Scores, check_argmax
 from .cuda import STRIPE
+from .device_arrays import check_layout, device_of, name_device
 
 log = logging.getLogger("rtseg")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -231,6 +233,44 @@ class PyTorch(Backend):
             rows = slice(start, start + step)
             pinned[rows] = image[rows]
             frame[rows].copy_(staging[rows], non_blocking=True)
+
+    def label_on_device(self, frame: object) -> object:
+        """On a CPU NumPy's array, else a tensor."""
+        if self.device.type == "cpu":
+            return super().label_on_device(frame)
+        with torch.cuda.device_of(self.frame):
+            tensor = self._take(frame)
+            several = check_layout(
+                tuple(tensor.shape),
+                tensor.stride(),
+                str(tensor.dtype).removeprefix("torch."),
+                self.card.input_shape,
+            )
+            self.frame.copy_(tensor.reshape(self.frame.shape), non_blocking=True)
+            self.compute()
+        self.synchronize()
+        labels = self.results[self.names.index("labels")]
+        return labels if several else labels[0]
+
+    def _take(self, frame: Any) -> torch.Tensor:
+        """A tensor on the frame's memory, which the current stream waits for."""
+        if (device := device_of(frame)) is not None:
+            if name_device(device) != str(self.frame.device):
+                raise UsageError(
+                    f"the frame is on {name_device(device)} and the network on "
+                    f"{self.frame.device}: give a frame of that device"
+                )
+            return from_dlpack(frame)
+        facts = getattr(frame, "__cuda_array_interface__", None)
+        if facts is None:
+            raise UsageError(
+                "a frame on the device has __dlpack__ or __cuda_array_interface__; "
+                f"{type(frame).__name__} has neither"
+            )
+        if facts.get("stream") is not None:  # PyTorch does not look at it
+            producer = torch.cuda.ExternalStream(facts["stream"], self.frame.device)
+            torch.cuda.current_stream().wait_stream(producer)
+        return torch.as_tensor(frame, device=self.frame.device)
 
     def compute(self) -> None:
         if self.graph is None:

@@ -22,7 +22,8 @@ from ..support import supported
 from ..verify import EngineHost, prove_once
 from .argmax_kernel import COARSE, LABELS, KernelFile, LabelKernel, kernel_path
 from .backend import Backend, Diagnosis, Image, Info, Labels
-from .cuda import Cuda, DeviceArray, device_address, stream_handle
+from .cuda import Cuda, device_address, stream_handle
+from .device_arrays import CUDA, DeviceFrame, SharedArray
 from .tensorrt_engine import Plan, Tensor
 from .tensorrt_self_test import self_test
 
@@ -204,12 +205,24 @@ class TensorRT(Backend):
         self._use()
         return self._cuda.time_ms(lambda: self._plan.run(self._stream), self._stream, runs)
 
-    def on_device(self, output: str = "labels") -> DeviceArray:
-        """The output of the last `compute` in GPU memory, for other libraries; queued work may
-        still be writing it."""
+    def label_on_device(self, frame: object) -> SharedArray:
         self._use()
-        tensor = self._tensors[output]
-        return DeviceArray(tensor.address, tensor.shape, tensor.dtype)
+        self._cuda.select()
+        tensor = self._tensors["frame"]
+        given = DeviceFrame(frame, tensor.shape, self._cuda, self._stream)
+        self._cuda.on_device(tensor.address, given.address, tensor.nbytes, self._stream)
+        self.compute()
+        self.synchronize()  # only now may the producer have its memory back
+        given.release()
+        labels = self.on_device()
+        return labels if given.several else labels.first()
+
+    def on_device(self, output: str = "labels") -> SharedArray:
+        """The output of the last `compute` in GPU memory, for other libraries. DLPack waits for
+        queued work; through `__cuda_array_interface__` it may still be writing."""
+        self._use()
+        tensor, device = self._tensors[output], (CUDA, self._cuda.index)
+        return SharedArray(tensor.address, tensor.shape, tensor.dtype, device, self.synchronize)
 
     def _fetch(self, name: str) -> NDArray[np.generic]:
         self._use()
