@@ -79,7 +79,9 @@ class SteadyLabels:
         if details.certified is not None:
             uncertain &= ~details.certified
         labels, held = self._update(details.labels, uncertain)
-        return replace(details, labels=labels, confidence=np.where(held, 0, details.confidence))
+        confidence = details.confidence.copy()
+        confidence[held] = 0
+        return replace(details, labels=labels, confidence=confidence)
 
     def _update(self, labels: Labels, uncertain: Mask) -> tuple[Labels, Mask]:
         """The mask of this frame, and where it holds the class of the last one."""
@@ -90,6 +92,9 @@ class SteadyLabels:
         held = uncertain & (labels != self._shown) & (self._frames < self.hold)
         # 255 lies beside a crop, where there is no class to keep.
         held &= (labels != IGNORE) & (self._shown != IGNORE)
-        self._frames = (self._frames + 1) * held
-        self._shown = np.where(held, self._shown, labels)
-        return self._shown.copy(), held
+        self._frames += 1
+        self._frames *= held
+        shown = labels.copy()
+        np.copyto(shown, self._shown, where=held)
+        self._shown = shown
+        return shown.copy(), held
