@@ -195,6 +195,20 @@ def gpu_memory_used() -> int | None:
             return None
 
 
+def gpu_energy_j() -> float | None:
+    """Joules that all of `gpus()` took since their driver was loaded; None where none tells."""
+    here = gpus()
+    with _nvml() as nvml:
+        if nvml is None or not here:
+            return None
+        try:
+            spent = [_energy_mj(nvml, _handle(nvml, gpu)) for gpu in here]
+        except nvml.NVMLError:
+            return None
+        told = [each for each in spent if each is not None]
+        return sum(told) / 1e3 if told else None
+
+
 @dataclass(frozen=True)
 class GpuState:
     """Under the load of one contestant; None where the driver does not tell.

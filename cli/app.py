@@ -31,6 +31,7 @@ from .pareto import pareto
 from .predict import predict
 from .pseudo_label import pseudo_label
 from .quickstart import quickstart
+from .replay import replay
 from .sbom import sbom
 from .sign import sign
 from .submit import submit
@@ -50,7 +51,7 @@ data = typer.Typer(
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(quickstart, doctor, models, export, inspect, check, sign, sbom),
-    *(predict, demo, drive, incident, fleet),
+    *(predict, demo, drive, incident, replay, fleet),
     *(pareto, pseudo_label, train),
 )
 for command in COMMANDS:

@@ -1,0 +1,115 @@
+"""`rtseg replay`: an update on a log, beside what it replaces."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from ..errors import UsageError
+from ._console import JobFailed, show, steps
+from ._options import Backend, Device, Json, OneModel, RequireSignature
+
+if TYPE_CHECKING:
+    from ..speed.replay import Advance, ReplayConfig, ReplayResult
+    from ..speed.replay_bars import ReplayBars
+
+
+def replay(
+    log: Annotated[
+        str, Argument(metavar="LOG", help="Folder of frames, video, MCAP log or ROS 2 bag.")
+    ],
+    model: OneModel,
+    against: Annotated[
+        str | None,
+        Option(help="What is replaced: an artifact, or a folder that --record wrote."),
+    ] = None,
+    against_python: Annotated[
+        str | None,
+        Option(
+            help="Interpreter of another environment that runs the old side, with its libraries; "
+            "without --against the same model."
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None, Option(help="Write the model's masks and figures there, as a baseline.")
+    ] = None,
+    bars: Annotated[
+        Path | None, Option(help="YAML file of what an update must reach, `agreement: 0.995`...")
+    ] = None,
+    out: Annotated[
+        Path | None, Option("-o", "--out", help="Folder for report.md, report.json and pictures.")
+    ] = None,
+    runs: Annotated[
+        int, Option(min=2, help="Least timed frames a side; a shorter log is played again.")
+    ] = 200,
+    topic: Annotated[str | None, Option(help="Topic of an MCAP log or ROS 2 bag.")] = None,
+    backend: Backend = None,
+    device: Device = None,
+    require_signature: RequireSignature = None,
+    as_json: Json = False,
+) -> None:
+    """Refuse an update that labels a log otherwise, or needs more time or memory.
+
+    Both sides run in turns on the same frames. The exit code is 1, and each bar that is missed is
+    named, if masks, times or memory are not within the bars.
+
+    rtseg replay drive.mcap --model new.onnx --against old.onnx --bars bars.yaml -o report
+    rtseg replay frames/ --model old.onnx --record baseline
+    rtseg replay frames/ --model new.onnx --against baseline
+    rtseg replay frames/ --model net.onnx --against-python old-venv/bin/python
+    """
+    from ..speed.replay import ReplayConfig
+    from ..speed.replay import record as record_side
+    from ..speed.replay_bars import read_bars
+
+    config = ReplayConfig(topic, runs, backend, device)
+    limits = read_bars(bars) if bars else None
+    if record is not None:
+        if against or against_python:
+            raise UsageError("--record makes a baseline: leave --against and --against-python out")
+        with steps("replay", None) as advance:
+            side = record_side(log, model, record, config, advance)
+        facts = {"record": str(record), "runs": side.runs}
+        show(json.dumps(facts), f"{side.title}: baseline in {record}", as_json)
+        return
+    if not (against or against_python):
+        raise UsageError("what does it replace? Give --against OLD, or --record FOLDER first")
+    with steps("replay", None) as advance:
+        done = _run(log, model, against, against_python, config, limits, advance)
+    _report(done, model, out, as_json)
+
+
+def _run(
+    log: str,
+    model: str,
+    against: str | None,
+    python: str | None,
+    config: ReplayConfig,
+    limits: ReplayBars | None,
+    advance: Advance,
+) -> ReplayResult:
+    from ..speed.replay import record_elsewhere
+    from ..speed.replay import replay as run
+
+    if python is None:
+        return run(log, model, str(against), config, limits, advance)
+    with tempfile.TemporaryDirectory() as folder:
+        baseline = Path(folder) / "baseline"
+        record_elsewhere(python, log, against or model, baseline, config)
+        return run(log, model, str(baseline), config, limits, advance)
+
+
+def _report(done: ReplayResult, model: str, out: Path | None, as_json: bool) -> None:
+    from rich.console import Group
+
+    from ..speed.replay_report import describe_replay, list_tables, write_report
+
+    if out is not None:
+        write_report(done, out)
+    show(json.dumps(describe_replay(done), indent=2), Group(*list_tables(done)), as_json)
+    if why := done.failure():
+        raise JobFailed(f"the update is refused: {why}")

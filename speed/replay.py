@@ -1,0 +1,383 @@
+"""Replay of a log through an update: masks, times and memory beside the old artifact's."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.classes import Color
+from ..data.files import replace_folder, scratch_folder
+from ..data.frames import Frame, Recording, Unreadable
+from ..data.playback import open_recording
+from ..errors import BackendError, UsageError
+from ..resolve import resolve_artifact
+from ..runtime import Segmenter, load
+from .replay_bars import BarCheck, ReplayBars, at_least, at_most
+from .replay_figures import MaskComparison, compare_latency, find_quantiles, find_slope
+from .replay_side import (
+    RECORD,
+    LabelMap,
+    RecordedSide,
+    ReplayPlayer,
+    ReplayRecorder,
+    ReplaySide,
+    describe_side,
+    digest_frame,
+    read_recorded,
+    read_resident,
+)
+from .timing import Now
+
+BLOCK = 8  # frames of a turn, held in memory
+RUNS = 200  # timed frames a side
+Seen = Callable[[int, Frame, Sequence[LabelMap]], None]
+Advance = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """How a log is played.
+
+    Attributes:
+        topic: of an MCAP log or ROS bag.
+        runs: least timed frames a side; a shorter log is played again.
+        backend, device: of both sides.
+    """
+
+    topic: str | None = None
+    runs: int = RUNS
+    backend: str | None = None
+    device: str | None = None
+
+
+@dataclass
+class ReplayResult:
+    """An update held against what it replaces.
+
+    Attributes:
+        log: that was played.
+        old, new: the two sides.
+        interleaved: whether both ran here in turns.
+        masks: compared.
+        skipped: frames that could not be read.
+        palette: (red, green, blue) by class id.
+        checks: the bars, judged.
+    """
+
+    log: str
+    old: ReplaySide
+    new: ReplaySide
+    interleaved: bool
+    masks: MaskComparison
+    skipped: int
+    palette: Sequence[Color]
+    checks: Sequence[BarCheck] = ()
+
+    @property
+    def refusals(self) -> list[BarCheck]:
+        return [each for each in self.checks if each.passed is False]
+
+    def failure(self) -> str:
+        """The bars that were missed, by name; "" if the update may go out."""
+        return "; ".join(f"{each.bar}: {each.text}" for each in self.refusals)
+
+
+def replay(
+    log: str,
+    model: str,
+    against: str,
+    config: ReplayConfig | None = None,
+    bars: ReplayBars | None = None,
+    advance: Advance = lambda: None,
+) -> ReplayResult:
+    """Play a log through a new artifact and an old one, in turns, or a recorded baseline.
+
+    Args:
+        log: what `open_recording` takes.
+        model: the update: an artifact, or what `resolve_artifact` takes.
+        against: likewise, or a folder that `record` wrote.
+        config: how it is played.
+        bars: that the update is held to.
+        advance: called at each frame of the first pass.
+
+    Raises:
+        UsageError: classes or frames are others, or the baseline is none.
+    """
+    config = config or ReplayConfig()
+    recording = open_recording(log, config.topic)
+    recorded = read_recorded(Path(against)) if Path(against).is_dir() else None
+    with ExitStack() as stack:
+        new, made = _open(model, config, stack)
+        if recorded is not None:
+            done = compare_recorded(recording, recorded, new, made, config.runs, advance=advance)
+        else:
+            old, old_side = _open(against, config, stack)
+            done = compare_here(
+                recording, (old, old_side), (new, made), config.runs, advance=advance
+            )
+    done.log = log
+    done.checks = judge(done, bars or ReplayBars())
+    return done
+
+
+def record(
+    log: str,
+    model: str,
+    folder: Path,
+    config: ReplayConfig | None = None,
+    advance: Advance = lambda: None,
+) -> ReplaySide:
+    """Play a log through one artifact, and write its masks and figures as a baseline.
+
+    Args:
+        log: what `open_recording` takes.
+        model: an artifact, or what `resolve_artifact` takes.
+        folder: to write; a baseline that is there gives way.
+        config: how it is played.
+        advance: called at each frame of the first pass.
+
+    Raises:
+        UsageError: the folder holds something else, or the log no frame.
+    """
+    config = config or ReplayConfig()
+    if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).is_file():
+        raise UsageError(f"{folder} holds something else: name a new folder for the baseline")
+    recording = open_recording(log, config.topic)
+    with ExitStack() as stack:
+        segmenter, side = _open(model, config, stack)
+        scratch = stack.enter_context(scratch_folder(folder.resolve().parent, "replay"))
+        recorder = ReplayRecorder(scratch / "new")
+
+        def seen(number: int, frame: Frame, maps: Sequence[LabelMap]) -> None:
+            recorder.add(frame.name, frame.image, maps[0])
+            player.certify(frame.image)
+            advance()
+
+        player = ReplayPlayer(segmenter, side, time.perf_counter_ns)
+        play_turns(recording, [player], config.runs, seen)
+        recorder.finish(side)
+        replace_folder(scratch / "new", folder)
+    return side
+
+
+def record_elsewhere(
+    python: str, log: str, model: str, folder: Path, config: ReplayConfig
+) -> RecordedSide:
+    """`record`, by another environment's interpreter, which has its own libraries.
+
+    Raises:
+        UsageError: there is no such interpreter.
+        BackendError: its `rtseg replay` failed, with its last line.
+    """
+    command = [python, "-m", "rtseg", "replay", log, "--model", model, "--record", str(folder)]
+    command += ["--runs", str(config.runs)]
+    chosen = {"--topic": config.topic, "--backend": config.backend, "--device": config.device}
+    command += [word for name, value in chosen.items() if value for word in (name, value)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UsageError(f"no interpreter runs as {python}: {error.strerror}") from error
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise BackendError(f"{python} -m rtseg replay failed: {last}")
+    return read_recorded(folder)
+
+
+def _open(what: str, config: ReplayConfig, stack: ExitStack) -> tuple[Segmenter, ReplaySide]:
+    path = resolve_artifact(what, backend=config.backend, device=config.device)
+    segmenter = stack.enter_context(load(path, config.backend, config.device))
+    return segmenter, describe_side(path, segmenter)
+
+
+def compare_here(
+    recording: Recording,
+    old: tuple[Segmenter, ReplaySide],
+    new: tuple[Segmenter, ReplaySide],
+    runs: int = RUNS,
+    now: Now = time.perf_counter_ns,
+    resident: Callable[[], int] = read_resident,
+    advance: Advance = lambda: None,
+) -> ReplayResult:
+    """Both sides in turns on the same frames; nothing is judged yet.
+
+    Args:
+        recording: frames; played again until there are `runs` timed ones a side.
+        old: what is replaced, loaded, with its side.
+        new: the update.
+        runs: least timed frames a side.
+        now: nanoseconds, never going back.
+        resident: bytes of this process in memory.
+        advance: called at each frame of the first pass.
+
+    Raises:
+        UsageError: the classes are others, or there is no frame.
+    """
+    masks = _start_masks(old[1], new[1])
+    players = [ReplayPlayer(*side, now, resident) for side in (old, new)]
+
+    def seen(number: int, frame: Frame, maps: Sequence[LabelMap]) -> None:
+        masks.add(frame.name or str(number), frame.image, maps[0], maps[1])
+        for player in players:
+            player.certify(frame.image)
+        advance()
+
+    skipped = play_turns(recording, players, runs, seen)
+    return ReplayResult("", old[1], new[1], True, masks, skipped, new[0].card.palette)
+
+
+def compare_recorded(
+    recording: Recording,
+    old: RecordedSide,
+    segmenter: Segmenter,
+    side: ReplaySide,
+    runs: int = RUNS,
+    now: Now = time.perf_counter_ns,
+    resident: Callable[[], int] = read_resident,
+    advance: Advance = lambda: None,
+) -> ReplayResult:
+    """An update beside a baseline that was recorded; else as `compare_here`."""
+    masks = _start_masks(old.side, side)
+    player = ReplayPlayer(segmenter, side, now, resident)
+
+    def seen(number: int, frame: Frame, maps: Sequence[LabelMap]) -> None:
+        before, name = old.labels(number), frame.name or str(number)
+        if before.shape != maps[0].shape:
+            raise UsageError(f"frame {name} had another size when {old.folder} was recorded")
+        if old.frames[number]["pixels"] != digest_frame(frame.image):
+            masks.other_pixels.append(name)
+        masks.add(name, frame.image, before, maps[0])
+        player.certify(frame.image)
+        advance()
+
+    skipped = play_turns(recording, [player], runs, seen)
+    if len(masks.frames) != len(old.frames):
+        raise UsageError(
+            f"the log has {len(masks.frames)} frames, {old.folder} {len(old.frames)}: record the "
+            "baseline again on this log"
+        )
+    return ReplayResult("", old.side, side, False, masks, skipped, segmenter.card.palette)
+
+
+def _start_masks(old: ReplaySide, new: ReplaySide) -> MaskComparison:
+    if old.classes != new.classes:
+        raise UsageError(
+            f"{new.file} has {len(new.classes)} classes and {old.file} has {len(old.classes)}, or "
+            "others: that is no update, score both with rtseg eval"
+        )
+    return MaskComparison(new.classes)
+
+
+def play_turns(recording: Recording, players: Sequence[ReplayPlayer], runs: int, seen: Seen) -> int:
+    """Play a log in blocks, each side a turn a block, in shuffled order, until each has timed
+    `runs` frames.
+
+    Args:
+        recording: frames.
+        players: the sides.
+        runs: least timed frames a side.
+        seen: takes number, frame and each side's label map, in the first pass.
+
+    Returns:
+        How many frames could not be read.
+
+    Raises:
+        UsageError: not one could.
+    """
+    shuffle, order = random.Random(0).shuffle, list(players)
+    skipped, number, first = [0], 0, True
+    while first or players[0].side.runs < runs:
+        for block in _blocks(recording, skipped if first else [0]):
+            shuffle(order)
+            images = [frame.image for frame in block]
+            maps = {id(player): player.take_turn(images) for player in order}
+            for place, frame in enumerate(block if first else ()):
+                seen(number, frame, [maps[id(player)][place] for player in players])
+                number += 1
+            if not first and players[0].side.runs >= runs:
+                break
+        if not number:
+            raise UsageError("the log has no frame that can be read")
+        first = False
+    return skipped[0]
+
+
+def _blocks(recording: Recording, skipped: list[int]) -> Iterator[list[Frame]]:
+    block: list[Frame] = []
+    for item in recording:
+        if isinstance(item, Unreadable):
+            skipped[0] += 1
+            continue
+        block.append(item)
+        if len(block) == BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def judge(done: ReplayResult, bars: ReplayBars) -> list[BarCheck]:
+    """Hold the figures of an update to the bars."""
+    masks, count = done.masks, len(done.masks.other_pixels)
+    checks = [
+        at_least("agreement", bars.agreement, masks.agreement, "pixels with the old label"),
+        at_least(
+            "frame_agreement", bars.frame_agreement, masks.frame_agreement, "of the worst frame"
+        ),
+        at_least("border_agreement", bars.border_agreement, masks.border_agreement, "near borders"),
+        _judge_classes(masks, bars),
+        _judge_certified(done, bars),
+        *_judge_latency(done, bars),
+        _judge_memory(done, bars),
+    ]
+    if count:
+        text = f"{count} frames of the log have other pixels than when the old masks were made"
+        checks.insert(0, BarCheck("input_frames", 0, count, False, text))
+    return checks
+
+
+def _judge_classes(masks: MaskComparison, bars: ReplayBars) -> BarCheck:
+    worst = masks.worst_class(bars.class_share)
+    what = f"worst class {worst[0]}, 1 - IoU" if worst else ""
+    value = 1 - worst[1] if worst else None
+    why = "" if worst else "no class is large enough"
+    return at_most("class_iou_drop", bars.class_iou_drop, value, what, why)
+
+
+def _judge_certified(done: ReplayResult, bars: ReplayBars) -> BarCheck:
+    name, shares = "certified_drop", (done.old.certified, done.new.certified)
+    if not shares[0] or not shares[1]:
+        return at_most(name, bars.certified_drop, None, "", "a side certifies no pixel")
+    old, new = (sum(each) / len(each) for each in shares if each)
+    what = f"certified share fell from {old:.2%} to {new:.2%}, by"
+    return at_most(name, bars.certified_drop, old - new, what)
+
+
+def _judge_latency(done: ReplayResult, bars: ReplayBars) -> Iterator[BarCheck]:
+    old, new = done.old, done.new
+    if old.machine != new.machine:
+        why = f"the old side ran on another machine ({old.machine})"
+        for name in ("latency_ratio", "p99_ratio"):
+            yield at_most(name, None, None, "", why)
+        return
+    found = compare_latency(old, new, done.interleaved)
+    how = "" if done.interleaved else ", the sides ran apart"
+    why = f"95 % {found.low:.3f} to {found.high:.3f}{how}"
+    yield at_most("latency_ratio", bars.latency_ratio, found.value, "median, new over old", why)
+    tails = [find_quantiles(side).get("p99") for side in (old, new)]
+    of = tails[1][0] / tails[0][0] if tails[0] and tails[1] else None
+    yield at_most(
+        "p99_ratio", bars.p99_ratio, of, "p99, new over old", "" if of else "fewer than 100 runs"
+    )
+
+
+def _judge_memory(done: ReplayResult, bars: ReplayBars) -> BarCheck:
+    old, new = find_slope(done.old.memory_mib), find_slope(done.new.memory_mib)
+    grown = None if new is None else new - max(0.0, old or 0.0)
+    why = "too few frames for a slope" if grown is None else ""
+    what = "memory grows a frame by"
+    return at_most("memory_growth_mb", bars.memory_growth_mb, grown, what, why, " MB")
