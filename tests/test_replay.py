@@ -118,7 +118,8 @@ def test_twenty_equal_updates_pass(artifact: Path, frames: Path) -> None:
         done = replay_wrapped(artifact, frames, clock, old, new, Memory())
         assert refused(done) == [], done.failure()
         assert done.masks.agreement == 1
-        assert (done.old.runs, len(done.masks.frames)) == (RUNS, FRAMES)
+        assert len(done.masks.frames) == FRAMES
+        assert done.old.runs == done.new.runs >= RUNS
 
 
 def test_a_fifth_more_latency_is_refused(artifact: Path, frames: Path) -> None:
