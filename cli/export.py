@@ -131,6 +131,9 @@ def export(
     timing_cache: Annotated[
         Path | None, in_group(ENGINES, help="File that keeps the times of kernels.")
     ] = None,
+    dla: Annotated[
+        int | None, in_group(ENGINES, min=0, max=1, help="Core of a Jetson's DLA that runs it.")
+    ] = None,
     log: Annotated[str, in_group(ENGINES, help="Level of the build log.")] = "warning",
     normalize: Annotated[
         str | None, in_group(OWN, help="Normalization: imagenet, unit (0..1) or none (0..255).")
@@ -238,7 +241,12 @@ def export(
             gpu=gpu,
             label_kernel=label_kernel,
             builder=BuilderOptions(
-                optimization_level, workspace, version_compatible, hardware_compatible, timing_cache
+                optimization_level,
+                workspace,
+                version_compatible,
+                hardware_compatible,
+                timing_cache,
+                dla,
             ),
             log=log,
             progress=step,

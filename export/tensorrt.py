@@ -34,6 +34,7 @@ from ..runtime.packages import (
 from ..runtime.preflight import block_digests, this_platform
 from ..runtime.support import GPUS, NAMED_ONLY, find_capability, supported
 from ..runtime.verify import Reference, reference_path
+from .dla import use_dla
 
 # Of those in the table of GPUs, what an engine in this mode of compatibility runs on.
 AMPERE_PLUS = tuple(dict.fromkeys(c for cs in GPUS.values() for c in cs if float(c) >= 8))
@@ -52,6 +53,7 @@ class BuilderOptions:
             the full package, as TensorRT-RTX takes compute capabilities instead.
         timing_cache: file with the times of kernels, read and written; with the full package, by
             default one in the user's cache.
+        dla: core of the deep learning accelerator that runs what it can.
     """
 
     optimization_level: int | None = None
@@ -59,6 +61,7 @@ class BuilderOptions:
     version_compatible: bool = False
     hardware_compatible: bool = False
     timing_cache: Path | None = None
+    dla: int | None = None
 
     def __post_init__(self) -> None:
         if self.optimization_level not in (None, *range(6)):
@@ -74,6 +77,7 @@ class BuilderOptions:
             "version_compatible": self.version_compatible or None,
             "hardware_compatible": self.hardware_compatible or None,
             "timing_cache": self.timing_cache and self.timing_cache.name,
+            "dla": self.dla,
         }
         return {name: str(value).lower() for name, value in facts.items() if value is not None}
 
@@ -147,6 +151,8 @@ def build_engine(
         config = builder.create_builder_config()
         _add_profiles(builder, config, card)
         capabilities = _configure(trt, config, package, compute_capabilities, options)
+        core = options.dla
+        dla = None if core is None else use_dla(trt, builder, network, config, core, card.precision)
         kernel = label_kernel(capabilities) if label_kernel else None
         plan = _build(trt, builder, network, config, log, package, log_path)
         if package.flavour == "tensorrt":
@@ -163,10 +169,12 @@ def build_engine(
         layers=network.num_layers,
         onnx=digest_of(onnx),
         build_seconds=round(time.perf_counter() - began, 3),
-        options=options.asked() or None,
+        options=(options.asked() | (dla.facts() if dla else {})) or None,
     )
     written = _write(target, plan, card, facts, references or {}, kernel)
     warnings = tuple(find_unserved(package, capabilities, gpu))
+    if dla and dla.fallback:
+        warnings = (*warnings, dla.describe())
     return BuiltEngine(written, census(trt, network), layer_types(network), log_path, warnings)
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "tests" / "tensorrt_api.json"
 SOURCES = (
     "export/tensorrt.py",
+    "export/dla.py",
     "runtime/packages.py",
     "runtime/backends/tensorrt.py",
     "runtime/backends/tensorrt_engine.py",

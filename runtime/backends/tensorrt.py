@@ -97,7 +97,8 @@ class TensorRT(Backend):
         try:
             caches = _jit_caches(path, self.card, self.host)
             chosen = self._choose_profile()
-            self._plan = Plan(self._trt, self._log, content, self._cuda, caches, chosen)
+            dla = (_facts(path, self.card).options or {}).get("dla")
+            self._plan = Plan(self._trt, self._log, content, self._cuda, caches, chosen, dla)
         except ArtifactError as error:
             verdict = check_machine(path, self.card, machine)
             raise ArtifactError(

@@ -42,7 +42,8 @@ class Plan:
     jit_caches: where those kernels may lie from an earlier start; `keep_cache` keeps them in the
     first that can be written. `jit` is the outcome: "read", "written" or "none". `behind`, if
     it is set, queues what belongs to every run, on a stream. profile: of an engine for several
-    sizes, the number of the one to run and the frame's shape in it.
+    sizes, the number of the one to run and the frame's shape in it. dla: core of the deep learning
+    accelerator that the engine was built for.
 
     Raises ArtifactError if TensorRT rejects the engine.
     """
@@ -55,6 +56,7 @@ class Plan:
         cuda: Cuda,
         jit_caches: tuple[Path, ...] = (),
         profile: tuple[int, tuple[int, ...]] | None = None,
+        dla: str | None = None,
     ):
         self._cuda, self._log = cuda, log
         self._addresses: list[int] = []
@@ -65,6 +67,8 @@ class Plan:
         self.jit, self._kept, self._caches = "none", b"", jit_caches
         self.behind: Callable[[int], None] | None = None
         self._runtime = trt.Runtime(log)
+        if dla is not None:
+            self._runtime.DLA_core = int(dla)  # before the engine is read, else it is core 0
         refuse_invalid(trt, self._runtime, content)
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
