@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rtseg.api import evaluate
+from rtseg.data.classes import CAMVID
 from rtseg.errors import UsageError
-from rtseg.runtime import Details
+from rtseg.runtime import Details, Segmenter
 from rtseg.runtime.steadiness import SteadyLabels
 
 FRAME = np.zeros((1, 1, 3), np.uint8)
@@ -121,3 +125,44 @@ def test_what_cannot_be_held_is_told() -> None:
         SteadyLabels(Film([]), threshold=80)
     with pytest.raises(UsageError, match="1 to 254"):
         SteadyLabels(Film([]), hold=0)
+
+
+class Served(Segmenter):
+    """An artifact that gives a film's labels, plainly or in detail."""
+
+    def __init__(self, frames: Sequence[Details]):
+        self.film = Film(frames)
+        self.card: Any = SimpleNamespace(classes=CAMVID.names, takes_camera=False)
+        self.info: Any = SimpleNamespace(name="openvino", precision="int8")
+
+    def details(self, frame: NDArray[np.generic]) -> Details:
+        return self.film.details(frame)
+
+    def label_picture(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return self.details(picture).labels
+
+
+class Sequences(list[Any]):
+    """Two of them, of two frames each; all is road."""
+
+    classes = CAMVID
+
+    def __init__(self) -> None:
+        label = np.full((1, 1), 3, np.uint8)
+        names = ("a_1", "a_2", "b_1", "b_2")
+        super().__init__(SimpleNamespace(image=FRAME, label=label, name=name) for name in names)
+
+    def name(self, index: int) -> str:
+        return str(self[index].name)
+
+
+def test_an_artifact_is_evaluated_with_labels_held_steady() -> None:
+    data: Any = Sequences()
+    frames = one_pixel([3, 4, 4, 3], UNCERTAIN)
+    plain = evaluate(Served(frames), data, temporal=True)
+    assert plain.as_dict()["flicker"] == 1
+    assert plain.confusion.pixel_accuracy() == 0.5
+    steady = evaluate(Served(frames), data, temporal=True, steady=True)
+    assert steady.as_dict()["flicker"] == 0
+    # The second sequence begins anew with 4, not with the 3 of the first; 4 is held.
+    assert steady.confusion.matrix[3].tolist()[3:5] == [2, 2]
