@@ -219,6 +219,11 @@ def test_frames_and_streams_of_pytorch(engine, reference):
         np.testing.assert_array_equal(shared.infer_device(on_gpu), expected)
         labels = torch.as_tensor(shared.on_device(), device="cuda").cpu().numpy()
         np.testing.assert_array_equal(labels, expected)
+        with torch.cuda.stream(stream):  # of which the engine of its own stream must know
+            on_gpu = torch.from_numpy(frame[None]).pin_memory().cuda(non_blocking=True)
+            given = own.label_on_device(on_gpu)
+        labels = torch.from_dlpack(given).cpu().numpy()
+        np.testing.assert_array_equal(labels, expected)
     own.close()
     shared.close()
 
