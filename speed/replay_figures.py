@@ -111,6 +111,12 @@ def find_quantiles(side: ReplaySide, seed: int = 0) -> dict[str, tuple[float, fl
     return {n: (float(values[i]), float(low[i]), float(high[i])) for i, n in enumerate(asked)}
 
 
+def find_p99(side: ReplaySide) -> float | None:
+    """In ms; None of fewer than 100 runs."""
+    times = np.concatenate(side.rounds)
+    return float(np.quantile(times, QUANTILES["p99"])) if len(times) >= 100 else None
+
+
 def compare_latency(old: ReplaySide, new: ReplaySide, interleaved: bool) -> Ratio:
     """Medians, new over old; of sides that ran apart each is drawn for itself."""
     if interleaved:

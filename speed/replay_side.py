@@ -204,16 +204,24 @@ def read_recorded(folder: Path) -> RecordedSide:
         UsageError: the folder holds none, or a damaged or newer one.
     """
     facts: dict[str, Any] = read_json_object(folder / RECORD)
+    if facts.get("format", FORMAT) != FORMAT:
+        raise UsageError(f"{folder} was recorded by another version: record it again")
     try:
-        if facts["format"] != FORMAT:
-            raise UsageError(f"{folder} was recorded by another version: record it again")
         side = ReplaySide(**facts["side"])
-        side.size, side.classes = tuple(side.size), tuple(side.classes)  # type: ignore[assignment]
+        side.size = (int(side.size[0]), int(side.size[1]))
+        side.classes = tuple(map(str, side.classes))
+        side.rounds = [[float(ms) for ms in turn] for turn in side.rounds if turn]
+        side.memory_mib = [float(each) for each in side.memory_mib]
+        side.certified = [float(each) for each in side.certified] if side.certified else None
         frames = [{key: str(each[key]) for key in ("name", "pixels")} for each in facts["frames"]]
-        side.rounds = [[float(ms) for ms in turn] for turn in side.rounds]
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder} holds no baseline: make one with `rtseg replay LOG --model OLD --record "
-            f"{folder}`"
-        ) from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise UsageError(_NO_BASELINE.format(folder=folder)) from error
+    if not side.rounds:
+        raise UsageError(_NO_BASELINE.format(folder=folder))
     return RecordedSide(folder, side, frames)
+
+
+_NO_BASELINE = (
+    "{folder} holds no baseline, or a damaged one: make one with "
+    "`rtseg replay LOG --model OLD --record {folder}`"
+)

@@ -131,6 +131,19 @@ def test_a_fifth_more_latency_is_refused(artifact: Path, frames: Path) -> None:
     assert check.value == pytest.approx(1.2, abs=0.06)
 
 
+def test_noise_is_no_latency(artifact: Path, frames: Path) -> None:
+    """Turns that take 10 or 30 ms by chance: the ratio is beyond the bar, its interval holds 1."""
+    clock = Clock()
+    done = replay_wrapped(
+        artifact, frames, clock, jitter(clock, 10, 0), jitter(clock, 10, 1), Memory()
+    )
+    done.old.rounds = [[10.0, 11.0], [30.0, 31.0], [10.0, 11.0], [30.0, 31.0], [10.0, 11.0]]
+    done.new.rounds = [[30.0, 31.0], [10.0, 11.0], [30.0, 31.0], [10.0, 11.0], [30.0, 31.0]]
+    assert refused(done) == []
+    check = next(each for each in done.checks if each.bar == "latency_ratio")
+    assert (check.passed, check.value) == (None, pytest.approx(30 / 11, rel=0.1))
+
+
 def test_a_megabyte_a_frame_is_refused(artifact: Path, frames: Path) -> None:
     clock, memory = Clock(), Memory()
     done = replay_wrapped(
@@ -216,6 +229,28 @@ def test_a_folder_that_is_no_baseline_is_left_alone(
     assert [each.name for each in tmp_path.iterdir()] == ["diary.txt"]
     with pytest.raises(UsageError, match="holds no baseline"):
         replay(str(frames), str(artifact), str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [{"rounds": []}, {"rounds": [["x"]]}, {"size": 3}, {"new": 1}])
+def test_a_damaged_baseline_is_refused_in_one_line(
+    artifact: Path, frames: Path, tmp_path: Path, damage: dict[str, object]
+) -> None:
+    record(str(frames), str(artifact), tmp_path / "baseline", ReplayConfig(runs=2))
+    path = tmp_path / "baseline" / "replay.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "side": facts["side"] | damage}))
+    with pytest.raises(UsageError, match="holds no baseline, or a damaged one"):
+        replay(str(frames), str(artifact), str(path.parent))
+
+
+def test_a_fallen_certified_share_is_refused(artifact: Path, frames: Path) -> None:
+    clock = Clock()
+    same = jitter(clock, 10, 0)
+    done = replay_wrapped(artifact, frames, clock, same, same, Memory())
+    done.old.certified, done.new.certified = [0.97, 0.95], [0.93, 0.91]
+    assert refused(done) == ["certified_drop"]
+    done.new.certified = None
+    assert refused(done) == []
 
 
 def test_another_machine_s_times_are_not_judged(artifact: Path, frames: Path) -> None:
