@@ -84,7 +84,7 @@ app = typer.Typer(
     cls=_Protocols,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Measure latency and FPS, of one frame or a batch, beside plain PyTorch.\n\n"
+    help="Measure latency and FPS, beside plain PyTorch.\n\n"
     "`rtseg bench MODEL` is `rtseg bench latency MODEL`.",
     context_settings=CONTEXT,
 )

@@ -52,7 +52,7 @@ def replay(
     require_signature: RequireSignature = None,
     as_json: Json = False,
 ) -> None:
-    """Refuse an update that labels a log otherwise, or needs more time or memory.
+    """Refuse an update that labels a log otherwise, or is slower.
 
     Both sides run in turns on the same frames. The exit code is 1, and each bar that is missed is
     named, if masks, times or memory are not within the bars.
