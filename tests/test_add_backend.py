@@ -32,8 +32,8 @@ from rtseg.runtime.backends.backend import Backend, Diagnosis, Info
 class Constant(Backend):
     """Its file is the class id that it gives every pixel."""
 
-    def __init__(self, path, device=None):
-        self.card, self.names = read_card(path), ("labels",)
+    def __init__(self, path, device=None, card=None):
+        self.card, self.names = card or read_card(path), ("labels",)
         self.value = int(path.read_text())
         self.info = Info("constant", "1.0", "cpu", 1, "fp32")
 
@@ -92,8 +92,8 @@ from rtseg.runtime.backends.backend import Backend, Diagnosis, Info
 class Mirror(Backend):
     """An ONNX artifact, on one thread."""
 
-    def __init__(self, path, device=None, threads=None):
-        self.card = read_card(path)
+    def __init__(self, path, device=None, threads=None, card=None):
+        self.card = card or read_card(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 1
         self.session = onnxruntime.InferenceSession(str(path), options)
