@@ -171,7 +171,7 @@ def test_an_official_checkpoint_is_exported(rtseg: Run, tmp_path: Path) -> None:
         (["export", "csfcn_nano", "--classes", "absent.yaml"], 2, "absent.yaml"),
         (["export", "csfcn_nano", "--frames", "absent"], 2, "no such file or folder: absent"),
         (["export", "csfcn_nano", "--to", "tflite"], 2, "tflite"),
-        (["inspect", "absent.onnx"], 2, "no artifact at absent.onnx"),
+        (["inspect", "absent.onnx"], 2, "no file at absent.onnx"),
         (["predict", "absent.png", "--model", "x.onnx"], 2, "no such file or folder: absent.png"),
         (["bench", "absent.onnx"], 2, "absent.onnx"),
         (["bench", "csfcn_nano", "--backend", "mxnet"], 2, "no backend is called 'mxnet'"),

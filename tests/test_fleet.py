@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -145,8 +146,7 @@ def test_a_killed_worker_loses_nothing(
                 os.kill(os.getpid(), signal.SIGKILL)
             return segmenter(frame)
 
-        dies_once.card = segmenter.card  # type: ignore[attr-defined]
-        return dies_once  # type: ignore[return-value]
+        return SimpleNamespace(card=segmenter.card, label_picture=dies_once)  # type: ignore[return-value]
 
     summary = fleet([str(logs / "log0")], artifact, out, HERE, opener=opener)
     assert marker.exists()
@@ -214,7 +214,7 @@ def test_an_error_while_labeling_is_the_log_s_own(
     class Broken:
         card = load(artifact, "onnxruntime").card
 
-        def __call__(self, frame: object) -> None:
+        def label_picture(self, frame: object) -> None:
             raise RuntimeError("out of memory")
 
     labeler = Labeler(lambda: Broken(), str(tmp_path), "png")  # type: ignore[arg-type,return-value]

@@ -401,7 +401,7 @@ REFUSED: dict[str, tuple[Write, str]] = {
         "in float16: give the float32 file",
     ),
     "no file": (lambda path: path, "there is no file"),
-    "damaged": (broken, "is damaged or no ONNX file"),
+    "damaged": (broken, "is damaged or no ONNX model"),
 }
 
 

@@ -122,7 +122,7 @@ def setup_of(backend: FakeBackend) -> Setup:
         title="fake", runner="fake", open=lambda frames, threads, device: contestant
     )
     contest = SimpleNamespace(
-        title="any", entries=[entry], scenes=lambda: frames_of((4, 8), (4, 8))
+        title="any", card=backend.card, entries=[entry], scenes=lambda: frames_of((4, 8), (4, 8))
     )
 
     @contextmanager
