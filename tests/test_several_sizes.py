@@ -63,16 +63,16 @@ def zoo(folder: Path) -> Model:
 
 
 def transformer(folder: Path) -> Model:
-    return load_model(Transformer(), normalize="imagenet", size=SIZES[0])
+    return load_model(Transformer(), classes="numbered", normalize="imagenet", size=SIZES[0])
 
 
 def own(folder: Path) -> Model:
-    return load_model(Net(ends="resized"), normalize="imagenet", size=SIZES[0])
+    return load_model(Net(ends="resized"), classes="numbered", normalize="imagenet", size=SIZES[0])
 
 
 def foreign(folder: Path) -> Model:
     path = write_torch(folder / "theirs.onnx", Net(), dynamo=False, dynamic=True)
-    return load_model(path, normalize="imagenet", size=SIZES[0])
+    return load_model(path, classes="numbered", normalize="imagenet", size=SIZES[0])
 
 
 @pytest.mark.parametrize("make", [transformer, own, foreign])
