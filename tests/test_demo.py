@@ -44,6 +44,8 @@ class Fake:
         self.calls += 1
         return np.full(frame.shape[:2], self.number, np.uint8)
 
+    label_picture = __call__
+
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
