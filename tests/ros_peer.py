@@ -32,10 +32,10 @@ class Labels:
 def pictures(count: int = 4) -> list[NDArray[np.uint8]]:
     """(H, W, 3) uint8 BGR, a few that differ."""
     random = np.random.default_rng(7)
-    small = random.integers(0, 240, (count, 6, 8, 3), np.uint8)
+    small = random.integers(0, 176, (count, 6, 8, 3), np.uint8)
     blocks = [np.kron(each, np.ones((16, 16, 1), np.uint8)) for each in small]
-    # A row that repeats itself to the lower edge is what a decoder fills in.
-    return [each + random.integers(0, 16, each.shape, np.uint8) for each in blocks]
+    # With texture, and no row that repeats itself to the lower edge: else they are told as faulty.
+    return [each + random.integers(0, 80, each.shape, np.uint8) for each in blocks]
 
 
 class DdsPeer:
