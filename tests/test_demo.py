@@ -44,7 +44,8 @@ class Fake:
         self.calls += 1
         return np.full(frame.shape[:2], self.number, np.uint8)
 
-    label_picture = __call__
+    def label_picture(self, picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return self(picture)
 
 
 @pytest.fixture
