@@ -28,6 +28,8 @@ from rtseg.data.classes import CAMVID, load_class_set
 from rtseg.data.frames import open_source
 from rtseg.data.images import read_gray, read_image
 from rtseg.data.mcap_reader import McapLog
+from rtseg.data.ros.ros_bag import RosBag
+from rtseg.data.ros.ros_messages import Header, Image
 from rtseg.data.scenes import scene
 from rtseg.data.soft_labels import load_class_map, read_probabilities
 from rtseg.errors import RtsegError
@@ -74,6 +76,25 @@ def _mcap() -> bytes:
         writer.add_message(channel, index, message, index)
     writer.finish()  # type: ignore[no-untyped-call]
     return file.getvalue()
+
+
+def _ros_image() -> bytes:
+    return Image(Header(1, "camera"), 6, 8, "bgr8", 24, bytes(range(144))).encode()
+
+
+def _ros_bag() -> bytes:
+    """The database of a bag, which a `.db3` file alone is read as."""
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bag"
+        with Writer(path, version=9, storage_plugin=StoragePlugin.SQLITE3) as writer:
+            store = get_typestore(Stores.ROS2_JAZZY)
+            connection = writer.add_connection("/camera", Image.TYPE.name, typestore=store)
+            for index in range(3):
+                writer.write(connection, index + 1, _ros_image())
+        return next(path.glob("*.db3")).read_bytes()
 
 
 def _video() -> bytes:
@@ -161,6 +182,8 @@ TARGETS = {
     "label": Target(".png", read_gray, lambda: _picture(".png")),
     "video": Target(".mp4", lambda path: list(open_source(path)), _video),
     "mcap": Target(".mcap", lambda path: list(McapLog(path)), _mcap),
+    "ros-image": Target(".cdr", lambda path: Image.decode(path.read_bytes()), _ros_image),
+    "ros-bag": Target(".db3", lambda path: list(RosBag(path)), _ros_bag),
     "onnx-card": Target(".onnx", read_card, _card_sample),
     "safetensors": Target(".safetensors", describe, _weights),
     "weights": Target(".safetensors", _checkpoint, _weights),
