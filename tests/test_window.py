@@ -39,6 +39,7 @@ def segment(frame):
 
 segment.card = SimpleNamespace(model="fake", size=(120, 160), class_table=CAMVID)
 segment.info = SimpleNamespace(precision="fp32", name="none")
+segment.label_picture = segment
 began = time.monotonic()
 frames = demo(Clip(), [segment], None, Look(opacity=1.0)).frames
 print(frames, time.monotonic() - began)
