@@ -1,5 +1,5 @@
 """Cases for the Triton kernels: what goes in, and the labels that PyTorch in float32 on the CPU
-makes of it. `test_labels_gpu.py` runs them in Triton's interpreter, `scripts/gpu_steps.py` on a
+makes of it. `test_labels_gpu.py` runs them in Triton's interpreter, `scripts/gpu_kernels.py` on a
 GPU."""
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def test_labels_left_from_an_earlier_run_do_not_pass(
     pytest.importorskip("triton", reason="needs Triton, which there is for Linux only")
     pytest.importorskip("onnx")
     from rtseg.export.argmax_kernel import CutGraph, compile_kernel
-    from rtseg.scripts.gpu_steps import run_kernel
+    from rtseg.scripts.gpu_kernels import run_kernel
 
     world = World()
     monkeypatch.setattr(cuda_module, "_bindings", lambda api="runtime": world.api[api])
@@ -206,10 +206,10 @@ def test_labels_left_from_an_earlier_run_do_not_pass(
 
 
 def job_of(folder: Path, **plan: Any) -> Any:
-    from rtseg.scripts import gpu_steps
+    from rtseg.scripts.gpu_job import DRY, Job
 
-    job = gpu_steps.Job("cuda", folder / "rows.jsonl", folder, time.monotonic() + 60)
-    job.plan = replace(gpu_steps.DRY, **plan)
+    job = Job("cuda", folder / "rows.jsonl", folder, time.monotonic() + 60)
+    job.plan = replace(DRY, **plan)
     return job
 
 
@@ -222,7 +222,7 @@ def test_an_engine_is_served_timed_and_watched(
     cuda_graph: bool, tmp_path: Path, monkeypatch: Any
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from rtseg.scripts.gpu_steps import serve
+    from rtseg.scripts.gpu_artifacts import serve
 
     world = pretend(monkeypatch, tmp_path)
     job = job_of(tmp_path, engine_size=SIZE)
@@ -239,13 +239,13 @@ def test_a_tensorrt_that_has_no_code_for_the_gpu_is_left_out_with_the_cure(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from rtseg.scripts import gpu_steps
+    from rtseg.scripts import gpu_artifacts
 
     h200 = Gpu(0, "NVIDIA H200", "9.0", "580.65", 141 << 30)
     monkeypatch.setattr("rtseg.gpu.gpus", lambda: [h200])
     monkeypatch.setattr("rtseg.runtime.packages.find_package", lambda flavour: RTX.get(flavour))
     job = job_of(tmp_path)
-    gpu_steps.tensorrt(job)
+    gpu_artifacts.tensorrt(job)
     (row,) = rows_of(job)
     assert row["flavour"] == "tensorrt_rtx"
     assert "no code for compute capability 9.0" in row["absent"]
@@ -255,7 +255,7 @@ def test_a_tensorrt_that_has_no_code_for_the_gpu_is_left_out_with_the_cure(
 def test_camvid_is_packed_small_and_read_again(tmp_path: Path) -> None:
     from rtseg.data.classes import CAMVID
     from rtseg.data.datasets import open_data
-    from rtseg.scripts.gpu_steps import pack
+    from rtseg.scripts.gpu_training import pack
     from tiny_camvid import write_camvid
 
     source = write_camvid(tmp_path / "camvid", frames=2)
