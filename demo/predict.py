@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +20,7 @@ from .writers import Video
 
 @dataclass
 class PredictSummary:
-    """What a prediction run did. ms: mean time of one frame through the Segmenter."""
+    """What a prediction run did. ms: mean time that it waited for the labels of one frame."""
 
     frames: int = 0
     skipped: list[str] = field(default_factory=list)
@@ -63,15 +64,28 @@ def predict(
         )
     summary = PredictSummary()
     video = Video(out / f"{source.video.stem}.mp4", source.fps) if source.video else None
-    try:
+    waiting: deque[Frame] = deque()  # for their labels
+    reading_ms = 0.0
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        nonlocal reading_ms
+        began = perf_counter()
         for frame in source:
             progress(frame)
             if isinstance(frame, Unreadable):
                 summary.skipped.append(frame.reason)
                 continue
+            waiting.append(frame)
+            reading_ms += (perf_counter() - began) * 1000
+            yield frame.image
             began = perf_counter()
-            labels = segmenter.label_picture(frame.image)
-            summary.total_ms += (perf_counter() - began) * 1000
+        reading_ms += (perf_counter() - began) * 1000
+
+    try:
+        began = perf_counter()
+        for labels in segmenter.stream_pictures(pictures()):
+            summary.total_ms += (perf_counter() - began) * 1000 - reading_ms
+            frame = waiting.popleft()
             summary.frames += 1
             ids = _as_label_ids(labels, segmenter) if label_ids else labels
             summary.written.append(_write(out / "labels" / f"{frame.name}.png", ids))
@@ -80,6 +94,7 @@ def predict(
                 video.add(picture)
             else:
                 summary.written.append(_write(out / "overlays" / f"{frame.name}.png", picture))
+            began, reading_ms = perf_counter(), 0.0
     except BaseException:
         if video is not None:
             video.abandon()

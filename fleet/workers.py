@@ -60,6 +60,11 @@ def _row(job: Row, name: str = "", index: int = -1, image: NDArray[np.uint8] | N
     }
 
 
+def _picture(row: Row) -> NDArray[np.uint8]:
+    size = int(row["height"]), int(row["width"])
+    return np.frombuffer(row["image"], np.uint8).reshape(*size, 3)
+
+
 class Labeler:
     """An actor: holds a Segmenter, takes batches of frames, writes or returns their labels.
 
@@ -72,27 +77,33 @@ class Labeler:
 
     def __call__(self, batch: dict[str, NDArray[np.generic]]) -> dict[str, list[object]]:
         rows = [{key: batch[key][i] for key in batch} for i in range(len(batch["log"]))]
-        # One by one: artifacts have batch 1, and frames of a batch may differ in size.
-        answers = [self.answer(row) for row in rows]
+        answers: list[Row] = []
+        labels = self._stream(rows)
+        for row in rows:
+            answers.append(self.answer(row, labels))
+            if answers[-1]["error"]:  # which ends a stream
+                labels = self._stream(rows[len(answers) :])
         return {key: [answer[key] for answer in answers] for key in answers[0]}
 
-    def answer(self, row: Row) -> Row:
-        """`row` without its image, with its labels' figures. began_at: seconds since 1970."""
+    def _stream(self, rows: Iterable[Row]) -> Iterator[NDArray[np.uint8]]:
+        return self.segment.stream_pictures(_picture(row) for row in rows if row["image"])
+
+    def answer(self, row: Row, labels: Iterator[NDArray[np.uint8]] | None = None) -> Row:
+        """`row` without its image, with its labels' figures. labels: a stream in which they are
+        next, by default of this row alone. began_at: seconds since 1970."""
         answer = {key: row[key] for key in row if key != "image"}
         answer |= {"ms": 0.0, "pixels": [0] * self.classes, "values": b"", "lengths": b""}
         answer["began_at"] = time.time()
         if not row["image"]:
             return answer
         try:
-            return answer | self._label(row)
+            return answer | self._label(row, labels or self._stream([row]))
         except Exception as error:  # of one log; the others go on
             return answer | {"error": f"{row['name']}: {type(error).__name__}: {error}"}
 
-    def _label(self, row: Row) -> Row:
-        size = int(row["height"]), int(row["width"])
-        frame = np.frombuffer(row["image"], np.uint8).reshape(*size, 3)
+    def _label(self, row: Row, stream: Iterator[NDArray[np.uint8]]) -> Row:
         began = time.perf_counter()
-        labels = self.segment.label_picture(frame)
+        labels = next(stream)
         ms = (time.perf_counter() - began) * 1000
         pixels = np.bincount(labels.reshape(-1), minlength=self.classes)[: self.classes].tolist()
         if self.form == "rle":

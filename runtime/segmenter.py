@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, cycle, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +22,8 @@ from .argmax import Certificate
 from .artifact import Card, read_card, verify_artifact
 from .backends.backend import Backend, Image, Info, choose, open_backend
 from .bounds import Details, ErrorBound
+
+IN_FLIGHT = 2  # one that is copied while one is computed
 
 
 class Segmenter:
@@ -42,6 +46,7 @@ class Segmenter:
         self.card: Card = backend.card
         self.info: Info = backend.info
         self._slots: Image | None = None  # of a batch
+        self._lanes: list[list[Backend]] = []  # of streams that have ended, for the next
 
     def __call__(
         self, frame: NDArray[np.generic] | Sequence[NDArray[np.generic]]
@@ -90,10 +95,120 @@ class Segmenter:
         taken = [self._fit(frame) for frame in frames]
         with self._lock:
             maps = self.backend(self._fill([fitted for fitted, _ in taken]))
-            return [
-                _restore(labels, size, card.fit)
-                for labels, (_, size) in zip(maps, taken, strict=False)
-            ]
+            return self._restore_all(maps, [size for _, size in taken])
+
+    def stream(
+        self, frames: Iterable[NDArray[np.generic]], in_flight: int = IN_FLIGHT
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Labels of frames one after another, as a call gives them, in their order.
+
+        On a GPU with TensorRT the next frame is read and copied while this one is computed: more
+        frames a second, and each is older by one frame when its labels come, so that a vehicle does
+        not want it. Elsewhere, and where the GPU lacks memory for it, one frame follows another. An
+        artifact of a batch is given that many at a time.
+
+        Args:
+            frames: as a call takes them, read `in_flight` batches ahead of the labels.
+            in_flight: batches that are on their way at once, each with buffers of its own.
+
+        Yields:
+            (H, W) uint8 of each frame's size, the caller's own. What goes wrong with a frame, or
+            with reading it, is raised in its place, behind the labels of those before it.
+
+        Raises:
+            UsageError: if `in_flight` is below 1.
+        """
+        if in_flight < 1:
+            raise UsageError(f"{in_flight} frames in flight are none: give 1, or 2 to overlap")
+        self._check_process()
+        return self._stream(iter(frames), in_flight)
+
+    def prepare_stream(self, in_flight: int = IN_FLIGHT) -> int:
+        """Make the buffers of a `stream` ahead of it, which takes as long as loading the network.
+
+        Returns:
+            How many batches it will have in flight: 1 where one has to end before the next.
+        """
+        lanes = self._take_lanes(in_flight) if in_flight > 1 else []
+        self._end_lanes(lanes, idle=True)
+        return max(1, len(lanes))
+
+    def _stream(
+        self, frames: Iterator[NDArray[np.generic]], in_flight: int
+    ) -> Iterator[NDArray[np.uint8]]:
+        lanes = self._take_lanes(in_flight) if in_flight > 1 else []
+        turns: Iterator[Backend | None] = cycle(lanes or [None])
+        flying: deque[Callable[[], list[NDArray[np.uint8]]]] = deque()
+        failed: Exception | None = None
+        try:
+            while failed is None:
+                taken, failed = self._read_batch(frames)
+                if not taken:
+                    break
+                try:
+                    flying.append(self._begin(next(turns), taken))
+                except Exception as error:  # raised behind the labels of the frames before
+                    failed = error
+                while len(flying) >= max(1, len(lanes)):
+                    yield from self._land(flying)
+            while flying:
+                yield from self._land(flying)
+            if failed is not None:
+                raise failed
+        finally:  # early, if the caller takes no more: then frames may be on their way
+            self._end_lanes(lanes, idle=not flying and failed is None)
+
+    def _read_batch(
+        self, frames: Iterator[NDArray[np.generic]]
+    ) -> tuple[list[tuple[NDArray[np.uint8], tuple[int, int]]], Exception | None]:
+        """As many as there are, and what went wrong with the one behind them."""
+        taken = []
+        try:
+            for frame in islice(frames, self.card.batch):
+                taken.append(self._fit(frame))
+        except Exception as error:
+            return taken, error
+        return taken, None
+
+    def _begin(
+        self, lane: Backend | None, taken: list[tuple[NDArray[np.uint8], tuple[int, int]]]
+    ) -> Callable[[], list[NDArray[np.uint8]]]:
+        """What gives the labels: in a lane once they are there, else at once."""
+        images, sizes = [image for image, _ in taken], [size for _, size in taken]
+        with self._lock:  # of the slots too
+            if lane is not None:
+                lane.start(self._fill(images))
+                return lambda: self._restore_all(lane.finish(), sizes)
+            made = self._restore_all(self.backend(self._fill(images)), sizes)
+        return lambda: made
+
+    def _restore_all(
+        self, maps: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]
+    ) -> list[NDArray[np.uint8]]:
+        fit = self.card.fit
+        return [_restore(labels, size, fit) for labels, size in zip(maps, sizes, strict=False)]
+
+    def _land(
+        self, flying: deque[Callable[[], list[NDArray[np.uint8]]]]
+    ) -> list[NDArray[np.uint8]]:
+        labels = flying[0]()
+        flying.popleft()  # only now: a lane that failed is not idle
+        return labels
+
+    def _take_lanes(self, count: int) -> list[Backend]:
+        with self._lock:
+            kept = next((lanes for lanes in self._lanes if len(lanes) == count), None)
+            if kept is not None:
+                self._lanes.remove(kept)
+            return kept or self.backend.open_lanes(count)
+
+    def _end_lanes(self, lanes: list[Backend], idle: bool) -> None:
+        with self._lock:
+            if lanes and idle and self._backend is not None:
+                self._lanes.append(lanes)
+                return
+        for lane in lanes:
+            lane.close()
 
     def _fit(self, frame: NDArray[np.generic]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """(a frame as the network takes it, the size that its labels go back to)."""
@@ -190,6 +305,20 @@ class Segmenter:
         with self._lock:
             return self.backend.label_on_device(frame)
 
+    def stream_pictures(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        """Labels of pictures one after another: as `label_picture` gives them, in a `stream`."""
+        sizes: deque[tuple[int, int]] = deque()
+
+        def encoded() -> Iterator[NDArray[np.uint8]]:
+            for picture in pictures:
+                frame = self.card.encode(picture)
+                sizes.append((picture.shape[0], picture.shape[1]))
+                yield frame
+
+        for labels in self.stream(encoded()):
+            size = sizes.popleft()
+            yield restore_labels(labels, size, self.card.fit) if self.card.takes_camera else labels
+
     def label_picture(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Labels (H, W) of a picture (H, W, 3) uint8 BGR, any size; an artifact of a camera's
         format is given it as its camera would give it."""
@@ -212,6 +341,9 @@ class Segmenter:
     def close(self) -> None:
         with self._lock:
             backend, self._backend = self._backend, None
+            for lane in chain.from_iterable(self._lanes):
+                lane.close()
+            self._lanes = []
             if backend is not None:
                 backend.close()
 

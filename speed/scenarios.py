@@ -6,7 +6,8 @@ import importlib
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from ..errors import ArtifactError, MissingPackage, UsageError
 from ..usage import NoiseWatch
 from .bench import Setup
 from .camera_rate import RATES_HZ, Pace
-from .contestant import Contestant
+from .contestant import ArtifactContestant, Contestant, Frame
 from .plan import Contest, Entry
-from .result import Column, Report, tabulate
+from .result import Column, Report, Subject, tabulate
 from .timing import MS, Now, Timing, warm_up
 
 STREAMS = (1, 2)
@@ -67,7 +68,8 @@ def fixed_rate(setup: Setup, rates: Sequence[float] | None = None) -> Report:
 @dataclass(frozen=True)
 class Flow:
     """Frames through `streams` copies of a contestant at once. latency: of a frame in its stream,
-    queueing apart; fps: of all streams together."""
+    queueing apart; fps: of all streams together; in_flight: frames of one stream on their way at
+    once."""
 
     streams: int
     threads: int | None
@@ -75,6 +77,7 @@ class Flow:
     seconds: float
     fps: float
     latency: Timing
+    in_flight: int = 1
 
 
 def pipelined(
@@ -122,8 +125,32 @@ def pipelined(
     )  # fmt: skip
 
 
+def overlapped(
+    contestant: ArtifactContestant, seconds: float, now: Now = time.perf_counter_ns
+) -> Flow:
+    """One stream with several frames in flight: the next is copied while one is computed."""
+    segmenter, frames, times = contestant.segmenter, contestant.frames, list[float]()
+    in_flight = segmenter.prepare_stream()
+    begun: deque[int] = deque()
+    start = now()
+    end = start + round(seconds * 1e9)
+
+    def taken() -> Iterator[Frame]:
+        while not times or now() < end:
+            begun.append(now())
+            yield next(frames)
+
+    for _ in segmenter.stream(taken()):
+        times.append((now() - begun.popleft()) * MS)
+    took = max((now() - start) / 1e9, 1e-9)
+    fps, threads = round(len(times) / took, 3), contestant.subject.threads
+    latency = Timing.of(np.asarray(times))
+    return Flow(1, threads, len(times), round(took, 3), fps, latency, in_flight)
+
+
 def throughput(setup: Setup, streams: Sequence[int] = STREAMS) -> Report:
-    """Every row with each number of streams, which share the CPU's threads; peers have one."""
+    """Every row with each number of streams, which share the CPU's threads; peers have one. Where a
+    backend can have two frames in flight, one stream with them too."""
     facts: list[dict[str, object]] = []
     alone: dict[str, float] = {}
     host = setup.host
@@ -131,7 +158,9 @@ def throughput(setup: Setup, streams: Sequence[int] = STREAMS) -> Report:
     def add(copies: Sequence[Contestant]) -> None:
         subject = copies[0].subject
         host.progress(f"{subject.title}: {len(copies)} at once", 0.0)
-        flow = pipelined(copies, host.config.seconds)
+        keep(subject, pipelined(copies, host.config.seconds))
+
+    def keep(subject: Subject, flow: Flow) -> None:
         # The first number of streams is one.
         gain = flow.fps / alone.setdefault(subject.title, flow.fps)
         facts.append({**subject.facts(), **asdict(flow), "gain": round(gain, 4)})
@@ -139,7 +168,11 @@ def throughput(setup: Setup, streams: Sequence[int] = STREAMS) -> Report:
     for contest in setup.single_frame_contests:
         with host.open_all(contest) as opened:
             for each in opened:
-                add([each.contestant])
+                one = each.contestant
+                add([one])
+                if isinstance(one, ArtifactContestant) and one.segmenter.prepare_stream() > 1:
+                    host.progress(f"{one.subject.title}: frames in flight", 0.0)
+                    keep(one.subject, overlapped(one, host.config.seconds))
         watch = NoiseWatch()
         for count in (count for count in streams if count > 1):
             for entry in contest.entries:
@@ -153,6 +186,7 @@ def throughput(setup: Setup, streams: Sequence[int] = STREAMS) -> Report:
         host.noises.append(watch.noise())
     columns: dict[str, Column] = {
         "streams": "streams",
+        "in flight": "in_flight",
         "threads each": "threads",
         "FPS": "fps",
         "x one stream": "gain",

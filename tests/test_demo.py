@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import resource
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,6 +47,9 @@ class Fake:
 
     def label_picture(self, picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return self(picture)
+
+    def stream_pictures(self, pictures: Iterable[Any]) -> Iterator[Any]:
+        return map(self, pictures)
 
 
 @pytest.fixture
@@ -157,7 +161,10 @@ def test_images_of_one_name_get_names_apart(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / name), np.zeros((*SIZE, 3), np.uint8))
     segmenter: Any = Fake()
     segmenter.card.palette = CAMVID.palette
+    (tmp_path / "torn.png").write_bytes(b"no picture")
     summary = predict(open_source(tmp_path), segmenter, tmp_path / "out")
+    assert len(summary.skipped) == 1
+    assert summary.ms >= 0
     labels = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
     assert (summary.frames, labels) == (2, ["left_000.png", "right_000.png"])
 

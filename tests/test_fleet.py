@@ -214,12 +214,27 @@ def test_an_error_while_labeling_is_the_log_s_own(
     class Broken:
         card = load(artifact, "onnxruntime").card
 
-        def label_picture(self, frame: object) -> None:
+        def stream_pictures(self, pictures: object) -> Iterator[None]:
             raise RuntimeError("out of memory")
+            yield
 
     labeler = Labeler(lambda: Broken(), str(tmp_path), "png")  # type: ignore[arg-type,return-value]
     (row, *_) = read_log({"log": "log", "input": str(logs / "log0")})
     assert labeler.answer(row)["error"] == "0: RuntimeError: out of memory"
+
+
+def test_a_frame_that_fails_leaves_the_others_of_its_batch(
+    artifact: Path, logs: Path, tmp_path: Path
+) -> None:
+    rows = [row for row in read_log({"log": "log", "input": str(logs / "log0")}) if row["image"]]
+    rows[1] |= {"height": 7}  # fewer bytes than its image has
+    with local_opener(artifact, HERE)() as segmenter:
+        labeler = Labeler(lambda: segmenter, str(tmp_path), "rle")
+        alone = [labeler.answer(row) for row in rows]
+        found = labeler({key: np.array([row[key] for row in rows], object) for key in rows[0]})
+    assert [bool(error) for error in found["error"]] == [False, True, *[False] * (len(rows) - 2)]
+    assert str(found["error"][1]).startswith("1: ValueError: cannot reshape")
+    assert found["values"] == [row["values"] for row in alone]
 
 
 @pytest.mark.parametrize("shape", [(7, 5), (1, 1), (64, 64)])

@@ -150,6 +150,21 @@ def test_throughput_has_a_row_a_number_of_streams():
     assert all(row["fps"] > 0 for row in rows)
 
 
+def test_throughput_has_a_row_for_frames_in_flight_where_there_are_lanes():
+    class Laned(FakeBackend):
+        def open_lanes(self, count):
+            self.lanes = [FakeBackend() for _ in range(count)]
+            return self.lanes
+
+    backend = Laned()
+    rows = json.loads(protocols.throughput(setup_of(backend), [1]).to_json())["rows"]
+    assert [(row["streams"], row["in_flight"]) for row in rows] == [(1, 1), (1, 2)]
+    frames = [lane.log.count("compute") for lane in backend.lanes]
+    assert sum(frames) == rows[1]["frames"] > 1
+    assert abs(frames[0] - frames[1]) <= 1
+    assert rows[1]["gain"] == pytest.approx(rows[1]["fps"] / rows[0]["fps"], abs=1e-3)
+
+
 def test_loadgen_asks_one_query_after_another_and_its_summary_is_kept(tmp_path):
     pytest.importorskip("mlperf_loadgen")
     asked: list[int] = []

@@ -93,6 +93,22 @@ class Backend(ABC):
         labels = self(image)
         return labels if several else labels[0]
 
+    def start(self, image: Image) -> None:
+        """Queue a frame, the first half of a call. On a GPU it returns before the labels are made;
+        `image` is the caller's again."""
+        self.upload(image)
+        self.compute()
+
+    def finish(self) -> Labels:
+        """Wait for the labels of the frame that was started last."""
+        return self.download()
+
+    def open_lanes(self, count: int) -> list[Backend]:
+        """Further backends of this network, each with buffers of its own, so that one takes a frame
+        while another computes; none where a frame has to end before the next is begun. Theirs are
+        the weights of this one; each is closed on its own."""
+        return []
+
     @abstractmethod
     def _fetch(self, name: str) -> NDArray[np.generic]:
         """The output `name` of the last `compute`, in host memory."""

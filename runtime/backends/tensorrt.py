@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import time
 import weakref
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ArtifactError, MissingPackage, UsageError
+from ...errors import ArtifactError, BackendError, MissingPackage, UsageError
 from ...gpu import Gpu, gpus
 from ..artifact import Card, EngineFacts, read_card, read_sealed
 from ..packages import cache_folder, import_package, make_log, slug
@@ -27,6 +29,7 @@ from .device_arrays import CUDA, DeviceFrame, SharedArray
 from .tensorrt_engine import Plan, Tensor
 from .tensorrt_self_test import self_test
 
+log = logging.getLogger("rtseg")
 # What TensorRT cannot judge itself, since it does not even start; the rest it is asked to.
 HOPELESS = ("no_gpu", "no_package", "flavour", "driver", "compute_capability")
 
@@ -69,11 +72,14 @@ class TensorRT(Backend):
         self._open = ExitStack()
         # Also frees everything when the program ends without `close`.
         self._finalizer = weakref.finalize(self, self._open.close)
+        self._path, self._cuda_graph = path, cuda_graph
         try:
             self._cuda = Cuda(index)
             self.host = _engine_host(self._cuda, self._trt)
             self_test(self._trt, self._log, self._cuda, self.host)
-            self._start(path, machine, stream)
+            self._use_stream(stream)
+            self._load(path, machine)
+            self._make_buffers(path)
             graph = self._warm_up(cuda_graph)
             self._plan.keep_cache()
             self.info = self._describe(facts, graph)
@@ -84,14 +90,73 @@ class TensorRT(Backend):
             self._open.close()
             raise
 
-    def _start(self, path: Path, machine: Machine, stream: object) -> None:
-        """Load the plan and make the buffers."""
+    def open_lanes(self, count: int) -> list[Backend]:
+        """Contexts of the same engine, each with a stream, buffers and a graph of its own.
+
+        None, and a warning, where the GPU has no memory for them, or where one labels noise
+        otherwise than this one, which was proven.
+        """
+        self._use()
+        lanes: list[Backend] = []
+        with ExitStack() as undo:
+            try:
+                for _ in range(count):
+                    lanes.append(self._open_lane())
+                    undo.callback(lanes[-1].close)
+                why = "" if self._agrees_with(lanes) else "another context gives other labels"
+            except (ArtifactError, BackendError) as error:
+                why = str(error)
+            if not why:
+                undo.pop_all()
+                return lanes
+        log.warning("%s takes one frame at a time: %s", self._path.name, why)
+        return []
+
+    def _open_lane(self) -> TensorRT:
+        lane = copy.copy(self)
+        lane._open = ExitStack()
+        lane._finalizer = weakref.finalize(lane, lane._open.close)
+        try:
+            lane._use_stream(None)
+            lane._plan = self._plan.open_another(self._trt)
+            lane._make_buffers(self._path)
+            lane._warm_up(self._cuda_graph)
+            # First of all when it closes: a frame may still be on its way into what is freed.
+            lane._open.callback(lane._cuda.synchronize, lane._stream)
+        except BaseException:
+            lane._open.close()
+            raise
+        return lane
+
+    def _agrees_with(self, lanes: Sequence[Backend]) -> bool:
+        shape = self.card.input_shape
+        # Two, so that labels left from the first do not pass for the second's.
+        frames = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
+        expected = [np.array(self(frame)) for frame in frames]
+        return all(
+            np.mean(lane(frame) == labels) > 0.999
+            for lane in lanes
+            for frame, labels in zip(frames, expected, strict=True)
+        )
+
+    def start(self, image: Image) -> None:
+        """As of a Backend, the copy of the labels queued too."""
+        super().start(image)
+        self._copy_to_host(LABELS)
+
+    def finish(self) -> Labels:
+        self.synchronize()
+        return np.asarray(self._host[LABELS], np.uint8)
+
+    def _use_stream(self, stream: object) -> None:
         if stream is None:
             self._stream = self._cuda.create_stream()
             self._open.callback(self._cuda.destroy_stream, self._stream)
         else:
             # Its owner may drop it, and a handle alone would not keep it alive.
             self._callers_stream, self._stream = stream, stream_handle(stream)
+
+    def _load(self, path: Path, machine: Machine) -> None:
         content = read_sealed(path, self.card)
         began = time.perf_counter()
         try:
@@ -106,8 +171,10 @@ class TensorRT(Backend):
                 if not verdict.ok
                 else f"{path} does not run here: {error}: export it again on this machine"
             ) from error
-        self._open.callback(self._plan.close)
         self.load_ms = (time.perf_counter() - began) * 1e3
+
+    def _make_buffers(self, path: Path) -> None:
+        self._open.callback(self._plan.close)
         self._tensors = dict(_expected_tensors(path, self.card, self._plan))
         self.names: tuple[str, ...] = self.card.outputs
         if COARSE in self.names:
@@ -226,11 +293,13 @@ class TensorRT(Backend):
         return SharedArray(tensor.address, tensor.shape, tensor.dtype, device, self.synchronize)
 
     def _fetch(self, name: str) -> NDArray[np.generic]:
-        self._use()
-        host = self._host[name]
-        self._cuda.to_host(host, self._tensors[name].address, self._stream)
+        self._copy_to_host(name)
         self.synchronize()
-        return host
+        return self._host[name]
+
+    def _copy_to_host(self, name: str) -> None:
+        self._use()
+        self._cuda.to_host(self._host[name], self._tensors[name].address, self._stream)
 
     def synchronize(self) -> None:
         self._use()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Plan:
         profile: tuple[int, tuple[int, ...]] | None = None,
         dla: str | None = None,
     ):
-        self._cuda, self._log = cuda, log
+        self._cuda, self._log, self._profile = cuda, log, profile
         self._addresses: list[int] = []
         self._context: Any = None
         self._graph: object = None
@@ -73,10 +74,21 @@ class Plan:
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise ArtifactError(f"{trt.__name__} cannot load it ({last_line(log.errors)})")
+        self._open_context(trt)
+
+    def open_another(self, trt: ModuleType) -> Plan:
+        """A second context of this engine, with buffers of its own; the weights and the compiled
+        kernels are shared."""
+        other = copy.copy(self)
+        other._addresses, other._context, other._graph, other.behind = [], None, None, None
+        other._open_context(trt)
+        return other
+
+    def _open_context(self, trt: ModuleType) -> None:
         try:
             self._context = self._create_context()
-            if profile is not None:
-                self._choose(*profile)
+            if self._profile is not None:
+                self._choose(*self._profile)
             self.tensors = {tensor.name: tensor for tensor in self._bind(trt)}
         except BaseException:
             self.close()
@@ -162,7 +174,7 @@ class Plan:
             raise ArtifactError(f"TensorRT refuses frames of {shape}: export the engine again")
 
     def _create_context(self) -> object:
-        if self._caches:
+        if self._caches and self._config is None:
             self._attach_cache()
         if self._cache is None:
             context = self._engine.create_execution_context()
