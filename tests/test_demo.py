@@ -161,7 +161,7 @@ def test_images_of_one_name_get_names_apart(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / name), np.zeros((*SIZE, 3), np.uint8))
     segmenter: Any = Fake()
     segmenter.card.palette = CAMVID.palette
-    (tmp_path / "torn.png").write_bytes(b"no picture")
+    (tmp_path / "left" / "torn.png").write_bytes(b"no picture")
     summary = predict(open_source(tmp_path), segmenter, tmp_path / "out")
     assert len(summary.skipped) == 1
     assert summary.ms >= 0

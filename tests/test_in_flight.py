@@ -169,7 +169,7 @@ def test_no_memory_for_lanes_is_told_and_costs_no_frame(
         world.cuda.cudaMalloc = lambda size: (2, 0)  # type: ignore[method-assign]
         assert len(list(segment.stream(frames(3)))) == 3
         assert world.cuda.alive == alive
-    assert "net.engine takes one frame at a time: cudaMalloc: pretended error" in caplog.text
+    assert "csfcn_nano takes one frame at a time: cudaMalloc: pretended error" in caplog.text
 
 
 def test_a_context_that_labels_otherwise_is_not_used(
@@ -189,7 +189,7 @@ def test_a_context_that_labels_otherwise_is_not_used(
         found = list(segment.stream(frames(3)))
         for ours, frame in zip(found, frames(3), strict=True):
             np.testing.assert_array_equal(ours, segment(frame))
-    assert "takes one frame at a time: another context gives other labels" in caplog.text
+    assert "takes one frame at a time: another labels noise otherwise" in caplog.text
 
 
 def test_no_frame_in_flight_is_refused(world: World, tmp_path: Path) -> None:

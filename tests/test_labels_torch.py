@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from labels_plain import agree_in_both_ways
+from rtseg.data.scenes import scene
 from rtseg.errors import ArtifactError
 from rtseg.export import export
 from rtseg.models.loading import Model
-from rtseg.runtime import load
+from rtseg.runtime import Segmenter, load
 from rtseg.runtime.argmax_torch import bypass_layer, find_head, median_ms
-from rtseg.runtime.backends.pytorch import PyTorch
+from rtseg.runtime.backends import pytorch as module
+from rtseg.runtime.backends.pytorch import Lane, PyTorch
 from torch import nn
 
 SIZE = (128, 256)
@@ -147,7 +149,7 @@ class Gpus:
         self.current = before
 
     @contextlib.contextmanager
-    def use(self, *_: object) -> Any:
+    def use(self, *_: object, **__: object) -> Any:
         self.used.append(self.current)
         yield
 
@@ -171,6 +173,64 @@ def test_the_second_gpus_graph_is_captured_and_replayed_on_it(
     assert set(gpus.used) == {1}
     assert gpus.current == 0
     backend.close()
+
+
+class Stream:
+    """A pretended CUDA stream; `done`: runs and waits, by the streams' numbers."""
+
+    done: ClassVar[list[tuple[str, int]]] = []
+    made = 0
+
+    def __init__(self, device: object):
+        Stream.made += 1
+        self.number = Stream.made
+
+    def synchronize(self) -> None:
+        self.done.append(("wait", self.number))
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_two_frames_are_in_flight_in_lanes(
+    wrong: bool, artifact: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each has a frame, results and a stream; a graph that gives something else is not used."""
+    now: list[Stream] = []
+
+    @contextlib.contextmanager
+    def use(stream: Stream) -> Any:
+        now.append(stream)
+        yield
+        now.pop()
+
+    def record(backend: Any) -> Any:
+        recording = Recording(backend, 0, [0.0], empty=wrong and isinstance(backend, Lane))
+        replay = recording.replay
+        if isinstance(backend, Lane):
+            recording.replay = lambda: Stream.done.append(("run", now[-1].number)) or replay()  # type: ignore[method-assign,func-returns-value]
+        return recording, recording.results
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", use)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())
+    monkeypatch.setattr(module, "pinned_like", torch.zeros_like)
+    monkeypatch.setattr(PyTorch, "_recorded", record)
+    backend = PyTorch(artifact, "cpu", argmax="graph")
+    backend.graph = backend._recorded()[0]
+    backend.results = backend.graph.results
+    frames = [scene(backend.card.size, seed) for seed in range(4)]
+    with Segmenter(backend) as segment:
+        expected = [segment(frame) for frame in frames]
+        assert segment.prepare_stream() == (1 if wrong else 2)
+        Stream.done.clear()
+        found = list(segment.stream(frames))
+        one, other = Stream.made - 1, Stream.made
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    if wrong:
+        assert "takes one frame at a time: another labels noise otherwise" in caplog.text
+        return
+    order = [("run", one), ("run", other), ("wait", one), ("run", one), ("wait", other)]
+    assert Stream.done[: len(order)] == order
 
 
 class Head(nn.Module):

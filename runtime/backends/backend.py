@@ -8,6 +8,7 @@ import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ArtifactError, MissingPackage
+from ...errors import ArtifactError, BackendError, MissingPackage
 from ...gpu import Gpu, gpus
 from ..argmax import LabelMaker, compiled_available
 from ..artifact import Card
@@ -33,6 +34,7 @@ LayerTimes = dict[tuple[str, str, str], list[float]]
 
 # Where the argmax runs: in the graph as exported, or in the runtime, on coarse logits.
 ARGMAX = ("graph", "runtime")
+AGREEING = 0.999  # least share of labels that a lane shares with its backend, on noise
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Backend(ABC):
     card: Card
     info: Info
     names: Sequence[str]
+    can_open_lanes = False
 
     def __call__(self, image: Image) -> Labels:
         """image (*card.input_shape) uint8 -> labels (N, H, W) uint8 of the card's size."""
@@ -105,9 +108,40 @@ class Backend(ABC):
 
     def open_lanes(self, count: int) -> list[Backend]:
         """Further backends of this network, each with buffers of its own, so that one takes a frame
-        while another computes; none where a frame has to end before the next is begun. Theirs are
-        the weights of this one; each is closed on its own."""
+        while another computes. They share its weights, and each is closed on its own.
+
+        None where a frame has to end before the next is begun; and none, with a warning, where the
+        GPU has no memory for them, or one labels noise otherwise than this one.
+        """
+        lanes: list[Backend] = []
+        with ExitStack() as undo:
+            try:
+                while self.can_open_lanes and len(lanes) < count:
+                    lanes.append(self.open_lane())
+                    undo.callback(lanes[-1].close)
+                why = "" if self._agrees_with(lanes) else "another labels noise otherwise"
+            except (ArtifactError, BackendError) as error:
+                why = str(error)
+            if not why:
+                undo.pop_all()
+                return lanes
+        log.warning("%s takes one frame at a time: %s", self.card.model, why)
         return []
+
+    def _agrees_with(self, lanes: Sequence[Backend]) -> bool:
+        # Two frames, so that labels left from the first do not pass for the second's.
+        frames = np.random.default_rng(0).integers(0, 256, (2, *self.card.input_shape), np.uint8)
+        for frame in frames if lanes else ():
+            expected = np.array(self(frame))
+            for lane in lanes:
+                lane.start(frame)
+                if np.mean(lane.finish() == expected) <= AGREEING:
+                    return False
+        return True
+
+    def open_lane(self) -> Backend:
+        """One of `open_lanes`, where `can_open_lanes` says that there are any."""
+        raise NotImplementedError
 
     @abstractmethod
     def _fetch(self, name: str) -> NDArray[np.generic]:

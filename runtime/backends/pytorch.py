@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.dlpack import from_dlpack
 
-from ...errors import ArtifactError, UsageError
+from ...errors import ArtifactError, BackendError, UsageError
 from ...gpu import Gpu
 from ...models import FrameToLabels, build, deploy, digest, load_checkpoint
 from ...models.pipeline import find_last_upsample
@@ -32,7 +33,16 @@ from ..argmax_torch import (
 )
 from ..artifact import Card, read_card
 from ..support import supported
-from .backend import Backend, Diagnosis, Image, Info, LayerTimes, Scores, check_argmax
+from .backend import (
+    Backend,
+    Diagnosis,
+    Image,
+    Info,
+    Labels,
+    LayerTimes,
+    Scores,
+    check_argmax,
+)
 from .cuda import STRIPE
 from .device_arrays import check_layout, device_of, name_device
 
@@ -86,7 +96,7 @@ class PyTorch(Backend):
         self.module = whole.to(self.device, DTYPES[precision], memory_format=torch.channels_last)
         shape = card.input_shape
         self.frame = torch.zeros(shape, dtype=torch.uint8, device=self.device)
-        self.staging = torch.zeros(shape, dtype=torch.uint8, pin_memory=True) if on_gpu else None
+        self.staging = pinned_like(self.frame) if on_gpu else None
         self.graph: Any = None
         self._maker: Maker | None = None
         self._head: str | None = None
@@ -100,9 +110,7 @@ class PyTorch(Backend):
         self._host: list[torch.Tensor] = []
         if on_gpu:
             options = self._record_graphs(choose=argmax is None)
-            self._host = [
-                torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in self.results
-            ]
+            self._host = [pinned_like(each) for each in self.results]
         self.info = Info(
             name="torch",
             version=torch.__version__,
@@ -206,9 +214,21 @@ class PyTorch(Backend):
                 self._run()
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # In that stream: all others' captures share one, and with it cuBLAS's scratch memory.
+        with torch.cuda.graph(graph, stream=stream):
             results = self._run()
         return graph, results
+
+    @property
+    def can_open_lanes(self) -> bool:  # type: ignore[override]
+        return self.graph is not None
+
+    def open_lane(self) -> Lane:
+        """Buffers, a graph and a CUDA stream of its own for the same network."""
+        try:
+            return Lane(self)
+        except torch.cuda.OutOfMemoryError as error:
+            raise BackendError(str(error).splitlines()[0]) from error
 
     def _replay(self, graph: Any) -> None:
         with torch.cuda.device_of(self.frame):
@@ -334,3 +354,40 @@ class PyTorch(Backend):
                 spent[key].append(event.self_cpu_time_total / 1e3)
         backend.close()
         return spent
+
+
+class Lane(PyTorch):
+    """One of `open_lanes`."""
+
+    def __init__(self, backend: PyTorch):
+        self.__dict__.update(backend.__dict__)
+        self.stream = torch.cuda.Stream(self.device)
+        if self._maker is not None:  # which has the labels' memory
+            maker: Any = copy.copy(self._maker)
+            maker.labels = torch.empty_like(maker.labels)
+            self._maker = maker
+        with torch.cuda.device_of(backend.frame):
+            self.frame = torch.zeros_like(backend.frame)
+            self.staging = pinned_like(backend.frame)
+            self.graph, self.results = self._recorded()
+            self._host = [pinned_like(each) for each in self.results]
+
+    def start(self, image: Image) -> None:
+        """As of a Backend, the copies of the results queued too."""
+        with torch.cuda.stream(self.stream):
+            super().start(image)
+            for host, result in zip(self._host, self.results, strict=True):
+                host.copy_(result, non_blocking=True)
+
+    def finish(self) -> Labels:
+        self.stream.synchronize()
+        labels: Labels = self._host[self.names.index("labels")].numpy()
+        return labels
+
+    def close(self) -> None:
+        self.stream.synchronize()  # a frame may be on its way into what is freed
+        super().close()
+
+
+def pinned_like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(tensor.shape, dtype=tensor.dtype, pin_memory=True)
