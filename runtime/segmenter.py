@@ -102,10 +102,10 @@ class Segmenter:
     ) -> Iterator[NDArray[np.uint8]]:
         """Labels of frames one after another, as a call gives them, in their order.
 
-        On a GPU, in TensorRT and PyTorch, the next frame is read and copied while this one is computed: more
-        frames a second, and each is older by one frame when its labels come, so that a vehicle does
-        not want it. Elsewhere, and where the GPU lacks memory for it, one frame follows another. An
-        artifact of a batch is given that many at a time.
+        On a GPU, in TensorRT and PyTorch, the next frame is read and copied while this one is
+        computed: more frames a second, and each is older by one frame when its labels come, so that
+        a vehicle does not want it. Elsewhere, and where the GPU lacks memory for it, one frame
+        follows another. An artifact of a batch is given that many at a time.
 
         Args:
             frames: as a call takes them, read `in_flight` batches ahead of the labels.

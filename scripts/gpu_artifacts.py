@@ -2,55 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .gpu_job import Job, Skip, this_gpu
 from .gpu_networks import measure, timed
+
+if TYPE_CHECKING:
+    from ..runtime.packages import Flavour, Package
 
 
 def tensorrt(job: Job) -> None:
     """Engines by each TensorRT that runs here: proof at first load, both ways to labels, graph on
     and off, and memory over many frames."""
+    for package in installed_packages():
+        with job.part(flavour=package.flavour, version=package.version):
+            refuse_unsupported(job, package)
+            with building_with(package.flavour):
+                engines(job, package.flavour)
+
+
+def installed_packages() -> list[Package]:
     from ..runtime.packages import FLAVOURS, find_package
-    from ..runtime.support import supported
 
     found = [package for flavour in FLAVOURS if (package := find_package(flavour))]
     if not found:
         raise Skip("neither tensorrt nor tensorrt_rtx is installed")
-    for package in found:
-        with job.part(flavour=package.flavour, version=package.version):
-            if not job.dry:
-                verdict = supported(this_gpu(job), package.flavour, package.version)
-                if not verdict.works:
-                    raise Skip(f"{verdict.why}: {verdict.fix}")
-            engines(job, package.flavour)
+    return found
 
 
-def engines(job: Job, flavour: str) -> None:
+def refuse_unsupported(job: Job, package: Package) -> None:
+    from ..runtime.support import supported
+
+    if not job.dry:
+        verdict = supported(this_gpu(job), package.flavour, package.version)
+        if not verdict.works:
+            raise Skip(f"{verdict.why}: {verdict.fix}")
+
+
+@contextmanager
+def building_with(flavour: Flavour) -> Iterator[None]:
     from ..export import tensorrt as builder
 
     chosen = builder.choose_package
-    builder.choose_package = lambda *_: chosen(flavour)  # type: ignore[arg-type]
+    builder.choose_package = lambda *_: chosen(flavour)
     try:
-        for kernel in (True,) if job.dry else (False, True):
-            with job.part(flavour=flavour, label_kernel=kernel):
-                path = export_for(job, "tensorrt", label_kernel=kernel)
-                job.row(flavour=flavour, label_kernel=kernel, bytes=path.stat().st_size)
-                for graph in (True, False) if not job.dry else ():
-                    with job.part(flavour=flavour, label_kernel=kernel, cuda_graph=graph):
-                        named = {"flavour": flavour, "label_kernel": kernel, "cuda_graph": graph}
-                        serve(job, path, "tensorrt", named, cuda_graph=graph)
+        yield
     finally:
         builder.choose_package = chosen
 
 
+def engines(job: Job, flavour: str) -> None:
+    for kernel in (True,) if job.dry else (False, True):
+        with job.part(flavour=flavour, label_kernel=kernel):
+            path = export_for(job, "tensorrt", label_kernel=kernel)
+            job.row(flavour=flavour, label_kernel=kernel, bytes=path.stat().st_size)
+            for graph in (True, False) if not job.dry else ():
+                with job.part(flavour=flavour, label_kernel=kernel, cuda_graph=graph):
+                    named = {"flavour": flavour, "label_kernel": kernel, "cuda_graph": graph}
+                    serve(job, path, "tensorrt", named, cuda_graph=graph)
+
+
 def export_for(job: Job, target: str, **options: Any) -> Path:
-    """An artifact of the plan's network in fp16 for `target`, proven where that can be done."""
+    """An artifact of the plan's network in fp16 for `target`, proven where that can be done; an
+    ONNX file that is there already is taken."""
     from ..export import export
 
-    plan, name = job.plan, f"{target}-{options.get('label_kernel', False)}"
-    out = job.rows.parent / name
+    plan, name = job.plan, "-".join(map(str, (target, *options.values())))
+    out = job.rows.parent / name.replace(" ", "")
+    if target == "onnx" and (made := sorted(out.glob("*.onnx"))):
+        return made[0]
     (artifact, *_) = export(plan.engine, plan.engine_size, target, "fp16", out=out, **options)
     return artifact.path
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..data.camera_formats import CameraFormat
     from ..gpu import Gpu
     from ..speed.timing import Limits
 
@@ -39,6 +40,8 @@ class Plan:
     engine: str = "csfcn_tiny"
     engine_size: tuple[int, int] = (512, 1024)
     steady: int = STEADY
+    formats: tuple[CameraFormat, ...] = ("nv12", "yuyv", "bayer_rggb")
+    cameras: tuple[tuple[int, int], ...] = ((1080, 1920), (2160, 3840))
 
     @property
     def limits(self) -> Limits:
@@ -58,7 +61,7 @@ FULL = Plan(
 DRY = Plan(
     models=("csfcn_nano",), sizes=((64, 128),), precisions=("fp32",),
     runs=2, seconds=0.02, block_ms=1, labels_of=("csfcn_nano",),
-    engine="csfcn_nano", engine_size=(64, 128), steady=5,
+    engine="csfcn_nano", engine_size=(64, 128), steady=5, cameras=((96, 192),),
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from . import gpu_artifacts, gpu_kernels, gpu_networks, gpu_training
+from . import gpu_artifacts, gpu_frames, gpu_kernels, gpu_networks, gpu_training
 from .gpu_job import Job, Skip
 
 SKIPPED = 75
@@ -46,6 +46,8 @@ STEPS: dict[str, Callable[[Job], None]] = {
     "ceilings": gpu_kernels.ceilings,
     "tensorrt": gpu_artifacts.tensorrt,
     "onnxruntime": gpu_artifacts.onnxruntime,
+    "in_flight": gpu_frames.in_flight,
+    "cameras": gpu_frames.cameras,
     "training": gpu_training.training,
 }
 

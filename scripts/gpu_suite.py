@@ -57,6 +57,8 @@ STEPS = (
     Step("ceilings", 2, ("torch",)),
     Step("tensorrt", 6, EXPORT),
     Step("onnxruntime", 3, EXPORT),
+    Step("in_flight", 2, TORCH),
+    Step("cameras", 4, EXPORT),
     Step("training", 6, (*TORCH, "yaml", "matplotlib")),
 )
 

@@ -79,6 +79,23 @@ def test_the_dry_run_compares_labels_and_times(dry_run: tuple[Path, dict[str, An
     assert (dry_run[0] / "csfcn_nano_camvid.safetensors").is_file()
 
 
+def test_the_dry_run_has_frames_in_flight_and_of_cameras(
+    dry_run: tuple[Path, dict[str, Any]],
+) -> None:
+    steps = dry_run[1]["steps"]
+    cpu, pretended = steps["in_flight"]["rows"]
+    assert [(row["backend"], row["in_flight"]) for row in (cpu, pretended)] == [
+        ("torch", 1),  # a CPU takes one frame at a time
+        ("tensorrt", 2),
+    ]
+    assert cpu["labels_differ"] == pretended["labels_differ"] == 0
+    assert len(pretended["gains"]) == 3
+    assert [row["input"] for row in steps["cameras"]["rows"]] == ["nv12", "yuyv", "bayer_rggb"]
+    for row in steps["cameras"]["rows"]:
+        assert row["labels_differ"] == 0
+        assert all(row[way]["runs"] > 0 for way in ("from_host", "from_device", "by_opencv"))
+
+
 def test_the_dry_run_runs_the_kernels(dry_run: tuple[Path, dict[str, Any]]) -> None:
     pytest.importorskip("triton", reason="needs Triton, which there is for Linux only")
     steps = dry_run[1]["steps"]
