@@ -146,7 +146,10 @@ def test_a_killed_worker_loses_nothing(
                 os.kill(os.getpid(), signal.SIGKILL)
             return segmenter(frame)
 
-        return SimpleNamespace(card=segmenter.card, label_picture=dies_once)  # type: ignore[return-value]
+        def stream(pictures: Any) -> Any:
+            return map(dies_once, pictures)
+
+        return SimpleNamespace(card=segmenter.card, stream_pictures=stream)  # type: ignore[return-value]
 
     summary = fleet([str(logs / "log0")], artifact, out, HERE, opener=opener)
     assert marker.exists()
