@@ -17,7 +17,7 @@ from rtseg.models.loading import Model
 from rtseg.runtime import Segmenter, load
 from rtseg.runtime.argmax_torch import bypass_layer, find_head, median_ms
 from rtseg.runtime.backends import pytorch as module
-from rtseg.runtime.backends.pytorch import Lane, PyTorch
+from rtseg.runtime.backends.pytorch import PyTorch, TorchLane
 from torch import nn
 
 SIZE = (128, 256)
@@ -203,9 +203,9 @@ def test_two_frames_are_in_flight_in_lanes(
         now.pop()
 
     def record(backend: Any) -> Any:
-        recording = Recording(backend, 0, [0.0], empty=wrong and isinstance(backend, Lane))
+        recording = Recording(backend, 0, [0.0], empty=wrong and isinstance(backend, TorchLane))
         replay = recording.replay
-        if isinstance(backend, Lane):
+        if isinstance(backend, TorchLane):
             recording.replay = lambda: Stream.done.append(("run", now[-1].number)) or replay()  # type: ignore[method-assign,func-returns-value]
         return recording, recording.results
 

@@ -223,10 +223,10 @@ class PyTorch(Backend):
     def can_open_lanes(self) -> bool:  # type: ignore[override]
         return self.graph is not None
 
-    def open_lane(self) -> Lane:
+    def open_lane(self) -> TorchLane:
         """Buffers, a graph and a CUDA stream of its own for the same network."""
         try:
-            return Lane(self)
+            return TorchLane(self)
         except torch.cuda.OutOfMemoryError as error:
             raise BackendError(str(error).splitlines()[0]) from error
 
@@ -356,7 +356,7 @@ class PyTorch(Backend):
         return spent
 
 
-class Lane(PyTorch):
+class TorchLane(PyTorch):
     """One of `open_lanes`."""
 
     def __init__(self, backend: PyTorch):
