@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .api import evaluate
     from .export.artifacts import Artifact
     from .export.export import export
+    from .labels import exact_labels
     from .models.loading import Model, load_model
     from .runtime import Card, Details, Drive, Segmenter, load
     from .speed.bench import bench
@@ -79,6 +80,7 @@ __all__ = [
     "__version__",
     "bench",
     "evaluate",
+    "exact_labels",
     "export",
     "load",
     "load_model",
@@ -93,6 +95,7 @@ _LOCATIONS = {  # public name: the module that has it
     "Segmenter": "runtime",
     "bench": "speed",
     "evaluate": "api",
+    "exact_labels": "labels",
     "export": "export",
     "load": "runtime",
     "load_model": "models.loading",

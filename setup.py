@@ -11,7 +11,9 @@ from setuptools import find_packages, setup
 from setuptools.command.editable_wheel import editable_wheel
 
 HERE = Path(__file__).parent
-FOLDERS = ("models", "data", "train", "export", "runtime", "speed", "demo", "fleet", "cli")
+FOLDERS = (
+    "models", "data", "train", "export", "runtime", "labels", "speed", "demo", "fleet", "cli",
+)  # fmt: skip
 # One of two: both packages write the folder `onnxruntime`, and CUDA is gone where both are there.
 CPU = ["onnxruntime>=1.20"]
 GPU = ["onnxruntime-gpu[cuda,cudnn]>=1.20"]

@@ -12,7 +12,9 @@ import pytest
 import rtseg
 from conftest import ROOT
 
-SHELVES = ("cli", "data", "demo", "export", "fleet", "models", "runtime", "speed", "train")
+SHELVES = (
+    "cli", "data", "demo", "export", "fleet", "labels", "models", "runtime", "speed", "train",
+)  # fmt: skip
 SOURCES = sorted(
     [*ROOT.glob("*.py"), *(path for shelf in SHELVES for path in (ROOT / shelf).rglob("*.py"))]
 )

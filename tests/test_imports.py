@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "train": BASE | {"data", "models"},
     "runtime": BASE | {"data"},
     "export": BASE | {"data", "models", "train", "runtime"},
+    "labels": {"errors", "runtime"},
     "resolve": BASE | NETWORKS,
     "speed": BASE | NETWORKS | {"resolve"},
     "demo": BASE | NETWORKS | {"resolve", "speed"},
