@@ -242,7 +242,8 @@ def drive(
             # On the CPU, since what it stands in for is the GPU as a rule.
             spare = fallback and resolve_artifact(fallback, device="cpu", progress=tell)
             other = verify_with and resolve_artifact(verify_with, device="cpu", progress=tell)
-        task = build_artifact_task(artifacts, backend, device, wishes, certify)
+        recheck = pace.every if other else None
+        task = build_artifact_task(artifacts, backend, device, wishes, certify, recheck)
         proof = None
         if other:
             proof = open_proof(other, artifacts, pace, evidence or cache_folder() / "evidence")

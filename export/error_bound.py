@@ -29,7 +29,7 @@ class ErrorMeter:
 
     def __init__(self, arithmetic: str):
         self.arithmetic = arithmetic
-        self.observed, self.frames, self.pixels = 0.0, 0, 0
+        self.observed, self.halved, self.frames, self.pixels = 0.0, 0.0, 0, 0
         self._same: list[tuple[Leads, Right]] = []
         self._true: list[tuple[Leads, Right]] = []
 
@@ -39,6 +39,7 @@ class ErrorMeter:
         # What all classes share moves no label. NaN stays: its bound is none.
         spread = float((error.max(axis=0) - error.min(axis=0)).max())
         self.observed = max(self.observed, spread / 2) if spread == spread else np.nan
+        self.halved = max(self.halved, find_halved_lead(logits, float32))
         self.frames += 1
         self.pixels += error[0].size
         self._compare(logits, float32, truth)
@@ -63,6 +64,7 @@ class ErrorMeter:
         return ErrorBound(
             arithmetic=self.arithmetic,
             observed=self.observed,
+            halved=self.halved,
             frames=self.frames,
             pixels=self.pixels,
             risk=1 / (self.frames + 1),
@@ -71,10 +73,24 @@ class ErrorMeter:
         )
 
     def _share(self) -> float:
-        """Of the sampled pixels, those that lead by more than twice the bound."""
+        """Of the sampled pixels, those that lead by more than the bound."""
         if not self._same:
             return 1.0  # of one class alone
-        return float(np.mean(np.concatenate([lead for lead, _ in self._same]) > 2 * self.observed))
+        return float(np.mean(np.concatenate([lead for lead, _ in self._same]) > self.halved))
+
+
+def find_halved_lead(logits: Logits, float32: Logits) -> float:
+    """The largest lead of a first class over the second of which float32 has less than half, both
+    (K, H, W); 0.0 if there is none. A class that is not float32's has none of its lead left."""
+    if len(logits) < 2:
+        return 0.0
+    ours, theirs = (each.reshape(len(each), -1).copy() for each in (logits, float32))
+    label = ours.argmax(axis=0)[None]
+    first, left = (np.take_along_axis(each, label, 0)[0] for each in (ours, theirs))
+    for each in (ours, theirs):
+        np.put_along_axis(each, label, -np.inf, 0)
+    lead, left = first - ours.max(axis=0), left - theirs.max(axis=0)
+    return float(lead[left < lead / 2].max(initial=0.0))
 
 
 def make_table(

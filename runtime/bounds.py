@@ -37,13 +37,17 @@ class ErrorBound(BaseModel, frozen=True, extra="forbid"):
 
     arithmetic: what computed them, as `Backend.arithmetic` names it; a bound holds for no other.
     observed: half the largest spread, over the classes of a pixel, of the difference to float32's
-    logits: a class that leads by more than twice this leads in float32 too. frames, pixels: behind
-    it. risk: 1 / (frames + 1), the probability that the next frame has a larger error, if it is one
-    of the same kind, in no particular order. share: of the proof's pixels that are certified so.
+    logits: a class that leads by more than twice this leads in float32 too. halved: the largest
+    lead of which float32 has less than half: every class that led by more kept at least half of its
+    lead, on every frame of the proof; None in files of versions that did not measure it. frames,
+    pixels: behind both. risk: 1 / (frames + 1), the probability that the next frame goes beyond
+    either, if it is one of the same kind, in no particular order. share: of the proof's pixels that
+    are certified so.
     """
 
     arithmetic: str
     observed: Size
+    halved: Size | None = None
     frames: Count
     pixels: Count
     risk: Share
@@ -53,7 +57,7 @@ class ErrorBound(BaseModel, frozen=True, extra="forbid"):
     @property
     def lead(self) -> float:
         """The lead above which a class is certified."""
-        return 2 * self.observed
+        return 2 * self.observed if self.halved is None else self.halved
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ class Details:
 
     Attributes:
         labels: uint8 class ids, as the Segmenter's call gives them.
-        certified: bool, True where the float32 network gives the same class, as long as the
-            artifact's error stays within `bound`; None where that cannot be said.
+        certified: bool, True where the float32 network gives the same class, as long as the frame
+            stays within `bound`; None where that cannot be said.
         confidence: uint8, in 255ths: how often a label with this lead was right; None likewise.
         bound: that both are of.
         why: what to do to have them, where they are None.

@@ -127,7 +127,7 @@ def compare(
     for number in range(turns):
         progress(f"drive {number + 1} of {turns}")
         ages = Ages()
-        report = _driven(drive(ages), ages, drive_s)
+        report = drive_for(drive(ages), ages, drive_s)
         progress("bench")
         benches.append(_bench(frame_to_labels, bench_s))
         told.append(_turn(benches[-2] + benches[-1], ages.rows, report))
@@ -136,7 +136,7 @@ def compare(
     return Comparison(told, p95(everything), p95([row["age"] for row in rows]))
 
 
-def _driven(drive: Drive, ages: Ages, seconds: float) -> DriveReport:
+def drive_for(drive: Drive, ages: Ages, seconds: float) -> DriveReport:
     """Its report, after that long from the first result."""
 
     def end() -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rtseg.data.files import write_atomically
 from rtseg.export import export
 from rtseg.export.calibrate import Calibration
+from rtseg.export.error_bound import find_halved_lead
 from rtseg.export.reference import ReferenceOutputs, read_frames, run_reference
 from rtseg.models.loading import load_model
 from rtseg.reporting import Table
@@ -54,9 +55,11 @@ class CertifiedCase:
     """One artifact on frames that its proof has not seen.
 
     share: of pixels that are certified; differ: of all pixels, those with another label than
-    float32's; wrong: how many pixels are certified and differ; beyond: frames whose largest error
-    is above the bound, of `frames`; largest: error of all; cost: time of details over that of
-    labels alone, the whole call, taken in turns; damaged: certified share by damage of the frames.
+    float32's; wrong: how many pixels are certified and differ; bound: the lead above which a pixel
+    is certified; by_error: that from the largest error alone, and the share it would certify;
+    beyond: frames of which a lead above the bound lost half or more in float32, of `frames`;
+    largest: such a lead of all; cost: time of details over that of labels alone, the whole call,
+    taken in turns; damaged: certified share by damage of the frames.
     """
 
     network: str
@@ -64,6 +67,7 @@ class CertifiedCase:
     precision: str
     arithmetic: str
     bound: float
+    by_error: tuple[float, float]
     proof_frames: int
     risk: float
     frames: int
@@ -82,6 +86,7 @@ class CertifiedCase:
             self.precision,
             self.arithmetic,
             f"{self.bound:.3g} ({self.proof_frames})",
+            f"{self.by_error[0]:.3g}: {self.by_error[1]:.2%}",
             f"{self.risk:.1%}",
             f"{self.beyond} of {self.frames}",
             f"{self.differ:.3%}",
@@ -92,8 +97,8 @@ class CertifiedCase:
 
 
 HEADER = (
-    "network", "graph", "computed in", "bound (frames)", "risk a frame", "frames beyond",
-    "pixels that differ", "certified", "certified and differ", "cost",
+    "network", "graph", "computed in", "lead (frames)", "by largest error", "risk a frame",
+    "frames beyond", "pixels that differ", "certified", "certified and differ", "cost",
 )  # fmt: skip
 
 
@@ -104,7 +109,7 @@ def measure_case(
     bound, maker = segment.bound, segment.backend.maker
     if bound is None or maker is None:
         raise SystemExit(f"{name}: {segment.details(expected.reference.frames[0]).why}")
-    certified = wrong = differ = beyond = 0
+    certified = wrong = differ = beyond = by_error = 0
     largest = 0.0
     pairs = zip(expected.reference.labels, expected.logits, strict=True)
     for frame, (float32, logits) in zip(expected.reference.frames, pairs, strict=True):
@@ -115,16 +120,19 @@ def measure_case(
         differ += int(other.sum())
         wrong += int((other & details.certified).sum())
         if logits is not None:
-            error = expected.upsample_coarse(maker.coarse, maker.enlarge) - logits
-            spread = float((error.max(axis=0) - error.min(axis=0)).max()) / 2
-            largest, beyond = max(largest, spread), beyond + (spread > bound.observed)
+            ours = expected.upsample_coarse(maker.coarse, maker.enlarge)
+            halved = find_halved_lead(ours, logits)
+            largest, beyond = max(largest, halved), beyond + (halved > bound.lead)
+            second, first = np.partition(ours, -2, axis=0)[-2:]
+            by_error += int(np.count_nonzero(first - second > 2 * bound.observed))
     pixels = expected.reference.labels.size
     return CertifiedCase(
         network=name,
         trained=segment.card.trained,
         precision=precision,
         arithmetic=bound.arithmetic,
-        bound=bound.observed,
+        bound=bound.lead,
+        by_error=(2 * bound.observed, by_error / pixels),
         proof_frames=bound.frames,
         risk=bound.risk,
         frames=len(expected.reference.frames),

@@ -46,17 +46,20 @@ HZ = 20.0
 START_S = 180.0  # that the first mask may take
 PAUSE_S = 0.5, 3.0  # between two attacks
 TOLD_ONCE = ("replaced", "starting", "stopped")  # causes of which no sink is told
+MOODS = (
+    "cut", "stall", "corrupt", "nonsense", "shapes", "times", "frozen", "burst", "black", "half",
+)  # fmt: skip
 GROWTH_MB = 150.0  # of memory, from a third of the time to the end
 
 
 class HostileCamera:
     """Frames at HZ, and what a camera may give instead. given: how many items it handed out."""
 
-    def __init__(self) -> None:
+    def __init__(self, pictures: Sequence[Any] = ()) -> None:
         self.given = 0
         self.mood, self.until_s = "", 0.0
         self.over = False
-        self._pictures = [scene(SIZE, index) for index in range(8)]
+        self._pictures = list(pictures) or [scene(SIZE, index) for index in range(8)]
 
     def be(self, mood: str, seconds: float) -> None:
         self.mood, self.until_s = mood, time.monotonic() + seconds
@@ -79,11 +82,17 @@ class HostileCamera:
 
     def _items(self, mood: str, index: int) -> Iterator[Any]:
         now = time.monotonic_ns()
-        picture = self._pictures[index % 8]
+        picture = self._pictures[index % len(self._pictures)]
         if mood == "corrupt":
             yield Unreadable(f"{index}", "damaged")
         elif mood == "nonsense":
             yield [None, 7, "frame", object(), picture][index % 5]
+        elif mood == "black":
+            yield Frame(np.zeros_like(picture), index, now)
+        elif mood == "half":
+            half = picture.copy()
+            half[len(half) // 2 :] = 128
+            yield Frame(half, index, now)
         elif mood == "shapes":
             shapes = (0, 0, 3), (5,), (4, 4, 7), (1, 1, 3), (300, 500, 3)
             yield Frame(np.zeros(shapes[index % 5], np.uint8), index, now)
@@ -152,6 +161,7 @@ class Soak:
     folder: Path
     seed: int = 0
     kinds: Sequence[str] = ()
+    certify = False
     tried: Counter[str] = field(default_factory=Counter)
     memory_mb: list[float] = field(default_factory=list)
     attacks: int = 0
@@ -164,26 +174,30 @@ class Soak:
         self.artifact = self.folder / self.model.name
         shutil.copy(self.model, self.artifact)
         self.sound = self.artifact.read_bytes()
-        self.camera, self.ledger, self.unsteady = HostileCamera(), Ledger(), UnsteadySink()
+        self.camera, self.ledger = HostileCamera(self.read_pictures()), Ledger()
+        self.unsteady = UnsteadySink()
         card = read_card(self.artifact)
         self.page = LivePage(card.class_table, card.model)
         self.ring = self.folder / "soak.ring"
         paths = [self.ring, self.folder / "log.mcap", self.folder / "video.mp4"]
-        sinks = open_sinks(paths, card, blend, HZ)
+        sinks = open_sinks(paths, card, blend, HZ, certify=self.certify)
+        self.drive = self.open_drive([self.ledger, self.unsteady, self.page, *sinks])
+        self.page.watch = self.drive.snapshot
+        self._over = threading.Event()
+
+    def read_pictures(self) -> Sequence[Any]:
+        """What the camera shows; none: drawn scenes."""
+        return ()
+
+    def open_drive(self, sinks: Sequence[Any]) -> Drive:
+        """The drive that is attacked."""
         task = WorkerTask(
-            (card.model,),
+            (self.artifact.name,),
             {"paths": [str(self.artifact)], "backend": None, "device": "cpu"},
             environment={"OMP_NUM_THREADS": "1"},
         )
-        self.drive = Drive(
-            self.camera,
-            task,
-            [self.ledger, self.unsteady, self.page, *sinks],
-            limits=DriveLimits(stuck_ms=1500.0),
-            health=self.folder / "health.json",
-        )
-        self.page.watch = self.drive.snapshot
-        self._over = threading.Event()
+        limits = DriveLimits(stuck_ms=1500.0)
+        return Drive(self.camera, task, sinks, limits=limits, health=self.folder / "health.json")
 
     def run(self, seconds: float, tell: Callable[[str], None] = lambda line: None) -> list[str]:
         """Drive for a while under attack.
@@ -232,10 +246,7 @@ class Soak:
             ways[name]()
 
     def _do_camera(self) -> None:
-        moods = (
-            "cut", "stall", "corrupt", "nonsense", "shapes", "times", "frozen", "burst",
-        )  # fmt: skip
-        mood = moods[int(self.rng.integers(len(moods)))]
+        mood = MOODS[int(self.rng.integers(len(MOODS)))]
         self.tried[f"camera {mood}"] += 1
         self.camera.be(mood, float(self.rng.uniform(0.3, 2.5)))
 

@@ -1,7 +1,8 @@
 """Plants faults in an engine that a proof that goes on watches, and counts alarms without any.
 
 The engine and its reference label one stream of frames in turn, so a verified frame is judged
-before the next one: a drive adds as many frames as come during the reference's work.
+before the next one: a drive adds as many frames as come during the reference's work. The engine
+repeats the known frame at the same pace, as a drive's worker does.
 
     python scripts/verify_faults.py camvid/val --model int8.onnx --verify-with fp32.onnx
 """
@@ -20,12 +21,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rtseg.data.frames import read_folder
+from rtseg.runtime.artifact import read_card
 from rtseg.runtime.backends.backend import choose, open_backend
 from rtseg.runtime.drive.agreement import move_frame
 from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.continuous_proof import ContinuousProof, VerifiedLevel, VerifyPace
 from rtseg.runtime.drive.engine import Answer
 from rtseg.runtime.drive.evidence import FileWatch
+from rtseg.runtime.drive.known_frame import KnownFrame
 from rtseg.runtime.drive.messages import Result
 from rtseg.runtime.segmenter import Segmenter, load
 
@@ -63,13 +66,14 @@ class ReferenceInTurn:
 
 @dataclass
 class FaultFigures:
-    """Of one kind of fault: how often it was planted and found; frames until the alarm. unseen:
-    of those not found, how many changed no label of any frame."""
+    """Of one kind of fault: how often it was planted and found, of that by the known frame alone;
+    frames until the alarm. unseen: of those not found, how many changed no label of any frame."""
 
     fault: str
     planted: int = 0
     found: int = 0
     within: int = 0
+    by_known_frame: int = 0
     most_frames: int = 0
     unseen: int = 0
 
@@ -79,6 +83,8 @@ class VerifiedStream:
 
     def __init__(self, pictures: list[Picture], proof: ContinuousProof, size: tuple[int, int]):
         self.pictures, self.proof, self.size = pictures, proof, size
+        self.known: KnownFrame | None = None
+        self.changed = ""  # the known frame's, at the last alarm
         self.number = 0
         self.rng = np.random.default_rng(0)
         self.frames = self._make_frames()
@@ -111,7 +117,10 @@ class VerifiedStream:
             self.proof(make_result(self.number, segment(frame), frame, level))
             for _ in range(3):
                 self.proof.step()
-            if self.proof.take_alarm() is not None:
+            self.changed = ""
+            if self.known is not None and self.number % self.proof.pace.every == 0:
+                self.changed = self.known.find_change(segment)
+            if self.proof.take_alarm() is not None or self.changed:
                 return passed + 1
         return None
 
@@ -125,27 +134,29 @@ def make_result(number: int, labels: Picture, frame: Picture, level: str) -> Res
 
 
 def flip_bit(path: Path, folder: Path, rng: np.random.Generator) -> Path:
-    """The ONNX file with one bit of an exponent flipped in a random weight."""
+    """The ONNX file with the highest bit below the sign flipped in one of its weights."""
     import onnx
     from onnx import numpy_helper
 
-    model = onnx.load(path)
-    tensors = [each for each in model.graph.initializer if np.prod(each.dims) > 64]
+    tensors = [
+        each
+        for each in onnx.load(path).graph.initializer
+        if np.prod(each.dims) > 64 and each.raw_data
+    ]
     tensor = tensors[int(rng.integers(len(tensors)))]
-    values = np.array(numpy_helper.to_array(tensor))
-    bits = values.reshape(-1).view(f"u{values.itemsize}")
-    at = int(rng.integers(bits.size))
-    top = 8 * values.itemsize - 2  # the highest bit below the sign
-    bits[at] ^= bits.dtype.type(1 << top)
-    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    bytes_each = numpy_helper.to_array(tensor).itemsize
+    content = bytearray(path.read_bytes())
+    at = (int(rng.integers(np.prod(tensor.dims))) + 1) * bytes_each - 1  # little-endian
+    content[content.index(tensor.raw_data) + at] ^= 1 << 6
     out = folder / f"flipped-{rng.integers(1 << 30)}.onnx"
-    out.write_bytes(model.SerializeToString())
+    out.write_bytes(content)
     return out
 
 
 def open_unchecked(path: Path) -> Segmenter:
     """An artifact whose digests no longer hold, as after a fault in memory."""
-    return Segmenter(open_backend(choose(path, None, "cpu"), path, "cpu", threads=1))
+    card = read_card(path).model_copy(update={"files": {}})
+    return Segmenter(open_backend(choose(path, None, "cpu"), path, "cpu", card=card, threads=1))
 
 
 def make_faults(
@@ -193,6 +204,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--sound", type=int, default=50_000, help="frames without a fault")
     parser.add_argument("--plant", type=int, default=20, help="faults of each kind")
+    parser.add_argument(
+        "--no-known-frame", action="store_true", help="what the comparison finds by itself"
+    )
     options = parser.parse_args(arguments)
     pictures = [picture for _, picture in read_folder(options.frames)]
     reference = load(options.verify_with, "onnxruntime", "cpu", threads=1)
@@ -208,6 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
     facts = {"levels": [level], "precisions": [segment.info.precision]}
     proof.engine_facts = lambda: facts
     stream = VerifiedStream(pictures, proof, segment.card.size)
+    stream.known = None if options.no_known_frame else KnownFrame(segment)
 
     def tell(what: object) -> None:
         sys.stdout.write(json.dumps(what) + "\n")
@@ -229,6 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
                 figures.planted += 1
                 figures.found += after is not None
                 figures.within += after is not None and after <= 2 * options.every
+                figures.by_known_frame += bool(stream.changed)
                 figures.most_frames = max(figures.most_frames, after or 0)
                 if after is None:
                     tried = [next(stream.frames) for _ in range(20)]

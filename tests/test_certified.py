@@ -129,6 +129,26 @@ def test_the_bound_leaves_out_what_all_classes_share() -> None:
     assert (bound.frames, bound.pixels, bound.risk) == (2, 144, pytest.approx(1 / 3))
 
 
+def test_above_the_bound_every_lead_keeps_half() -> None:
+    float32 = random((5, 40, 50))
+    logits = float32 + 0.4 * random((5, 40, 50))[:, ::-1]
+    meter = ErrorMeter("cpu")
+    meter.add(float32, float32)
+    assert meter.halved == 0.0
+    meter.add(logits, float32)
+    bound = meter.bound()
+    assert bound is not None
+    leads = []
+    for ours, theirs in zip(logits.reshape(5, -1).T, float32.reshape(5, -1).T, strict=True):
+        first = int(ours.argmax())
+        lead = ours[first] - np.delete(ours, first).max()
+        left = theirs[first] - np.delete(theirs, first).max()
+        if left < lead / 2:
+            leads.append(lead)
+    assert bound.lead == bound.halved == pytest.approx(max(leads))
+    assert 0 < bound.lead <= 4 * bound.observed
+
+
 def test_logits_that_are_no_numbers_have_no_bound() -> None:
     float32 = random((3, 8, 9))
     meter = ErrorMeter("cpu")
@@ -206,7 +226,10 @@ def test_each_arithmetic_has_its_bound(artifact: Path) -> None:
         assert bound.confidence.against == "float32"
         sure = segment.details(scenes(1, SIZE)[0]).certified_share
     with load(artifact, precision="fp32") as segment:
-        wide = bound.model_copy(update={"observed": 2.0})
+        assert bound.halved is not None
+        assert bound.lead == bound.halved <= 4 * bound.observed
+        # Of a version that measured the error alone.
+        wide = bound.model_copy(update={"observed": 2.0, "halved": None})
         share = with_proof(segment, bounds=(wide,)).details(scenes(1, SIZE)[0]).certified_share
         assert share is not None
         assert sure is not None

@@ -19,6 +19,7 @@ from rtseg.models.loading import Model
 from rtseg.runtime import Drive
 
 script = load_script("age_beside_bench")
+watched = load_script("watched_age")
 Comparison, Turn, compare = script.Comparison, script.Turn, script.compare
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 
@@ -112,3 +113,27 @@ def test_the_script_compares(
     assert facts["turns"][0]["bench_ms"] > 0
     assert ended.value.code == (0 if facts["passed"] else 1)
     assert str(tmp_path) not in printed
+
+
+def test_a_quantile_that_rises_is_seen_and_noise_is_not() -> None:
+    rng = np.random.default_rng(0)
+    plain = [rng.gamma(9, 2, 300).tolist() for _ in range(6)]
+    same = [rng.permutation(ages).tolist() for ages in plain[1:] + plain[:1]]
+    slow = [[each + 40 * (i % 50 == 0) for i, each in enumerate(ages)] for ages in same]
+    found = watched.compare_ages(plain, same)
+    assert all(each["low"] <= each["ratio"] == 1 <= each["high"] for each in found.values())
+    found = watched.compare_ages(plain, slow)
+    assert found["p99"]["low"] > 1.1
+    assert found["p50"]["ratio"] == pytest.approx(1, abs=0.05)
+
+
+def test_drives_with_and_without_take_turns() -> None:
+    asked: list[bool] = []
+
+    def drive(watched_too: bool) -> list[float]:
+        asked.append(watched_too)
+        return [float(len(asked))]
+
+    plain, with_it = watched.take_turns(drive, 3)
+    assert asked == [False, True, True, False, False, True]
+    assert (plain, with_it) == ([[1.0], [4.0], [5.0]], [[2.0], [3.0], [6.0]])

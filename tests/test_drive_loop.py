@@ -85,6 +85,17 @@ def test_the_sinks_hear_of_a_cut_camera_within_two_periods() -> None:
     assert drive.states[:4] == ["starting", "running", "stale", "running"]
 
 
+def test_a_camera_that_still_starts_is_not_opened_again() -> None:
+    drive = Simulation(steady(0.03))
+    drive.camera(PERIOD, 5, 7)
+    drive.run(30)
+    first, second = drive.reopened_at[:2]
+    assert first == pytest.approx(
+        7.9, abs=0.2
+    )  # a second after its last frame, not before its first
+    assert second - first == pytest.approx(8, abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("item", "cause"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +153,56 @@ def test_a_fault_is_found_within_twice_the_pace(
 def test_one_odd_frame_is_no_alarm(proof: ContinuousProof) -> None:
     for first in range(0, 200, 4 * EVERY):
         assert drive_along(proof, label, first, 4 * EVERY - 1) is None
-        proof._published = EVERY  # the next one is due
+        proof._published[""] = EVERY  # the next one is due
         assert drive_along(proof, swap, first + 4 * EVERY - 1, 1) is None
     assert proof.counts().suspects == 5
     assert proof.counts().alarms == 0
+
+
+def test_frames_of_several_cameras_are_told_apart(proof: ContinuousProof) -> None:
+    """Cameras that take turns, one of which stands still while the other's scene moves."""
+    asked: list[str] = []
+
+    def drive(segment: Callable[[Picture], Picture], first: int) -> str | None:
+        for number in range(first, first + 20 * EVERY):
+            camera = "front" if number % 2 else "rear"
+            image = drawn(number) if camera == "front" else drawn(0)
+            result = replace(make_result(number // 2, segment(image), image), camera=camera)
+            before = proof.counts().verified
+            proof(result)
+            for _ in range(3):
+                proof.step()
+            asked.extend([camera] * (proof.counts().verified - before))
+            assert proof.take_alarm("left") is None
+            if (alarm := proof.take_alarm(camera)) is not None:
+                return alarm.camera
+        return None
+
+    assert drive(label, 0) is None
+    assert proof.counts().suspects == 0
+    assert proof.counts().verified == 20
+    assert asked.count("front") == asked.count("rear") == 10
+    assert proof.counts().last_camera == asked[-1]
+    assert drive(swap, 1000) in ("front", "rear")
+
+
+def test_each_camera_has_its_turn_at_a_share_of_a_core() -> None:
+    clock = SimulatedClock()
+    proof = ContinuousProof(
+        "reference", lambda own: LabelingEngine(), pace=VerifyPace(share=0.5), clock=clock
+    )
+    proof._thread = object()  # type: ignore[assignment]
+    turns = []
+    for number in range(20):
+        for camera in ("front", "front", "rear"):
+            image = drawn(number)
+            proof(replace(make_result(number, label(image), image), camera=camera))
+        clock.now += SECOND
+        for _ in range(2):
+            proof.step()
+        turns.append(proof.counts().last_camera)
+    assert {*turns[::2]} != {*turns[1::2]}
+    assert len({*turns[2:4]}) == 2
 
 
 def test_it_ends_when_they_agree_again(proof: ContinuousProof) -> None:

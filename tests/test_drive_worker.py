@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from rtseg.errors import ArtifactError
 from rtseg.export import Artifact, export
 from rtseg.models.loading import Model
-from rtseg.runtime import load
+from rtseg.runtime import Segmenter, load
+from rtseg.runtime.backends.backend import open_backend
 from rtseg.runtime.drive import known_frame
 from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.drive import build_artifact_task
@@ -46,6 +49,21 @@ def second(image):
 def both():
     return [first, second]
 
+def spoiled(path):
+    # an artifact whose labels are wrong from a marked frame on
+    from rtseg.runtime import Segmenter, load
+
+    class Spoiled(Segmenter):
+        struck = False
+
+        def __call__(self, frame):
+            self.struck = self.struck or frame[0, 0, 0] == 77
+            return super().__call__(frame) ^ np.uint8(self.struck)
+
+    segment = load(path, "onnxruntime", "cpu")
+    segment.__class__ = Spoiled
+    return [segment]
+
 def none():
     raise OSError("no GPU answers")
 """
@@ -56,7 +74,8 @@ def task(tmp_path: Path) -> Callable[..., WorkerTask]:
     (tmp_path / "pretender.py").write_text(PRETENDER)
 
     def make(loader: str = "both", **options: Any) -> WorkerTask:
-        environment = {"PYTHONPATH": str(tmp_path)}
+        paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {"PYTHONPATH": os.pathsep.join(paths)}
         name = f"pretender:{loader}"
         return WorkerTask(("first", "second"), {}, name, environment=environment, **options)
 
@@ -200,6 +219,85 @@ def test_an_artifact_is_served_as_without_a_worker(
     assert not other.ready
     other.kill()
     other.join(LIMIT_S)
+
+
+def test_a_worker_that_changes_while_it_serves_is_found_within_twice_the_pace(
+    artifact: Artifact, task: Callable[..., WorkerTask]
+) -> None:
+    every = 4
+    spoiled = task("spoiled", recheck=every)
+    worker = Worker(
+        replace(spoiled, levels=("nano",), arguments={"path": str(artifact.path)}), LoopClock()
+    )
+    frame = np.zeros((*SIZE, 3), np.uint8)
+    try:
+        wait_ready(worker, LIMIT_S)
+        for _ in range(5 * every):
+            ask(worker, frame)
+        assert 2 <= worker.facts["rechecks"] <= 5
+        frame[0, 0, 0] = 77
+        for asked in range(2 * every):
+            worker.submit(asked, frame, 0)
+            end = time.monotonic() + LIMIT_S
+            while not worker.fault and not worker.take() and time.monotonic() < end:
+                worker.clock.wait(0.05)
+            time.sleep(0.2)  # for the known frame
+            if worker.fault:
+                break
+        assert worker.fault.startswith("nano gives other labels on ")
+        assert worker.fault.endswith("than at the start: its process is replaced")
+    finally:
+        worker.kill()
+        worker.join(LIMIT_S)
+
+
+def flip_bit(path: Path, folder: Path, name: str) -> Path:
+    """The artifact with the highest exponent bit of one weight flipped, as in memory."""
+    (tensor,) = (each for each in onnx.load(path).graph.initializer if each.name == name)
+    content = bytearray(path.read_bytes())
+    middle = len(tensor.raw_data) // 8 * 4
+    content[content.index(tensor.raw_data) + middle + 3] ^= 1 << 6
+    out = folder / "flipped.onnx"
+    out.write_bytes(content)
+    return out
+
+
+def test_a_flipped_bit_changes_the_known_frame(artifact: Artifact, tmp_path: Path) -> None:
+    weights = [
+        each.name for each in onnx.load(artifact.path).graph.initializer
+        if len(each.dims) == 4 and np.prod(each.dims) > 64
+    ]  # fmt: skip
+    with load(artifact.path, "onnxruntime", "cpu", threads=1) as segment:
+        known = known_frame.KnownFrame(segment)
+        unsealed = segment.card.model_copy(update={"files": {}})
+        assert known.exact
+        assert known.find_change(segment) == ""
+        for name in weights[:: max(1, len(weights) // 5)]:
+            flipped = flip_bit(artifact.path, tmp_path, name)
+            backend = open_backend("onnxruntime", flipped, "cpu", card=unsealed, threads=1)
+            with Segmenter(backend) as other:
+                assert "than at the start" in known.find_change(other), name
+        shown = iter(range(1, 100))
+        once = known.find_change(lambda frame: segment(frame) ^ np.uint8(next(shown) == 1))
+        assert once == ""  # one odd run is no fault
+
+
+def test_the_known_frame_waits_for_room(artifact: Artifact) -> None:
+    with load(artifact.path, "onnxruntime", "cpu", threads=1) as segment:
+        repetition = known_frame.Repetition([segment, len], every=10)
+
+        def due_after(waited_s: float, others_wait: bool = False) -> int:
+            for frames in range(1, 100):
+                repetition.add(waited_s)
+                if repetition.due(0, others_wait):
+                    assert repetition.find_change(0) == ""
+                    return frames
+            raise AssertionError("never due")
+
+        assert due_after(100.0) == 10
+        assert due_after(100.0, others_wait=True) == 19
+        assert due_after(0.0) == 19
+        assert not repetition.due(1, False)  # no artifact, no known frame
 
 
 def test_the_known_digest_is_kept_and_held_to(

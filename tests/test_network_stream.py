@@ -14,7 +14,7 @@ from rtseg.data.camera import Camera, is_camera
 from rtseg.data.frames import Frame
 from rtseg.errors import MissingPackage
 
-stream = load_script("barcode_stream")
+stream, rtsp = load_script("barcode_stream"), load_script("rtsp_stream")
 
 
 @pytest.mark.parametrize("at_ms", [0, 1, 0x5A5A5A5A5A, (1 << 40) - 1])
@@ -39,31 +39,36 @@ def test_a_stream_that_is_not_there_says_so() -> None:
         next(iter(Camera("tcp://127.0.0.1:9")))
 
 
-def test_the_age_is_what_the_clock_in_the_picture_says(tmp_path: Path) -> None:
-    """Over RTP, whose sender reports tell the sender's clock, on time and held up by 2 s. What is
-    compared was taken at one moment, so that a busy machine makes frames late but no age wrong."""
+@pytest.mark.parametrize("transport", ["rtp", "rtsp"])
+def test_the_age_is_what_the_clock_in_the_picture_says(tmp_path: Path, transport: str) -> None:
+    """Over RTP, by itself and in an RTSP session: sender reports tell the sender's clock, on time
+    and held up by 2 s. What is compared was taken at one moment, so that a busy machine makes
+    frames late but no age wrong."""
     pytest.importorskip("av", reason='needs PyAV: pip install "rtseg[av]"')
     near, far = stream.free_ports(), stream.free_ports()
     held = [0.0]
     relays = [stream.Throttle(near + i, far + i, lambda: held[0]) for i in (0, 1)]
     session = tmp_path / "clock.sdp"
     session.write_text(stream.describe_session(far))
+    server = rtsp.RtspServer(far, session.read_text()) if transport == "rtsp" else None
     stopped = threading.Event()
     arguments = f"rtp://127.0.0.1:{near}?pkt_size=1316", "rtp", stopped, 15.0
     threading.Thread(target=stream.send_stream, args=arguments, daemon=True).start()
     try:
-        found = [_compare(frame) for frame in _some(session, held)]
+        found = [_compare(frame) for frame in _some(server.address if server else session, held)]
     finally:
         stopped.set()
         for relay in relays:
             relay.close()
+        if server is not None:
+            server.close()
     ages = [(told, shown) for told, shown, source in found if source == "sender"]
     assert len(ages) > 0.8 * len(found)  # until the first report there is no sender's time
     assert max(shown for _, shown in ages) > 2000
     assert abs(np.median([told - shown for told, shown in ages])) < 20
 
 
-def _some(session: Path, held: list[float]) -> list[Frame]:
+def _some(session: Path | str, held: list[float]) -> list[Frame]:
     """Frames on time, and until they are late."""
     found: list[Frame] = []
     for _ in range(20):  # a session is opened until there is a sender

@@ -21,6 +21,7 @@ LabelMap = NDArray[np.uint8]  # (H, W)
 SLACK = 10.0  # a single frame may differ in that many times the share that the mean may
 PROBE = 0.05  # seeming shift, above which a reference is asked of the moved frame too
 HALF = 0.5  # pixels that it is moved by
+EXPLAINED = 0.6  # share of the pixels that differ, of which that may leave as many
 SHIFTED_PIXELS = 200  # that have to differ in all, for a shift to be told from chance
 LARGE = 0.01  # share of a frame, from which on a class is judged by itself
 LOST_CLASS = 0.1  # overlap (IoU) of such a class, below which it is another class' now
@@ -32,7 +33,7 @@ class FrameAgreement:
     """What two label maps of one frame have in common.
 
     Attributes:
-        frame_id: of the drive.
+        frame_id: of the drive; camera: its name, where there are several.
         level: the artifact that made the engine's labels.
         agreement: share of pixels with the same label.
         shift: how much the engine's labels seem moved to the right and down, -1 to 1; noise is in
@@ -55,6 +56,7 @@ class FrameAgreement:
     overlap_of: int = -1
     stuck: bool = False
     certified: int | None = None
+    camera: str = ""
 
     @property
     def move(self) -> tuple[float, float] | None:
@@ -72,9 +74,10 @@ class FrameAgreement:
             found.append(f"labels agree on {self.agreement:.3%} of pixels, at least {bar:.2%} must")
         if self.overlap < LOST_CLASS:
             found.append(f"class {self.overlap_of} overlaps by {self.overlap:.0%}")
-        if self.moved_agreement is not None and self.moved_agreement > self.agreement:
+        moved = self.moved_agreement
+        if moved is not None and 1 - moved < EXPLAINED * (1 - self.agreement):
             found.append(
-                f"labels fit the frame moved by half a pixel better ({self.moved_agreement:.3%}) "
+                f"labels fit the frame moved by half a pixel better ({moved:.3%}) "
                 f"than the frame ({self.agreement:.3%})"
             )
         if self.certified:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ CONFIRM = 3  # frames in a row that disagree are a fault; one may be chance
 RECOVERED = 3  # frames in a row that agree, after which all is well again
 STUCK_S = 120.0  # of the reference's work on one frame
 IDLE_S = 0.5
+RECHECK = 10  # frames of the reference, after which it repeats the known frame
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,10 @@ class ProofCounts:
         reference: the artifact that the engine is held against.
         verified: frames labeled by both; suspects: those that disagreed.
         alarms: faults told, see `reason`.
-        last_frame, last_agreement: of the newest verified frame; share of equal labels.
+        last_frame, last_camera, last_agreement: of the newest verified frame; share of equal
+            labels.
         least_agreement: of all verified frames.
+        rechecks: how often the engine that serves was given the known frame since its start.
         reason: what is wrong now; "" if nothing is.
         evidence: folders that alarms left, the newest last.
     """
@@ -63,8 +67,10 @@ class ProofCounts:
     suspects: int = 0
     alarms: int = 0
     last_frame: int | None = None
+    last_camera: str = ""
     last_agreement: float | None = None
     least_agreement: float | None = None
+    rechecks: int = 0
     reason: str = ""
     evidence: Sequence[str] = ()
 
@@ -74,17 +80,19 @@ class ProofCounts:
         return (
             f"{self.verified} frames verified against {self.reference}, agreement "
             f"{self.least_agreement:.3%} at least, {self.last_agreement:.3%} at last; "
-            f"{self.suspects} suspect, {self.alarms} alarms"
+            f"{self.suspects} suspect, {self.alarms} alarms; the known frame was repeated "
+            f"{self.rechecks} times"
         )
 
 
 @dataclass(frozen=True)
 class ProofAlarm:
-    """An engine that disagrees with its reference, seen last on a frame published then."""
+    """An engine that disagrees with its reference, seen last on a camera's frame published then."""
 
     frame_id: int
     published_ns: int
     reason: str
+    camera: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,8 @@ class ContinuousProof:
     """A sink that has a reference label some of the frames, and compares.
 
     A frame that disagrees is followed by the next ones at once: CONFIRM of them in a row are an
-    alarm. It stands until RECOVERED frames in a row agree again.
+    alarm. It stands until RECOVERED frames in a row agree again. Each camera's frames are counted
+    by themselves, and of several that are due the one verified longest ago goes first.
 
     Args:
         name: of the reference.
@@ -172,8 +181,9 @@ class ContinuousProof:
         self.engines.primary.role = "reference"
         self._evidence = Evidence(evidence) if evidence else None
         self._lock = threading.Lock()
-        self._newest: Result | None = None
-        self._published = 0  # since the last one that was taken
+        self._newest: dict[str, Result] = {}  # by camera, of those due
+        self._published: Counter[str] = Counter()  # by camera, since its last one that was taken
+        self._turns: dict[str, int] = {}  # the number of each camera's last check
         self._next_ns = 0
         self._check: _Check | None = None
         self._numbers = 0
@@ -181,7 +191,7 @@ class ContinuousProof:
         self._wrong = self._right = 0  # in a row
         self._last: FrameAgreement | None = None
         self._least = 1.0
-        self._before: tuple[LabelMap, LabelMap] | None = None
+        self._before: dict[str, tuple[LabelMap, LabelMap]] = {}  # by camera
         self._reason = self._file_reason = ""
         self._alarm: ProofAlarm | None = None
         self._closing = False
@@ -197,17 +207,20 @@ class ContinuousProof:
         if self.levels is not None and message.level not in self.levels:
             return
         with self._lock:
-            self._published += 1
-            if self._due():
-                self._newest = message
+            self._published[message.camera] += 1
+            due = self._due(message.camera)
+            # At a share of a core all wait for their turn, so that no camera is passed over.
+            if due or self.pace.share is not None:
+                self._newest[message.camera] = message
+            if due:
                 self.clock.wake()
 
-    def _due(self) -> bool:
+    def _due(self, camera: str) -> bool:
         if 0 < self._wrong < CONFIRM:
             return True
         if self.pace.share is not None:
             return self.clock.now_ns() >= self._next_ns
-        return self._published >= self.pace.every
+        return self._published[camera] >= self.pace.every
 
     def _run(self) -> None:
         lower_priority()
@@ -239,11 +252,13 @@ class ContinuousProof:
         if self._check is not None or slot is None or slot.engine is None:
             return
         with self._lock:
-            result, self._newest = self._newest, None
-            if result is None:
+            if not self._newest or (self.pace.share is not None and not self._due("")):
                 return
-            self._published = 0
+            camera = min(self._newest, key=lambda name: self._turns.get(name, 0))
+            result = self._newest.pop(camera)
+            self._published[camera] = 0
         self._numbers += 1
+        self._turns[camera] = self._numbers
         self._check = _Check(self._numbers, result, slot.engine, self.clock.now_ns())
         slot.engine.submit(self._numbers, result.image, 0)
 
@@ -256,7 +271,9 @@ class ContinuousProof:
         seen = compare_labels(
             labels, result.labels, result.frame_id, result.level, result.certified
         )
-        if self._before is not None and is_stuck(result.labels, labels, self._before):
+        seen = replace(seen, camera=result.camera)
+        before = self._before.get(result.camera)
+        if before is not None and is_stuck(result.labels, labels, before):
             seen = replace(seen, stuck=True)
         if seen.move is None:
             self._judge(check, labels, seen)
@@ -269,7 +286,7 @@ class ContinuousProof:
         result, now = check.result, self.clock.now_ns()
         if self.pace.share is not None:
             self._next_ns = check.begun_ns + int((now - check.begun_ns) / self.pace.share)
-        self._before = result.labels, reference
+        self._before[result.camera] = result.labels, reference
         self._last, self._least = seen, min(self._least, seen.agreement)
         self._verified += 1
         faults = seen.find_faults(self._bar(result.level))
@@ -290,16 +307,17 @@ class ContinuousProof:
     ) -> None:
         self._alarms += 1
         self._reason = why
-        self._alarm = ProofAlarm(seen.frame_id, check.result.published_ns, why)
+        result = check.result
+        self._alarm = ProofAlarm(seen.frame_id, result.published_ns, why, result.camera)
         log.error(
             "the engine disagrees with its reference: %s",
             why,
-            extra={"cause": "disagreement", "frame": seen.frame_id},
+            extra={"cause": "disagreement", "frame": seen.frame_id, **_of_camera(result)},
         )
         if self._evidence is not None:
             cards = {level: each.card for level, each in (self.levels or {}).items()}
             facts = {"reference": self.reference, "engine": dict(self.engine_facts())}
-            self._evidence.keep(check.result, reference, seen, why, cards, facts)
+            self._evidence.keep(result, reference, seen, why, cards, facts)
 
     def _check_file(self, result: Result) -> None:
         """A file that was swapped is another engine's at the next start."""
@@ -309,7 +327,8 @@ class ContinuousProof:
         changed = level.file.find_change()
         if changed and not self._file_reason:
             self._alarms += 1
-            log.error("%s", changed, extra={"cause": "file", "frame": result.frame_id})
+            facts = {"cause": "file", "frame": result.frame_id, **_of_camera(result)}
+            log.error("%s", changed, extra=facts)
         self._file_reason = changed
 
     def _bar(self, level: str) -> float:
@@ -320,10 +339,13 @@ class ContinuousProof:
         precision: Precision = computed.get(level) or (card.precision if card else "fp32")
         return frame_bar(precision, card.trained if card else True)
 
-    def take_alarm(self) -> ProofAlarm | None:
-        """The alarm since the last call. Whoever takes it may replace the engine, so frames are
-        counted anew."""
-        alarm, self._alarm = self._alarm, None
+    def take_alarm(self, camera: str | None = None) -> ProofAlarm | None:
+        """The alarm since the last call, on a frame of that camera; None: of any. Whoever takes it
+        may replace the engine, so frames are counted anew."""
+        alarm = self._alarm
+        if alarm is None or camera not in (None, alarm.camera):
+            return None
+        self._alarm = None
         return alarm
 
     def begin_anew(self) -> None:
@@ -350,8 +372,10 @@ class ContinuousProof:
             suspects=self._suspects,
             alarms=self._alarms,
             last_frame=last.frame_id if last else None,
+            last_camera=last.camera if last else "",
             last_agreement=round(last.agreement, 6) if last else None,
             least_agreement=round(self._least, 6) if last else None,
+            rechecks=int(self.engine_facts().get("rechecks", 0)),
             reason="; ".join(self.reasons()),
             evidence=tuple(map(str, self._evidence.folders)) if self._evidence else (),
         )
@@ -362,6 +386,10 @@ class ContinuousProof:
         if self._thread is not None:
             self._thread.join(1.0)
         self.engines.kill()
+
+
+def _of_camera(result: Result) -> dict[str, str]:
+    return {"camera": result.camera} if result.camera else {}
 
 
 def open_proof(
@@ -396,7 +424,7 @@ def open_proof(
             f"{reference} has {what} other than {artifacts[0]}: export the same checkpoint at the "
             "same size, to another backend or in fp32, to verify with it"
         )
-    task = WorkerTask((reference.name,), {"path": str(reference)}, loader=LOADER)
+    task = WorkerTask((reference.name,), {"path": str(reference)}, loader=LOADER, recheck=RECHECK)
     return ContinuousProof(
         reference.name, lambda clock: Worker(task, clock), levels, pace, evidence
     )

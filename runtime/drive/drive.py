@@ -109,6 +109,7 @@ class Drive:
         sources = name_sources(source)
         options = {
             "backend": backend, "device": device, "realtime": realtime, "certify": certify,
+            "recheck": proof.pace.every if proof else None,
         }  # fmt: skip
         on_cpu = options | {"backend": None, "device": "cpu"}
         supervisor = Supervisor(
@@ -436,6 +437,7 @@ def build_artifact_task(
     device: str | None = None,
     realtime: RealtimeOptions | None = None,
     certify: bool = False,
+    recheck: int | None = None,
 ) -> WorkerTask:
     """A worker's task from artifacts, largest first.
 
@@ -448,4 +450,5 @@ def build_artifact_task(
         "paths": [str(path) for path in paths], "backend": backend, "device": device,
         "certify": certify,
     }  # fmt: skip
-    return WorkerTask(tuple(path.name for path in paths), arguments, realtime=realtime)
+    names = tuple(path.name for path in paths)
+    return WorkerTask(names, arguments, realtime=realtime, recheck=recheck)

@@ -3,16 +3,23 @@
 The digest of those labels is kept in the user's cache folder by artifact, backend and device. It is
 recorded at the first load on a machine, so it shows that a replaced worker, or the next start,
 computes what the first did. That the first was right is for the artifact's own proof to show.
+
+A worker that serves repeats the frame now and then, so that a weight, a table or a buffer that
+changes in memory is found, even where it changes fewer labels than int8 itself does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...data.scenes import scene
 from ...errors import ArtifactError
@@ -22,6 +29,10 @@ from ..segmenter import Segmenter
 
 SEED = 11  # of the drawn street scene
 SAME = 0.999  # share of pixels that two runs of one model must agree on at least
+CONFIRM = 3  # runs in a row that differ from the first are a fault; one may be chance
+IDLE = 8  # newest waits for a frame, all of which must be long enough for a repetition
+ROOM = 1.5  # times the repetition's own time that such a wait must last
+Labels = NDArray[np.uint8]
 
 
 def prove(segmenter: Segmenter, name: str) -> str:
@@ -58,3 +69,96 @@ def _known(segmenter: Segmenter) -> tuple[Path, str]:
     facts = (card.weights, files, card.size, *asdict(info).values())
     subject = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return cache_folder() / "known-frames" / subject[:32], subject
+
+
+class KnownFrame:
+    """The known frame through a segmenter that serves, again and again.
+
+    Labels, and the coarse logits where the runtime makes labels of them, must be those of the start
+    bit for bit. Where two runs at the start differ, SAME of the labels must agree.
+
+    Args:
+        segmenter: sound, as far as is known: its results are what later ones are held against.
+
+    Attributes:
+        took_s: time of one run.
+    """
+
+    def __init__(self, segmenter: Segmenter):
+        self.frame = segmenter.card.encode(scene(segmenter.card.size, SEED))
+        self._first = _run(segmenter, self.frame)
+        began = time.perf_counter()
+        second = _run(segmenter, self.frame)
+        self.took_s = time.perf_counter() - began
+        self.exact = all(map(np.array_equal, self._first, second))
+
+    def find_change(self, segment: Callable[[Labels], Labels]) -> str:
+        """What is different now, in words; "" if nothing is.
+
+        Args:
+            segment: the segmenter, or what serves in its place.
+        """
+        found = ""
+        for _ in range(CONFIRM):
+            found = self._compare(_run(segment, self.frame))
+            if not found:
+                return ""
+        return found
+
+    def _compare(self, now: Sequence[NDArray[np.generic]]) -> str:
+        (labels, *logits), (before, *known) = now, self._first
+        if labels.shape != before.shape:
+            return f"labels of shape {labels.shape} instead of {before.shape}"
+        changed = float(np.mean(labels != before))
+        if changed > (0.0 if self.exact else 1 - SAME):
+            return f"other labels on {changed:.3%} of the known frame than at the start"
+        if self.exact and logits and not np.array_equal(logits[0], known[0]):
+            return "other logits for the known frame than at the start"
+        return ""
+
+
+def _run(segment: Callable[[Labels], Labels], frame: Labels) -> list[NDArray[np.generic]]:
+    """Labels (H, W), and the coarse logits they were made of where that can be had."""
+    labels = segment(frame)
+    maker = segment.backend.maker if isinstance(segment, Segmenter) else None
+    return [labels] if maker is None else [labels, maker.coarse.copy()]
+
+
+class Repetition:
+    """When a worker repeats the known frame: after every so many frames, in time that it waits
+    anyway; where it never waits, after twice as many.
+
+    Args:
+        segmenters: by level; those that are no artifacts are passed over.
+        every: frames.
+    """
+
+    def __init__(self, segmenters: Sequence[object], every: int):
+        self.every = every
+        self._known = [
+            KnownFrame(each) if isinstance(each, Segmenter) else None for each in segmenters
+        ]
+        self._segmenters = segmenters
+        self._waits_s: deque[float] = deque(maxlen=IDLE)
+        self._frames = 0
+
+    def add(self, waited_s: float) -> None:
+        """Note a frame, and how long the worker waited for it."""
+        self._waits_s.append(waited_s)
+        self._frames += 1
+
+    def due(self, level: int, others_wait: bool) -> bool:
+        """Whether to repeat it now. others_wait: the next frame is there already."""
+        known = self._known[level]
+        if known is None or self._frames < self.every:
+            return False
+        roomy = len(self._waits_s) == IDLE and min(self._waits_s) > ROOM * known.took_s
+        return (roomy and not others_wait) or self._frames >= 2 * self.every - 1
+
+    def find_change(self, level: int) -> str:
+        """Repeat it; what is different, as `KnownFrame.find_change`."""
+        known, segmenter = self._known[level], self._segmenters[level]
+        assert known is not None
+        assert isinstance(segmenter, Segmenter)
+        self._frames = 0
+        return known.find_change(segmenter)

@@ -26,6 +26,7 @@ from .supervisor import EngineSlot, Supervisor
 
 log = logging.getLogger("rtseg")
 IDLE_S = 0.2  # a step at least that often
+STARTS_S = 8.0  # that a camera may take from its opening to its first frame
 TELL_NS = 33_000_000  # at least, between two statuses of a silent camera
 
 
@@ -337,7 +338,7 @@ class Loop:
 
     def check_proof(self) -> None:
         """Let the fallback serve in place of an engine that disagrees with its reference."""
-        alarm = self.proof.take_alarm() if self.proof is not None else None
+        alarm = self.proof.take_alarm(self.camera) if self.proof is not None else None
         if self.proof is None or alarm is None:
             return
         if alarm.published_ns > self.supervisor.primary.started_ns:
@@ -403,8 +404,11 @@ class Loop:
         self._tell(StatusKind.LOST if lost else StatusKind.STALE, "camera", text)
 
     def _reopen(self, now: int) -> None:
-        # Once a silence, or a slow camera would be opened again while it still starts.
-        if now - self._reopened_ns >= self.limits.silence_s * 1e9:
+        # Once a silence; and one that has given nothing since it was opened may still be starting.
+        opened_ns = max(self._reopened_ns, self.capture.opened_ns, self.began_ns)
+        silence_s = self.limits.silence_s
+        limit_s = silence_s if self.capture.last_ns > opened_ns else max(silence_s, STARTS_S)
+        if now - opened_ns >= limit_s * 1e9:
             self._reopened_ns = now
             self.capture.reopen()
 

@@ -24,11 +24,15 @@ FLAT = (
 SAME = 1  # level by which samples that were filled in or repeated may differ
 DARK = 24  # levels: below, rows are alike in any picture
 STRIPES, STRIPE = 4, 64  # of full height, for torn pictures: number and width
+TEAR_ROWS = 480  # of the stripes, at least: of taller pictures not every row is looked at
 AROUND = 17  # rows that a row's step is compared with
-STEP = 6.0  # levels between two rows, the least of a tear
+STEP = 2.0  # levels between two rows, the least of a tear
+PLACES = 3  # in a picture that may be a tear, at most
+ACROSS = 1024  # pixels of a row that are searched for its shift, at most
 REACH = 24  # pixels that a tear shifts by, at most
 LEAST_SHIFT = 3
 EXPLAINED = 0.5  # share of the step that may be left after the shift
+JUMP = 1.5  # times the step of the rows beside it that a tear's is
 WITHHELD = ("black", "half_decoded")  # causes of pictures that are not labeled
 
 
@@ -49,7 +53,7 @@ class PictureLimits:
     overexposed: float | None = 0.6
     blocked: float | None = 0.85
     half_decoded: float | None = 0.125
-    torn: float | None = 3.0
+    torn: float | None = 1.6
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class PictureJudge:
 
 def find_level(luma: Picture, share: float) -> int:
     """The level that this share of the pixels does not exceed."""
-    counts = np.bincount(luma.ravel(), minlength=256)
+    counts = cv2.calcHist([luma], [0], None, [256], [0, 256]).ravel()
     return int(np.searchsorted(np.cumsum(counts), share * luma.size))
 
 
@@ -113,8 +117,11 @@ def find_flatness(luma: Picture, limit: float | None) -> str:
         return ""
     size = CELLS[1] * CELL, CELLS[0] * CELL
     means = cv2.resize(luma, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    cells = means.reshape(CELLS[0], CELL, CELLS[1], CELL)
-    flat = cells.std(axis=(1, 3)) < FLAT[0] + FLAT[1] * cells.mean(axis=(1, 3))
+    cells = CELLS[1], CELLS[0]
+    mean = cv2.resize(means, cells, interpolation=cv2.INTER_AREA)
+    square = cv2.resize(means * means, cells, interpolation=cv2.INTER_AREA)
+    deviation = np.sqrt(np.maximum(square - mean * mean, 0))
+    flat = deviation < FLAT[0] + FLAT[1] * mean
     share = float(flat.mean())
     return f"{100 * share:.0f} % of the picture has no texture" if share >= limit else ""
 
@@ -123,8 +130,9 @@ def find_fill(small: Picture, limit: float | None) -> str:
     """Of a decoder that ran out of data: it fills the rest with a color, or with its last row."""
     if limit is None:
         return ""
-    same = (cv2.absdiff(small[1:], small[:-1]) <= SAME).reshape(len(small) - 1, -1)
-    alike = same.mean(axis=1) > 0.99
+    steps = cv2.absdiff(small[1:], small[:-1]).reshape(len(small) - 1, -1)
+    counts = cv2.reduce(cv2.inRange(steps, 0, SAME), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[:, 0]
+    alike = counts > 0.99 * 255 * steps.shape[1]
     different = np.flatnonzero(~alike[::-1])
     run = int(different[0]) if different.size else len(alike)
     share = run / len(alike)
@@ -156,38 +164,57 @@ def find_repeat(luma: Picture, before: Picture | None, limit: float | None) -> s
 
 
 def find_tear(image: Picture, limit: float | None) -> str:
-    """Of rows that belong to another moment: from one row on all is shifted sideways."""
-    if limit is None or image.shape[1] < STRIPES * STRIPE:  # too narrow for stripes
-        return ""
+    """Of rows that belong to another moment: from one row on all is shifted sideways.
+
+    Places come from a few stripes, where rows differ by more than those around do; only there whole
+    rows are compared, in each shift.
+    """
     height, width = image.shape[:2]
+    if limit is None or width < STRIPES * STRIPE:  # too narrow for stripes
+        return ""
+    stride = height // TEAR_ROWS or 1
+    rows = image[::stride]
     centers = [(2 * i + 1) * width // (2 * STRIPES) - STRIPE // 2 for i in range(STRIPES)]
-    places = [max(0, min(x, width - STRIPE)) for x in centers]  # in narrow pictures they overlap
-    stripes = np.stack([image[:, x : x + STRIPE, 1] for x in places])
-    steps = cv2.absdiff(stripes[:, 1:], stripes[:, :-1]).reshape(-1, stripes.shape[2])
-    sums = cv2.reduce(steps, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
-    step = sums.reshape(STRIPES, height - 1).astype(np.float32) / stripes.shape[2]
-    usual = cv2.blur(step, (AROUND, 1), borderType=cv2.BORDER_REFLECT)
+    places = [max(0, min(x, width - STRIPE)) for x in centers]
+    # All channels, since picking one of three costs more than to compare them.
+    stripes = np.concatenate([rows[:, x : x + STRIPE] for x in places], axis=1)
+    step = _measure_steps(stripes.reshape(len(rows), -1))
+    usual = cv2.blur(step, (1, AROUND), borderType=cv2.BORDER_REFLECT)
     usual = (usual * AROUND - step) / (AROUND - 1)
-    spikes = (step > limit * usual) & (step > STEP)
-    for row in np.flatnonzero(spikes.sum(axis=0) >= STRIPES - 1):
-        shifts = [
-            _find_shift(s[row], s[row + 1], d[row]) for s, d in zip(stripes, step, strict=True)
-        ]
-        if sum(shift != 0 for shift in shifts) >= STRIPES - 1:
-            return f"below row {row} the picture is shifted by about {max(shifts, key=abs)} pixels"
+    excess = (step - limit * usual)[:, 0]
+    found = np.flatnonzero((excess > 0) & (step[:, 0] > STEP))
+    for place in found[np.argsort(-excess[found])][:PLACES]:
+        first = max(0, int(place) * stride - 1)  # a row before those that the step is between
+        row, shift = _find_shift(image[first : int(place + 1) * stride + 2])
+        if shift:
+            return f"below row {first + row} the picture is shifted by about {shift} pixels"
     return ""
 
 
-def _find_shift(upper: Picture, lower: Picture, step: float) -> int:
-    """The sideways shift in pixels that makes two rows alike; 0 if none does."""
-    best = {}
-    for shift in (*range(-REACH, -LEAST_SHIFT + 1), *range(LEAST_SHIFT, REACH + 1)):
-        one, other = (
-            (upper[shift:], lower[:-shift]) if shift > 0 else (upper[:shift], lower[-shift:])
-        )
-        best[shift] = float(cv2.norm(one, other, cv2.NORM_L1)) / len(one)
-    found = min(best, key=lambda shift: best[shift])
-    return found if best[found] < EXPLAINED * step else 0
+def _measure_steps(luma: Picture) -> NDArray[np.float32]:
+    """Mean difference of each row to the next, (rows - 1, 1)."""
+    sums = cv2.reduce(cv2.absdiff(luma[1:], luma[:-1]), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
+    return np.asarray(sums, np.float32) / luma.shape[1]
+
+
+def _find_shift(rows: Picture) -> tuple[int, int]:
+    """(the row behind which the step is, the sideways shift in pixels that explains it or 0)."""
+    middle = rows.shape[1] // 2
+    reach = min(ACROSS // 2, middle)
+    luma = np.ascontiguousarray(rows[:, middle - reach : middle + reach, 1])
+    steps = _measure_steps(luma)[:, 0]
+    row = int(steps.argmax())
+    beside = np.delete(steps, row)
+    if beside.size and steps[row] < JUMP * beside.mean():
+        return row, 0
+    upper, lower = luma[row, REACH:-REACH], luma[row + 1]
+    moved = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(lower, upper.size))
+    left = cv2.absdiff(moved, np.ascontiguousarray(np.broadcast_to(upper, moved.shape)))
+    sums = cv2.reduce(left, 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[:, 0] / upper.size
+    still = sums[REACH]
+    sums[REACH - LEAST_SHIFT + 1 : REACH + LEAST_SHIFT] = np.inf
+    best = int(sums.argmin())
+    return row, best - REACH if sums[best] < EXPLAINED * still else 0
 
 
 def read_limits(written: Iterable[str]) -> PictureLimits:

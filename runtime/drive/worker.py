@@ -44,6 +44,8 @@ class WorkerTask:
         loader: "module:function", called in the worker, which returns the segmenters.
         realtime: what the worker asks of the operating system.
         environment: variables beside this process's own.
+        recheck: after how many frames the known frame is repeated; None: never. A worker whose
+            artifact gives something else than at its start is broken.
     """
 
     levels: tuple[str, ...]
@@ -51,6 +53,7 @@ class WorkerTask:
     loader: str = ARTIFACTS
     realtime: RealtimeOptions | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    recheck: int | None = None
 
 
 class SharedPicture:
@@ -178,6 +181,11 @@ class Worker:
         elif kind == "error":
             job, text = rest
             self._answers.append(Answer(job, None, error=text))
+        elif kind == "rechecked":
+            level, changed = rest
+            self.facts["rechecks"] += 1
+            if changed:
+                self._break(f"{self.levels[level]} gives {changed}: its process is replaced")
         self.clock.wake()
 
     def _read_answer(

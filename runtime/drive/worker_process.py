@@ -42,6 +42,9 @@ def main(arguments: list[str]) -> None:
         digests = [
             known_frame_digest(*each) for each in zip(task["levels"], segmenters, strict=True)
         ]
+        repetition = (
+            known_frame.Repetition(segmenters, task["recheck"]) if task["recheck"] else None
+        )
     except Exception as error:  # reported to the parent, whatever it is
         connection.send(("refused", f"{type(error).__name__}: {error}"))
         return
@@ -53,18 +56,27 @@ def main(arguments: list[str]) -> None:
         "batches": [_batch_of(segmenter) for segmenter in segmenters],
         "digests": digests,
         "realtime": granted,
+        "rechecks": 0,
     }
     connection.send(("ready", facts))
-    answer_frames(connection, memory, segmenters)
+    answer_frames(connection, memory, segmenters, repetition)
 
 
-def answer_frames(connection: Connection, memory: SharedPicture, segmenters: list[Segment]) -> None:
-    """Answer frames until the parent hangs up."""
+def answer_frames(
+    connection: Connection,
+    memory: SharedPicture,
+    segmenters: list[Segment],
+    repetition: known_frame.Repetition | None = None,
+) -> None:
+    """Answer frames until the parent hangs up, or the known frame gives something else."""
     while True:
+        began = time.perf_counter()
         try:
             _, job, shapes, level = connection.recv()
         except (EOFError, OSError):
             return
+        if repetition is not None:
+            repetition.add(time.perf_counter() - began)
         given = _answer(job, segmenters[level], memory.view_each(shapes))
         maps = given.batch if given.labels is None else (given.labels,)
         if not maps:
@@ -76,6 +88,11 @@ def answer_frames(connection: Connection, memory: SharedPicture, segmenters: lis
         memory.write(*maps, *more)
         facts = given.inference_ms, [labels.shape for labels in maps], len(more), given.why
         connection.send(("labels", job, *facts))
+        if repetition is not None and repetition.due(level, connection.poll()):
+            changed = repetition.find_change(level)
+            connection.send(("rechecked", level, changed))
+            if changed:
+                return
 
 
 def _answer(job: int, segment: Segment, images: list[Picture]) -> Answer:
