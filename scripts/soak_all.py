@@ -135,9 +135,12 @@ class FullSoak(Soak):  # type: ignore[misc]
     def open_drive(self, sinks: Sequence[Any]) -> Drive:
         here = Path(__file__).parent
         paths = [str(here), *filter(None, [os.environ.get("PYTHONPATH")])]
+        bounds = read_card(self.artifact).proof.bounds  # type: ignore[union-attr]
+        # Labels are certified in the arithmetic of the proof alone.
+        backend = bounds[0].arithmetic.partition(" ")[0]
         task = WorkerTask(
             (self.artifact.name,),
-            {"paths": [str(self.artifact)], "backend": None, "device": "cpu", "certify": True},
+            {"paths": [str(self.artifact)], "backend": backend, "device": "cpu", "certify": True},
             loader=f"{Path(__file__).stem}:load_strikable",
             environment={
                 "OMP_NUM_THREADS": "1", "RTSEG_SOAK": str(self.folder),
@@ -147,7 +150,10 @@ class FullSoak(Soak):  # type: ignore[misc]
         )  # fmt: skip
         evidence = self.folder / "evidence"
         self.proof = open_proof(self.other, [self.artifact], VerifyPace(EVERY), evidence)
-        served = [ServedArtifact(each, device="cpu") for each in (self.artifact, self.other)]
+        served = (
+            ServedArtifact(self.artifact, backend, "cpu"),
+            ServedArtifact(self.other, None, "cpu"),
+        )
         self.box = BlackBox(self.folder / "box", BOX_S, BOX_MB, served)
         return Drive(
             self.camera,

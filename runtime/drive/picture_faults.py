@@ -194,7 +194,7 @@ def find_tear(image: Picture, limit: float | None) -> str:
 def _measure_steps(luma: Picture) -> NDArray[np.float32]:
     """Mean difference of each row to the next, (rows - 1, 1)."""
     sums = cv2.reduce(cv2.absdiff(luma[1:], luma[:-1]), 1, cv2.REDUCE_SUM, dtype=cv2.CV_32S)
-    return np.asarray(sums, np.float32) / luma.shape[1]
+    return np.asarray(sums / luma.shape[1], np.float32)
 
 
 def _find_shift(rows: Picture) -> tuple[int, int]:
