@@ -19,6 +19,7 @@ from .classes import IGNORE
 Pair = tuple[np.ndarray, np.ndarray]
 CROP_TRIES = 10  # for a crop under the category cap, as the usual recipes have it
 JPEG_QUALITY = (20, 95)
+DARK_GAIN, DARK_GAMMA = (0.15, 1.0), (1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Augment(BaseModel):
     one class takes more than this part is drawn again. `balanced`: the probability of a crop around
     a pixel of a class that is drawn evenly from those in the frame, so that rare ones come often.
     `flip`, `blur`, `jpeg`: probabilities; `blur_radius`: the largest standard deviation, in pixels;
-    JPEG's quality is 20 to 95. `noise`: the largest standard deviation, in gray levels of 0..255.
+    JPEG's quality is 20 to 95. `noise`: the largest standard deviation, in gray levels of 0..255;
+    `noisy`: the probability of any noise. `dark`: the probability of `darken`, before the noise.
     `brightness`, `contrast`, `saturation`: a factor in 1 - x .. 1 + x; `hue`: a turn of -x .. x of
     the whole circle.
     `photometric`: the probability of each step of MMSegmentation's distortion, see `distort`.
@@ -101,7 +103,9 @@ class Augment(BaseModel):
     balanced: float = Field(default=0.0, ge=0, le=1)
     blur: float = Field(default=0.0, ge=0, le=1)
     blur_radius: float = Field(default=1.0, gt=0)
+    dark: float = Field(default=0.0, ge=0, le=1)
     noise: float = Field(default=0.0, ge=0)
+    noisy: float = Field(default=1.0, ge=0, le=1)
     jpeg: float = Field(default=0.0, ge=0, le=1)
     photometric: float = Field(default=0.0, ge=0, le=1)
 
@@ -164,7 +168,10 @@ class Augment(BaseModel):
             image = turn_hue(image, random.uniform(-self.hue, self.hue))
         if self.photometric:
             image = distort(image, self.photometric, random)
-        if self.noise:
+        if self.dark and random.random() < self.dark:
+            image = darken(image, random.uniform(*DARK_GAIN), random.uniform(*DARK_GAMMA))
+        # At 1 nothing is drawn, as before there was a choice: older runs resume bit for bit.
+        if self.noise and (self.noisy == 1 or random.random() < self.noisy):
             image = add_noise(image, random.uniform(0, self.noise), random)
         if self.jpeg and random.random() < self.jpeg:
             image = recompress(image, int(random.integers(*JPEG_QUALITY)))
@@ -251,6 +258,12 @@ def change_brightness(image: np.ndarray, factor: float, contrast: float) -> np.n
     # By a table, since convertScaleAbs would fold negative values up.
     table = np.arange(256) * (factor * contrast) + gray * (1 - contrast)
     return cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8))
+
+
+def darken(image: np.ndarray, gain: float, gamma: float) -> np.ndarray:
+    """Gray levels, as parts of 255, to the power `gamma`, then times `gain`."""
+    table = 255 * gain * (np.arange(256) / 255) ** gamma
+    return cv2.LUT(image, np.rint(table).clip(0, 255).astype(np.uint8))
 
 
 def change_saturation(image: np.ndarray, factor: float) -> np.ndarray:

@@ -9,6 +9,7 @@ from rtseg.data.transforms import (
     blur,
     change_brightness,
     change_saturation,
+    darken,
     distort,
     fitting_factor,
     pad,
@@ -100,6 +101,35 @@ def test_brightness_and_contrast():
         250,
     ]  # -50 is clipped, not folded
     assert change_brightness(image, 2, 1)[0, :, 0].tolist() == [0, 255]
+
+
+def test_darken_is_a_power_and_a_factor():
+    image = np.array([[[0] * 3, [51] * 3, [255] * 3]], np.uint8)
+    assert darken(image, 1, 1)[0, :, 0].tolist() == [0, 51, 255]
+    assert darken(image, 0.4, 1)[0, :, 0].tolist() == [0, 20, 102]
+    assert darken(image, 1, 2)[0, :, 0].tolist() == [0, 10, 255]  # 255 * 0.2 ** 2 = 10.2
+
+
+def test_dark_frames_and_noise_come_as_often_as_asked(random):
+    image = np.full((8, 8, 3), 200, np.uint8)
+    label = np.zeros((8, 8), np.uint8)
+    drawn = [
+        Augment(crop=(8, 8), noise=20, noisy=0.25)(image, label, random)[0] for _ in range(400)
+    ]
+    assert 70 < sum(each.std() > 0.5 for each in drawn) < 125  # of 100, one in 40 is too weak
+    drawn = [Augment(crop=(8, 8), dark=0.25)(image, label, random)[0] for _ in range(400)]
+    assert all(each.std() == 0 for each in drawn)  # noise takes no part
+    assert 70 < sum(each.mean() < 199 for each in drawn) < 125
+    assert min(each.mean() for each in drawn) < 40
+
+
+def test_noise_in_every_crop_draws_no_chance_of_it():
+    image, label = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8), np.uint8)
+    always, often = (
+        Augment(crop=(8, 8), noise=20, noisy=share)(image, label, np.random.default_rng(5))[0]
+        for share in (1.0, 1 - 1e-9)
+    )
+    assert not np.array_equal(always, often)  # one number more was drawn before the second
 
 
 def test_saturation_none_is_gray():
