@@ -56,8 +56,8 @@ def export(
     precision: Annotated[
         Precision | None,
         Option(
-            help="Precision inside the graph: by default fp32, with --all fp16 and fp32; auto: the "
-            "fastest that passes here."
+            help="Precision inside the graph; auto, the default for weights that ship: the fastest "
+            "that passes here; for others fp32; with --all fp16 and fp32."
         ),
     ] = None,
     out: Annotated[Path, Option("-o", "--out", help="Folder for the artifacts.")] = Path(
@@ -162,6 +162,7 @@ def export(
 ) -> None:
     """Write a model as ONNX, TensorRT or OpenVINO, and prove it.
 
+    rtseg export csfcn_tiny --size 512x1024 --to openvino
     rtseg export csfcn_tiny --size 512x1024 --to onnx --to tensorrt --precision fp16
     rtseg export csfcn_nano --size 512x1024 --batch 4 --to tensorrt
     rtseg export csfcn_nano --size 512x1024 --size 768x1536 --one-file --to tensorrt
@@ -211,6 +212,8 @@ def export(
     from ..export.artifacts import build_table as build_artifact_table
     from ..export.artifacts import list_notes
     from ..export.calibrate import Calibration
+    from ..export.export import AUTO
+    from ..export.fastest import announce, pick_default
     from ..export.tensorrt import BuilderOptions
     from ..resolve import load_source, read_own_options
 
@@ -220,12 +223,16 @@ def export(
         f"{source.network.info.name}, {len(source.classes)} classes ({source.classes.name}), "
         f"weights: {source.weights_from}"
     )
+    asked = precision.value if precision else None
+    if (asked or pick_default(source, targets, one_file)[0]) == AUTO:
+        for line in announce(source, targets):
+            note(line)
     with working() as step:
         artifacts = run(
             source,
             sizes or None,
             targets or "onnx",
-            (precision or Precision.fp32).value,
+            asked,
             batch=batch,
             one_file=one_file,
             out=out,

@@ -97,14 +97,15 @@ def _export(
     out: Path,
     step: Progress,
 ) -> list[Artifact]:
-    """float32 graphs for CPUs, half precision for TensorRT; targets whose package is absent go."""
+    """For CPUs in the default precision, for TensorRT in half; targets whose package is absent
+    go."""
     common: dict[str, Any] = {
         "out": out,
         "frames": pictures[:2],
         "progress": step,
     }
     on_cpu = [t for t in ("onnx", "openvino") if installed(TARGETS[t][1])]
-    artifacts = export(source, sizes, on_cpu, "fp32", **common)
+    artifacts = export(source, sizes, on_cpu, **common)
     if installed("tensorrt"):
         artifacts += export(source, sizes, ["tensorrt"], "fp16", **common)
     return artifacts

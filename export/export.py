@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from numbers import Integral
 from pathlib import Path
@@ -56,7 +57,7 @@ def export(
     model: str | os.PathLike[str] | Network | Model,
     size: Size | Sequence[Size] | None = None,
     to: str | Sequence[str] = "onnx",
-    precision: str = "fp32",
+    precision: str | None = None,
     *,
     batch: int = 1,
     one_file: bool = False,
@@ -92,7 +93,8 @@ def export(
             them that it serves, ONNX at least, into a model repository in `out`.
         precision: "fp32", "fp16" or "int8", of the graph, or "auto", the fastest of them that
             passes on this machine; int8 needs `calib`, and is proven on the frames that this holds
-            out; for weights that ship it needs nothing.
+            out; for weights that ship it needs nothing. By default "auto" for weights that ship,
+            "fp32" for others, for Triton and with `one_file`; `Artifact.chosen` says which and why.
         batch: how many frames a file takes at once, each in a slot of its own, for as many cameras;
             proven with another frame in every slot.
         one_file: one file for all sizes, the first of which it runs at unless it is loaded for
@@ -139,21 +141,16 @@ def export(
     }  # fmt: skip
     if gpu is not None:
         find_capability(gpu)  # an unknown one is told before anything is written
-    if precision == AUTO:
-        from .fastest import export_fastest
+    from .fastest import export_fastest, pick_default
 
-        if TRITON in wanted:
-            raise ExportError("a model for Triton runs on another machine: name its precision")
-        if one_file:
-            raise ExportError("the fastest form is chosen for one size: name its precision")
-        _check(model, sizes, targets, "fp32", output)
-        return export_fastest(
-            model, sizes, targets, out, output=output, fit=fit, frames=frames, labels=labels,
-            proof_frames=proof_frames, calib=calib, compute_capability=compute_capability,
-            gpu=gpu, label_kernel=label_kernel, builder=builder, log=log, progress=progress,
-            batch=batch,
-        )  # fmt: skip
+    reason = ""
+    if precision is None:
+        precision, reason = pick_default(model, wanted, one_file)
     _check(model, sizes, targets, precision, output)
+    if precision == AUTO and TRITON in wanted:
+        raise ExportError("a model for Triton runs on another machine: name its precision")
+    if precision == AUTO and one_file:
+        raise ExportError("the fastest form is chosen for one size: name its precision")
     _check_batch(batch)
     if one_file:
         converts = input != "bgr" or camera_size is not None
@@ -180,6 +177,13 @@ def export(
         )
     # Only now: a wish that cannot be met has raised above, and left nothing behind.
     check_writable(out)
+    if precision == AUTO:
+        return export_fastest(
+            model, sizes, targets, out, progress, batch=batch, output=output, fit=fit, input=input,
+            camera_size=camera_size, frames=frames, labels=labels, proof_frames=proof_frames,
+            compute_capability=compute_capability, gpu=gpu, label_kernel=label_kernel,
+            builder=builder, log=log,
+        )  # fmt: skip
     artifacts: list[Artifact] = []
     sizes = list(dict.fromkeys(sizes))
     for group in [sizes] if one_file else [[size] for size in sizes]:
@@ -200,6 +204,8 @@ def export(
                 else job.make_file(target)
                 for target in targets
             ]
+            if reason:
+                made = [replace(a, chosen=f"{a.path.name}: {precision}, {reason}") for a in made]
             # A size at a time, so that an error at the second keeps what the first has made.
             artifacts += [publish(artifact, out) for artifact in made]
     # Before the verdict: the figures of what failed are what a user needs to see.
@@ -244,7 +250,7 @@ def _check(
         raise ExportError(
             f"no target is called {unknown[0]!r}: choose from {', '.join(TARGETS)}, {TRITON}"
         )
-    if precision not in PRECISIONS:
+    if precision not in (*PRECISIONS, AUTO):
         raise ExportError(f"precision is {', '.join(PRECISIONS)} or {AUTO}, not {precision!r}")
     # The file holds weights alone, and the runtime builds the network by its name in the zoo.
     if "torch" in targets and model.network.info.name not in VARIANTS:

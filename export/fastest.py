@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files import scratch_folder
-from ..errors import ExportError, ProofError
+from ..errors import ProofError
 from ..models.loading import Model
+from ..reporting import Progress
 from ..runtime import Segmenter, load
 from .artifacts import Artifact, publish, write_report
 from .export import Size, export
@@ -22,6 +23,29 @@ from .stored_ranges import find_stored_ranges
 log = logging.getLogger("rtseg")
 ROUNDS = 15  # frames that each form answers, in turns
 WARM_UP = 3
+
+
+def pick_default(model: Model, targets: Sequence[str], one_file: bool) -> tuple[str, str]:
+    """The precision of an export that nobody asked for one, and why it is no choice among several.
+
+    Args:
+        model: with its weights.
+        targets: as a user names them, "triton" among them.
+        one_file: for several sizes.
+
+    Returns:
+        "auto" for weights that ship with ranges, with no reason; "fp32" otherwise, with one.
+    """
+    if find_stored_ranges(model) is None:
+        return "fp32", (
+            "the default for weights without stored ranges; --precision fp16 halves the file, int8 "
+            "with --calib DIR is the fastest on many CPUs"
+        )
+    if "triton" in targets:
+        return "fp32", "the default for Triton, which runs on another machine"
+    if one_file:
+        return "fp32", "the default for one file of several sizes"
+    return "auto", ""
 
 
 def list_candidates(model: Model, target: str) -> list[str]:
@@ -38,8 +62,30 @@ def list_candidates(model: Model, target: str) -> list[str]:
     return ["fp32"]
 
 
+def _find_choices(model: Model, targets: Sequence[str]) -> dict[str, list[str]]:
+    """The targets with more than one candidate."""
+    return {t: found for t in targets if len(found := list_candidates(model, t)) > 1}
+
+
+def announce(model: Model, targets: Sequence[str]) -> list[str]:
+    """What `export_fastest` will try where there is a choice, and what that costs: a line a target,
+    to be read before it begins."""
+    several = _find_choices(model, targets)
+    return [
+        f"{target}: {' and '.join(found)} are exported, proven and timed, and the faster one is "
+        f"kept; that takes about {len(found)} times as long as --precision {found[-1]}"
+        for target, found in several.items()
+    ]
+
+
 def export_fastest(
-    model: Model, sizes: Sequence[Size], targets: Sequence[str], out: Path, **options: Any
+    model: Model,
+    sizes: Sequence[Size],
+    targets: Sequence[str],
+    out: Path,
+    progress: Progress,
+    label_kernel: bool = False,
+    **options: Any,
 ) -> list[Artifact]:
     """Export in each precision worth trying, and keep the fastest that passes its proof.
 
@@ -48,38 +94,52 @@ def export_fastest(
         sizes: (height, width) in pixels.
         targets: as of `export`.
         out: folder for the artifacts; only what was chosen comes there.
+        progress: as of `export`.
+        label_kernel: as of `export`; for the engines alone.
         **options: of `export`.
 
     Raises:
-        ExportError: there are calibration frames, which are for int8 by name.
         ProofError: no form holds its bar.
     """
-    if options.get("calib") is not None:
-        raise ExportError("calibration frames are for int8: add --precision int8")
-    artifacts = [
-        _keep_fastest(model, size, target, out, options)
-        for size in dict.fromkeys(sizes)
-        for target in targets
-    ]
-    write_report(out, artifacts)
-    return artifacts
+    several = _find_choices(model, targets)
+    for line in announce(model, targets):
+        log.info(line)
+    options["progress"] = progress
+    made: list[Artifact] = []
+    for precision in ("fp32", "fp16"):  # no choice: one export, whose targets share its graph
+        if single := [t for t in targets if list_candidates(model, t) == [precision]]:
+            kernel = label_kernel and "tensorrt" in single
+            for each in export(
+                model, sizes, single, precision, out=out, label_kernel=kernel, **options
+            ):
+                made.append(replace(each, chosen=_explain(each, precision, {}, {})))
+    for size in dict.fromkeys(sizes):
+        made += [_keep_fastest(model, size, t, several[t], out, options) for t in several]
+    made.sort(key=lambda a: (list(sizes).index(a.card.size), list(targets).index(a.target)))
+    write_report(out, made)
+    return made
 
 
 def _keep_fastest(
-    model: Model, size: Size, target: str, out: Path, options: dict[str, Any]
+    model: Model,
+    size: Size,
+    target: str,
+    candidates: Sequence[str],
+    out: Path,
+    options: dict[str, Any],
 ) -> Artifact:
     made: dict[str, Artifact] = {}
     refused: dict[str, str] = {}
-    candidates = list_candidates(model, target)
     out.mkdir(parents=True, exist_ok=True)
     with scratch_folder(out, "fastest") as folder:
         for precision in candidates:
             try:
                 made[precision] = export(model, size, target, precision, out=folder, **options)[0]
             except ProofError as error:
-                if precision == candidates[-1]:
-                    raise
                 refused[precision] = str(error)
+                if precision == candidates[-1]:
+                    # Once more, for its error: what failed stays in `out`, where that says it is.
+                    export(model, size, target, precision, out=out, **options)
         times_ms = _race({name: artifact.path for name, artifact in made.items()})
         best = min(made, key=lambda name: times_ms.get(name, 0.0))
         chosen = _explain(made[best], best, times_ms, refused)
@@ -113,9 +173,11 @@ def _race(paths: Mapping[str, Path]) -> dict[str, float]:
             name: opened.enter_context(load(path)) for name, path in paths.items()
         }
         taken: dict[str, list[float]] = {name: [] for name in runners}
+        # One frame for all: what they take differs in nothing but their precision.
+        given = next(iter(runners.values())).card.encode(frame)
         for _ in range(WARM_UP + ROUNDS):
             for name, runner in runners.items():
                 begun = time.perf_counter()
-                runner(frame)
+                runner(given)
                 taken[name].append(time.perf_counter() - begun)
     return {name: 1000 * min(times[WARM_UP:]) for name, times in taken.items()}

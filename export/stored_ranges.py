@@ -77,7 +77,9 @@ def pick_calibration(
     """
     if precision != "int8":
         if calibration is not None:
-            raise ExportError(f"calibration frames are for int8, not for {precision}")
+            raise ExportError(
+                f"calibration frames are for int8, not for {precision}: add --precision int8"
+            )
         return None
     if calibration is None:
         if stored := find_stored_ranges(model):

@@ -78,7 +78,7 @@ def test_every_slot_has_its_own_frames_labels(
 ) -> None:
     source = make(tmp_path)
     targets = ["onnx", *(["openvino", "torch"] if make is zoo else [])]
-    made = export(source, FRAME, targets, batch=BATCH, out=tmp_path)
+    made = export(source, FRAME, targets, "fp32", batch=BATCH, out=tmp_path)
     frames = scenes(BATCH, FRAME, seed=20)
     alone = _labels_alone(source, frames)
     assert len({labels.tobytes() for labels in alone}) == BATCH, "else slots could be exchanged"

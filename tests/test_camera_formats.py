@@ -134,7 +134,7 @@ def made(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     """csfcn_nano of an NV12 camera of another size and aspect."""
     out = tmp_path_factory.mktemp("nv12")
     artifacts = export(
-        nano, (64, 128), ["onnx", "openvino"], out=out, input="nv12", camera_size=(108, 192)
+        nano, (64, 128), ["onnx", "openvino"], "fp32", out=out, input="nv12", camera_size=(108, 192)
     )
     assert [a.status for a in artifacts] == ["proven", "proven"]
     return {artifact.target: artifact.path for artifact in artifacts}

@@ -184,7 +184,7 @@ def artifact(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("openvino", reason="needs OpenVINO, whose bf16 differs from float32")
     folder = tmp_path_factory.mktemp("certified")
     frames = [(f"scene {i}", each) for i, each in enumerate(scenes(6, SIZE, seed=20))]
-    (made,) = export(nano, SIZE, "openvino", frames=frames, out=folder)
+    (made,) = export(nano, SIZE, "openvino", "fp32", frames=frames, out=folder)
     return made.path
 
 

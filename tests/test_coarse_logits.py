@@ -28,7 +28,7 @@ SIZE = (128, 256)
 @pytest.fixture(scope="module")
 def artifacts(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     out = tmp_path_factory.mktemp("coarse")
-    made = export(nano, [SIZE], ["onnx", "openvino"], out=out)
+    made = export(nano, [SIZE], ["onnx", "openvino"], "fp32", out=out)
     return {artifact.target: artifact.path for artifact in made}
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from rtseg import resolve
-from rtseg.errors import ExportError, ProofError
+from rtseg.errors import ExportError, ProofError, UsageError
 from rtseg.export import fastest, stored_ranges
+from rtseg.export.artifacts import list_notes
 from rtseg.export.export import export, make_card
 from rtseg.export.graph import find_layers, to_onnx
 from rtseg.export.quantize import infer_shapes
@@ -92,15 +93,18 @@ def forms(nano, monkeypatch):
     times = {"int8": 1.0, "fp32": 3.0}
     refused: set[str] = set()
 
-    def fake(model: Model, size: Any, target: str, precision: str, out: Path, **options: Any):
+    def fake(model: Model, size: Any, target: Any, precision: str, out: Path, **options: Any):
         asked.append(precision)
         if precision in refused:
             raise ProofError(f"{precision} is below its bar")
-        path = out / f"x_{precision}.xml"
-        for each in (path, path.with_suffix(".bin"), out / f"{path.name}.json"):
-            each.write_text("")
-        card = make_card(model, size, precision, "labels")
-        return [fastest.Artifact(path, target, card, (), "3 frames")]
+        made = []
+        for each in [target] if isinstance(target, str) else target:
+            path = out / f"x_{precision}.{'xml' if each == 'openvino' else each}"
+            for name in (path, path.with_suffix(".bin"), out / f"{path.name}.json"):
+                name.write_text("")
+            card = make_card(model, SIZE, precision, "labels")
+            made.append(fastest.Artifact(path, each, card, (), "3 frames"))
+        return made
 
     monkeypatch.setattr(fastest, "export", fake)
     monkeypatch.setattr(
@@ -135,11 +139,87 @@ def test_a_form_below_its_bar_is_not_chosen(nano, forms, tmp_path):
 
 
 def test_what_auto_does_not_go_with(nano, tmp_path):
-    with pytest.raises(ExportError, match="for int8: add --precision int8"):
+    with pytest.raises(ExportError, match="are for int8, not for auto: add --precision int8"):
         export(nano, SIZE, "openvino", "auto", out=tmp_path, calib=tmp_path)
     with pytest.raises(ExportError, match="another machine: name its precision"):
         export(nano, SIZE, ["onnx", "triton"], "auto", out=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_ship_are_exported_in_the_fastest_form_by_default(nano, forms, tmp_path):
+    asked, _times, _refused = forms
+    made = export(nano, SIZE, ["tensorrt", "openvino", "onnx"], out=tmp_path)
+    assert [a.path.name for a in made] == ["x_fp16.tensorrt", "x_int8.xml", "x_fp32.onnx"]
+    # Targets with nothing to choose share an export.
+    assert asked == ["fp32", "fp16", "int8", "fp32"]
+    assert made[2].chosen == "x_fp32.onnx: fp32 chosen; the form for onnx here"
+    assert set(json.loads((tmp_path / "report.json").read_text())) == {a.path.name for a in made}
+
+
+def test_what_is_tried_is_told_with_its_cost_before_it_begins(nano, forms, tmp_path, caplog):
+    caplog.set_level("INFO", logger="rtseg")
+    (told,) = fastest.announce(nano, ["onnx", "openvino"])
+    assert told.startswith("openvino: int8 and fp32 are exported, proven and timed")
+    assert told.endswith("about 2 times as long as --precision fp32")
+    assert fastest.announce(load_model("csfcn_nano_rep"), ["onnx", "openvino"]) == []
+    export(nano, SIZE, "openvino", out=tmp_path)
+    assert caplog.messages[0] == told
+
+
+def test_other_weights_stay_in_fp32_by_default_and_say_so(tmp_path):
+    model = load_model("csfcn_nano_rep")
+    (artifact,) = export(model, (64, 96), "openvino", out=tmp_path)
+    assert artifact.card.precision == "fp32"
+    assert artifact.chosen.startswith(
+        "csfcn_nano_rep_64x96_fp32.xml: fp32, the default for weights"
+    )
+    assert artifact.chosen in list_notes([artifact])
+    assert json.loads((tmp_path / "report.json").read_text())[artifact.path.name]["chosen"]
+
+
+def test_the_default_is_fp32_where_nothing_can_be_chosen(nano):
+    assert fastest.pick_default(nano, ["onnx", "openvino"], False) == ("auto", "")
+    precision, why = fastest.pick_default(nano, ["onnx", "triton"], False)
+    assert (precision, "another machine" in why) == ("fp32", True)
+    precision, why = fastest.pick_default(nano, ["onnx"], True)
+    assert (precision, "one file of several sizes" in why) == ("fp32", True)
+
+
+def test_what_fails_its_last_proof_stays_where_the_error_says(nano, forms, tmp_path, monkeypatch):
+    _asked, _times, refused = forms
+    folders: list[Path] = []
+    inner = fastest.export
+
+    def seen(*arguments: Any, out: Path, **options: Any):
+        folders.append(out)
+        return inner(*arguments, out=out, **options)
+
+    monkeypatch.setattr(fastest, "export", seen)
+    refused.update(("int8", "fp32"))
+    with pytest.raises(ProofError):
+        export(nano, SIZE, "openvino", out=tmp_path)
+    assert folders[-1] == tmp_path
+
+
+def test_a_camera_s_format_is_raced_in_that_format(nano, tmp_path):
+    (made,) = export(nano, SIZE, "openvino", out=tmp_path, input="nv12")
+    assert made.card.input == "nv12"
+    assert made.path.name.endswith("_nv12.xml")
+    assert " chosen; " in made.chosen
+
+
+def test_a_batch_is_raced_too(nano, tmp_path):
+    (made,) = export(nano, SIZE, "openvino", out=tmp_path, batch=2)
+    assert made.card.batch == 2
+    assert "chosen; " in made.chosen
+
+
+def test_a_wish_that_cannot_be_met_leaves_nothing(nano, tmp_path):
+    with pytest.raises(UsageError, match="fit"):
+        export(nano, SIZE, "openvino", out=tmp_path / "new", fit="middle")  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match="add --precision int8"):
+        export(nano, SIZE, "openvino", out=tmp_path / "new", calib=tmp_path)
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_was_chosen_is_kept(nano, forms, tmp_path, monkeypatch, caplog):

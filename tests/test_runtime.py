@@ -31,7 +31,7 @@ SIZE = 64, 128
 def artifacts(nano: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     out = tmp_path_factory.mktemp("artifacts")
     made = export(
-        nano, [SIZE], ["onnx", "openvino", "torch"], out=out,
+        nano, [SIZE], ["onnx", "openvino", "torch"], "fp32", out=out,
         output="both",
     )  # fmt: skip
     return {artifact.target: artifact for artifact in made}

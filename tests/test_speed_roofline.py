@@ -109,7 +109,7 @@ def test_a_ceiling_is_the_best_run():
 def test_the_costliest_layers_come_first(nano: Model, tmp_path: Path):
     pytest.importorskip("openvino")
     out = tmp_path / "out"
-    made = export(nano, [(64, 128)], ["onnx", "openvino"], out=out)
+    made = export(nano, [(64, 128)], ["onnx", "openvino"], "fp32", out=out)
     for artifact, backend in zip(made, ("onnxruntime", "openvino"), strict=True):
         layers = costliest(artifact.path, backend, 1, count=5)
         assert len(layers) == 5

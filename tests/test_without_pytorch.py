@@ -54,7 +54,7 @@ def test_networks_are_listed() -> None:
 
 
 def test_an_artifact_is_scored(nano: Model, tmp_path: Path) -> None:
-    (artifact,) = export(nano, (64, 96), "openvino", out=tmp_path)
+    (artifact,) = export(nano, (64, 96), "openvino", "fp32", out=tmp_path)
     for kind in ("images", "labels"):
         (tmp_path / "data" / kind / "val").mkdir(parents=True)
     for seed in range(2):
