@@ -145,6 +145,9 @@ RequireSignature = Annotated[
 Threads = Annotated[int | None, in_group(MACHINE, help="CPU threads; by default one per core.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON value and nothing else on stdout.")]
 
+Steady = Annotated[
+    bool, Option("--steady", help="Hold uncertain pixels for up to 2 frames, against flicker.")
+]
 LIVE = "Live page"
 Host = Annotated[str, in_group(LIVE, help="Address of the page.")]
 Port = Annotated[int, in_group(LIVE, help="Port of the page; 0 takes a free one.")]

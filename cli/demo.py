@@ -21,6 +21,7 @@ from ._options import (
     Port,
     RequireSignature,
     Sizes,
+    Steady,
     Token,
     in_group,
     parse_sizes,
@@ -49,6 +50,7 @@ def demo(
     limit: Annotated[
         int | None, Option(min=1, max=10**9, help="Frames to play; by default all.")
     ] = None,
+    steady: Steady = False,
     camera: Annotated[bool, in_group(LOOK, help="Show the plain frame too.")] = True,
     opacity: Annotated[float, in_group(LOOK, min=0, max=1, help="Opacity of the labels.")] = 0.55,
     color_blind: Annotated[
@@ -102,6 +104,7 @@ def demo(
             address=(host, port, token),
             backend=backend,
             device=device,
+            steady=steady,
             opened=lambda url: note(f"live page: {url} (Ctrl-C ends)"),
         )
         return
@@ -125,7 +128,7 @@ def demo(
         # 0: of unknown length, so that the bar shows no share.
         total = min(frames.count, limit or frames.count) or None
         with steps("demo", total) as advance:
-            summary = run(frames, segmenters, out, look, fps, limit, advance)
+            summary = run(frames, segmenters, out, look, fps, limit, advance, steady=steady)
     for reason in summary.skipped:
         note(f"skipped: {reason}")
     facts = {

@@ -77,6 +77,12 @@ def drive(
         bool,
         in_group(RESULTS, "--certify", help="Mark the pixels whose class float32 gives too."),
     ] = False,
+    steady: Annotated[
+        bool,
+        in_group(
+            RESULTS, "--steady", help="Hold uncertain pixels for up to 2 frames, against flicker."
+        ),
+    ] = False,
     corridor: Annotated[
         str | None,
         in_group(
@@ -243,7 +249,7 @@ def drive(
             spare = fallback and resolve_artifact(fallback, device="cpu", progress=tell)
             other = verify_with and resolve_artifact(verify_with, device="cpu", progress=tell)
         recheck = pace.every if other else None
-        task = build_artifact_task(artifacts, backend, device, wishes, certify, recheck)
+        task = build_artifact_task(artifacts, backend, device, wishes, certify or steady, recheck)
         proof = None
         if other:
             proof = open_proof(other, artifacts, pace, evidence or cache_folder() / "evidence")
@@ -254,9 +260,10 @@ def drive(
                 served_by.append(ServedArtifact(spare, device="cpu"))
             box = BlackBox(black_box, black_box_seconds, black_box_mb, served_by)
         card = read_card(artifacts[0])
-        if certify and not (card.proof and card.proof.bounds):
+        if (certify or steady) and not (card.proof and card.proof.bounds):
+            wish = "certify labels" if certify else "hold labels steady"
             raise UsageError(
-                f"{artifacts[0]} cannot certify labels: its card bounds no error of its logits. "
+                f"{artifacts[0]} cannot {wish}: its card bounds no error of its logits. "
                 "Export it again, to onnx or openvino"
             )
         camera = card.camera_size or card.size
@@ -291,6 +298,7 @@ def drive(
             certify=certify,
             corridor=inside,
             black_box=box,
+            steady=steady,
         )
         if metrics is not None:
             from ..runtime.sinks.prometheus import serve_metrics

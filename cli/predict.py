@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ._console import JobFailed, note, show, steps, working
-from ._options import Backend, Device, Json, OptionalModel, RequireSignature
+from ._options import Backend, Device, Json, OptionalModel, RequireSignature, Steady
 
 
 def predict(
@@ -21,6 +21,7 @@ def predict(
     label_ids: Annotated[
         bool, Option("--label-ids", help="Write the data set's own ids (Cityscapes: 7, 8, 11...).")
     ] = False,
+    steady: Steady = False,
     backend: Backend = None,
     device: Device = None,
     require_signature: RequireSignature = None,
@@ -40,7 +41,7 @@ def predict(
         chosen = model or BEST_TO_LOOK_AT
         segmenter = open_segmenter(chosen, backend=backend, device=device, progress=step)
     with segmenter, steps("predict", frames.count or None) as advance:
-        summary = run(frames, segmenter, out, label_ids, progress=advance)
+        summary = run(frames, segmenter, out, label_ids, progress=advance, steady=steady)
     for reason in summary.skipped:
         note(f"skipped: {reason}")
     facts = {

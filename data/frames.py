@@ -30,6 +30,7 @@ SHIPPED_FRAMES = Path(__file__).parents[1] / "demo" / "frames"
 # Where a frame's capture time comes from, nearest to the light first: the camera's own stamp of the
 # exposure; its driver's; the sender's of a stream; when the picture was read; when a recording was
 # due to show it.
+NUMBERED = re.compile(r"(.*?)(\d*)", re.DOTALL)  # prefix, and the number that ends a name
 AGE_SOURCES = ("exposure", "driver", "sender", "arrival", "playback")
 
 
@@ -170,6 +171,15 @@ def _of_paths(paths: list[Path], where: Path) -> Source:
         )
     ordered = sorted((p for p in paths if p.is_file()), key=numeric_order)
     return Source(tuple(ordered), None, len(ordered))
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """What a sequence's names have in common, and the number at their end that orders them, 0
+    without one: ("0016E5_", 7959)."""
+    match = NUMBERED.fullmatch(name)
+    assert match
+    prefix, number = match.groups()
+    return prefix, int(number or 0)
 
 
 def name_apart(paths: Sequence[Path]) -> list[str]:

@@ -15,6 +15,7 @@ from ..data.frames import Frame, Source, Unreadable
 from ..data.images import blend, write_png
 from ..errors import UsageError
 from ..runtime import Segmenter
+from .clip_labels import ClipLabels
 from .writers import Video
 
 
@@ -39,6 +40,7 @@ def predict(
     label_ids: bool = False,
     opacity: float = 0.5,
     progress: Callable[[Frame | Unreadable], None] = lambda frame: None,
+    steady: bool = False,
 ) -> PredictSummary:
     """Write `out/labels/NAME.png` (uint8 class ids, or the data set's own ids) and, for images,
     `out/overlays/NAME.png`, for a video one `out/NAME.mp4` of overlays.
@@ -52,9 +54,11 @@ def predict(
         label_ids: Write the ids that the data set's own files use.
         opacity: 0..1 of the colors.
         progress: Called with each frame.
+        steady: Hold uncertain pixels along each clip, see `ClipLabels`.
 
     Raises:
-        UsageError: if label ids are asked for, but the class set has none.
+        UsageError: if label ids are asked for, but the class set has none; or steady labels, of an
+            artifact that gives no confidence.
         OSError: if the video is not whole, on a full disk say; it stays as NAME.partial.
     """
     if label_ids and segmenter.card.label_ids is None:
@@ -63,27 +67,29 @@ def predict(
             "leave --label-ids out"
         )
     summary = PredictSummary()
+    label = ClipLabels(segmenter, steady)
     video = Video(out / f"{source.video.stem}.mp4", source.fps) if source.video else None
     waiting: deque[Frame] = deque()  # for their labels
     reading_ms = 0.0
 
-    def pictures() -> Iterator[NDArray[np.uint8]]:
+    def frames() -> Iterator[Frame]:
         nonlocal reading_ms
         began = perf_counter()
         for frame in source:
             progress(frame)
             if isinstance(frame, Unreadable):
                 summary.skipped.append(frame.reason)
+                label.cut()
                 continue
             waiting.append(frame)
             reading_ms += (perf_counter() - began) * 1000
-            yield frame.image
+            yield frame
             began = perf_counter()
         reading_ms += (perf_counter() - began) * 1000
 
     try:
         began = perf_counter()
-        for labels in segmenter.stream_pictures(pictures()):
+        for labels in label.stream(frames()):
             summary.total_ms += (perf_counter() - began) * 1000 - reading_ms
             frame = waiting.popleft()
             summary.frames += 1

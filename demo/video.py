@@ -11,11 +11,11 @@ from statistics import median
 from time import perf_counter
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data.classes import ClassSet
 from ..data.frames import Frame, Recording, Unreadable
 from ..runtime import Segmenter
+from .clip_labels import ClipLabels
 from .layout import Layout, Seen, compose, plan
 from .writers import Writer, open_writer
 
@@ -36,21 +36,23 @@ class Look:
 
 
 class DemoModel:
-    """A model in the demo, with its times of one frame through the Segmenter, in ms."""
+    """A model in the demo, with its times of one frame through the Segmenter, in ms, and what holds
+    its labels steady, if that is asked for."""
 
-    def __init__(self, segmenter: Segmenter, classes: ClassSet):
+    def __init__(self, segmenter: Segmenter, classes: ClassSet, steady: bool = False):
         self.segmenter, self.classes = segmenter, classes
+        self.label = ClipLabels(segmenter, steady)
         card = segmenter.card
         self.title = f"{card.model}  {card.size[0]}x{card.size[1]}  {segmenter.info.precision}"
         self.times_ms: list[float] = []
         self._recent: deque[float] = deque(maxlen=WINDOW)
 
-    def look(self, frame: NDArray[np.uint8]) -> Seen:
+    def look(self, frame: Frame) -> Seen:
         """Label a frame; the first one goes through twice, since it pays for the warm-up."""
         if not self.times_ms:
-            self.segmenter.label_picture(frame)
+            self.segmenter.label_picture(frame.image)
         began = perf_counter()
-        labels = self.segmenter.label_picture(frame)
+        labels = self.label(frame)
         self.times_ms.append((perf_counter() - began) * 1000)
         self._recent.append(self.times_ms[-1])
         latency = median(self._recent)
@@ -93,15 +95,19 @@ def demo(
     fps: float | None = None,
     limit: int | None = None,
     progress: Callable[[Frame | Unreadable], None] = lambda frame: None,
+    steady: bool = False,
 ) -> DemoSummary:
     """Play `source` through every model into `out`, whose ending says what it is; None: a window.
 
     fps: of the video, by default the source's own, or 17 as Cityscapes' sequences have. limit:
-    frames to play. An unreadable frame is counted and passed over. Whatever stops it, a
-    file in `out` is whole or absent; a video that is cut short stays as NAME.partial.
+    frames to play. steady: hold uncertain pixels along each clip. An unreadable frame is counted
+    and passed over. Whatever stops it, a file in `out` is whole or absent; a video that is cut
+    short stays as NAME.partial.
     """
     look = look or Look()
-    contestants = [DemoModel(each, look.palette(each.card.class_table)) for each in segmenters]
+    contestants = [
+        DemoModel(each, look.palette(each.card.class_table), steady) for each in segmenters
+    ]
     writer = open_writer(out, fps or source.fps or CITYSCAPES_FPS)
     summary = DemoSummary()
     try:
@@ -128,11 +134,13 @@ def _play(
         progress(frame)
         if isinstance(frame, Unreadable):
             summary.skipped.append(frame.reason)
+            for contestant in contestants:
+                contestant.label.cut()
             continue
         if layout is None:  # a video has one size, so the first frame settles it
             size = frame.image.shape[0], frame.image.shape[1]
             layout = plan(size, len(contestants), look.camera, look.opacity, look.width)
-        seen = [contestant.look(frame.image) for contestant in contestants]
+        seen = [contestant.look(frame) for contestant in contestants]
         summary.frames += 1
         if not writer.add(compose(frame.image, seen, layout), frame.name):
             return

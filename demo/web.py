@@ -274,6 +274,7 @@ def serve_drive(
     address: tuple[str, int, str | None] = ("127.0.0.1", 8017, None),
     backend: str | None = None,
     device: str | None = None,
+    steady: bool = False,
     opened: Callable[[str], None] = lambda url: None,
 ) -> DriveReport:
     """The drive loop behind a live page, until it is stopped.
@@ -287,6 +288,7 @@ def serve_drive(
         address: host, port and token of the page, as `Server` takes them.
         backend: what runs them; by default what their files suggest.
         device: "cpu" or "cuda[:N]".
+        steady: hold uncertain pixels for a few frames.
         opened: called with the page's address.
 
     Returns:
@@ -296,7 +298,9 @@ def serve_drive(
     # For viewers, not planners: later masks are shown too, and counted as missed.
     limits = DriveLimits(max_age_ms=max(500.0, 5 * deadline_ms), deadline_ms=deadline_ms)
     frames = open_drive_source(source, rate_hz, loops=not is_camera(source), topic=topic)
-    drive = Drive(frames, artifacts, [page], limits=limits, backend=backend, device=device)
+    drive = Drive(
+        frames, artifacts, [page], limits=limits, backend=backend, device=device, steady=steady
+    )
     with Server(page, *address) as server:
         opened(server.url)
         return drive.run()

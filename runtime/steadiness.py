@@ -12,16 +12,79 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.classes import IGNORE
 from ..errors import UsageError
 from .bounds import Details
 
-Mask = NDArray[np.bool_]
 Labels = NDArray[np.uint8]
 
 
 class _GivesDetails(Protocol):
     def details(self, frame: NDArray[np.generic], /) -> Details: ...
+
+
+class LabelMemory:
+    """The last mask of one camera, and for how long each of its pixels was held.
+
+    Args:
+        threshold: of confidence, in 0..1, below which a pixel may be held; 0.8 holds labels that,
+            with such a lead, are right less than 80 times in 100.
+        hold: frames in a row, 1 to 254.
+
+    Raises:
+        UsageError: threshold or hold is out of range.
+    """
+
+    def __init__(self, threshold: float = 0.8, hold: int = 2):
+        if not 0 < threshold <= 1:
+            raise UsageError(f"a threshold of confidence lies above 0 and up to 1, not {threshold}")
+        if not 1 <= hold <= 254:
+            raise UsageError(f"labels are held for 1 to 254 frames, not {hold}")
+        self.threshold, self.hold = threshold, hold
+        self._last: Labels | None = None
+        self._frames = np.zeros(0, np.uint8)
+
+    def forget(self) -> None:
+        """The next frame is the first of another sequence."""
+        self._last = None
+
+    def steady(self, details: Details, most: int | None = None) -> Details:
+        """The details of the next frame, with the last mask's class where a pixel is held.
+
+        Args:
+            details: as `Segmenter.details` gives them.
+            most: frames in a row that a pixel may be held now, where that is less than `hold`.
+
+        Returns:
+            Arrays of its own; a held pixel's confidence is 0.
+
+        Raises:
+            UsageError: they have no confidence.
+        """
+        if details.confidence is None:
+            why = details.why or "its network has one class alone"
+            raise UsageError(f"labels cannot be held steady, since there is no confidence: {why}")
+        # Not before there is a confidence, which needs numba too.
+        from .hold_cpu import hold_pixels
+
+        labels, hold = details.labels, self.hold if most is None else min(most, self.hold)
+        certified = details.certified
+        if certified is None:
+            certified = np.zeros(labels.shape, bool)
+        if self._last is None or self._last.shape != labels.shape:
+            self._last, self._frames = labels.copy(), np.zeros(labels.shape, np.uint8)
+        shown, sure = np.empty_like(labels), np.empty_like(details.confidence)
+        hold_pixels(
+            labels.reshape(-1),
+            details.confidence.reshape(-1),
+            certified.reshape(-1),
+            self._last.reshape(-1),
+            self._frames.reshape(-1),
+            round(255 * self.threshold),
+            hold,
+            shown.reshape(-1),
+            sure.reshape(-1),
+        )
+        return replace(details, labels=shown, confidence=sure)
 
 
 class SteadyLabels:
@@ -36,8 +99,7 @@ class SteadyLabels:
 
     Args:
         segment: a Segmenter whose `details` give a confidence.
-        threshold: in 0..1; 0.8 holds labels that, with such a lead, are right less than 80 times in
-            100.
+        threshold: of it, see `LabelMemory`.
         hold: frames, 1 to 254.
 
     Raises:
@@ -45,17 +107,11 @@ class SteadyLabels:
     """
 
     def __init__(self, segment: _GivesDetails, threshold: float = 0.8, hold: int = 2):
-        if not 0 < threshold <= 1:
-            raise UsageError(f"a threshold of confidence lies above 0 and up to 1, not {threshold}")
-        if not 1 <= hold <= 254:
-            raise UsageError(f"labels are held for 1 to 254 frames, not {hold}")
-        self.segment, self.threshold, self.hold = segment, threshold, hold
-        self._shown: Labels | None = None
-        self.reset()
+        self.segment, self.memory = segment, LabelMemory(threshold, hold)
 
     def reset(self) -> None:
         """Forget the last mask: the next frame is the first of another sequence."""
-        self._shown = None
+        self.memory.forget()
 
     def __call__(self, frame: NDArray[np.generic]) -> Labels:
         """A frame as the Segmenter takes it -> labels (H, W) uint8, the caller's own.
@@ -71,30 +127,4 @@ class SteadyLabels:
         Raises:
             UsageError: the artifact gives no confidence.
         """
-        details = self.segment.details(frame)
-        if details.confidence is None:
-            why = details.why or "its network has one class alone"
-            raise UsageError(f"labels cannot be held steady, since there is no confidence: {why}")
-        uncertain = details.confidence < round(255 * self.threshold)
-        if details.certified is not None:
-            uncertain &= ~details.certified
-        labels, held = self._update(details.labels, uncertain)
-        confidence = details.confidence.copy()
-        confidence[held] = 0
-        return replace(details, labels=labels, confidence=confidence)
-
-    def _update(self, labels: Labels, uncertain: Mask) -> tuple[Labels, Mask]:
-        """The mask of this frame, and where it holds the class of the last one."""
-        if self._shown is None or self._shown.shape != labels.shape:
-            self._shown = labels.copy()
-            self._frames = np.zeros(labels.shape, np.uint8)  # that each pixel was held in a row
-            return labels, np.zeros(labels.shape, bool)
-        held = uncertain & (labels != self._shown) & (self._frames < self.hold)
-        # 255 lies beside a crop, where there is no class to keep.
-        held &= (labels != IGNORE) & (self._shown != IGNORE)
-        self._frames += 1
-        self._frames *= held
-        shown = labels.copy()
-        np.copyto(shown, self._shown, where=held)
-        self._shown = shown
-        return shown.copy(), held
+        return self.memory.steady(self.segment.details(frame))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -10,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.classes import IGNORE
+from ..data.frames import split_name
 
 Labels = NDArray[np.uint8]
-NUMBERED = re.compile(r"(.*?)(\d*)", re.DOTALL)  # prefix, and the number that ends a name
 
 
 def order_sequences(names: Sequence[str]) -> list[list[int]]:
@@ -23,10 +22,8 @@ def order_sequences(names: Sequence[str]) -> list[list[int]]:
     """
     sequences: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
     for index, name in enumerate(names):
-        match = NUMBERED.fullmatch(name)
-        assert match
-        prefix, number = match.groups()
-        sequences[prefix].append((int(number or 0), index))
+        prefix, number = split_name(name)
+        sequences[prefix].append((number, index))
     return [[index for _, index in sorted(frames)] for frames in sequences.values()]
 
 

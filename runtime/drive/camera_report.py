@@ -91,6 +91,7 @@ def snapshot_cameras(loops: CameraLoops) -> DriveSnapshot:
         age_sources=dict(ages.sources),
         stages_ms=ages.summaries(),
         certified=None,  # each camera has its own
+        held=None,
         sinks=[queue.counts() for queue in loops.queues],
         reopened_source=sum(snapshot.reopened_source for snapshot in each.values()),
         ended="",

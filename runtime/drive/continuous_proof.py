@@ -211,7 +211,10 @@ class ContinuousProof:
             due = self._due(message.camera)
             # At a share of a core all wait for their turn, so that no camera is passed over.
             if due or self.pace.share is not None:
-                self._newest[message.camera] = message
+                # What the reference has an opinion of is the network's answer.
+                network = message.network
+                judged = message if network is None else replace(message, labels=network)
+                self._newest[message.camera] = judged
             if due:
                 self.clock.wake()
 

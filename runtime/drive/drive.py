@@ -35,6 +35,7 @@ from .picture_faults import PictureLimits
 from .realtime import RealtimeOptions, apply_realtime
 from .report import DriveReport, DriveSnapshot
 from .stats import FrameCounters
+from .steady_masks import SteadyMasks
 from .supervisor import Supervisor
 from .worker import Worker, WorkerTask
 
@@ -75,6 +76,7 @@ class Drive:
         certify: results say which pixels are certified, and the drive counts them.
         corridor: corners (x, y), fractions of width and height; pixels in it are counted apart.
         black_box: what keeps the last seconds; SIGUSR1 makes it do so too.
+        steady: hold uncertain pixels of each camera for a few frames, see `SteadyLabels`.
         clock: for tests.
 
     Raises:
@@ -101,15 +103,21 @@ class Drive:
         certify: bool = False,
         corridor: Corridor = (),
         black_box: BlackBox | None = None,
+        steady: bool = False,
         clock: LoopClock | None = None,
     ):
         RESERVE.hold()
         self.clock = clock or LoopClock()
         self.realtime, self.health_at, self.health_host = realtime, health, health_host
         sources = name_sources(source)
+        if steady and black_box is not None:
+            raise UsageError(
+                "a black box replays each mask from its frame alone, and a steady one rests on "
+                "those before: leave out one of the two"
+            )
         options = {
-            "backend": backend, "device": device, "realtime": realtime, "certify": certify,
-            "recheck": proof.pace.every if proof else None,
+            "backend": backend, "device": device, "realtime": realtime,
+            "certify": certify or steady, "recheck": proof.pace.every if proof else None,
         }  # fmt: skip
         on_cpu = options | {"backend": None, "device": "cpu"}
         supervisor = Supervisor(
@@ -154,6 +162,7 @@ class Drive:
         for loop in self.loops.all:
             loop.proof = proof
             loop.certified = _count_certified(segmenter, corridor) if certify else None
+            loop.steady = SteadyMasks(loop.limits, certify) if steady else None
         for queue in queues:
             if hasattr(queue.sink, "watch"):
                 queue.sink.watch = self._watch_of(queue.camera)

@@ -27,6 +27,7 @@ class Answer:
         job: its number, as submitted.
         labels: (H, W) uint8 of the frame, the receiver's own; None if it went wrong.
         batch: of several frames that were one job, the labels of each, in place of `labels`.
+        network: the labels before some were held steady; None where none were.
         inference_ms: of the Segmenter's call.
         error: what went wrong.
         certified, confidence: as of `Details`, where they were asked for; why: where they cannot be
@@ -41,6 +42,7 @@ class Answer:
     confidence: Picture | None = None
     why: str = ""
     batch: tuple[Picture, ...] = ()
+    network: Picture | None = None
 
     def of_place(self, place: int) -> Answer:
         """What came of one frame of a batch, or of the only one."""

@@ -34,7 +34,14 @@ def assess_health(loop: Loop) -> Health:
     if (masked_s := _maskless_s(loop)) > 0:
         return Health(State.failed, (f"no mask for {masked_s:.0f} s", *_recent(loop)))
     proof = loop.proof.reasons() if loop.proof is not None else ()
-    reasons = (*proof, *_inference(loop), *_recent(loop), *_certified(loop), *_sinks(loop))
+    reasons = (
+        *proof,
+        *_inference(loop),
+        *_recent(loop),
+        *_certified(loop),
+        *_steady(loop),
+        *_sinks(loop),
+    )
     return Health(State.degraded if reasons else State.running, reasons)
 
 
@@ -101,6 +108,11 @@ def _recent(loop: Loop) -> tuple[str, ...]:
 
 def _certified(loop: Loop) -> tuple[str, ...]:
     reason = loop.certified.reason() if loop.certified is not None else ""
+    return (reason,) if reason else ()
+
+
+def _steady(loop: Loop) -> tuple[str, ...]:
+    reason = loop.steady.reason() if loop.steady is not None else ""
     return (reason,) if reason else ()
 
 

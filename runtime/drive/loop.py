@@ -22,6 +22,7 @@ from .engine import Answer, InferenceEngine
 from .messages import Message, Result, Status, StatusKind
 from .quality import LevelChange, QualityLadder
 from .stats import FrameCounters, TimeHistogram
+from .steady_masks import SteadyMasks
 from .supervisor import EngineSlot, Supervisor
 
 log = logging.getLogger("rtseg")
@@ -69,6 +70,7 @@ class Loop:
         trouble: when each kind of trouble was last, and what it was, for the state.
         proof: that goes on while driving, where there is one.
         certified: counts of certified pixels, where they are asked for.
+        steady: what holds uncertain pixels, where that is asked for.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Loop:
         self.trouble: dict[str, tuple[int, str]] = {}
         self.proof: ContinuousProof | None = None
         self.certified: CertifiedShare | None = None
+        self.steady: SteadyMasks | None = None
         self._jobs = 0
         self._told_ns = 0
         self._told_camera_ns = 0
@@ -164,6 +167,8 @@ class Loop:
     ) -> None:
         """Send a status to all sinks; of a frame, where one is concerned."""
         now, wall = self.clock.now_ns(), self.clock.wall_ns()
+        if self.steady is not None:  # after any trouble masks begin anew
+            self.steady.forget()
         self.statuses[kind.value] += 1
         self._offer(Status(kind, cause, text, now, wall, frame_id, captured_ns, self.camera))
 
@@ -239,12 +244,22 @@ class Loop:
             return
         self.job, answer = None, answer.of_place(job.place)
         if answer.labels is not None:
-            self._publish(job, answer)
+            self._publish(job, self._hold(job, answer))
             return
         if not job.told:
             self._drop(StatusKind.LOST, "backend", answer.error, job.captured)
         if job.slot.engine is job.engine:  # else another frame of the batch told it already
             self.supervisor.fail(job.slot, "backend", answer.error, job.captured.frame_id)
+
+    def _hold(self, job: InferenceJob, answer: Answer) -> Answer:
+        """The answer with uncertain pixels held steady, where that is asked for; before the clock
+        is read, since what it takes is part of the age."""
+        if self.steady is None or job.told:
+            return answer
+        maker, captured = (job.engine, job.level), job.captured
+        return self.steady.hold(
+            answer, maker, captured.frame.captured_ns, bool(captured.warnings), self.clock.now_ns()
+        )
 
     def _publish(self, job: InferenceJob, answer: Answer) -> None:
         assert answer.labels is not None
@@ -284,6 +299,7 @@ class Loop:
                 camera=self.camera,
                 certified=answer.certified,
                 confidence=answer.confidence,
+                network=answer.network,
             )
         )
         if self.certified is not None:  # behind the result, which does not wait for it

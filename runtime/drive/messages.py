@@ -41,7 +41,7 @@ class State(str, Enum):
     failed = "failed"
 
 
-PICTURES = ("labels", "image", "certified", "confidence")
+PICTURES = ("labels", "image", "certified", "confidence", "network")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class Result:
             `frame_id` is the count; else "".
         certified: (H, W) bool, where the float32 network gives the same class; confidence: (H, W)
             uint8. As of `Details`; None where they were not asked for, or cannot be had.
+        network: (H, W) uint8, the labels before some of them were held steady; None where none
+            were, so that `labels` are the network's.
     """
 
     frame_id: int
@@ -89,6 +91,7 @@ class Result:
     camera: str = ""
     certified: NDArray[np.bool_] | None = None
     confidence: NDArray[np.uint8] | None = None
+    network: NDArray[np.uint8] | None = None
 
     def maps(self) -> dict[str, NDArray[np.uint8]]:
         """What there is of `certified`, 255 or 0, and `confidence`, (H, W) uint8 by name."""

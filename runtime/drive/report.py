@@ -21,6 +21,7 @@ from .health import History, StateChange, assess_health
 from .loop import Loop
 from .quality import LevelChange
 from .stats import FrameCounts, TimeSummary
+from .steady_masks import HeldSummary
 from .supervisor import EngineFailure
 
 MOST_ROWS = 12  # of memory over time
@@ -61,6 +62,7 @@ class DriveSnapshot:
         age_source: what the newest mask's age counts from; age_sources: masks by what theirs did.
         stages_ms: the stages of the age, as far as the source tells them.
         certified: shares of certified pixels; None where they were not asked for.
+        held: of pixels that were held steady; None where that was not asked for.
         ended: why the drive ended; "" while it runs.
         proof: of the proof that goes on, where there is one.
         cameras: of a drive of several, each one's own, by its name; all else is then of the whole,
@@ -89,6 +91,7 @@ class DriveSnapshot:
     replaced_workers: int = 0
     reopened_source: int = 0
     certified: CertifiedSummary | None = None
+    held: HeldSummary | None = None
     ended: str = ""
     proof: ProofCounts | None = None
     cameras: Mapping[str, DriveSnapshot] = field(default_factory=dict)
@@ -242,6 +245,8 @@ class DriveReport(DriveSnapshot):
         yield "statuses", _counts(self.statuses)
         if self.certified is not None:
             yield "certified", str(self.certified)
+        if self.held is not None:
+            yield "held steady", str(self.held)
         yield "answered by", _counts(self.results_by_level)
         if self.proof is not None:
             yield "proof that goes on", str(self.proof)
@@ -352,6 +357,7 @@ def take_snapshot(loop: Loop) -> DriveSnapshot:
         reopened_source=loop.capture.reopened,
         proof=loop.proof.counts() if loop.proof is not None else None,
         certified=loop.certified.summary() if loop.certified is not None else None,
+        held=loop.steady.summary() if loop.steady is not None else None,
     )
 
 
