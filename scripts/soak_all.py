@@ -47,6 +47,7 @@ EVERY = 10  # frames, of which one is verified
 BOX_S, BOX_MB = 5.0, 20.0
 SPARE_MB = 10.0  # of a second's file and an incident that is just being written
 FOUND_S = 20.0  # after which a struck worker must have been found
+SPARED = 20  # frames that a reference verifies between two of its deaths, at least
 STRIKE = "strike"  # a file: the next worker that sees it is struck
 
 
@@ -112,6 +113,7 @@ class FullSoak(Soak):  # type: ignore[misc]
     struck: list[tuple[float, int]] = field(default_factory=list)
     killed: list[tuple[float, int]] = field(default_factory=list)
     found_s: list[float] = field(default_factory=list)
+    spared: int = 1  # frames verified, before which the reference is let alone
     lost: int = 0  # struck workers that another attack ended before they were found
     box_mb: float = 0.0
     replays: list[str] = field(default_factory=list)
@@ -196,6 +198,10 @@ class FullSoak(Soak):  # type: ignore[misc]
                 return
 
     def _do_reference(self) -> None:
+        verified = self.proof.counts().verified
+        if verified < self.spared:  # it is slow to start: not again before it did some work
+            return
+        self.spared = verified + SPARED
         for process in self.proof.engines.processes():
             os.kill(process, signal.SIGKILL)
 

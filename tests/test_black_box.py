@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from rtseg.data.frames import Frame
@@ -90,6 +91,34 @@ def test_what_is_kept_replays_bit_for_bit(artifact: Path, tmp_path: Path) -> Non
     # As any other log: its pictures can be driven, or looked at in Foxglove.
     frames = list(McapLog(kept, "/rtseg/frame"))
     assert [np.array_equal(f.image, scene(SIZE, i)) for i, f in enumerate(frames)] == [True] * 5
+    assert decode_all(kept) == counts
+
+
+def decode_all(path: Path) -> dict[str, int]:
+    """Messages by topic, each decoded by nothing but the schema that the file has of it."""
+    from mcap.reader import make_reader
+    from mcap_ros2.decoder import DecoderFactory
+
+    found: dict[str, int] = {}
+    with path.open("rb") as file:
+        reader = make_reader(file)
+        decoders = DecoderFactory()
+        for schema, channel, message in reader.iter_messages():
+            assert schema is not None
+            found[channel.topic] = found.get(channel.topic, 0) + 1
+            if schema.encoding == "ros2msg":
+                decode = decoders.decoder_for(channel.message_encoding, schema)
+                assert decode is not None
+                decoded = decode(message.data)
+                picture = cv2.imdecode(np.frombuffer(decoded.data, np.uint8), cv2.IMREAD_UNCHANGED)
+                assert picture.shape[:2] == SIZE
+                stamp = decoded.header.stamp
+                assert stamp.sec * 10**9 + stamp.nanosec > 0
+            else:
+                assert (schema.encoding, channel.message_encoding) == ("jsonschema", "json")
+                assert json.loads(schema.data)["type"] == "object"
+                assert isinstance(json.loads(message.data), dict)
+    return found
 
 
 def test_a_mask_that_was_disturbed_is_named(artifact: Path, tmp_path: Path) -> None:
