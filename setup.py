@@ -53,7 +53,7 @@ FLEET = ["ray[data]>=2.40", "pyarrow>=17"]
 ZOO_TESTS = ["transformers>=5", "scipy"]  # others' networks, for the tests alone
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 SERVER = ["tritonclient>=2.41", "grpcio>=1.60"]  # to ask a Triton server
-TESTS = ["pytest>=8", "hypothesis>=6", "playwright>=1.45", *SERVER, *TRITON]
+TESTS = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "playwright>=1.45", *SERVER, *TRITON]
 MOST = [*TRAIN, *OPENVINO, *TENSORRT_RTX, *DRIVE, *WEB, *SIGN, *AV]  # fleets apart: Ray is large
 ALL = [*MOST, *CPU]
 
