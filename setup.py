@@ -58,6 +58,19 @@ MOST = [*TRAIN, *OPENVINO, *TENSORRT_RTX, *DRIVE, *WEB, *SIGN, *AV]  # fleets ap
 ALL = [*MOST, *CPU]
 
 
+def ask_weights() -> str:
+    """The weights of our own networks: from a checkout the folder in it, so that its extras need no
+    index to have them. Source distributions leave that out, so what is built of one asks an index.
+    """
+    folder = HERE / "models" / "pretrained"
+    if (folder / "pyproject.toml").is_file():
+        return f"rtseg-weights @ {folder.as_uri()}"
+    return "rtseg-weights>=0.1"
+
+
+WEIGHTS = [ask_weights()]
+
+
 def find_home() -> str:
     """The web page of the repository that this clone came from, "" where none is known."""
     try:
@@ -150,7 +163,7 @@ setup(
         "rtseg": ["py.typed"],
         "rtseg.data": ["class_maps/*.yaml"],
         "rtseg.demo": ["page/*", "frames/*"],
-        "rtseg.models": ["pretrained/*.safetensors", "pretrained/*.json", "costs.json"],
+        "rtseg.models": ["costs.json"],
         "rtseg.train": ["recipes/*.yaml"],
     },
     install_requires=[
@@ -178,11 +191,12 @@ setup(
         "fleet": FLEET,
         "drive": DRIVE,
         "ros2": ROS2,
-        "all": ALL,
-        "all-gpu": [*MOST, *GPU, *TRITON],
+        "weights": WEIGHTS,
+        "all": [*ALL, *WEIGHTS],
+        "all-gpu": [*MOST, *GPU, *TRITON, *WEIGHTS],
         "zoo-tests": ZOO_TESTS,
         "docs": [*EXPORT, *DOCS],
-        "dev": [
+        "dev": [  # for a checkout, where the weights are
             *ALL,
             *FLEET,
             *ROS2,

@@ -153,7 +153,11 @@ Host = Annotated[str, in_group(LIVE, help="Address of the page.")]
 Port = Annotated[int, in_group(LIVE, help="Port of the page; 0 takes a free one.")]
 Token = Annotated[
     str | None,
-    in_group(LIVE, help="Password for viewers; generated if other machines can connect."),
+    in_group(
+        LIVE,
+        envvar="RTSEG_TOKEN",
+        help="Password for viewers; generated if other machines can connect.",
+    ),
 ]
 
 FrameSize = Annotated[

@@ -115,11 +115,19 @@ def drive(
         Path | None, in_group(RESULTS, help="File for the JSON report, with a .md page beside it.")
     ] = None,
     health: Annotated[
-        str | None, in_group(RESULTS, help="File to write the state to, or port to serve it on.")
+        str | None,
+        in_group(RESULTS, help="File to write the state to, or port or unix:PATH to serve it on."),
     ] = None,
-    metrics: Annotated[int | None, in_group(RESULTS, help="Port for Prometheus.")] = None,
+    metrics: Annotated[
+        str | None, in_group(RESULTS, help="Port or unix:PATH for Prometheus.")
+    ] = None,
     health_host: Annotated[
-        str, in_group(RESULTS, help="Address for the ports of --health and --metrics.")
+        str,
+        in_group(
+            RESULTS,
+            help="Address for the ports of --health and --metrics; others than this machine's own "
+            "need --token.",
+        ),
     ] = "127.0.0.1",
     verify_with: Annotated[
         str | None,
@@ -203,6 +211,7 @@ def drive(
         with_faults,
     )
     from ..runtime.drive.health_server import HealthPoint
+    from ..runtime.drive.page_server import check_place
     from ..runtime.drive.picture_faults import read_limits
     from ..runtime.drive.realtime import RealtimeOptions
     from ..runtime.drive.report import describe_job, judge_faults, write_report
@@ -221,6 +230,10 @@ def drive(
     pictures = read_limits(picture_check or [])
     limits = DriveLimits(max_age_ms=max_age, deadline_ms=deadline)
     pace = VerifyPace.parse(verify_every)
+    metrics_at: int | str = 0
+    if metrics is not None:  # before models are exported, which may take minutes
+        metrics_at = int(metrics) if metrics.isdecimal() else metrics
+        check_place(metrics_at, health_host, token)
     sources = open_cameras(source, rate, loop, topic)
     names = [name for name in sources if name]
     if corridor is not None and not certify:
@@ -233,7 +246,7 @@ def drive(
             # Open while models are still exported, which may take minutes. A number is a port: a
             # file of that name is written as ./8080.
             where = int(health) if health.isdecimal() else health
-            asked = served.enter_context(HealthPoint(where, health_host))
+            asked = served.enter_context(HealthPoint(where, health_host, token))
         with working() as step:
 
             def tell(what: str, share: float) -> None:
@@ -303,7 +316,8 @@ def drive(
         if metrics is not None:
             from ..runtime.sinks.prometheus import serve_metrics
 
-            served.enter_context(closing(serve_metrics(job.snapshot, metrics, health_host)))
+            metered = serve_metrics(job.snapshot, metrics_at, health_host, token)
+            served.enter_context(closing(metered))
         if pages:
             from ..demo.web import Server
 

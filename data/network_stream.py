@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import threading
 import time
@@ -9,10 +10,12 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..gpu import gpus
 from .frames import Frame, Unreadable
 from .limits import check_limit
 from .stamp_clock import Placed, StampClock
@@ -20,6 +23,7 @@ from .stamp_clock import Placed, StampClock
 OPEN_LIMIT_S = 3.0
 READ_LIMIT_S = 1.0
 MOST_PACKETS = 300  # that may wait to be decoded; more are skipped up to the newest key frame
+MOST_REFUSED = 3  # packets by a GPU's decoder that gave no picture yet
 MOST_UNDER_WAY = 64  # packets whose pictures a decoder may still hold
 OPTIONS = {
     "rtsp_transport": "tcp",
@@ -30,6 +34,9 @@ OPTIONS = {
     "protocol_whitelist": "file,udp,rtp,tcp,tls,http,https,httpproxy,crypto,rtmp,srt",
 }
 SENDER_TIME = struct.Struct("<q")  # AVProducerReferenceTime: microseconds since 1970, then flags
+
+
+log = logging.getLogger("rtseg")
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class NetworkStream:
     time at which its data came. Ages count from the sender's clock where the stream carries it (the
     sender reports of RTP), as long as that can be compared with this machine's, else from arrival
     with the lag by the stream's own times, see `StampClock`. A picture that the decoder calls
-    damaged gives an Unreadable.
+    damaged gives an Unreadable. A GPU decodes where `find_decoder` finds one, as long as it does.
 
     Args:
         where: its address.
@@ -59,33 +66,48 @@ class NetworkStream:
 
     def __init__(self, where: str, options: Mapping[str, str] | None = None):
         self.where, self.options = where, OPTIONS | dict(options or {})
+        self.on_gpu = True
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:
-        import av
-
-        try:
-            limits = OPEN_LIMIT_S, READ_LIMIT_S
-            container = av.open(self.where, options=self.options, timeout=limits)
-        except (av.FFmpegError, OSError) as error:
-            raise OSError(
-                f"the camera {self.where} cannot be opened ({error}): is its address right, and is "
-                "it on?"
-            ) from error
+        container = self._open()
         try:
             if not container.streams.video:
                 raise OSError(f"{self.where} has no video")
             stream = container.streams.video[0]
             check_limit("video_pixels", stream.width * stream.height, f"a frame of {self.where}")
             stream.codec_context.flags |= 1 << 19  # AV_CODEC_FLAG_LOW_DELAY
+            self.on_gpu = self._is_on_gpu(stream)
             yield from self._decode(_PacketQueue(container, stream), stream)
         finally:
             container.close()
+
+    def _is_on_gpu(self, stream: Any) -> bool:
+        """A codec that the GPU does not know is decoded in software."""
+        return bool(stream.codec_context.is_hwaccel)
+
+    def _open(self) -> Any:
+        import av
+
+        # A driver that is broken shows when the decoder is made, which is here.
+        decoders = [find_decoder(), None] if self.on_gpu else [None]
+        for decoder in decoders:
+            try:
+                limits = OPEN_LIMIT_S, READ_LIMIT_S
+                return av.open(self.where, options=self.options, timeout=limits, hwaccel=decoder)
+            except (av.FFmpegError, OSError) as error:
+                if decoder is None:
+                    raise OSError(
+                        f"the camera {self.where} cannot be opened ({error}): is its address "
+                        "right, and is it on?"
+                    ) from error
+        raise AssertionError(decoders)
 
     def _decode(self, packets: _PacketQueue, stream: Any) -> Iterator[Frame | Unreadable]:
         import av
 
         numbers, clocks = count(), (StampClock("wall", "sender"), StampClock("own", "sender"))
         under_way: OrderedDict[int | None, Received] = OrderedDict()
+        refused = 0
         try:
             for packet, received in packets:
                 under_way[packet.pts] = received
@@ -94,8 +116,14 @@ class NetworkStream:
                 try:
                     pictures = packet.decode()
                 except av.FFmpegError as error:
+                    refused += 1
+                    if self.on_gpu and refused >= MOST_REFUSED:
+                        self.on_gpu = False  # from the next opening on
+                        log.warning("the GPU does not decode the stream: software does from now on")
+                        raise OSError(f"{self.where}: the GPU does not decode it") from error
                     yield Unreadable(f"{next(numbers):08d}", f"{self.where} sent {error}")
                     continue
+                refused = 0 if pictures else refused
                 for picture in pictures:
                     times = under_way.pop(picture.pts, received)
                     number = next(numbers)
@@ -107,6 +135,17 @@ class NetworkStream:
         finally:
             packets.stop()
         raise OSError(f"the camera {self.where} gives no frames: {packets.ended}")
+
+
+def find_decoder() -> Any | None:
+    """FFmpeg's decoder of a GPU here, of NVIDIA's or of one that VAAPI reaches, if this PyAV knows
+    it; a codec that it does not know, software decodes."""
+    from av.codec.hwaccel import HWAccel, hwdevices_available
+
+    here = {"cuda": bool(gpus()), "vaapi": Path("/dev/dri/renderD128").exists()}
+    known = hwdevices_available()
+    kind = next((each for each, there in here.items() if there and each in known), None)
+    return HWAccel(kind, allow_software_fallback=True) if kind else None
 
 
 def _place(picture: Any, times: Received, of_sender: StampClock, own: StampClock) -> Placed:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import hmac
-import ipaddress
 import secrets
 import socket
 import threading
@@ -32,6 +31,7 @@ from ..data.descriptors import NONE_LEFT, RESERVE
 from ..data.playback import open_drive_source
 from ..errors import UsageError
 from ..runtime import Drive, DriveLimits
+from ..runtime.drive.page_server import check_token, is_loopback
 from ..runtime.drive.report import DriveReport
 from .live import LivePage, header
 
@@ -221,8 +221,8 @@ class Server:
         token: str | None = None,
     ):
         pages = [page] if isinstance(page, LivePage) else page
-        if token is not None and not (len(token) >= 8 and token.isascii() and token.isprintable()):
-            raise UsageError("a token is 8 or more printable ASCII characters")
+        if token is not None:
+            check_token(token)
         if not 0 <= port <= 65535:
             raise UsageError(f"a port is 0 to 65535, not {port}")
         only_here = is_loopback(host)
@@ -304,16 +304,6 @@ def serve_drive(
     with Server(page, *address) as server:
         opened(server.url)
         return drive.run()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _hostname(header: str) -> str:

@@ -16,6 +16,7 @@ from typing_extensions import Unpack
 
 from ..data.classes import CITYSCAPES, CLASS_SETS, ClassSet, load_class_set
 from ..data.letterbox import Fit, check_fit
+from ..data.shipped import SHIPPED, find_pretrained, refuse_absent
 from ..errors import CheckpointError, UsageError
 from .checkpoints import (
     COMPUTED,
@@ -43,7 +44,7 @@ from .preprocessing import check_preprocess
 from .random_weights import SEED, build_untrained
 from .registry import VARIANTS, build, find_variant
 
-PRETRAINED = Path(__file__).with_name("pretrained")
+PRETRAINED = find_pretrained()
 log = logging.getLogger("rtseg")
 OWN_SIZE = (512, 1024)
 NUMBERED = "numbered"  # in place of a class set
@@ -103,6 +104,7 @@ def load_model(
         UsageError: no variant has this name, `what` already has weights, or a module or file does
             not run, comes without a normalization or class names, or its `preprocess` differs from
             it.
+        MissingPackage: the variant's weights are in `rtseg-weights`, which is not installed.
         CheckpointError: the weights cannot be read or do not fit; nothing was loaded.
     """
     numbered = classes == NUMBERED
@@ -247,6 +249,9 @@ def _open(
         model, weights = identify_checkpoint(Path(model)), Path(model)
     if weights is None:
         weights = next(iter(shipped_weights(model, classes)), None)
+        sets = SHIPPED.get(model, {})
+        found = [name for name, each in sets.items() if classes in (None, CLASS_SETS[each])]
+        refuse_absent(PRETRAINED, model, found)
     if weights is None:
         classes = classes or CITYSCAPES
         network, size = build_untrained(model, len(classes)), VARIANTS[model].size
@@ -329,8 +334,8 @@ def _usual_size(network: Network) -> tuple[int, int]:
 
 
 def shipped_weights(variant: str, classes: ClassSet | None = None) -> list[Path]:
-    """The weights of `variant` inside the package, those for all streets first; with `classes`,
-    those for them alone. A file VARIANT_WEIGHTS.safetensors is named VARIANT:WEIGHTS."""
+    """The files of the weights of `variant`, those for all streets first; with `classes`, those for
+    them alone. A file VARIANT_WEIGHTS.safetensors is named VARIANT:WEIGHTS."""
     found = [
         path
         for path in sorted(PRETRAINED.glob("*.safetensors"))  # `variant` may be a path
@@ -342,7 +347,7 @@ def shipped_weights(variant: str, classes: ClassSet | None = None) -> list[Path]
 
 
 def is_shipped(model: Model) -> bool:
-    """Whether its weights are a file of this package, by its name."""
+    """Whether its weights are a file of ours, by its name."""
     return model.trained and (PRETRAINED / Path(model.weights_from).name).is_file()
 
 
@@ -351,6 +356,7 @@ def find_weights(what: str | os.PathLike[str]) -> Path:
 
     Raises:
         UsageError: no such weights ship with that variant.
+        MissingPackage: they do, in a package that is not installed.
     """
     name, colon, weights = os.fspath(what).partition(":")
     return _named_weights(name, weights) if colon and name in VARIANTS else Path(what)
@@ -360,6 +366,7 @@ def _named_weights(variant: str, weights: str) -> Path:
     """The file that WEIGHTS in VARIANT:WEIGHTS refers to."""
     shipped = {path.stem.removeprefix(f"{variant}_"): path for path in shipped_weights(variant)}
     if weights not in shipped and not Path(weights).exists():
+        refuse_absent(PRETRAINED, variant, [weights] if weights in SHIPPED.get(variant, ()) else [])
         known = ", ".join(f"{variant}:{each}" for each in shipped)
         raise UsageError(
             f"{variant}:{weights}: no file {weights!r}, "

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.files import write_atomically
+from ..data.shipped import SHIPPED
 from .checkpoints import official_names
-from .loading import shipped_weights
 from .network import copy_to_meta, dtype_of
 from .registry import VARIANTS, build_on_meta, find_variant
 
@@ -69,18 +69,18 @@ def describe(name: str) -> dict[str, object]:
 
     Returns:
         Parameters and MACs at 19 classes, and at the size and class count that it is `reported`
-        with; the mIoU `published` for it, in percent; the weights in the package; its paper, the
+        with; the mIoU `published` for it, in percent; the weights of our own; its paper, the
         implementation that it reproduces, and the license of that where it is known.
 
     Raises:
         UsageError: for a name that is not in VARIANTS.
     """
-    variant, weights = find_variant(name), shipped_weights(name)
+    variant = find_variant(name)
     return {
         "model": name,
         **(stored_costs().get(name) or count_costs(name)),
         "published": [asdict(score) for score in variant.scores],
-        "weights": [path.stem.replace(f"{name}_", f"{name}:", 1) for path in weights],
+        "weights": [f"{name}:{weights}" for weights in SHIPPED.get(name, ())],
         "paper": variant.paper,
         "reference": variant.reference,
         "license": variant.license,

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.shipped import name_shipped
 from ..data.signature import check_required
 from ..errors import ArtifactError, SignatureError
 from ..gpu import Gpu, gpus
@@ -30,7 +31,6 @@ from .support import NAMED_ONLY, supported
 
 BLOCK = 1 << 22  # bytes hashed by one thread at a time
 BINDINGS = "cuda.bindings"
-PRETRAINED = Path(__file__).parents[1] / "models" / "pretrained"
 
 
 def this_platform() -> str:
@@ -332,8 +332,8 @@ def _export(card: Card, target: str) -> str:
     sizes = " ".join(f"--size {height}x{width}" for height, width in card.all_sizes)
     sizes += " --one-file" if card.sizes else ""
     model = card.model
-    if (PRETRAINED / card.weights_from).is_file():
-        model = Path(card.weights_from).stem.replace(f"{model}_", f"{model}:", 1)
+    if shipped := name_shipped(model, card.weights_from):
+        model = shipped
     elif card.trained:
         model += f" --weights {card.weights_from}"
     batch = f" --batch {card.batch}" if card.batch > 1 else ""

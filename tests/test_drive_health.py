@@ -25,8 +25,9 @@ from rtseg.data.frames import Frame
 from rtseg.data.scenes import scene
 from rtseg.errors import UsageError
 from rtseg.runtime import Drive, State
-from rtseg.runtime.drive.health_server import MOST_CONNECTIONS, HealthPoint, Systemd, serve_health
+from rtseg.runtime.drive.health_server import HealthPoint, Systemd, serve_health
 from rtseg.runtime.drive.messages import Health
+from rtseg.runtime.drive.page_server import MOST_CONNECTIONS
 from rtseg.runtime.drive.report import DriveSnapshot
 
 LIMIT_S = 300.0  # reached by nothing but a defect, however busy the machine is
@@ -70,6 +71,61 @@ def test_health_on_a_port() -> None:
             serve_health(lambda: now, server.port)
     with pytest.raises(UsageError, match="a port is 0 to 65535, not 70000"):
         serve_health(lambda: now, 70000)
+
+
+def raw(address: object, lines: str) -> str:
+    """The answer to a request as it is written."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as line:
+        line.settimeout(LIMIT_S)
+        line.connect(address)  # type: ignore[arg-type]
+        line.sendall(f"GET {lines}\n\n".replace("\n", "\r\n").encode())
+        return b"".join(iter(lambda: line.recv(4096), b"")).decode()
+
+
+def test_other_machines_need_a_token() -> None:
+    now = DriveSnapshot(state="running")
+    with pytest.raises(UsageError, match=r"connect to 0\.0\.0\.0, so .* need a token there"):
+        serve_health(lambda: now, 0, "0.0.0.0")
+    with pytest.raises(UsageError, match="8 or more printable"):
+        serve_health(lambda: now, 0, "0.0.0.0", "short")
+    with closing(serve_health(lambda: now, 0, "0.0.0.0", "a long secret")) as server:
+        at = "127.0.0.1", server.port
+        of_others = "HTTP/1.0\nHost: vehicle.lan"  # no name of this machine is asked for
+        for path in ("/live", "/ready"):  # which say one word
+            assert " 200 " in raw(at, f"{path} {of_others}").splitlines()[0]
+        for bearer in (
+            "",
+            "\nAuthorization: Bearer a long secre",
+            "\nAuthorization: a long secret",
+        ):
+            refused = raw(at, f"/health {of_others}{bearer}")
+            assert " 401 " in refused.splitlines()[0]
+            assert "\nWWW-Authenticate: Bearer" in refused
+            assert "running" not in refused
+        told = raw(at, f"/health {of_others}\nAuthorization: bearer a long secret")
+        assert json.loads(told.split("\r\n\r\n")[1])["state"] == "running"
+
+
+def test_health_on_a_unix_socket(tmp_path: Path) -> None:
+    path, now = tmp_path / "health.sock", DriveSnapshot(state="running")
+    with closing(socket.socket(socket.AF_UNIX)) as dead:
+        dead.bind(str(path))  # and nobody listens: a process that was killed
+    with HealthPoint(f"unix:{path}", "0.0.0.0") as point:  # the host is of ports alone
+        assert raw(str(path), "/ready HTTP/1.0").endswith("starting")
+        assert path.stat().st_mode & 0o777 == 0o660
+        with pytest.raises(OSError, match=f"in use: {path}"):
+            serve_health(lambda: now, f"unix:{path}")
+        point.snapshot = lambda: now
+        assert raw(str(path), "/ready HTTP/1.0").endswith("running")
+    assert not path.exists()
+    path.write_text("mine")
+    with pytest.raises(OSError, match="in use"):
+        serve_health(lambda: now, f"unix:{path}")
+    assert path.read_text() == "mine"
+    for bad in ("unix:", "80a"):
+        with pytest.raises(UsageError, match="a port or unix:PATH"):
+            serve_health(lambda: now, bad)
 
 
 def test_idle_connections_keep_nobody_out() -> None:

@@ -139,13 +139,25 @@ def test_a_recording_without_frames_does_not_spin() -> None:
         next(iter(Paced([], 10, loops=True)))
 
 
-@pytest.mark.parametrize("where", ["0", "/dev/video2", "rtsp://cam/1", "v4l2src ! appsink"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "0",
+        "/dev/video2",
+        "/dev/no-such-camera",
+        "0?format=mjpeg",
+        "rtsp://cam/1?size=8",
+        "v4l2src ! x",
+    ],
+)
 def test_cameras(where: str) -> None:
     assert is_camera(where)
     assert isinstance(open_drive_source(where), Camera)
 
 
-@pytest.mark.parametrize("where", ["drive.mp4", "frames", "a/b/0.png", "log.mcap"])
+@pytest.mark.parametrize(
+    "where", ["drive.mp4", "frames", "a/b/0.png", "log.mcap", "/dev/shm/a.mp4"]
+)
 def test_no_cameras(where: str) -> None:
     assert not is_camera(where)
 
@@ -203,6 +215,68 @@ def test_a_camera_raises_when_it_ends(
     again = iter(Camera(where))
     assert next(again).index == 0
     assert FakeCapture.opened[-1][:2] == (first, api)
+
+
+class FakeDriver(FakeCapture):
+    """cv2.VideoCapture of a camera that has 640x480 in YUYV, and 1920x1080 in MJPEG too."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.has = {cv2.CAP_PROP_FRAME_HEIGHT: 480, cv2.CAP_PROP_FRAME_WIDTH: 640}
+        self.has[cv2.CAP_PROP_FOURCC] = cv2.VideoWriter.fourcc(*"YUYV")
+        self.asked: list[int] = []
+
+    def set(self, what: int, value: float) -> bool:
+        self.asked.append(what)
+        large = what in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH) and value > 640
+        if not large or self.has[cv2.CAP_PROP_FOURCC] == cv2.VideoWriter.fourcc(*"MJPG"):
+            self.has[what] = int(value)
+        return True
+
+    def get(self, what: int) -> float:
+        return float(self.has.get(what, 64))
+
+
+def test_a_driver_is_asked_for_size_format_and_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[FakeDriver] = []
+    monkeypatch.setattr(
+        cv2, "VideoCapture", lambda *given: made.append(FakeDriver(*given)) or made[-1]
+    )
+    frame = next(iter(Camera("0?size=1080x1920&format=mjpeg&rate=60")))
+    assert frame.image is IMAGE
+    has, (what, *_) = made[0].has, [w for w in made[0].asked if w != cv2.CAP_PROP_BUFFERSIZE]
+    assert (has[cv2.CAP_PROP_FRAME_HEIGHT], has[cv2.CAP_PROP_FRAME_WIDTH]) == (1080, 1920)
+    assert has[cv2.CAP_PROP_FPS] == 60
+    assert what == cv2.CAP_PROP_FOURCC  # before the size, which YUYV does not have
+    with pytest.raises(OSError, match=r"gives 480x640 in YUYV: `v4l2-ctl -d /dev/video0 --list"):
+        next(iter(Camera("/dev/video0?size=1080x1920")))
+
+
+@pytest.mark.parametrize("wish", ["size=1080", "size=axb", "format=h264", "rate=fast", "fps=30"])
+def test_what_no_driver_can_be_asked_for_is_refused(wish: str) -> None:
+    with pytest.raises(UsageError, match=f"format=mjpeg.* not for '{wish}'"):
+        Camera(f"0?{wish}")
+    with pytest.raises(UsageError, match="of its own size: leave size=64x96 out"):
+        Camera("0?size=64x96", "nv12", (64, 96))
+
+
+def test_a_link_to_a_camera_is_followed_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "front"
+    real = os.path.realpath
+    monkeypatch.setattr(
+        camera.os.path, "realpath", lambda path: real(path.replace("/dev/by-id", str(tmp_path)))
+    )
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    for number in (3, 5):  # it was unplugged meanwhile
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"/dev/video{number}")
+        next(iter(Camera("/dev/by-id/front")))
+        assert FakeCapture.opened[-1][0] == number
+    link.unlink()
+    with pytest.raises(OSError, match="there is no /dev/by-id/front"):
+        next(iter(Camera("/dev/by-id/front")))
 
 
 def test_an_absent_camera_says_what_is_missing() -> None:

@@ -82,10 +82,12 @@ def test_the_home_page_is_where_the_clone_came_from(
 
 def test_every_file_that_the_code_reads_is_in_the_wheel(script: dict[str, Any]) -> None:
     """A file of another kind than Python's that setup.py does not name is in a checkout only."""
-    told, missing = script["told"], []
+    told, missing, weights = script["told"], [], ROOT / "models" / "pretrained"
     for folder in map(Path, script["FOLDERS"]):
         for path in (ROOT / folder).rglob("*"):
             if path.is_dir() or path.suffix in (".pyc", ".sh"):  # scripts are for checkouts
+                continue
+            if weights in path.parents:  # a distribution of its own
                 continue
             package = "rtseg." + ".".join(path.relative_to(ROOT).parts[:-1])
             shipped = path.suffix == ".py" and package in told["packages"]
@@ -94,6 +96,24 @@ def test_every_file_that_the_code_reads_is_in_the_wheel(script: dict[str, Any]) 
                 shipped |= any(path in home.glob(pattern) for pattern in patterns)
             missing += [] if shipped else [str(path.relative_to(ROOT))]
     assert not missing
+
+
+def test_the_weights_are_a_distribution_of_their_own(
+    script: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, extras = ROOT / "models" / "pretrained", script["told"]["extras_require"]
+    needed = f"rtseg-weights @ {folder.as_uri()}"
+    assert {extra for extra, needs in extras.items() if needed in needs} == {
+        "weights", "all", "all-gpu",
+    }  # fmt: skip
+    assert not [n for n in script["told"]["install_requires"] if "weights" in n]
+    about = (folder / "pyproject.toml").read_text()
+    (patterns,) = re.findall(r"^rtseg_weights = \[(.+)\]$", about, flags=re.MULTILINE)
+    taken = {path for each in re.findall(r'"(.+?)"', patterns) for path in folder.glob(each)}
+    told = {folder / "pyproject.toml", folder / "README.md"}
+    assert taken == {path for path in folder.iterdir() if path.is_file()} - told
+    monkeypatch.setitem(script["ask_weights"].__globals__, "HERE", tmp_path)
+    assert script["ask_weights"]() == "rtseg-weights>=0.1"  # built of a source distribution
 
 
 def left_over(folder: Path) -> Path:

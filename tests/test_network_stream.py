@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import load_script
-from rtseg.data import camera
+from rtseg.data import camera, network_stream
 from rtseg.data.camera import Camera, is_camera
 from rtseg.data.frames import Frame
 from rtseg.errors import MissingPackage
@@ -37,6 +37,91 @@ def test_a_stream_that_is_not_there_says_so() -> None:
     pytest.importorskip("av", reason='needs PyAV: pip install "rtseg[av]"')
     with pytest.raises(OSError, match="is its address right, and is it on"):
         next(iter(Camera("tcp://127.0.0.1:9")))
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Ten pictures in H.264."""
+    av = pytest.importorskip("av", reason='needs PyAV: pip install "rtseg[av]"')
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as file:
+        video = file.add_stream("h264", rate=10)
+        video.width, video.height, video.pix_fmt = 320, 240, "yuv420p"
+        video.gop_size = 1  # each stands for itself: the first packets of a file may be left out
+        video.options = {"tune": "zerolatency"}  # else the decoder keeps pictures back
+        for level in range(0, 200, 20):
+            picture = np.full((240, 320, 3), level, np.uint8)
+            file.mux(video.encode(av.VideoFrame.from_ndarray(picture, "bgr24")))
+        file.mux(video.encode())
+    return path
+
+
+def read(source: network_stream.NetworkStream) -> tuple[list[Any], str]:
+    """The frames up to the end, and how that is told."""
+    found = []
+    with pytest.raises(OSError, match=r"clip\.mp4") as told:  # noqa: PT012
+        for frame in source:
+            found.append(frame)
+    return found, str(told.value)
+
+
+def test_a_gpu_that_does_not_decode_is_done_without(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from av.codec.hwaccel import HWAccel
+
+    plain, _ = read(network_stream.NetworkStream(str(clip)))
+    assert len(plain) >= 9
+    # CUDA has no driver here; DRM is known to this FFmpeg and does not decode this codec.
+    for kind in ("cuda", "drm"):
+        decoder = HWAccel(kind, allow_software_fallback=True)
+        monkeypatch.setattr(network_stream, "find_decoder", lambda decoder=decoder: decoder)
+        source = network_stream.NetworkStream(str(clip))
+        found, _ = read(source)
+        assert all(np.array_equal(a.image, b.image) for a, b in zip(plain, found, strict=True))
+        assert not source.on_gpu
+
+
+def test_a_gpu_that_fails_while_it_decodes_is_left_for_software(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import av
+
+    class Packet:
+        def __init__(self, packet: Any) -> None:
+            self.pts = packet.pts
+
+        def decode(self) -> list[Any]:
+            raise av.error.ExternalError(542398533, "Generic error in an external library")
+
+    stream_class, queue = network_stream.NetworkStream, network_stream._PacketQueue
+    source = stream_class(str(clip))
+    monkeypatch.setattr(stream_class, "_is_on_gpu", lambda self, video: self.on_gpu)
+    monkeypatch.setattr(
+        network_stream,
+        "_PacketQueue",
+        lambda container, video: Refusing(queue(container, video), source, Packet),
+    )
+    found, told = read(source)
+    assert (len(found), told) == (2, f"{clip}: the GPU does not decode it")
+    assert not source.on_gpu
+    found, _ = read(source)
+    assert len(found) >= 9
+
+
+class Refusing:
+    """A queue whose packets no GPU decodes."""
+
+    def __init__(self, queue: Any, source: Any, packet: Any) -> None:
+        self.queue, self.source, self.packet, self.stop = queue, source, packet, queue.stop
+
+    @property
+    def ended(self) -> str:
+        return str(self.queue.ended)
+
+    def __iter__(self) -> Any:
+        for packet, received in self.queue:
+            yield (self.packet(packet) if self.source.on_gpu else packet), received
 
 
 @pytest.mark.parametrize("transport", ["rtp", "rtsp"])

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from rtseg.cli.app import app
+from rtseg.data import shipped
 from rtseg.data.classes import ADE20K, CAMVID, CITYSCAPES
 from rtseg.data.datasets import open_data
+from rtseg.data.shipped import SHIPPED, find_pretrained, name_shipped
 from rtseg.data.soft_labels import load_class_map
-from rtseg.errors import UsageError
+from rtseg.errors import MissingPackage, UsageError
 from rtseg.models import loading, save_checkpoint
-from rtseg.models.loading import build_untrained, load_model, shipped_weights
+from rtseg.models.loading import build_untrained, load_model, read_classes, shipped_weights
 from rtseg.train.predictor import Predictor
 from rtseg.train.recipe import load_recipe
 from rtseg.train.state import start_network
@@ -65,6 +67,41 @@ def test_unknown_weights_are_told_with_those_that_ship():
     with pytest.raises(UsageError, match="no weights of csfcn ship"):
         load_model("csfcn:camvid")
     assert shipped_weights("csfcn") == []
+
+
+def test_the_names_are_those_of_the_files():
+    files = {path.name: read_classes(path).name for path in find_pretrained().glob("*.safetensors")}
+    assert files == {
+        f"{variant}_{weights}.safetensors": classes
+        for variant, each in SHIPPED.items()
+        for weights, classes in each.items()
+    }
+    assert name_shipped("csfcn_tiny", "csfcn_tiny_camvid.safetensors") == "csfcn_tiny:camvid"
+    assert name_shipped("csfcn_tiny", "csfcn_nano_camvid.safetensors") is None
+    assert name_shipped("csfcn", "mine.pth") is None
+
+
+@pytest.mark.parametrize("what", ["csfcn_nano", "csfcn_nano:camvid", "csfcn_tiny"])
+def test_without_the_package_of_weights_nobody_gets_random_ones(what, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "PRETRAINED", tmp_path / "pretrained")
+    with pytest.raises(MissingPackage, match=r"the weights csfcn.* are not installed: pip install"):
+        load_model(what)
+    with pytest.raises(UsageError, match="no file 'cityscapes'"):
+        load_model("csfcn_nano:cityscapes")
+    for other, classes in (("csfcn_nano", ADE20K), ("csfcn", None)):  # none ever shipped for these
+        assert load_model(other, classes=classes).weights_from == "random, seed 0"
+
+
+def test_an_installed_package_is_found_where_there_is_no_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "rtseg" / "data" / "shipped.py"))
+    absent = tmp_path / "rtseg" / "models" / "pretrained"
+    assert find_pretrained() == absent
+    installed = tmp_path / "site" / "rtseg_weights"
+    installed.mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert find_pretrained() == installed
+    absent.mkdir(parents=True)
+    assert find_pretrained() == absent
 
 
 def test_a_command_with_a_data_set_takes_those_of_its_classes(tmp_path, caplog):

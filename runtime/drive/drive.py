@@ -65,9 +65,10 @@ class Drive:
         fallback: an artifact (on the CPU) or a callable that serves while the first cannot.
         limits: deadline, max_age and the like.
         every_frame: the source waits for inference and no frame is passed over, for logs.
-        health: a file to write the state to, a port to serve it on, or a `HealthPoint`, which says
-            `starting` before there is a drive.
+        health: a file to write the state to, a port or "unix:PATH" to serve it on, or a
+            `HealthPoint`, which says `starting` before there is a drive.
         health_host: the address that the port is of.
+        health_token: what is needed to ask there, if other machines can connect.
         backend: of the artifacts in `segmenter`.
         device: of those, too.
         realtime: what to ask the operating system for.
@@ -95,6 +96,7 @@ class Drive:
         every_frame: bool = False,
         health: Artifact | int | HealthPoint | None = None,
         health_host: str = "127.0.0.1",
+        health_token: str | None = None,
         backend: str | None = None,
         device: str | None = None,
         realtime: RealtimeOptions | None = None,
@@ -108,7 +110,8 @@ class Drive:
     ):
         RESERVE.hold()
         self.clock = clock or LoopClock()
-        self.realtime, self.health_at, self.health_host = realtime, health, health_host
+        self.realtime, self.health_at = realtime, health
+        self._health_door = health_host, health_token
         sources = name_sources(source)
         if steady and black_box is not None:
             raise UsageError(
@@ -244,7 +247,7 @@ class Drive:
     def _start(self) -> HealthPoint | None:
         loop, asked = self.loop, self.health_at
         if asked is not None and not isinstance(asked, HealthPoint):
-            asked = HealthPoint(asked, self.health_host)
+            asked = HealthPoint(asked, *self._health_door)
         if asked is not None:
             asked.snapshot = self.snapshot
         for queue in self.loops.queues:

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from urllib.parse import urlsplit
 
-from ...data.descriptors import NONE_LEFT, RESERVE
 from ...data.files import write_atomically
-from ...errors import UsageError
 from .health import MASKS_COME
 from .messages import Health
+from .page_server import UNIX, PageServer
 from .report import DriveSnapshot
 
-log = logging.getLogger("rtseg")
 EVERY_S = 0.5  # the file is written
-MOST_CONNECTIONS = 16
-LOCAL = ("127.0.0.1", "::1", "localhost")
 JSON = "application/json"
 
 TakeSnapshot = Callable[[], DriveSnapshot]
-Page = Callable[[], tuple[int, str, bytes]]  # status, content type, body
 
 
 class HealthFile:
@@ -60,127 +52,21 @@ class HealthFile:
             self._write()
 
 
-class PageServer(ThreadingHTTPServer):
-    """Answers GET with `pages`, by path, from threads of its own.
-
-    At most `MOST_CONNECTIONS` are open; one more closes the oldest, so that idle ones neither use
-    up the process's descriptors nor keep anybody out. Where something else used those up, a new
-    connection takes one in reserve, and the others end.
-
-    Args:
-        pages: what is at each path.
-        port: 0 takes a free one; the attribute `port` says which.
-        host: of this machine, to listen on. On a loopback address only requests that name this
-            machine are answered, so that no web page can read them through a browser.
-
-    Raises:
-        UsageError: the port is no port.
-        OSError: it is taken.
-    """
-
-    daemon_threads = True
-    # Python's 5 are soon used up where many probes come at once.
-    request_queue_size = 64
-
-    def __init__(self, pages: Mapping[str, Page], port: int, host: str = "127.0.0.1"):
-        if not 0 <= port <= 65535:
-            raise UsageError(f"a port is 0 to 65535, not {port}")
-        self.pages, self.local = pages, host in LOCAL
-        self._open: list[socket.socket] = []
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        RESERVE.hold()
-        try:
-            super().__init__((host, port), _Handler)
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}: port {port} of {host}") from error
-        self.port = int(self.server_address[1])
-        threading.Thread(target=self.serve_forever, name=f"port {port}", daemon=True).start()
-
-    def get_request(self) -> tuple[socket.socket, object]:
-        try:
-            return super().get_request()
-        except OSError as error:
-            if error.errno not in NONE_LEFT:
-                raise
-        try:
-            with RESERVE.lend():
-                self._end_all_but(0)
-                return super().get_request()
-        except OSError:  # not even those: asking again at once would take a whole core
-            time.sleep(0.1)
-            raise
-
-    def process_request(self, request: object, client_address: object) -> None:
-        assert isinstance(request, socket.socket)
-        self._end_all_but(MOST_CONNECTIONS - 1)
-        self._open.append(request)
-        super().process_request(request, client_address)
-
-    def _end_all_but(self, most: int) -> None:
-        while len(self._open) > most:
-            with contextlib.suppress(OSError, IndexError):
-                self._open.pop(0).shutdown(socket.SHUT_RDWR)  # its thread ends by that
-
-    def shutdown_request(self, request: object) -> None:
-        with contextlib.suppress(ValueError):
-            self._open.remove(request)  # type: ignore[arg-type]
-        super().shutdown_request(request)  # type: ignore[arg-type]
-        RESERVE.hold()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        log.debug("a connection from %s broke", client_address, exc_info=True)
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    timeout = 2
-    server: PageServer
-
-    def do_GET(self) -> None:
-        named = {_host_in(each) for each in self.headers.get_all("Host", ["localhost"])}
-        # DNS rebinding: a web page may point a name of its own at 127.0.0.1, and read what is
-        # there.
-        if self.server.local and not named <= set(LOCAL):
-            self.send_error(403, "only this machine may ask")
-            return
-        page = self.server.pages.get(self.path.split("?")[0])
-        if page is None:
-            self.send_error(404, f"here are {', '.join(self.server.pages)}")
-            return
-        self._answer(*page())
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """A line of plain text, where Python would send a page of HTML."""
-        self._answer(code, "text/plain", f"{message or self.responses[code][0]}\n".encode())
-
-    def _answer(self, status: int, kind: str, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Silent: only the command line prints."""
-
-
-def _host_in(header: str) -> str | None:
-    try:
-        return urlsplit(f"//{header}").hostname
-    except ValueError:  # a bracket that stays open
-        return None
-
-
-def serve_health(snapshot: TakeSnapshot, port: int, host: str = "127.0.0.1") -> PageServer:
+def serve_health(
+    snapshot: TakeSnapshot, where: int | str, host: str = "127.0.0.1", token: str | None = None
+) -> PageServer:
     """Serve /health, the snapshot as JSON, with status 200 while masks come, else 503; /ready, the
     same status with the state alone; /live, 503 only where the loop has stopped, which a
     restart would fix.
 
+    Args:
+        snapshot: `Drive.snapshot`.
+        where: a port or "unix:PATH", as `PageServer` takes it.
+        host: the address that the port is of.
+        token: for /health where other machines can connect.
+
     Raises:
-        UsageError: the port is no port.
+        UsageError: the port is no port, or others can connect and there is no token.
         OSError: it is taken.
     """
 
@@ -196,7 +82,8 @@ def serve_health(snapshot: TakeSnapshot, port: int, host: str = "127.0.0.1") -> 
         stalled = any("the loop has not turned" in reason for reason in snapshot().reasons)
         return 503 if stalled else 200, "text/plain", b"stalled" if stalled else b"live"
 
-    return PageServer({"/health": health, "/ready": ready, "/live": live}, port, host)
+    pages = {"/health": health, "/ready": ready, "/live": live}
+    return PageServer(pages, where, host, token)
 
 
 def _status(now: DriveSnapshot) -> int:
@@ -208,15 +95,21 @@ class HealthPoint:
     `failed` if none will.
 
     Args:
-        where: a file to write the state to, or a port to serve it on.
+        where: a file to write the state to, or a port or "unix:PATH" to serve it on.
         host: the address that the port is of.
+        token: for /health where other machines can connect.
 
     Raises:
-        UsageError: the port is no port.
+        UsageError: the port is no port, or others can connect and there is no token.
         OSError: it is taken, or the file cannot be written.
     """
 
-    def __init__(self, where: str | os.PathLike[str] | int, host: str = "127.0.0.1"):
+    def __init__(
+        self,
+        where: str | os.PathLike[str] | int,
+        host: str = "127.0.0.1",
+        token: str | None = None,
+    ):
         self._began_ns = time.monotonic_ns()
         self._now = DriveSnapshot()
         self.snapshot: TakeSnapshot = self._before
@@ -224,11 +117,11 @@ class HealthPoint:
         def take() -> DriveSnapshot:
             return self.snapshot()  # whoever's it is by then
 
-        self._watcher: HealthFile | PageServer | None = (
-            serve_health(take, where, host)
-            if isinstance(where, int)
-            else HealthFile(Path(where), take)
-        )
+        self._watcher: HealthFile | PageServer | None
+        if isinstance(where, int) or (isinstance(where, str) and where.startswith(UNIX)):
+            self._watcher = serve_health(take, where, host, token)
+        else:
+            self._watcher = HealthFile(Path(where), take)
 
     @property
     def port(self) -> int | None:

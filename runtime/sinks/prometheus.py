@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ...errors import MissingPackage
-from ..drive.health_server import PageServer
 from ..drive.messages import State
+from ..drive.page_server import PageServer
 from ..drive.report import DriveSnapshot
 from ..drive.stats import TimeSummary
 
@@ -112,18 +112,22 @@ def _by_label(family: Any, name: str, label: str, values: Mapping[str, float]) -
 
 
 def serve_metrics(
-    snapshot: Callable[[], DriveSnapshot], port: int, host: str = "127.0.0.1"
+    snapshot: Callable[[], DriveSnapshot],
+    where: int | str,
+    host: str = "127.0.0.1",
+    token: str | None = None,
 ) -> PageServer:
     """Serve GET /metrics from threads of its own.
 
     Args:
         snapshot: `Drive.snapshot`.
-        port: 0 takes a free one.
-        host: the address to listen on.
+        where: a port or "unix:PATH", as `PageServer` takes it.
+        host: the address that the port is of.
+        token: what a scraper must bring where other machines can connect.
 
     Raises:
         MissingPackage: prometheus-client is not installed.
-        UsageError: the port is no port.
+        UsageError: the port is no port, or others can connect and there is no token.
         OSError: it is taken.
     """
     try:
@@ -133,4 +137,4 @@ def serve_metrics(
     registry = CollectorRegistry(auto_describe=False)
     registry.register(PrometheusCollector(snapshot))
     metrics = lambda: (200, CONTENT_TYPE_LATEST, generate_latest(registry))  # noqa: E731
-    return PageServer({"/metrics": metrics}, port, host)
+    return PageServer({"/metrics": metrics}, where, host, token)

@@ -218,7 +218,7 @@ def _hold_out(port: int, request: bytes, sound: bytes) -> None:
 
 
 def ask_health(folder: Path) -> None:
-    from rtseg.runtime.drive.health_server import PageServer
+    from rtseg.runtime.drive.page_server import PageServer
 
     server = PageServer({"/health": lambda: (200, "text/plain", b"well")}, 0)
     sound = b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n"
