@@ -247,10 +247,10 @@ def cached_export(
         backends: which shall run it; a file each.
         precision: of the graph; "auto": the fastest that passes here, which the log names.
         progress: called with what is being done and the share of it that is done, 0..1.
-        calib: folder of frames that int8 is calibrated on.
+        calib: folder of frames that int8 and fp8 are calibrated on.
 
     Raises:
-        UsageError: int8 has no calibration frames, and no ranges ship with the weights.
+        UsageError: these have no calibration frames, and no ranges ship with the weights.
     """
     from .export import export
     from .export.calibrate import Calibration
@@ -261,9 +261,10 @@ def cached_export(
     if precision == AUTO:
         told: Progress = lambda step, share: progress(f"exporting {step}", share)  # noqa: E731
         return {name: _cached_fastest(model, size, _target_for(name), told) for name in backends}
-    if precision == "int8" and calib is None and find_stored_ranges(model) is None:
+    rounded = precision in ("int8", "fp8")
+    if rounded and calib is None and find_stored_ranges(model) is None:
         raise UsageError(
-            "int8 needs frames to be calibrated on: add --calib FOLDER, or name an int8 artifact"
+            f"{precision} needs frames to be calibrated on: add --calib FOLDER, or name an artifact"
         )
     folder = export_cache(model)
     if calib is not None:
@@ -280,7 +281,7 @@ def cached_export(
             missing,
             precision,
             out=folder,
-            calib=Calibration(calib) if precision == "int8" and calib else None,
+            calib=Calibration(calib) if rounded and calib else None,
             progress=lambda step, share: progress(f"exporting {step}", share),
         )
     return paths

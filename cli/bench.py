@@ -115,12 +115,12 @@ def _measured(
     size: Sizes = None,
     precision: Annotated[
         list[str] | None,
-        Option(help="fp32, fp16, bf16, int8, or auto (the default); may be repeated."),
+        Option(help="fp32, fp16, bf16, int8, fp8, or auto (the default); may be repeated."),
     ] = None,
     weights: Weights = None,
     classes: Classes = None,
     calib: Annotated[
-        Path | None, in_group(NETWORK, help="Folder of frames to calibrate int8 on.")
+        Path | None, in_group(NETWORK, help="Folder of frames to calibrate int8 or fp8 on.")
     ] = None,
     backend: Annotated[
         list[str] | None,

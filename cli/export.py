@@ -29,7 +29,7 @@ from ._options import (
 )
 
 PROOF = "Proof"
-INT8 = "int8"
+INT8 = "int8 and fp8"
 CAMERA = "The camera's frames, straight into the graph"
 ENGINES = "TensorRT engines"
 OWN = "A network of your own"
@@ -96,7 +96,7 @@ def export(
         in_group(PROOF, help="Label PNGs of the frames, with the same names; proves the mIoU too."),
     ] = None,
     calib: Annotated[
-        Path | None, in_group(INT8, help="Folder of real frames that int8 is calibrated on.")
+        Path | None, in_group(INT8, help="Folder of real frames that the ranges are of.")
     ] = None,
     calibration: Annotated[
         Method, in_group(INT8, help="How ranges are derived from them.")

@@ -56,10 +56,7 @@ class Artifact:
     def as_dict(self) -> dict[str, object]:
         """JSON-ready, as `report.json` keeps it."""
         card = self.card
-        int8 = card.int8 and {
-            **card.int8.model_dump(),
-            "sensitivity": [asdict(cost) for cost in self.costs],
-        }
+        costs = {"sensitivity": [asdict(cost) for cost in self.costs]}
         return {
             "target": self.target,
             "status": self.status,
@@ -75,7 +72,8 @@ class Artifact:
             "warnings": list(self.warnings),
             "chosen": self.chosen,
             "engine": card.engine.model_dump() if card.engine else None,
-            "int8": int8,
+            "int8": card.int8 and {**card.int8.model_dump(), **costs},
+            "fp8": card.fp8 and {**card.fp8.model_dump(), **costs},
             "tools": card.tools,
             "runs": [asdict(result) for result in self.results],
         }

@@ -31,10 +31,11 @@ from ..runtime.artifact import (
     LARGEST,
     MOST_BATCH,
     MOST_SIZES,
+    ROUNDED,
     Card,
 )
 from ..runtime.backends.backend import BACKENDS, installed
-from ..runtime.support import find_capability
+from ..runtime.support import find_capability, supported
 from .artifacts import Artifact, publish, write_report
 from .calibrate import Calibration, CalibrationFrames
 from .graph import DTYPES
@@ -45,7 +46,7 @@ from .tensorrt import BuilderOptions
 from .triton import write_model
 
 OUTPUTS = {"labels": ("labels",), "logits": ("logits",), "both": ("labels", "logits")}
-PRECISIONS = (*DTYPES, "int8")
+PRECISIONS = (*DTYPES, *ROUNDED)
 AUTO = "auto"  # the fastest that passes on this machine
 TRITON = "triton"  # no target of its own: it serves ONNX files and engines
 DRAWN = 3  # scenes, where no frames are given
@@ -91,10 +92,12 @@ def export(
         size: (height, width) in pixels, or several; by default that of the training.
         to: "onnx", "openvino", "tensorrt", "torch", or several of them; "triton" puts those of
             them that it serves, ONNX at least, into a model repository in `out`.
-        precision: "fp32", "fp16" or "int8", of the graph, or "auto", the fastest of them that
-            passes on this machine; int8 needs `calib`, and is proven on the frames that this holds
-            out; for weights that ship it needs nothing. By default "auto" for weights that ship,
-            "fp32" for others, for Triton and with `one_file`; `Artifact.chosen` says which and why.
+        precision: "fp32", "fp16", "int8" or "fp8", of the graph, or "auto", the fastest of the
+            first three that passes on this machine; int8 and fp8 need `calib`, and are proven on
+            the frames that this holds out; for weights that ship they need nothing. fp8 is for
+            engines, on GPUs of compute capability 8.9 and later. By default "auto" for weights that
+            ship, "fp32" for others, for Triton and with `one_file`; `Artifact.chosen` says which
+            and why.
         batch: how many frames a file takes at once, each in a slot of its own, for as many cameras;
             proven with another frame in every slot.
         one_file: one file for all sizes, the first of which it runs at unless it is loaded for
@@ -151,6 +154,8 @@ def export(
         raise ExportError("a model for Triton runs on another machine: name its precision")
     if precision == AUTO and one_file:
         raise ExportError("the fastest form is chosen for one size: name its precision")
+    if precision == "fp8":
+        _check_fp8([*compute_capability, *([gpu] if gpu else [])])
     _check_batch(batch)
     if one_file:
         converts = input != "bgr" or camera_size is not None
@@ -260,6 +265,10 @@ def _check(
         )
     if precision == "int8" and "torch" in targets:
         raise ExportError("int8 is a precision of graphs: choose onnx, openvino or tensorrt")
+    if precision == "fp8" and set(targets) != {"tensorrt"}:
+        raise ExportError(
+            "fp8 is a precision of TensorRT's engines: add --to tensorrt alone, or --precision int8"
+        )
     if output not in OUTPUTS:
         raise ExportError(f"output is {', '.join(OUTPUTS)}, not {output!r}")
     if not sizes or not targets:
@@ -285,6 +294,13 @@ def _check(
             raise ExportError(f"{target} needs its package: {BACKENDS[TARGETS[target][1]].install}")
 
 
+def _check_fp8(wanted: Sequence[str]) -> None:
+    for gpu in wanted:
+        answer = supported(gpu, "tensorrt", precision="fp8")
+        if not answer.works:
+            raise ExportError(f"no engine in fp8 for {gpu}: {answer.why}: {answer.fix}")
+
+
 def _check_batch(batch: int) -> None:
     if not 1 <= batch <= MOST_BATCH:
         raise ExportError(
@@ -299,7 +315,7 @@ def _check_one_file(
     if len(set(sizes)) > MOST_SIZES:
         raise ExportError(f"one file takes up to {MOST_SIZES} sizes, not {len(set(sizes))}")
     for wrong, what in (
-        (precision == "int8", "int8 is calibrated at one size"),
+        (precision in ROUNDED, f"{precision} is calibrated at one size"),
         (label_kernel, "a label kernel is compiled for one size"),
         (triton, "Triton's configuration names one size"),
         (camera, "a conversion from a camera's format or size is of one size"),

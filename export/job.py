@@ -90,7 +90,7 @@ class ExportJob:
         return lambda frame, share: self.tell(f"{what}, {frame}", share)
 
     def make_graph(self, picked: CalibrationFrames | StoredRanges | None) -> None:
-        """Write the typed graph; an int8 one leaves its facts in the card."""
+        """Write the typed graph; a rounded one leaves its facts in the card."""
         self.step("ONNX graph")
         card = self.card
         if picked is None:
@@ -134,7 +134,7 @@ class ExportJob:
         else:
             made = quantize(plain, card, picked, self.expected, self.tell)
             self.warnings += tuple(compare_calibration(card, picked, self.expected))
-        self.card = self.card.model_copy(update={"int8": made.facts})
+        self.card = self.card.model_copy(update={card.precision: made.facts})
         self.costs = made.costs
         return made.graph
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..data.classes import IGNORE
 from ..reporting import Progress
-from ..runtime.artifact import Card, Precision, Proof
+from ..runtime.artifact import ROUNDED, Card, Precision, Proof
 from ..runtime.backends.backend import BACKENDS, installed, open_backend
 from ..runtime.batches import plan_batches
 from ..runtime.bounds import ErrorBound
@@ -35,7 +35,9 @@ Image = NDArray[np.uint8]  # (N, H, W, 3) BGR
 # Labels (N, H, W) if it gives any, and scores (N, ...) as an argmax reads them if they were read.
 Answer = tuple[LabelMap | None, NDArray[np.generic] | None]
 
-INT8_SHARE = 0.5  # of the values of an int8 file, at least; tables and a few layers are float
+ROUNDED_SHARE = (
+    0.5  # of the values of an int8 or fp8 file, at least; tables and a few layers are float
+)
 
 
 def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -43,6 +45,9 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     # 3: errors and worse.
     options.log_severity_level = 3
+    if any(each.data_type == onnx.TensorProto.FLOAT8E4M3FN for each in model.graph.initializer):
+        # Version 1.31.1 optimizes fp8 into graphs that do not load, or give other labels.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -196,7 +201,7 @@ def _compare_frames(
     `served`: the logits that the last answer's labels of a slot were made of, where that is known;
     the `meter` takes them, or else those of the answer."""
     # An int8 file stays one, whatever its other layers compute in.
-    precision: Precision = "int8" if card.precision == "int8" else result.precision
+    precision = card.precision if card.precision in ROUNDED else result.precision
     bars, reference = find_bars(precision, card.trained), expected.reference
     figures: list[list[Figures]] = [[] for _ in range(card.batch)]  # by slot
     maps: dict[int, LabelMap] = {}
@@ -284,12 +289,13 @@ def _check_types(card: Card, census: dict[str, int]) -> list[str]:
     """A file whose values are not of the precision that it claims, whatever it computes."""
     floats = {k: v for k, v in census.items() if "float" in k or k in ("half", "double")}
     total = sum(floats.values())
-    if card.precision == "int8":
-        total += census.get("int8", 0)
-        share = census.get("int8", 0) / total if total else 0.0
-        if share >= INT8_SHARE:
+    if card.precision in ROUNDED:
+        rounded = census.get({"int8": "int8", "fp8": "float8e4m3fn"}[card.precision], 0)
+        total += rounded if card.precision == "int8" else 0  # fp8 is among the floats
+        share = rounded / total if total else 0.0
+        if share >= ROUNDED_SHARE:
             return []
-        return [f"the file claims int8, but only {share:.0%} of its values are"]
+        return [f"the file claims {card.precision}, but only {share:.0%} of its values are"]
     wanted = {"fp32": "float", "fp16": "float16"}.get(card.precision)
     # Positions and other float32 islands of a half-precision graph weigh little.
     allowed = 0.05 if card.precision == "fp16" else 0.0

@@ -1,11 +1,11 @@
-"""Quantization: a float graph becomes int8, except layers that would cost too much accuracy."""
+"""Quantization: a float graph becomes int8 or fp8, but for layers that cost too much accuracy."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -24,6 +24,7 @@ from ..reporting import Progress
 from ..runtime.artifact import Card, Int8Facts
 from . import parity, sensitivity
 from .calibrate import CalibrationFrames, measure_ranges, silence_quantizer
+from .float8 import to_float8
 from .graph import Layer, count_macs, find_layers
 from .reference import ReferenceOutputs
 from .stored_ranges import StoredRanges
@@ -42,7 +43,7 @@ LEAST_SHARE = 0.5  # of the multiply-adds; below, the graph is not int8 but floa
 
 
 class QuantizeError(ProofError):
-    """No int8 graph of this network holds the bar; the message says how far it came."""
+    """No rounded graph of this network holds the bar; the message says how far it came."""
 
 
 class LayerFacts(TypedDict):
@@ -55,8 +56,8 @@ class LayerFacts(TypedDict):
 
 @dataclass(frozen=True)
 class QuantizedGraph:
-    """An int8 graph, what its card says of it, what each layer costs, and the largest magnitude of
-    each tensor that was measured, by its name."""
+    """An int8 or fp8 graph, what its card says of it, what each layer costs, and the largest
+    magnitude of each tensor that was measured, by its name."""
 
     graph: onnx.ModelProto
     facts: Int8Facts
@@ -71,46 +72,73 @@ def quantize(
     expected: ReferenceOutputs,
     progress: Progress = lambda step, share: None,
 ) -> QuantizedGraph:
-    """The int8 form of a float32 graph, with as few layers in float as hold the bar of int8.
+    """The int8 or fp8 form of a float32 graph, with as few layers in float as hold its bar.
 
     Args:
         graph: of the whole job, in float32.
-        card: of it.
+        card: of what it becomes.
         calibration: frames of any size, and the method.
         expected: the float32 network's answers on frames that calibration does not see.
         progress: called with what is being done and the share of it that is done, 0..1.
 
     Raises:
-        QuantizeError: the bar does not hold while layers with half of the multiply-adds are in
-            int8.
+        QuantizeError: the bar does not hold while layers with half of the multiply-adds are
+            rounded.
     """
     plain = infer_shapes(graph)
     found = find_layers(plain)
     if not found:
-        raise QuantizeError(f"{card.model} has no layer that int8 could hold")
+        raise QuantizeError(f"{card.model} has no layer that {card.precision} could hold")
     progress(f"calibration ({calibration.method}) on {len(calibration.used)} frames", 0.0)
     # Fitted as the runtime will, black bars included: ranges are of what the network reads.
     frames = [fit_frame(frame, card.size, card.fit) for _, frame in calibration.used]
     spans = measure_ranges(plain, KINDS, frames, calibration.method)
 
-    def build(chosen: Iterable[Layer]) -> onnx.ModelProto:
-        return _insert_rounding(plain, [layer.node for layer in chosen], spans)
-
-    progress(f"sensitivity of {len(found)} layers", 0.0)
-    costs = sensitivity.measure_costs(plain, build, found, expected, card)
-    order = [cost.layer for cost in costs]
-    worst_first = sorted(found, key=lambda layer: order.index(layer.name))
-    graph, kept = _hold_the_bar(build, worst_first, expected, card, progress)
+    graph, kept, costs = _search(plain, found, spans, expected, card, progress)
     facts = Int8Facts(
         method=calibration.method,
         frames=len(calibration.used),
         held_out=len(expected.reference.frames),
         **_describe_layers(plain, found, kept),
     )
-    move_rounding_before_pools(graph)
+    _finish(graph, card)
     # Of shape () or (1,), by the method.
     ranges = {name: float(np.max(span.range_value[1])) for name, span in spans.items()}
     return QuantizedGraph(graph, facts, sensitivity.mark_excluded(costs, facts.excluded), ranges)
+
+
+def _search(
+    plain: onnx.ModelProto,
+    found: list[Layer],
+    spans: TensorsData,
+    expected: ReferenceOutputs,
+    card: Card,
+    progress: Progress,
+) -> tuple[onnx.ModelProto, list[Layer], list[sensitivity.LayerCost]]:
+    """(the graph with as few layers in float as hold the bar, those that are not, all costs)."""
+
+    def build(chosen: Iterable[Layer]) -> onnx.ModelProto:
+        return _round(plain, [layer.node for layer in chosen], spans, card)
+
+    progress(f"sensitivity of {len(found)} layers", 0.0)
+    costs = sensitivity.measure_costs(plain, build, found, expected, card)
+    order = [cost.layer for cost in costs]
+    worst_first = sorted(found, key=lambda layer: order.index(layer.name))
+    return *_hold_the_bar(build, worst_first, expected, card, progress), costs
+
+
+def _round(
+    plain: onnx.ModelProto, nodes: list[str], spans: TensorsData, card: Card
+) -> onnx.ModelProto:
+    """`plain` with what `nodes` read rounded to the card's precision."""
+    made = _insert_rounding(plain, nodes, spans)
+    return to_float8(made, plain) if card.precision == "fp8" and nodes else made
+
+
+def _finish(graph: onnx.ModelProto, card: Card) -> None:
+    # TensorRT looks for fp8's rounding right before the layer that reads it.
+    if card.precision == "int8":
+        move_rounding_before_pools(graph)
 
 
 def quantize_by_stored_ranges(
@@ -120,13 +148,14 @@ def quantize_by_stored_ranges(
     expected: ReferenceOutputs,
     progress: Progress = lambda step, share: None,
 ) -> QuantizedGraph:
-    """The int8 form of a float32 graph by the ranges that ship with its weights.
+    """The int8 or fp8 form of a float32 graph by the ranges that ship with its weights.
 
-    Nothing is searched for: it takes one proof, where `quantize` takes dozens.
+    For int8 nothing is searched for: it takes one proof, where `quantize` takes dozens. Which
+    layers stay in float for fp8 is not stored, and is searched for.
 
     Args:
         graph: of the whole job, in float32.
-        card: of it.
+        card: of what it becomes.
         stored: ranges, and the layers that stay in float.
         expected: the float32 network's answers on frames to prove it on.
         progress: called with what is being done and the share of it that is done, 0..1.
@@ -144,14 +173,24 @@ def quantize_by_stored_ranges(
             f"the ranges that ship with {card.weights_from} lack {unknown[0]} and "
             f"{len(unknown) - 1} others: calibrate on frames of your own, --calib FOLDER"
         )
-    made = _insert_rounding(plain, [layer.node for layer in kept], stored.spans())
+    costs: list[sensitivity.LayerCost] = []
+    if card.precision == "fp8":
+        spans = stored.spans()
+        known = [layer for layer in found if makers[layer.node].input[0] in stored.ranges]
+        made, kept, costs = _search(plain, known, spans, expected, card, progress)
+        stored = replace(stored, in_float=tuple(each.name for each in found if each not in kept))
+    else:
+        made = _round(plain, [layer.node for layer in kept], stored.spans(), card)
     result = parity.prove_graph(
-        made, card, expected, lambda frame, share: progress(f"proof of int8, {frame}", share)
+        made,
+        card,
+        expected,
+        lambda frame, share: progress(f"proof of {card.precision}, {frame}", share),
     )
     if not result.passed:
         raise QuantizeError(
-            f"int8 by the ranges that ship with {card.weights_from} falls below its bar at "
-            f"{card.size[0]}x{card.size[1]}: {'; '.join(result.faults)}"
+            f"{card.precision} by the ranges that ship with {card.weights_from} falls below its "
+            f"bar at {card.size[0]}x{card.size[1]}: {'; '.join(result.faults)}"
         )
     facts = Int8Facts(
         method=stored.method,
@@ -159,8 +198,10 @@ def quantize_by_stored_ranges(
         held_out=len(expected.reference.frames),
         **_describe_layers(plain, found, kept),
     )
-    move_rounding_before_pools(made)
-    return QuantizedGraph(made, facts, (), stored.ranges)
+    _finish(made, card)
+    return QuantizedGraph(
+        made, facts, sensitivity.mark_excluded(costs, facts.excluded), stored.ranges
+    )
 
 
 def _describe_layers(
@@ -306,7 +347,8 @@ def _hold_the_bar(
     low, high = -1, 0
     while not passes(high):
         if high == most:
-            raise QuantizeError(_explain(tried[high][1], worst_first[:high], len(worst_first)))
+            left_out = worst_first[:high]
+            raise QuantizeError(_explain(tried[high][1], left_out, len(worst_first), card))
         low, high = high, min(most, max(1, 2 * high))
     while high - low > 1:
         middle = (low + high) // 2
@@ -325,11 +367,13 @@ def _most_left_out(worst_first: list[Layer]) -> int:
     return len(worst_first)
 
 
-def _explain(result: parity.ParityResult, left_out: list[Layer], count: int) -> str:
+def _explain(result: parity.ParityResult, left_out: list[Layer], count: int, card: Card) -> str:
     names = ", ".join(layer.name for layer in left_out[:5]) + ("..." if len(left_out) > 5 else "")
+    other = "int8 or fp16" if card.precision == "fp8" else "fp16"
+    tune = ", or fine-tune first: rtseg train RECIPE weights=FILE quantize=int8"
     return (
-        f"int8 does not hold its bar even with the {len(left_out)} costliest of {count} layers in "
-        f"float ({names}): {'; '.join(result.faults)}. Use fp16, calibrate on more frames of more "
-        "places, try another --calibration, or fine-tune first: rtseg train RECIPE weights=FILE "
-        "quantize=int8"
+        f"{card.precision} does not hold its bar even with the {len(left_out)} costliest of "
+        f"{count} layers in float ({names}): {'; '.join(result.faults)}. Use {other}, calibrate on "
+        "more frames of more places, try another --calibration"
+        f"{tune if card.precision == 'int8' else ''}"
     )

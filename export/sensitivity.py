@@ -106,7 +106,9 @@ def _with_rounded_twins(
     graph = model.graph
     have = {tensor.name for tensor in graph.initializer}
     graph.initializer.extend(t for t in rounded.graph.initializer if t.name not in have)
-    del graph.output[:]
+    model.ir_version = rounded.ir_version  # fp8 is of a later one
+    del graph.output[:], model.opset_import[:]
+    model.opset_import.extend(rounded.opset_import)
     for node in rounded.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             graph.node.add().CopyFrom(node)

@@ -20,6 +20,7 @@ from ..data.limits import read_json_object
 from ..errors import ExportError
 from ..models import digest
 from ..models.loading import PRETRAINED, Model
+from ..runtime.artifact import ROUNDED
 from .calibrate import Calibration, CalibrationFrames, pick_frames
 
 ENDING = ".int8.json"
@@ -69,24 +70,24 @@ def find_stored_ranges(model: Model) -> StoredRanges | None:
 def pick_calibration(
     model: Model, precision: str, calibration: Calibration | None
 ) -> CalibrationFrames | StoredRanges | None:
-    """What int8 is calibrated by: frames of the user's, or else the ranges that ship with the
-    weights; None for other precisions.
+    """What int8 or fp8 is calibrated by: frames of the user's, or else the ranges that ship with
+    the weights; None for other precisions.
 
     Raises:
-        ExportError: there are frames for another precision, none for int8, or bad ones.
+        ExportError: there are frames for another precision, none for these, or bad ones.
     """
-    if precision != "int8":
+    if precision not in ROUNDED:
         if calibration is not None:
             raise ExportError(
-                f"calibration frames are for int8, not for {precision}: add --precision int8"
+                f"calibration frames are for int8 and fp8, not for {precision}: add --precision int8"
             )
         return None
     if calibration is None:
         if stored := find_stored_ranges(model):
             return stored
         raise ExportError(
-            "int8 is calibrated on real frames, a hundred or more from where the camera will "
-            "drive: give their folder (--calib DIR)"
+            f"{precision} is calibrated on real frames, a hundred or more from where the camera "
+            "will drive: give their folder (--calib DIR)"
         )
     return pick_frames(calibration)
 

@@ -32,13 +32,13 @@ from ..runtime.packages import (
     slug,
 )
 from ..runtime.preflight import block_digests, this_platform
-from ..runtime.support import GPUS, NAMED_ONLY, find_capability, supported
+from ..runtime.support import GPUS, NAMED_ONLY, computes_fp8, find_capability, supported
 from ..runtime.verify import Reference, reference_path
 from .dla import use_dla
 
 # Of those in the table of GPUs, what an engine in this mode of compatibility runs on.
 AMPERE_PLUS = tuple(dict.fromkeys(c for cs in GPUS.values() for c in cs if float(c) >= 8))
-ONNX_NAMES = {"float32": "float", "half": "float16", "bf16": "bfloat16"}
+ONNX_NAMES = {"float32": "float", "half": "float16", "bf16": "bfloat16", "fp8": "float8e4m3fn"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def build_engine(
         _parse(trt, network, log, onnx)
         config = builder.create_builder_config()
         _add_profiles(builder, config, card)
-        capabilities = _configure(trt, config, package, compute_capabilities, options)
+        capabilities = _configure(trt, config, package, compute_capabilities, options, card)
         core = options.dla
         dla = None if core is None else use_dla(trt, builder, network, config, core, card.precision)
         kernel = label_kernel(capabilities) if label_kernel else None
@@ -172,14 +172,14 @@ def build_engine(
         options=(options.asked() | (dla.facts() if dla else {})) or None,
     )
     written = _write(target, plan, card, facts, references or {}, kernel)
-    warnings = tuple(find_unserved(package, capabilities, gpu))
+    warnings = tuple(find_unserved(package, capabilities, gpu, card.precision))
     if dla and dla.fallback:
         warnings = (*warnings, dla.describe())
     return BuiltEngine(written, census(trt, network), layer_types(network), log_path, warnings)
 
 
 def find_unserved(
-    package: Package, capabilities: Sequence[str], gpu: str | None = None
+    package: Package, capabilities: Sequence[str], gpu: str | None = None, precision: str = ""
 ) -> Iterator[str]:
     """A line for each GPU, the named one or this machine's, that an engine cannot run on.
 
@@ -187,10 +187,11 @@ def find_unserved(
         package: that builds the engine.
         capabilities: compute capabilities that it is built for.
         gpu: by its name; by default those of this machine.
+        precision: of the engine.
     """
     wanted = {gpu: find_capability(gpu)} if gpu else {g.name: g.compute_capability for g in gpus()}
     for name, capability in wanted.items():
-        answer = supported(capability, package.flavour, package.version)
+        answer = supported(capability, package.flavour, package.version, precision)
         if not answer.works:
             yield f"this engine does not run on {name}: {answer.why}; {answer.fix}"
         elif capability not in capabilities:
@@ -338,7 +339,12 @@ def _set_options(trt: ModuleType, config: Any, options: BuilderOptions) -> None:
 
 
 def _configure(
-    trt: ModuleType, config: Any, package: Package, wanted: Sequence[str], options: BuilderOptions
+    trt: ModuleType,
+    config: Any,
+    package: Package,
+    wanted: Sequence[str],
+    options: BuilderOptions,
+    card: Card,
 ) -> tuple[str, ...]:
     """Set flags, timing cache and compute capabilities; returns the capabilities."""
     _set_options(trt, config, options)
@@ -352,8 +358,17 @@ def _configure(
         known = cache.read_bytes() if cache.is_file() else b""
         config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
         here = _capability_here(wanted)
-        return AMPERE_PLUS if options.hardware_compatible else here
-    return _set_capabilities(trt, config, wanted)
+        chosen = AMPERE_PLUS if options.hardware_compatible else here
+        _check_precision(package, chosen, card)
+        return chosen
+    return _set_capabilities(trt, config, package, wanted, card)
+
+
+def _check_precision(package: Package, capabilities: Sequence[str], card: Card) -> None:
+    for capability in capabilities:
+        answer = supported(capability, package.flavour, precision=card.precision)
+        if not answer.works and card.precision == "fp8":
+            raise ArtifactError(f"no engine in fp8 for {capability}: {answer.why}: {answer.fix}")
 
 
 def _capability_here(wanted: Sequence[str]) -> tuple[str, ...]:
@@ -367,13 +382,17 @@ def _capability_here(wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(here)
 
 
-def _set_capabilities(trt: ModuleType, config: Any, wanted: Sequence[str]) -> tuple[str, ...]:
+def _set_capabilities(
+    trt: ModuleType, config: Any, package: Package, wanted: Sequence[str], card: Card
+) -> tuple[str, ...]:
     offered = {}
     for name, member in members(trt.ComputeCapability).items():
         if name.startswith("SM"):  # SM86, SM120
             offered[f"{name[2:-1]}.{name[-1]}"] = member
     # In an engine for several GPUs the oldest would make it slower on all the others.
-    usual = tuple(c for c in offered if c not in NAMED_ONLY)
+    usual = tuple(
+        c for c in offered if c not in NAMED_ONLY and (card.precision != "fp8" or computes_fp8(c))
+    )
     here = tuple(dict.fromkeys(g.compute_capability for g in gpus()))
     if here and not set(here) & set(usual) and set(here) <= set(offered):
         usual = here
@@ -383,6 +402,7 @@ def _set_capabilities(trt: ModuleType, config: Any, wanted: Sequence[str]) -> tu
             f"{trt.__name__} {trt.__version__} builds for compute capability "
             f"{', '.join(offered)}, not {', '.join(unknown)}"
         )
+    _check_precision(package, chosen, card)
     config.num_compute_capabilities = len(chosen)
     for place, capability in enumerate(chosen):
         if not config.set_compute_capability(offered[capability], place):

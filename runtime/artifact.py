@@ -30,7 +30,8 @@ from ..errors import ArtifactError
 from .bounds import ErrorBound
 from .onnx_metadata import ENTRY, GRAPH, METADATA, OUTPUT, encode_varint, field, split_card
 
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+ROUNDED: tuple[Precision, ...] = ("int8", "fp8")  # by calibrated ranges
 # How coarse logits become the frame's size: a bilinear resize of (1, K, h, w), without or with
 # corners aligned, or a pixel shuffle of (1, K * factor^2, h, w).
 Enlargement = Literal["bilinear", "bilinear_aligned", "shuffle"]
@@ -101,11 +102,11 @@ class EngineFacts(_Facts):
 
 
 class Int8Facts(_Facts):
-    """How a graph became int8.
+    """How a graph became int8, or fp8.
 
     method: of calibration; frames: that it saw; held_out: that it was judged on instead; layers:
-    how many are in int8, excluded: those left in float because they cost too much; share: of the
-    multiply-adds that int8 does.
+    how many are rounded, excluded: those left in float because they cost too much; share: of the
+    multiply-adds that rounded layers do.
     """
 
     method: str
@@ -185,6 +186,7 @@ class Card(_Facts):
     proof: Proof | None = None
     engine: EngineFacts | None = None
     int8: Int8Facts | None = None
+    fp8: Int8Facts | None = None
     files: dict[str, str] = {}
 
     @model_validator(mode="after")

@@ -133,6 +133,7 @@ def _describe(path: Path, card: Card) -> dict[str, object]:
         "proof": proof.report if proof else "built, not proven",
         **({"agreement": proof.agreement, "proof_frames": proof.frames} if proof else {}),
         **({"int8_method": card.int8.method} if card.int8 else {}),
+        **({"fp8_method": card.fp8.method} if card.fp8 else {}),
     }
     return {
         "type": "machine-learning-model",

@@ -53,6 +53,7 @@ NAMED_ONLY = ("7.5",)  # of those: what an engine is not for unless it was asked
 # The first TensorRT that knows a GPU; 10.3 is the first that this package knows.
 FIRST = {"10.0": "10.8", "10.1": "10.10", "11.0": "10.13", "12.0": "10.8", "12.1": "10.13"}
 FIRST_HERE, FIRST_ON_JETSON_AGAIN = "10.3", "11.4.1"
+FIRST_FP8 = "8.9"  # the compute capability
 
 INSTALL_FULL = 'pip install "rtseg[tensorrt]"'
 INSTALL_RTX = 'pip install "rtseg[tensorrt-rtx]"'
@@ -97,13 +98,16 @@ def find_capability(gpu: str) -> str:
     raise UsageError(f"no GPU is known as {gpu!r}: {hint}, or give its compute capability")
 
 
-def supported(gpu: Gpu | str, runtime: Runtime, version: str | None = None) -> Support:
+def supported(
+    gpu: Gpu | str, runtime: Runtime, version: str | None = None, precision: str = ""
+) -> Support:
     """Whether a runtime works on a GPU.
 
     Args:
         gpu: one of this machine, or as `find_capability` takes it.
         runtime: one of RUNTIMES.
         version: of its package; by default its newest.
+        precision: of what it is to run, where that matters.
 
     Raises:
         UsageError: if no such GPU is known.
@@ -116,7 +120,15 @@ def supported(gpu: Gpu | str, runtime: Runtime, version: str | None = None) -> S
         why = f"compute capability {capability} is older than {OLDEST}"
         fix = "run the ONNX or OpenVINO artifact on the CPU"
         return Support(False, why, fix, SOURCES[runtime][0])
+    if precision == "fp8" and not computes_fp8(capability):
+        why = f"fp8 needs compute capability {FIRST_FP8} or later, and this is {capability}"
+        return Support(False, why, "use --precision int8", SOURCES["tensorrt"][0])
     return say(capability, version)
+
+
+def computes_fp8(capability: str) -> bool:
+    """Whether GPUs of a compute capability have products of eight-bit floats."""
+    return _numbers(capability) >= _numbers(FIRST_FP8)
 
 
 def _rtx(capability: str, version: str | None) -> Support:

@@ -75,6 +75,8 @@ BARS: dict[Precision, Bars] = {
     # noise. Layers with random weights pass rounding on and amplify it, to 0.1 to 0.4 in sound
     # graphs; an answer that has nothing to do with the reference is off by 1 or more.
     "int8": Bars(0.985, 0.05, 0.01, untrained=0.5),
+    # An engine in fp8 takes int8's place, and has to be as right.
+    "fp8": Bars(0.985, 0.05, 0.01, untrained=0.5),
 }
 
 

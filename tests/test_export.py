@@ -105,7 +105,7 @@ def test_a_gpu_that_an_engine_cannot_run_on_is_told_once(
     [
         ({"size": [(100, 200)]}, "multiples of 8, not 100x200: use 96x200 or 104x200"),
         ({"to": ["tflite"]}, "no target is called 'tflite'"),
-        ({"precision": "fp8"}, "precision is fp32, fp16, int8 or auto, not 'fp8'"),
+        ({"precision": "fp4"}, "precision is fp32, fp16, int8, fp8 or auto, not 'fp4'"),
         ({"output": "masks"}, "output is labels, logits, both"),
         ({"size": []}, "at least one size"),
     ],

@@ -245,7 +245,7 @@ BACKENDS = {
     "tensorrt": BackendSpec(
         module="tensorrt", cls="TensorRT", packages=("tensorrt", "tensorrt_rtx"),
         extra="tensorrt-rtx", suffixes=(".engine", ".plan"), devices={"cuda": 0},
-        precisions=GRAPHS,
+        precisions={**GRAPHS, "fp8": ("fp8", None)},
     ),
     "onnxruntime": BackendSpec(
         module="onnxruntime", cls="OnnxRuntime", packages=("onnxruntime",), extra="cpu",
