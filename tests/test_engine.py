@@ -137,7 +137,7 @@ def test_the_full_package_is_told_all_options(tmp_path, monkeypatch):
     cache = tmp_path / "times.cache"
     cache.write_bytes(b"known")
     options = BuilderOptions(5, 256, True, True, cache)
-    found = module._configure(full, config, FULL, (), options)
+    found = module._configure(full, config, FULL, (), options, card_of("fp16"))
     assert config.builder_optimization_level == 5
     config.set_memory_pool_limit.assert_called_once_with(full.MemoryPoolType.WORKSPACE, 256 << 20)
     config.set_flag.assert_called_once_with(full.BuilderFlag.VERSION_COMPATIBLE)
@@ -150,6 +150,10 @@ def test_the_full_package_is_told_all_options(tmp_path, monkeypatch):
     module._keep_timings(config, cache)
     assert cache.read_bytes() == b"known and new"
     assert options.asked()["timing_cache"] == "times.cache"
+    with pytest.raises(ArtifactError, match=r"no engine in fp8 for 8\.0: fp8 needs compute"):
+        module._configure(full, config, FULL, (), options, card_of("fp8"))
+    alone = module._configure(full, config, FULL, (), BuilderOptions(), card_of("fp8"))
+    assert alone == ("8.9",)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from rtseg.export import calibrate, export, quantize
 from rtseg.export.export import make_card
 from rtseg.export.graph import census, find_layers, to_onnx
 from rtseg.export.parity import open_session
-from rtseg.export.tensorrt import BuilderOptions, build_engine, find_unserved
+from rtseg.export.tensorrt import build_engine, find_unserved
 from rtseg.models.loading import Model
 from rtseg.models.onnx_graph import KINDS
 from rtseg.runtime.packages import Package
@@ -146,16 +146,3 @@ def test_an_engine_is_built_for_gpus_that_have_fp8(
     with pytest.raises(ArtifactError, match=r"no engine in fp8 for 8\.6: fp8 needs"):
         build_engine(graph, tmp_path / "old.engine", card, compute_capabilities=("8.6",))
     assert not (tmp_path / "old.engine").exists()
-
-
-def test_the_full_package_refuses_the_gpu_at_hand(
-    nano: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from rtseg.export import tensorrt as module
-
-    card = make_card(nano, SIZE, "fp8", "labels")
-    full = Package("tensorrt", "10.16.1", 13)
-    with pytest.raises(ArtifactError, match=r"no engine in fp8 for 8\.0"):
-        module._check_precision(full, module.AMPERE_PLUS, card)  # --hardware-compatible
-    module._check_precision(full, ("9.0",), card)
-    assert BuilderOptions(hardware_compatible=True).asked() == {"hardware_compatible": "true"}
