@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -254,11 +255,18 @@ def test_as_few_layers_as_needed_stay_in_float(
     assert graph == kept
 
 
-def test_int8_that_cannot_hold_the_bar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("precision", "advice"), [("int8", "Use fp16.*quantize=int8"), ("fp8", "Use int8 or fp16")]
+)
+def test_what_cannot_hold_the_bar_is_refused(
+    precision: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = [Layer(f"n{i}", f"l{i}", 1) for i in range(12)]
     monkeypatch.setattr(proof, "prove_graph", _passes_from(7))  # more than half of the work
-    with pytest.raises(quantize.QuantizeError, match=r"6 costliest of 12 layers .*too far off"):
-        quantize._hold_the_bar(list, found, None, None, lambda step, share: None)  # type: ignore[arg-type]
+    words = rf"{precision} does not.* 6 costliest of 12 layers .*too far off.*{advice}"
+    card: Any = SimpleNamespace(precision=precision)
+    with pytest.raises(quantize.QuantizeError, match=words):
+        quantize._hold_the_bar(list, found, None, card, lambda step, share: None)  # type: ignore[arg-type]
 
 
 def _passes_from(needed: int) -> Any:
@@ -344,7 +352,7 @@ def _zero_points(model: onnx.ModelProto) -> int:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"precision": "fp16"}, "calibration frames are for int8, not for fp16"),
+        ({"precision": "fp16"}, "calibration frames are for int8 and fp8, not for fp16"),
         ({"to": ["torch"]}, "int8 is a precision of graphs"),
         ({"calib": Calibration(Path("nowhere"))}, "no folder of frames at nowhere"),
         ({"calib": Calibration(Path(), "guess")}, "calibration is percentile, entropy"),
