@@ -79,7 +79,8 @@ def pick_calibration(
     if precision not in ROUNDED:
         if calibration is not None:
             raise ExportError(
-                f"calibration frames are for int8 and fp8, not for {precision}: add --precision int8"
+                f"calibration frames are for int8 and fp8, not for {precision}: "
+                "add --precision int8"
             )
         return None
     if calibration is None:
