@@ -13,7 +13,7 @@ from rtseg.export.calibrate import Calibration, pick_frames
 from rtseg.export.export import make_card
 from rtseg.export.graph import to_onnx
 from rtseg.export.quantize import quantize
-from rtseg.export.reference import ProofFrames, run_reference
+from rtseg.export.reference import ProofFrames, read_shipped_frames, run_reference
 from rtseg.export.stored_ranges import ENDING, StoredRanges, write_ranges
 from rtseg.models.loading import PRETRAINED, load_model
 
@@ -26,11 +26,15 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--size", required=True)
     parser.add_argument("--source", required=True, help="what the frames are of, in words")
+    parser.add_argument(
+        "--shipped", action="store_true", help="judge by the photographs that ship, not by --calib"
+    )
     options = parser.parse_args()
     model, size = load_model(options.model), parse_sizes([options.size])[0]
     card = make_card(model, size, "int8", "labels", model.fit)
     picked = pick_frames(Calibration(options.calib, frames=options.frames))
-    proof = ProofFrames(picked.held_out, "held out")
+    # Those of an export's proof: what is stored must hold its bar there.
+    proof = read_shipped_frames() if options.shipped else ProofFrames(picked.held_out, "held out")
     expected = run_reference(model.network.eval(), proof, size, model.fit, print)
     plain = to_onnx(model.network, size, "fp32", ("labels",))
     made = quantize(plain, card, picked, expected, lambda line, share: print(line, flush=True))
