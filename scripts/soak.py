@@ -161,7 +161,7 @@ class Soak:
     folder: Path
     seed: int = 0
     kinds: Sequence[str] = ()
-    certify = False
+    certify, pause_s = False, PAUSE_S
     tried: Counter[str] = field(default_factory=Counter)
     memory_mb: list[float] = field(default_factory=list)
     attacks: int = 0
@@ -235,7 +235,7 @@ class Soak:
         end = time.monotonic() + seconds
         # The last seconds are quiet, in which all has to come back.
         calm_s = min(12.0, seconds / 3)
-        while not self._over.wait(float(self.rng.uniform(*PAUSE_S))):
+        while not self._over.wait(float(self.rng.uniform(*self.pause_s))):
             if time.monotonic() > end - calm_s:
                 self._over.wait(end - time.monotonic())
                 self.camera.over = True

@@ -48,6 +48,7 @@ BOX_S, BOX_MB = 5.0, 20.0
 SPARE_MB = 10.0  # of a second's file and an incident that is just being written
 FOUND_S = 20.0  # after which a struck worker must have been found
 SPARED = 20  # frames that a reference verifies between two of its deaths, at least
+REST_S = 75.0  # between two attacks that end an engine
 STRIKE = "strike"  # a file: the next worker that sees it is struck
 
 
@@ -111,13 +112,13 @@ class FullSoak(Soak):  # type: ignore[misc]
     reference: Path = Path()
     frames: Path = Path()
     struck: list[tuple[float, int]] = field(default_factory=list)
-    killed: list[tuple[float, int]] = field(default_factory=list)
+    rest_until_s: float = 0.0
     found_s: list[float] = field(default_factory=list)
     spared: int = 1  # frames verified, before which the reference is let alone
     lost: int = 0  # struck workers that another attack ended before they were found
     box_mb: float = 0.0
     replays: list[str] = field(default_factory=list)
-    certify = True
+    certify, pause_s = True, (1.0, 5.0)
 
     def __post_init__(self) -> None:
         self.other = self.folder / "reference" / self.reference.name
@@ -162,7 +163,7 @@ class FullSoak(Soak):  # type: ignore[misc]
             task,
             sinks,
             fallback=self.other,
-            limits=DriveLimits(stuck_ms=1500.0),
+            limits=DriveLimits(stuck_ms=6000.0),
             health=self.folder / "health.json",
             pictures=PictureLimits(),
             proof=self.proof,
@@ -170,13 +171,32 @@ class FullSoak(Soak):  # type: ignore[misc]
             black_box=self.box,
         )
 
-    def _do_kill(self) -> None:
+    def _rested(self) -> bool:
+        """Whether engines may be ended again: an engine that fails often stays down for minutes."""
         now = time.monotonic()
-        self.killed += [(now, each) for each in self.drive.loop.supervisor.processes()]
-        super()._do_kill()
+        if now < self.rest_until_s:
+            return False
+        self.rest_until_s = now + REST_S
+        return True
+
+    def _do_kill(self) -> None:
+        if self._rested():
+            super()._do_kill()
+
+    def _do_stop(self) -> None:
+        if self._rested():
+            super()._do_stop()
+
+    def _do_swap(self) -> None:
+        if time.monotonic() >= self.rest_until_s:
+            super()._do_swap()
 
     def _do_memory(self) -> None:
-        """The worker's memory is damaged."""
+        """The worker's memory is damaged. Only that of one that serves: the known frame of one that
+        starts may not be on record yet."""
+        engine = self.drive.loop.supervisor.primary.engine
+        if engine is None or not engine.ready or not self._rested():
+            return
         asked = self.folder / STRIKE
         asked.touch()
         end = time.monotonic() + 5

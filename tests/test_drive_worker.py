@@ -18,7 +18,7 @@ from rtseg.export import Artifact, export
 from rtseg.models.loading import Model
 from rtseg.runtime import Segmenter, load
 from rtseg.runtime.backends.backend import open_backend
-from rtseg.runtime.drive import known_frame
+from rtseg.runtime.drive import known_frame, worker_process
 from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.drive import build_artifact_task
 from rtseg.runtime.drive.engine import Answer
@@ -249,6 +249,21 @@ def test_a_worker_that_changes_while_it_serves_is_found_within_twice_the_pace(
     finally:
         worker.kill()
         worker.join(LIMIT_S)
+
+
+def test_a_worker_that_certifies_is_warm_for_that(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loops are compiled before it is ready, not at the first frame, which would be stuck."""
+    asked: list[str] = []
+    monkeypatch.setattr(Segmenter, "details", lambda self, frame: asked.append("details"))
+    monkeypatch.setattr(Segmenter, "__call__", lambda self, frame: asked.append("labels"))
+    with load(artifact.path, "onnxruntime", "cpu") as segment:
+        for certifies, kind in ((False, "labels"), (True, "details")):
+            asked.clear()
+            segment.certifies = certifies
+            worker_process.measure_baseline(segment)
+            assert set(asked) == {kind}
 
 
 def flip_bit(path: Path, folder: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from ...errors import UsageError
 
 Picture = NDArray[np.uint8]
 SMALLEST = 64  # pixels of a side that is judged
-ROWS, COLUMNS = 96, 128  # of the small copy, about
+ROWS, COLUMNS = 64, 128  # of the small copy, about
 WHITE = 250  # and above: clipped
 CELLS = 6, 8  # of the picture, in each of which there is texture or not
 CELL = 4  # samples of a cell's side, each the mean of a few pixels, which evens out noise
@@ -27,12 +27,12 @@ STRIPES, STRIPE = 4, 64  # of full height, for torn pictures: number and width
 TEAR_ROWS = 480  # of the stripes, at least: of taller pictures not every row is looked at
 AROUND = 17  # rows that a row's step is compared with
 STEP = 2.0  # levels between two rows, the least of a tear
-PLACES = 3  # in a picture that may be a tear, at most
+PLACES = 2  # in a picture that may be a tear, at most
 ACROSS = 1024  # pixels of a row that are searched for its shift, at most
 REACH = 24  # pixels that a tear shifts by, at most
 LEAST_SHIFT = 3
-EXPLAINED = 0.5  # share of the step that may be left after the shift
-JUMP = 1.5  # times the step of the rows beside it that a tear's is
+EXPLAINED = 0.45  # share of the step that may be left after the shift
+JUMP = 1.7  # times the step of the rows beside it that a tear's is
 WITHHELD = ("black", "half_decoded")  # causes of pictures that are not labeled
 
 
@@ -53,7 +53,7 @@ class PictureLimits:
     overexposed: float | None = 0.6
     blocked: float | None = 0.85
     half_decoded: float | None = 0.125
-    torn: float | None = 1.6
+    torn: float | None = 1.7
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ class PictureJudge:
         small = np.ascontiguousarray(image[:: height // ROWS or 1, :: width // COLUMNS or 1])
         limits, luma = self.limits, np.ascontiguousarray(small[:, :, 1])
         before, self._before = self._before, luma
-        black = limits.black is not None and find_level(luma, 0.99) <= limits.black
-        if black:  # which has no texture either, and nothing else to tell
+        if is_dark(luma, limits.black):  # which has no texture either, and nothing else to tell
             return [PictureFault("black", "the picture is black")]
         texts = {
             "overexposed": find_white(luma, limits.overexposed),
@@ -99,10 +98,12 @@ class PictureJudge:
         return [PictureFault(cause, text) for cause, text in texts.items() if text]
 
 
-def find_level(luma: Picture, share: float) -> int:
-    """The level that this share of the pixels does not exceed."""
-    counts = cv2.calcHist([luma], [0], None, [256], [0, 256]).ravel()
-    return int(np.searchsorted(np.cumsum(counts), share * luma.size))
+def is_dark(luma: Picture, limit: float | None) -> bool:
+    """Whether 99 % of the pixels are at most that bright."""
+    if limit is None:
+        return False
+    lit = cv2.countNonZero(cv2.inRange(luma, np.floor(limit) + 1, 255))
+    return bool(lit <= 0.01 * luma.size)
 
 
 def find_white(luma: Picture, limit: float | None) -> str:
