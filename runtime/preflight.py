@@ -27,7 +27,7 @@ from .packages import (
     pip_line,
     read_header,
 )
-from .support import NAMED_ONLY, supported
+from .support import NAMED_ONLY, computes_fp8, supported
 
 BLOCK = 1 << 22  # bytes hashed by one thread at a time
 BINDINGS = "cuda.bindings"
@@ -267,13 +267,17 @@ def mend_bindings(bindings: str | None, driver: str) -> str:
 
 def _check_support(path: Path, card: Card, engine: EngineFacts, machine: Machine) -> None:
     """Before the package: to install it for a GPU that it does not run on would help nobody."""
-    answers = {gpu: supported(gpu, engine.flavour, engine.version) for gpu in machine.gpus}
+    facts = engine.flavour, engine.version
+    answers = {gpu: supported(gpu, *facts, card.precision) for gpu in machine.gpus}
     if not any(answer.works for answer in answers.values()):
         gpu, answer = next(iter(answers.items()))
         full = machine.package("tensorrt")
-        steps = [_export(card, "tensorrt")]
-        if full is None or not supported(gpu, "tensorrt", full.version).works:
-            steps.insert(0, answer.fix)
+        able = card.precision != "fp8" or computes_fp8(gpu.compute_capability)
+        steps = [_export(card, "tensorrt", card.precision if able else "int8")]
+        plain = supported(gpu, *facts)  # whatever the precision
+        at_hand = full is not None and supported(gpu, "tensorrt", full.version).works
+        if not plain.works and not at_hand:
+            steps.insert(0, plain.fix)
         reason = f"{engine.flavour} built it, and on {gpu.name} {answer.why}"
         raise _Refused("compute_capability", reason, "; then ".join(steps))
 
@@ -327,8 +331,10 @@ ENGINE_STEPS: tuple[Callable[[Path, Card, EngineFacts, Machine], None], ...] = (
 )
 
 
-def _export(card: Card, target: str) -> str:
-    """The command that makes the artifact anew."""
+def _export(card: Card, target: str, precision: str | None = None) -> str:
+    """The command that makes the artifact anew, in its own precision by default; only engines are
+    in fp8, and other targets in int8."""
+    other = "int8" if card.precision == "fp8" and target != "tensorrt" else card.precision
     sizes = " ".join(f"--size {height}x{width}" for height, width in card.all_sizes)
     sizes += " --one-file" if card.sizes else ""
     model = card.model
@@ -337,7 +343,7 @@ def _export(card: Card, target: str) -> str:
     elif card.trained:
         model += f" --weights {card.weights_from}"
     batch = f" --batch {card.batch}" if card.batch > 1 else ""
-    return f"rtseg export {model} {sizes}{batch} --precision {card.precision} --to {target}"
+    return f"rtseg export {model} {sizes}{batch} --precision {precision or other} --to {target}"
 
 
 def _pip(engine: EngineFacts, package: Package | None) -> str:

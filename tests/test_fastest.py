@@ -139,7 +139,9 @@ def test_a_form_below_its_bar_is_not_chosen(nano, forms, tmp_path):
 
 
 def test_what_auto_does_not_go_with(nano, tmp_path):
-    with pytest.raises(ExportError, match="are for int8 and fp8, not for auto: add --precision int8"):
+    with pytest.raises(
+        ExportError, match="are for int8 and fp8, not for auto: add --precision int8"
+    ):
         export(nano, SIZE, "openvino", "auto", out=tmp_path, calib=tmp_path)
     with pytest.raises(ExportError, match="another machine: name its precision"):
         export(nano, SIZE, ["onnx", "triton"], "auto", out=tmp_path)

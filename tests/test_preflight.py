@@ -223,6 +223,22 @@ def test_without_a_gpu_an_artifact_of_the_same_export_is_named(engine):
     assert str(engine.with_suffix(".onnx")) in verdict.fix
 
 
+def test_advice_for_an_fp8_engine_is_what_the_gpu_can_do(tmp_path):
+    facts = FACTS.model_copy(update={"compute_capabilities": ("8.9",)})
+    engine = write_engine(tmp_path, facts, precision="fp8")
+    assert check(engine, MACHINE).ok
+    assert check(engine, replace(MACHINE, gpus=())).fix.endswith("--precision int8 --to openvino")
+    a100 = replace(GPU, name="NVIDIA A100", compute_capability="8.0")
+    verdict = check(engine, replace(MACHINE, gpus=(a100,)))
+    assert verdict.code == "compute_capability"
+    assert "NVIDIA A100 fp8 needs compute capability 8.9 or later" in verdict.reason
+    assert verdict.fix.endswith("--precision int8 --to tensorrt")
+    assert "pip install" not in verdict.fix
+    h100 = check(engine, replace(MACHINE, gpus=(H100,)))
+    assert h100.fix.startswith('pip install "rtseg[tensorrt]"')
+    assert h100.fix.endswith("--precision fp8 --to tensorrt")
+
+
 def test_rtx_engines_run_on_linux_and_windows_alike(engine, tmp_path):
     windows = replace(MACHINE, platform="windows-x86_64")
     assert check(engine, windows).ok
