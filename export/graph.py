@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,8 +110,8 @@ def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
             value.name = new
 
 
-# What may stand between the argmax and the labels.
-BESIDE_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "DepthToSpace", "Identity")
+# What may stand between the argmax and the labels: it moves no class to another pixel.
+BESIDE_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Identity")
 RESIZES: dict[bytes, Enlargement] = {
     b"align_corners": "bilinear_aligned",
     b"half_pixel": "bilinear",
@@ -126,11 +126,14 @@ def find_coarse(model: onnx.ModelProto) -> CoarseLogits | None:
     (N, K, factor^2, h, w), or has the frame's size already.
     """
     makers = {output: node for node in model.graph.node for output in node.output}
-    node = makers.get("labels")
-    while node is not None and (
-        node.op_type in BESIDE_LABELS
-        or (node.op_type == "Gather" and attributes(node).get("axis", 0) == 1)
-    ):
+    held = {tensor.name: tensor for tensor in model.graph.initializer}
+    node, shuffled = makers.get("labels"), False
+    while node is not None:
+        if node.op_type == "DepthToSpace" and not shuffled:
+            shuffled = True
+        # Of one plane, which it takes away; of more, it would put rows or planes in other places.
+        elif not (node.op_type in BESIDE_LABELS or _takes_only_plane(node, held)):
+            break
         node = makers.get(node.input[0])
     if node is None or node.op_type != "ArgMax" or attributes(node).get("axis", 0) != 1:
         return None
@@ -140,6 +143,8 @@ def find_coarse(model: onnx.ModelProto) -> CoarseLogits | None:
     resize = makers.get(node.input[0])
     if resize is None or resize.op_type != "Resize":
         return CoarseLogits(tensor=node.input[0], enlarge="shuffle")
+    if shuffled:  # of labels that have the frame's size already
+        return None
     facts = attributes(resize)
     enlarge = RESIZES.get(facts.get("coordinate_transformation_mode", b"half_pixel"))
     plain = facts.get("mode") == b"linear" and not facts.get("antialias", 0)
@@ -147,6 +152,13 @@ def find_coarse(model: onnx.ModelProto) -> CoarseLogits | None:
     if not (enlarge and plain and to_size):
         return None
     return CoarseLogits(tensor=resize.input[0], enlarge=enlarge)
+
+
+def _takes_only_plane(node: onnx.NodeProto, held: Mapping[str, TensorProto]) -> bool:
+    """Whether it is `x[:, 0]`, as the exporter writes it."""
+    index = held.get(node.input[1]) if node.op_type == "Gather" else None
+    # A list of indices would put rows or planes in another order.
+    return index is not None and not index.dims and attributes(node).get("axis", 0) == 1
 
 
 def write_artifact(path: Path, model: onnx.ModelProto, card: Card) -> None:

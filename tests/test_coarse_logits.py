@@ -174,3 +174,46 @@ def test_ends_that_are_something_else() -> None:
     assert find_coarse(labeled(linear, *argmax(axis=2))) is None
     assert find_coarse(labeled(linear, *argmax(select_last_index=1))) is None
     assert find_coarse(labeled(linear, output="full")) is None
+
+
+def moved(kind: str, mode: str, **attributes: Any) -> onnx.ModelProto:
+    """Labels of which `kind` puts every row (or column) elsewhere, behind a sound argmax."""
+    linear = resize(mode="linear") if mode == "resized" else None
+    best, last = argmax("full" if linear else "relu")
+    last.input[0] = "moved"
+    inputs = ["best", "order"] if kind == "Gather" else ["best"]
+    move = helper.make_node(kind, inputs, ["moved"], **attributes)
+    model = labeled(*([linear] if linear else []), best, move, last)
+    height = 64 if linear else 8
+    order = np.arange(height)[::-1].copy()
+    model.graph.initializer.append(numpy_helper.from_array(order, "order"))
+    return model
+
+
+@pytest.mark.parametrize("mode", ["resized", "coarse"])
+@pytest.mark.parametrize(
+    ("kind", "attributes"), [("Gather", {"axis": 1}), ("Transpose", {"perm": [0, 2, 1]})]
+)
+def test_labels_that_are_moved_behind_the_argmax_keep_the_graphs_own(
+    kind: str, attributes: dict[str, Any], mode: str, tmp_path: Path
+) -> None:
+    """The runtime's labels would lie in other rows than the graph's, and the proof, which runs the
+    one way, would not see the other."""
+    model = moved(kind, mode, **attributes)
+    assert find_coarse(model) is None
+    path = tmp_path / "some.onnx"
+    write_artifact(path, model, CARD)
+    assert read_card(path).coarse is None
+
+
+def test_one_plane_is_taken_away_and_several_are_not_reordered() -> None:
+    def gathered(index: Any) -> onnx.ModelProto:
+        best, last = argmax("relu", keepdims=1)
+        last.input[0] = "taken"
+        take = helper.make_node("Gather", ["best", "index"], ["taken"], axis=1)
+        model = labeled(best, take, last)
+        model.graph.initializer.append(numpy_helper.from_array(np.array(index), "index"))
+        return model
+
+    assert find_coarse(gathered(0)) is not None
+    assert find_coarse(gathered([0, 0])) is None
