@@ -182,8 +182,14 @@ def open_segmenter(
     device: str | None = None,
     **options: Any,
 ) -> Segmenter:
-    """The Segmenter of whatever `resolve_artifact` takes; options are that function's."""
-    return load(resolve_artifact(what, backend=backend, device=device, **options), backend, device)
+    """The Segmenter of whatever `resolve_artifact` takes; options are that function's. `size` is
+    taken of an artifact too that has several: the one that every frame is brought to."""
+    own: dict[str, Any] = {}
+    artifact = isinstance(what, (str, os.PathLike)) and is_artifact(what)
+    if options.get("size") and artifact and read_card(str(what)).sizes:
+        own["size"] = options.pop("size")
+    path = resolve_artifact(what, backend=backend, device=device, **options)
+    return load(path, backend, device, **own)
 
 
 def check_backends(backends: Iterable[str]) -> None:
@@ -236,10 +242,12 @@ def cached_export(
     precision: str,
     progress: Progress = lambda step, share: None,
     calib: Path | None = None,
+    batch: int = 1,
 ) -> dict[str, Path]:
     """The artifact for each backend, from the cache, or exported into it.
 
-    The cache is keyed by weights, size, precision, calibration folder and the code that exports.
+    The cache is keyed by weights, size, precision, calibration folder, batch and the code that
+    exports.
 
     Args:
         model: what `load_model` gave.
@@ -248,6 +256,7 @@ def cached_export(
         precision: of the graph; "auto": the fastest that passes here, which the log names.
         progress: called with what is being done and the share of it that is done, 0..1.
         calib: folder of frames that int8 and fp8 are calibrated on.
+        batch: frames that a call takes.
 
     Raises:
         UsageError: these have no calibration frames, and no ranges ship with the weights.
@@ -260,7 +269,9 @@ def cached_export(
 
     if precision == AUTO:
         told: Progress = lambda step, share: progress(f"exporting {step}", share)  # noqa: E731
-        return {name: _cached_fastest(model, size, _target_for(name), told) for name in backends}
+        return {
+            name: _cached_fastest(model, size, _target_for(name), told, batch) for name in backends
+        }
     rounded = precision in ("int8", "fp8")
     if rounded and calib is None and find_stored_ranges(model) is None:
         raise UsageError(
@@ -270,7 +281,7 @@ def cached_export(
     if calib is not None:
         # By the folder's path alone: frames are not read to look a file up.
         folder /= f"int8-{hashlib.sha256(str(Path(str(calib)).resolve()).encode()).hexdigest()[:8]}"
-    stem = f"{model.network.info.name}_{size[0]}x{size[1]}_{precision}"
+    stem = f"{model.network.info.name}_{size[0]}x{size[1]}_{precision}{_ending(batch)}"
     targets = {backend: _target_for(backend) for backend in backends}
     paths = {backend: folder / (stem + ENDINGS[target][0]) for backend, target in targets.items()}
     if missing := [targets[backend] for backend, path in paths.items() if not path.exists()]:
@@ -282,12 +293,20 @@ def cached_export(
             precision,
             out=folder,
             calib=Calibration(calib) if rounded and calib else None,
+            batch=batch,
             progress=lambda step, share: progress(f"exporting {step}", share),
         )
     return paths
 
 
-def _cached_fastest(model: Model, size: Size, target: str, progress: Progress) -> Path:
+def _ending(batch: int) -> str:
+    """Of a file's name, as export writes it."""
+    return f"_b{batch}" if batch > 1 else ""
+
+
+def _cached_fastest(
+    model: Model, size: Size, target: str, progress: Progress, batch: int = 1
+) -> Path:
     """The artifact that `precision="auto"` chose, now or when it was first asked for."""
     from .export import export
     from .export.export import AUTO
@@ -296,13 +315,15 @@ def _cached_fastest(model: Model, size: Size, target: str, progress: Progress) -
     candidates = list_candidates(model, target)
     if len(candidates) == 1:  # nothing to choose
         backend = next(name for name in BACKENDS if _target_for(name) == target)
-        return cached_export(model, size, [backend], candidates[0], progress)[backend]
+        paths = cached_export(model, size, [backend], candidates[0], progress, batch=batch)
+        return paths[backend]
     folder = export_cache(model)
-    note = folder / f"{model.network.info.name}_{size[0]}x{size[1]}_{AUTO}.{target}.json"
+    stem = f"{model.network.info.name}_{size[0]}x{size[1]}_{AUTO}{_ending(batch)}"
+    note = folder / f"{stem}.{target}.json"
     known = read_json_object(note)
     path = folder / str(known.get("file") or note.name)
     if not known or not path.is_file():
-        made = export(model, size, target, AUTO, out=folder, progress=progress)[0]
+        made = export(model, size, target, AUTO, out=folder, progress=progress, batch=batch)[0]
         path, known = made.path, {"file": made.path.name, "chosen": made.chosen}
         write_atomically(note, (json.dumps(known) + "\n").encode())
     else:

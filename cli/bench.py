@@ -117,6 +117,10 @@ def _measured(
         list[str] | None,
         Option(help="fp32, fp16, bf16, int8, fp8, or auto (the default); may be repeated."),
     ] = None,
+    batch: Annotated[
+        int | None,
+        Option(min=1, max=32, help="Frames that a call takes, one of each of so many cameras."),
+    ] = None,
     weights: Weights = None,
     classes: Classes = None,
     calib: Annotated[
@@ -163,6 +167,7 @@ def _measured(
         "sizes": parse_sizes(size),
         "backends": backend or [],
         "precisions": precision or [],
+        "batch": batch,
         "peers": [*(["all"] if peers else []), *(peer or [])],
         "eager": eager,
         "seconds": seconds,
@@ -243,6 +248,8 @@ def latency(
     rtseg bench csfcn_tiny --size 512x1024
 
     rtseg bench csfcn_tiny --size 512x1024 --peers --roofline
+
+    rtseg bench csfcn_tiny --size 512x1024 --batch 4 --peers
 
     rtseg bench artifacts/*.onnx --format latex
     """

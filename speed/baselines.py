@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +53,8 @@ class Eager:
     otherwise derive from it and replace `_prepare`, which gives what is called with the normalized
     image, or `_compute`.
 
+    Of a batch, frames are laid over each other and go through the network at once.
+
     Attributes:
         kinds: of devices that it runs on.
         package: that it needs; `install` brings it.
@@ -61,6 +63,7 @@ class Eager:
 
     backend, precision = "eager", "fp32"
     title = "PyTorch eager"
+    batch = 1
     kinds: tuple[str, ...] = ("cpu", "cuda")
     package, install = "torch", 'pip install "rtseg[export]"'
     packages: tuple[str, ...] = ()  # where any of several will do
@@ -77,10 +80,12 @@ class Eager:
         threads: int | None = None,
         trained: bool = False,
         fit: Fit = "letterbox",
+        batch: int = 1,
     ):
         import torch
 
         self.fit: Fit = fit
+        self.batch = batch
         self.torch, self.size, self.frames = torch, size, itertools.cycle(frames)
         self.laps: list[dict[str, float]] = []
         self.device = torch.device(device)
@@ -114,13 +119,14 @@ class Eager:
             macs=macs,
             artifact="",
             peer=True,
+            batch=batch,
         )
         self.image: torch.Tensor | None = None
         self._noise: torch.Tensor | None = None
         self.frame_to_labels()
 
     def _prepare(self, network: Network) -> Any:
-        """What is called with the normalized image (1, 3, H, W) and gives logits."""
+        """What is called with the normalized image (N, 3, H, W) and gives logits."""
         return network
 
     def _version(self) -> str:
@@ -148,10 +154,14 @@ class Eager:
         self.threads = min(times, key=lambda threads: times[threads])
 
     def label(self, frame: Frame) -> NDArray[np.uint8]:
-        return self._run(frame, lambda stage: None)
+        return self._run([frame] * self.batch, lambda stage: None)[0]
 
     def frame_to_labels(self) -> object:
-        return self.label(next(self.frames))
+        labels = self._run(self._next_frames(), lambda stage: None)
+        return labels if self.batch > 1 else labels[0]
+
+    def _next_frames(self) -> list[Frame]:
+        return list(itertools.islice(self.frames, self.batch))
 
     def staged(self) -> object:
         laps = Laps()
@@ -160,7 +170,7 @@ class Eager:
             self._synchronize()
             laps.lap(stage)
 
-        labels = self._run(next(self.frames), stop)
+        labels = self._run(self._next_frames(), stop)
         self.laps.append(laps.times)
         return labels
 
@@ -181,7 +191,7 @@ class Eager:
         assert self.image is not None
         if self._noise is None:
             noise = self.torch.from_numpy(random_frame(self.size))
-            self._noise = noise.to(self.device)
+            self._noise = noise.expand(self.batch, *noise.shape).contiguous().to(self.device)
         self._synchronize()
 
     def queued(self, count: int) -> object:
@@ -197,14 +207,15 @@ class Eager:
         del self.model, self.image
 
     def _compute(self, image: torch.Tensor) -> torch.Tensor:
-        """The part that counts as network: normalized image -> logits (1, K, h, w)."""
+        """The part that counts as network: normalized image -> logits (N, K, h, w)."""
         logits: torch.Tensor = self.model(image)
         return logits
 
-    def _run(self, frame: Frame, stop: Callable[[str], None]) -> NDArray[np.uint8]:
-        """frame -> labels (H, W) uint8; `stop(stage)` is called where a stage ends."""
-        frame = as_bgr(frame)
-        fitted = fit_frame(frame, self.size, self.fit)
+    def _run(self, frames: Sequence[Frame], stop: Callable[[str], None]) -> list[NDArray[np.uint8]]:
+        """A batch of frames -> labels (H, W) uint8 of each; `stop(stage)` is called where a stage
+        ends."""
+        frames = [as_bgr(frame) for frame in frames]
+        fitted = np.stack([fit_frame(frame, self.size, self.fit) for frame in frames])
         stop("preprocess")
         with self._settings():
             uploaded = self.torch.from_numpy(fitted).to(self.device)
@@ -217,7 +228,10 @@ class Eager:
             stop("post")
             downloaded = labels.cpu().numpy()
         stop("device_to_host")
-        mapped = restore_labels(downloaded, (frame.shape[0], frame.shape[1]), self.fit)
+        mapped = [
+            restore_labels(each, (frame.shape[0], frame.shape[1]), self.fit)
+            for each, frame in zip(downloaded, frames, strict=True)
+        ]
         stop("post")
         return mapped
 
@@ -233,18 +247,18 @@ class Eager:
             self.torch.set_num_threads(before)
 
     def _normalized(self, frame: torch.Tensor) -> torch.Tensor:
-        """(H, W, 3) uint8 BGR -> (1, 3, H, W) float32 RGB as the network takes it."""
+        """(N, H, W, 3) uint8 BGR -> (N, 3, H, W) float32 RGB as the network takes it."""
         # As authors' scripts prepare it, but on the device.
-        image = frame.flip(2).permute(2, 0, 1)[None].float().contiguous()
+        image = frame.flip(3).permute(0, 3, 1, 2).float().contiguous()
         return image.div_(255).sub_(self.mean).div_(self.std)
 
     def _labels(self, logits: torch.Tensor) -> torch.Tensor:
-        """(1, K, h, w) -> (H, W) uint8."""
+        """(N, K, h, w) -> (N, H, W) uint8."""
         if tuple(logits.shape[-2:]) != self.size:
             logits = self.torch.nn.functional.interpolate(
                 logits, self.size, mode="bilinear", align_corners=self.info.align_corners
             )
-        return logits.argmax(1)[0].to(self.torch.uint8)
+        return logits.argmax(1).to(self.torch.uint8)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -269,7 +283,7 @@ class Compiled(Eager):
     def _tried(self, model: Any) -> Any:
         """Compiled by a first call, so that a compiler that is absent is found here."""
         with as_artifact_error("torch.compile"), self._settings():
-            model(self._as_taken(self.torch.zeros(1, 3, *self.size, device=self.device)))
+            model(self._as_taken(self.torch.zeros(self.batch, 3, *self.size, device=self.device)))
         return model
 
     def _as_taken(self, image: torch.Tensor) -> torch.Tensor:
@@ -287,16 +301,19 @@ class PlainExport(Eager):
     resize and the argmax, from the normalized float image to int64 labels."""
 
     plain: Path  # set by `of` before the class is made
+    half = False  # whether the export is in float16
 
     @classmethod
-    def of(cls, model: Model, size: tuple[int, int]) -> type[PlainExport]:
+    def of(cls, model: Model, size: tuple[int, int], batch: int = 1) -> type[PlainExport]:
         """This class for one model's file."""
         # A class, since contestants are made by calling one: the file goes along as its attribute.
-        return type(cls.__name__, (cls,), {"plain": write_plain_export(model, size)})
+        return type(
+            cls.__name__, (cls,), {"plain": write_plain_export(model, size, cls.half, batch)}
+        )
 
     def _labels(self, logits: torch.Tensor) -> torch.Tensor:
-        """The graph's labels (1, H, W) int64 -> (H, W) uint8."""
-        return logits[0].to(self.torch.uint8)
+        """The graph's labels (N, H, W) int64 -> uint8."""
+        return logits.to(self.torch.uint8)
 
 
 class PlainOnnxRuntime(PlainExport):
@@ -343,20 +360,21 @@ class PlainOnnxRuntime(PlainExport):
             computed: torch.Tensor = self.torch.from_numpy(found)
             return computed
         labels: torch.Tensor = self.torch.empty(
-            (1, *self.size), dtype=self.torch.int64, device=self.device
+            (self.batch, *self.size), dtype=self.torch.int64, device=self.device
         )
         place = "cuda", self.device.index or 0
         binding = self.model.io_binding()
         shape = list(image.shape)
         binding.bind_input("image", *place, np.float32, shape, image.data_ptr())
-        binding.bind_output("labels", *place, np.int64, [1, *self.size], labels.data_ptr())
+        binding.bind_output("labels", *place, np.int64, list(labels.shape), labels.data_ptr())
         self.model.run_with_iobinding(binding)
         return labels
 
 
 class OriginalFile(PlainOnnxRuntime):
     """Somebody's ONNX file as it is, with the steps around it that its user has to write: what
-    eager PyTorch is to a module."""
+    eager PyTorch is to a module. A batch goes through it one frame after another, as the file need
+    not take several."""
 
     backend, title = "original file", "the original file in ONNX Runtime"
 
@@ -369,18 +387,24 @@ class OriginalFile(PlainOnnxRuntime):
 
     def _compute(self, image: torch.Tensor) -> torch.Tensor:
         pixels = image.flip(1) if self.order == "bgr" else image
-        (found,) = self.model.run([self.form.output], self.form.feed(pixels))
-        computed: torch.Tensor = self.torch.from_numpy(found[:1])
+        found = [
+            self.model.run([self.form.output], self.form.feed(each[None]))[0] for each in pixels
+        ]
+        # A map of ids may come without the axis of images.
+        one = [each[None] if each.ndim == 2 else each[:1] for each in found]
+        computed: torch.Tensor = self.torch.from_numpy(np.concatenate(one))
         return computed
 
     def _labels(self, logits: torch.Tensor) -> torch.Tensor:
         from ..models.onnx_file import as_ids
 
         if self.form.tail.kind == "labels":
-            ids = logits.reshape(1, 1, *as_ids(logits.numpy()).shape).float()
+            ids = self.torch.from_numpy(np.stack([as_ids(each[None].numpy()) for each in logits]))
+            ids = ids[:, None].float()
             if tuple(ids.shape[-2:]) != self.size:
                 ids = self.torch.nn.functional.interpolate(ids, self.size)
-            return ids[0, 0].to(self.torch.uint8)
+            labels: torch.Tensor = ids[:, 0].to(self.torch.uint8)
+            return labels
         if self.form.output_axis == 3:
             logits = logits.permute(0, 3, 1, 2)
         if self.form.channels == 1:
@@ -474,7 +498,7 @@ class PlainTensorRT(PlainExport):
 
     def _compute(self, image: torch.Tensor) -> torch.Tensor:
         labels: torch.Tensor = self.torch.empty(
-            (1, *self.size), dtype=self.torch.int64, device=self.device
+            (self.batch, *self.size), dtype=self.torch.int64, device=self.device
         )
         for name, tensor in (("image", image), ("labels", labels)):
             self.model.set_tensor_address(name, tensor.data_ptr())
@@ -494,7 +518,8 @@ class _HalfEngine(Eager):
 
     def _example(self) -> torch.Tensor:
         half = self.torch.float16
-        example: torch.Tensor = self.torch.zeros(1, 3, *self.size, device=self.device, dtype=half)
+        shape = (self.batch, 3, *self.size)
+        example: torch.Tensor = self.torch.zeros(shape, device=self.device, dtype=half)
         return example
 
 
@@ -537,26 +562,29 @@ class Torch2Trt(_HalfEngine):
         return str(getattr(importlib.import_module("torch2trt"), "__version__", "unknown"))
 
 
-def write_plain_export(model: Model, size: tuple[int, int], half: bool = False) -> Path:
+def write_plain_export(
+    model: Model, size: tuple[int, int], half: bool = False, batch: int = 1
+) -> Path:
     """An ONNX file as anybody would write it: `torch.onnx.export` with its defaults of the network,
-    the resize to the image and the argmax; "image" (1, 3, H, W), normalized, to "labels" (1, H, W)
+    the resize to the image and the argmax; "image" (N, 3, H, W), normalized, to "labels" (N, H, W)
     int64. From the cache, or exported into it.
 
     Args:
         model: the network.
         size: (height, width) in pixels.
         half: in float16, weights and image, instead of float32.
+        batch: N.
     """
     import torch
 
     from ..export.trace import silence_exporter
 
     name = model.network.info.name
-    end = "plain_half" if half else "plain"
+    end = ("plain_half" if half else "plain") + (f"_b{batch}" if batch > 1 else "")
     path = export_cache(model) / f"{name}_{size[0]}x{size[1]}_{end}.onnx"
     if path.exists():
         return path
-    network, image = model.network, torch.zeros(1, 3, *size)
+    network, image = model.network, torch.zeros(batch, 3, *size)
     if half:
         network, image = copy.deepcopy(network).half(), image.half()
     with staged(path) as temporary, silence_exporter():

@@ -31,6 +31,7 @@ class BenchConfig:
         models: paths of artifacts, which have one size and precision each; names of variants,
             checkpoints and networks, which are exported first.
         sizes: (height, width) in pixels; by default each model's own.
+        batch: frames that a call takes, of what is exported first; artifacts have theirs.
         backends: by default the fastest installed ones; precisions: by default each backend's own.
         peers: others' ways to run the network, names of `baselines.PEERS` or "all".
         eager: with the row of the plain PyTorch network.
@@ -69,6 +70,7 @@ class BenchConfig:
     calib: Path | None = None
     weights: Path | None = None
     classes: ClassSet | None = None
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -82,6 +84,11 @@ class BenchConfig:
     @property
     def limits(self) -> Limits:
         return Limits(self.runs, self.seconds)
+
+    def refuse_batch(self, what: str) -> None:
+        """Raises UsageError if `what`, which compares single frames, is asked for a batch."""
+        if self.batch not in (None, 1):
+            raise UsageError(f"{what} compares networks on single frames: leave --batch out")
 
     def only(self, model: Measurable, size: Size, **changes: object) -> BenchConfig:
         """These settings for one model at one size."""

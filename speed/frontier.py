@@ -174,6 +174,7 @@ def measure_frontier(
     """
     if len(config.sizes) > 1:
         raise UsageError("the frontier compares at one size: give one, or none for each one's own")
+    config.refuse_batch("the frontier")
     for name in (*config.models, REFERENCE):
         find_variant(str(name))
     run = _Run(config, read_system())

@@ -71,12 +71,6 @@ class Host:
             if not opened:
                 raise ArtifactError("; ".join(each.why for each in self.absent))
             for peer in self._peers(contest, opened):
-                if contest.card.batch > 1:
-                    why = (
-                        "peers take one frame at a time: measure them beside an artifact that does"
-                    )
-                    self.note_absent(contest, peer.runner, why)
-                    continue
                 asked_for = peer.asked_for and PEERS[peer.peer].by_name_only
                 self._open_or_note(contest, peer, asked_for, stack, opened)
             yield opened

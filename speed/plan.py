@@ -103,8 +103,11 @@ class PeerEntry:
         fit = self.contest.card.fit
         with as_artifact_error(kind.title):
             if issubclass(kind, PlainExport) and kind is not OriginalFile:
-                kind = kind.of(source, size)
-            peer = kind(network, size, weights, macs, frames, on, threads, source.trained, fit)
+                kind = kind.of(source, size, self.contest.card.batch)
+            peer = kind(
+                network, size, weights, macs, frames, on, threads, source.trained, fit,
+                self.contest.card.batch,
+            )  # fmt: skip
             peer.frame_to_labels()
         if on == "cpu" and kind is Eager and not watch.noise().quiet:
             peer.keep_faster_thread_count()
@@ -241,6 +244,11 @@ class _Planner:
                 f"{path.name} takes {known} only, as exported: leave the size "
                 f"out, or name {card.model} instead to have it exported at other sizes"
             )
+        if config.batch not in (None, card.batch):
+            raise UsageError(
+                f"{path.name} takes {card.batch} at once, as exported: leave --batch out, or name "
+                f"{card.model} instead to have it exported for {config.batch}"
+            )
         ways = [
             (backend, hint)
             for backend, graph, hint in self._ways(self._able(path), card.precision)
@@ -271,7 +279,9 @@ class _Planner:
         for size in dict.fromkeys(config.sizes or [model.trained_size]):
             for graph, ways in self._by_graph().items():
                 backends = list(dict.fromkeys(backend for backend, _ in ways))
-                paths = cached_export(model, size, backends, graph, self.progress, config.calib)
+                paths = cached_export(
+                    model, size, backends, graph, self.progress, config.calib, config.batch or 1
+                )
                 for backend, hint in ways:
                     yield Entry(paths[backend], backend, hint, bool(config.backends))
 

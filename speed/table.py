@@ -86,6 +86,7 @@ def measure(
     Returns:
         The file.
     """
+    config.refuse_batch("the table")
     here = read_system()
     key = cell_key(config, here)
     # In the cache and not beside the table: cells are of this machine, the table is committed.

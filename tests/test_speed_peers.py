@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from types import ModuleType, SimpleNamespace
 
+import onnx
 import pytest
 import torch
 from rtseg.data.scenes import scenes
-from rtseg.errors import ArtifactError, MissingPackage
+from rtseg.errors import ArtifactError, MissingPackage, UsageError
+from rtseg.runtime import load
 from rtseg.speed import baselines as peers
 from rtseg.speed.baselines import PEERS, check_peers, choose_peers, peer_class
+from rtseg.speed.config import BenchConfig
 from speed_parts import SIZE, planned
 
 
@@ -41,6 +44,45 @@ def test_a_peer_gives_eager_s_labels(contest, name):
     assert peer.subject.runner != eager.subject.runner
 
 
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory):
+    """csfcn_nano for three frames at once, exported as `--batch` asks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        (found,), _ = planned(["csfcn_nano"], [SIZE], ["onnxruntime"], batch=3)
+        yield found
+
+
+def test_a_batch_that_is_asked_for_is_exported_and_cached(batched):
+    (entry,) = batched.entries
+    assert entry.path.stem.endswith("_b3")
+    assert batched.card.batch == 3
+    with pytest.raises(UsageError, match="takes 3 at once, as exported: leave --batch out"):
+        planned([entry.path], batch=2)
+    with pytest.raises(UsageError, match="the frontier compares networks on single frames"):
+        BenchConfig(["csfcn_nano"], batch=2).refuse_batch("the frontier")
+
+
+@pytest.mark.parametrize("name", ["eager", "onnxruntime", "openvino"])
+def test_peers_take_a_batch(batched, name):
+    """A batch's labels are those of each frame alone, in its place."""
+    pytest.importorskip(PEERS[name].package)
+    frames = scenes(3, (90, 150))
+    with load(batched.entries[0].path, "onnxruntime", "cpu") as segment:
+        expected = segment(frames)
+    peer = batched.peer(name, "cpu").open(frames, 1, None)
+    assert peer.subject.batch == 3
+    # The first call, as it is made, took all three.
+    found = peer.frame_to_labels()
+    assert [labels.shape for labels in found] == [(90, 150)] * 3
+    for labels, own in zip(found, expected, strict=True):
+        assert (labels == own).mean() > 0.995
+    assert (found[0] != found[1]).any()
+    peer.take_noise()
+    assert tuple(peer.queued(1).shape) == (3, *SIZE)
+    peer.staged()
+
+
 @pytest.mark.slow
 def test_torch_compile_gives_eager_s_labels(contest):
     frames = scenes(1, SIZE)
@@ -61,7 +103,7 @@ def test_the_papers_protocol_times_pixels_to_labels(contest, monkeypatch):
         )
     labels = eager.queued(2)
     assert steps == ["_normalized", "_compute", "_labels"] * 2
-    assert tuple(labels.shape) == SIZE
+    assert tuple(labels.shape) == (1, *SIZE)
 
 
 def test_an_unknown_peer_is_told_the_others():
@@ -125,6 +167,8 @@ def test_plain_tensorrt_builds_of_a_naive_export_and_binds_what_lies_there(conte
     peer.torch, peer.size, peer.trt = torch, SIZE, trt
     log = make_log(trt, "error")
     assert len(peer._build(log)) > 10_000
+    image = onnx.load(kind.plain).graph.input[0].type.tensor_type
+    assert image.elem_type == onnx.TensorProto.FLOAT16, "what `_normalized` gives"
     assert log.errors == []
 
     class Context(dict):
@@ -137,7 +181,7 @@ def test_plain_tensorrt_builds_of_a_naive_export_and_binds_what_lies_there(conte
     peer.mean, peer.std = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
     stream = SimpleNamespace(cuda_stream=7)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    image = peer._normalized(torch.zeros((*SIZE, 3), dtype=torch.uint8))
+    image = peer._normalized(torch.zeros((1, *SIZE, 3), dtype=torch.uint8))
     assert image.dtype is torch.float16
     labels = peer._compute(image)
     assert peer.model == {"image": image.data_ptr(), "labels": labels.data_ptr()}
