@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import glob
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -196,9 +197,14 @@ def companions(path: Path) -> list[Path]:
     """The files that are read with an artifact by their names, as far as they are there."""
     if path.suffix in (".onnx", ".safetensors"):
         return []
-    names = [path.name + end for end in (".json", ".reference.npz", ".labels.npz")]
-    if path.suffix == ".xml":
-        names.append(path.with_suffix(".bin").name)
+    names = [
+        path.name + ".json",
+        *([path.with_suffix(".bin").name] if path.suffix == ".xml" else []),
+    ]
+    # Of an engine for several sizes one a size.
+    ends = ("reference.npz", "labels.npz")
+    beside = sorted(path.parent.glob(glob.escape(path.name) + ".*"))
+    names += [each.name for each in beside if each.name.endswith(ends)]
     return [each for name in names if (each := path.with_name(name)).is_file()]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from ..errors import ArtifactError, MissingPackage
 from ..runtime.artifact import Card, Enlargement
 from ..runtime.backends.argmax_kernel import COARSE, LABELS, Call, KernelFile, runs_on
 from .graph import find_coarse, rename
+from .several_sizes import Size, merge_sizes
 
 if TYPE_CHECKING:
     from ..runtime.argmax_triton import Launch
@@ -54,19 +55,32 @@ class CutGraph:
 
 
 def cut_before_labels(
-    graph: Path, card: Card
-) -> tuple[Path, Card, Callable[[Sequence[str]], bytes]]:
-    """(the graph cut before its last upsampling, written beside it; that one's card; what makes
-    the kernel file for compute capabilities). Raises as `cut` and `compile_kernel`."""
-    ending = cut(onnx.load(graph))
-    coarse = graph.with_name(f"coarse-{graph.name}")
-    write_atomically(coarse, ending.graph.SerializeToString())
-    card = card.model_copy(update={"outputs": (COARSE,), "enlarge": ending.enlarge})
+    graphs: Mapping[Size, onnx.ModelProto], card: Card, path: Path
+) -> tuple[Card, Callable[[Sequence[str]], dict[Size, bytes]]]:
+    """Write a graph cut before its last upsampling to `path`.
 
-    def kernel(compute_capabilities: Sequence[str]) -> bytes:
-        return compile_kernel(ending, card.size, compute_capabilities).to_bytes()
+    Args:
+        graphs: the whole graph, of several sizes that of each.
+        card: of it.
+        path: file to write.
 
-    return coarse, card, kernel
+    Returns:
+        The cut graph's card, and what makes the kernel files, by size, for compute capabilities.
+        Raises as `cut` and `compile_kernel`.
+    """
+    endings = {size: cut(graph) for size, graph in graphs.items()}
+    first, *others = endings.values()
+    whole = merge_sizes([e.graph for e in (first, *others)], card.sizes) if others else first.graph
+    write_atomically(path, whole.SerializeToString())
+    card = card.model_copy(update={"outputs": (COARSE,), "enlarge": first.enlarge})
+
+    def kernels(compute_capabilities: Sequence[str]) -> dict[Size, bytes]:
+        return {
+            size: compile_kernel(ending, size, compute_capabilities).to_bytes()
+            for size, ending in endings.items()
+        }
+
+    return card, kernels
 
 
 def cut(graph: onnx.ModelProto) -> CutGraph:

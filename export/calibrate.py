@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -192,6 +192,12 @@ def measure_ranges(
         for images in stack_batches(frames, find_batch(model)):
             calibrator.collect_data(_SingleRun(images))
         return calibrator.compute_data()
+
+
+def as_spans(ranges: Mapping[str, float]) -> TensorsData:
+    """Largest magnitudes by the name of the tensor, as the quantizer takes them."""
+    pairs = {name: (np.float32(-most), np.float32(most)) for name, most in ranges.items()}
+    return TensorsData(CalibrationMethod.MinMax, pairs)
 
 
 class _SingleRun(quantization.CalibrationDataReader):  # type: ignore[misc]

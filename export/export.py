@@ -100,8 +100,8 @@ def export(
             and why.
         batch: how many frames a file takes at once, each in a slot of its own, for as many cameras;
             proven with another frame in every slot.
-        one_file: one file for all sizes, the first of which it runs at unless it is loaded for
-            another; each is proven. By default a file a size.
+        one_file: one file for all sizes, each proven; see `load` for which one a frame runs at. By
+            default a file a size.
         weights: of a variant that is named, as `load_model` takes them.
         classes: of a network, as `load_model` takes them.
         out: folder for the artifacts.
@@ -152,14 +152,12 @@ def export(
     _check(model, sizes, targets, precision, output)
     if precision == AUTO and TRITON in wanted:
         raise ExportError("a model for Triton runs on another machine: name its precision")
-    if precision == AUTO and one_file:
-        raise ExportError("the fastest form is chosen for one size: name its precision")
     if precision == "fp8":
         _check_fp8([*compute_capability, *([gpu] if gpu else [])])
     _check_batch(batch)
     if one_file:
         converts = input != "bgr" or camera_size is not None
-        _check_one_file(sizes, precision, label_kernel, TRITON in wanted, converts)
+        _check_one_file(sizes, TRITON in wanted, converts)
     check_fit(fit or model.fit)
     for each in [camera_size] if camera_size else sizes:
         check_format(input, each)
@@ -187,7 +185,7 @@ def export(
             model, sizes, targets, out, progress, batch=batch, output=output, fit=fit, input=input,
             camera_size=camera_size, frames=frames, labels=labels, proof_frames=proof_frames,
             compute_capability=compute_capability, gpu=gpu, label_kernel=label_kernel,
-            builder=builder, log=log,
+            builder=builder, log=log, one_file=one_file,
         )  # fmt: skip
     artifacts: list[Artifact] = []
     sizes = list(dict.fromkeys(sizes))
@@ -309,15 +307,11 @@ def _check_batch(batch: int) -> None:
         )
 
 
-def _check_one_file(
-    sizes: Sequence[Size], precision: str, label_kernel: bool, triton: bool, camera: bool
-) -> None:
+def _check_one_file(sizes: Sequence[Size], triton: bool, camera: bool) -> None:
     if len(set(sizes)) > MOST_SIZES:
         raise ExportError(f"one file takes up to {MOST_SIZES} sizes, not {len(set(sizes))}")
     for wrong, what in (
-        (precision in ROUNDED, f"{precision} is calibrated at one size"),
-        (label_kernel, "a label kernel is compiled for one size"),
-        (triton, "Triton's configuration names one size"),
+        (triton, "Triton would take frames of any size, and such a file is right at its own only"),
         (camera, "a conversion from a camera's format or size is of one size"),
     ):
         if wrong and len(set(sizes)) > 1:

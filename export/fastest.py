@@ -14,7 +14,7 @@ from ..data.files import scratch_folder
 from ..errors import ProofError
 from ..models.loading import Model
 from ..reporting import Progress
-from ..runtime import Segmenter, load
+from ..runtime import Segmenter, load, read_card
 from .artifacts import Artifact, publish, write_report
 from .export import Size, export
 from .reference import read_shipped_frames
@@ -85,9 +85,12 @@ def export_fastest(
     out: Path,
     progress: Progress,
     label_kernel: bool = False,
+    one_file: bool = False,
     **options: Any,
 ) -> list[Artifact]:
     """Export in each precision worth trying, and keep the fastest that passes its proof.
+
+    One file for several sizes has one precision: the one that is fastest over a frame of each.
 
     Args:
         model: with its weights.
@@ -96,6 +99,7 @@ def export_fastest(
         out: folder for the artifacts; only what was chosen comes there.
         progress: as of `export`.
         label_kernel: as of `export`; for the engines alone.
+        one_file: as of `export`.
         **options: of `export`.
 
     Raises:
@@ -104,7 +108,7 @@ def export_fastest(
     several = _find_choices(model, targets)
     for line in announce(model, targets):
         log.info(line)
-    options["progress"] = progress
+    options |= {"progress": progress, "one_file": one_file}
     made: list[Artifact] = []
     for precision in ("fp32", "fp16"):  # no choice: one export, whose targets share its graph
         if single := [t for t in targets if list_candidates(model, t) == [precision]]:
@@ -113,8 +117,9 @@ def export_fastest(
                 model, sizes, single, precision, out=out, label_kernel=kernel, **options
             ):
                 made.append(replace(each, chosen=_explain(each, precision, {}, {})))
-    for size in dict.fromkeys(sizes):
-        made += [_keep_fastest(model, size, t, several[t], out, options) for t in several]
+    sizes = list(dict.fromkeys(sizes))
+    for group in [sizes] if one_file else [[size] for size in sizes]:
+        made += [_keep_fastest(model, group, t, several[t], out, options) for t in several]
     made.sort(key=lambda a: (list(sizes).index(a.card.size), list(targets).index(a.target)))
     write_report(out, made)
     return made
@@ -122,7 +127,7 @@ def export_fastest(
 
 def _keep_fastest(
     model: Model,
-    size: Size,
+    sizes: Sequence[Size],
     target: str,
     candidates: Sequence[str],
     out: Path,
@@ -134,12 +139,12 @@ def _keep_fastest(
     with scratch_folder(out, "fastest") as folder:
         for precision in candidates:
             try:
-                made[precision] = export(model, size, target, precision, out=folder, **options)[0]
+                made[precision] = export(model, sizes, target, precision, out=folder, **options)[0]
             except ProofError as error:
                 refused[precision] = str(error)
                 if precision == candidates[-1]:
                     # Once more, for its error: what failed stays in `out`, where that says it is.
-                    export(model, size, target, precision, out=out, **options)
+                    export(model, sizes, target, precision, out=out, **options)
         times_ms = _race({name: artifact.path for name, artifact in made.items()})
         best = min(made, key=lambda name: times_ms.get(name, 0.0))
         chosen = _explain(made[best], best, times_ms, refused)
@@ -161,7 +166,8 @@ def _explain(
 
 
 def _race(paths: Mapping[str, Path]) -> dict[str, float]:
-    """Milliseconds a frame of each, from frame to labels; {} where there is nothing to compare.
+    """Milliseconds a frame of each, from frame to labels, of several sizes one of each; {} where
+    there is nothing to compare.
 
     In turns, and the fastest of each counts: what else the machine does meets all of them.
     """
@@ -169,15 +175,18 @@ def _race(paths: Mapping[str, Path]) -> dict[str, float]:
         return {}
     frame = read_shipped_frames().frames[0][1]
     with ExitStack() as opened:
-        runners: dict[str, Segmenter] = {
-            name: opened.enter_context(load(path)) for name, path in paths.items()
+        runners: dict[tuple[str, Size], Segmenter] = {
+            (name, size): opened.enter_context(load(path, size=size))
+            for name, path in paths.items()
+            for size in read_card(path).all_sizes
         }
-        taken: dict[str, list[float]] = {name: [] for name in runners}
+        taken: dict[tuple[str, Size], list[float]] = {key: [] for key in runners}
         # One frame for all: what they take differs in nothing but their precision.
         given = next(iter(runners.values())).card.encode(frame)
         for _ in range(WARM_UP + ROUNDS):
-            for name, runner in runners.items():
+            for key, runner in runners.items():
                 begun = time.perf_counter()
                 runner(given)
-                taken[name].append(time.perf_counter() - begun)
-    return {name: 1000 * min(times[WARM_UP:]) for name, times in taken.items()}
+                taken[key].append(time.perf_counter() - begun)
+    best = {key: 1000 * min(times[WARM_UP:]) for key, times in taken.items()}
+    return {name: sum(ms for (of, _), ms in best.items() if of == name) for name in paths}

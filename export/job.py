@@ -64,6 +64,7 @@ class ExportJob:
         self.stem += f"_from_{text_of(card.camera_size)}" if card.camera_size else ""
         self.tell: Progress = lambda line, share: progress(f"{self.stem}: {line}", share)
         self.graph: onnx.ModelProto | None = None
+        self.graphs: dict[Size, onnx.ModelProto] = {}  # that it was made of, by size
         self.faults: list[str] = []  # of the graph, whatever file it is written to
         self.costs: tuple[LayerCost, ...] = ()
         told: list[str] = []
@@ -93,14 +94,15 @@ class ExportJob:
         """Write the typed graph; a rounded one leaves its facts in the card."""
         self.step("ONNX graph")
         card = self.card
-        if picked is None:
-            graphs = [
-                to_onnx(self.network, size, card.precision, card.outputs, card.batch)
-                for size in card.all_sizes
-            ]
-            self.graph = merge_sizes(graphs, card.sizes) if card.sizes else graphs[0]
-        else:
-            self.graph = self._quantize(picked)
+        # int8 from float32: float16's own rounding would be charged to it.
+        kind = "fp32" if picked is not None else card.precision
+        graphs = [
+            to_onnx(self.network, size, kind, card.outputs, card.batch) for size in card.all_sizes
+        ]
+        if picked is not None:
+            graphs = self._quantize(graphs, picked)
+        self.graphs = dict(zip(card.all_sizes, graphs, strict=True))
+        self.graph = merge_sizes(graphs, card.sizes) if card.sizes else graphs[0]
         # protobuf would fail while it writes, with a message that names neither file nor limit.
         if self.graph.ByteSize() >= ONNX_LIMIT:
             raise ExportError(f"{self.stem} is above 2 GB, more than one ONNX file holds")
@@ -123,20 +125,23 @@ class ExportJob:
     def _graph_path(self) -> Path:
         return self.folder / "graph.onnx"
 
-    def _quantize(self, picked: CalibrationFrames | StoredRanges) -> onnx.ModelProto:
-        from .quantize import quantize, quantize_by_stored_ranges
+    def _quantize(
+        self, graphs: list[onnx.ModelProto], picked: CalibrationFrames | StoredRanges
+    ) -> list[onnx.ModelProto]:
+        from .quantize import SizedGraph, quantize, quantize_by_stored_ranges
 
-        # From float32: float16's own rounding would be charged to int8.
-        card = self.card
-        plain = to_onnx(self.network, card.size, "fp32", card.outputs, card.batch)
+        sizes = [
+            SizedGraph(graph, self.card.at(size), self.answers[size])
+            for graph, size in zip(graphs, self.card.all_sizes, strict=True)
+        ]
         if isinstance(picked, StoredRanges):
-            made = quantize_by_stored_ranges(plain, card, picked, self.expected, self.tell)
+            made = quantize_by_stored_ranges(sizes, picked, self.tell)
         else:
-            made = quantize(plain, card, picked, self.expected, self.tell)
-            self.warnings += tuple(compare_calibration(card, picked, self.expected))
-        self.card = self.card.model_copy(update={card.precision: made.facts})
+            made = quantize(sizes, picked, self.tell)
+            self.warnings += tuple(compare_calibration(self.card, picked, self.expected))
+        self.card = self.card.model_copy(update={self.card.precision: made.facts})
         self.costs = made.costs
-        return made.graph
+        return list(made.graphs)
 
     def make_file(self, target: str) -> Artifact:
         """Write the artifact for a target without a compiler of its own, prove it, and write it
@@ -216,7 +221,11 @@ class ExportJob:
 
             path = path.with_stem(f"{self.stem}_kernel")
             # Each file's name says it: such an engine needs the kernel file beside it.
-            graph, card, kernel = cut_before_labels(graph, card)
+            assert self.graph is not None
+            graph = self.folder / "coarse.onnx"
+            # Converted from a camera's format, the graph has one size.
+            graphs = self.graphs if card.sizes else {card.size: self.graph}
+            card, kernel = cut_before_labels(graphs, card, graph)
         references = {size: expected.reference for size, expected in self.asked.items()}
         built = build_engine(
             graph, path, card, references=references, label_kernel=kernel, **options

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -23,7 +24,8 @@ from ..models.onnx_graph import KINDS
 from ..reporting import Progress
 from ..runtime.artifact import Card, Int8Facts
 from . import parity, sensitivity
-from .calibrate import CalibrationFrames, measure_ranges, silence_quantizer
+from .calibrate import CalibrationFrames, as_spans, measure_ranges, silence_quantizer
+from .conditions import text_of
 from .float8 import to_float8
 from .graph import Layer, count_macs, find_layers
 from .reference import ReferenceOutputs
@@ -55,76 +57,106 @@ class LayerFacts(TypedDict):
 
 
 @dataclass(frozen=True)
-class QuantizedGraph:
-    """An int8 or fp8 graph, what its card says of it, what each layer costs, and the largest
-    magnitude of each tensor that was measured, by its name."""
+class SizedGraph:
+    """The float32 graph of the whole job at one size, with its card, and the float32 network's
+    answers on frames that calibration does not see."""
 
     graph: onnx.ModelProto
+    card: Card
+    expected: ReferenceOutputs
+
+    def round(self, layers: Iterable[Layer], ranges: Mapping[str, float]) -> onnx.ModelProto:
+        """The graph with these layers rounded, known by name, whatever size they are of."""
+        wanted = {layer.name for layer in layers}
+        nodes = [layer.node for layer in find_layers(self.graph) if layer.name in wanted]
+        return _round(self.graph, nodes, as_spans(ranges), self.card)
+
+    def prove(self, rounded: onnx.ModelProto, progress: Progress) -> parity.ParityResult:
+        return parity.prove_graph(rounded, self.card, self.expected, progress)
+
+
+@dataclass(frozen=True)
+class QuantizedGraphs:
+    """The int8 or fp8 graph of each size, what the card says of them, what each layer costs, and
+    the largest magnitude of each tensor that was measured, by its name."""
+
+    graphs: Sequence[onnx.ModelProto]
     facts: Int8Facts
     costs: tuple[sensitivity.LayerCost, ...]
     ranges: dict[str, float]
 
 
 def quantize(
-    graph: onnx.ModelProto,
-    card: Card,
+    sizes: Sequence[SizedGraph],
     calibration: CalibrationFrames,
-    expected: ReferenceOutputs,
     progress: Progress = lambda step, share: None,
-) -> QuantizedGraph:
+) -> QuantizedGraphs:
     """The int8 or fp8 form of a float32 graph, with as few layers in float as hold its bar.
 
+    Of several sizes, ranges are the widest of all, the layers the same at each, and the bar holds
+    at each.
+
     Args:
-        graph: of the whole job, in float32.
-        card: of what it becomes.
+        sizes: one network's graph at each size, one or several; which layers are tried first is
+            measured at the first.
         calibration: frames of any size, and the method.
-        expected: the float32 network's answers on frames that calibration does not see.
         progress: called with what is being done and the share of it that is done, 0..1.
 
     Raises:
         QuantizeError: the bar does not hold while layers with half of the multiply-adds are
             rounded.
     """
-    plain = infer_shapes(graph)
-    found = find_layers(plain)
+    plains = [replace(each, graph=infer_shapes(each.graph)) for each in sizes]
+    first, card = plains[0], plains[0].card
+    found = find_layers(first.graph)
     if not found:
         raise QuantizeError(f"{card.model} has no layer that {card.precision} could hold")
-    progress(f"calibration ({calibration.method}) on {len(calibration.used)} frames", 0.0)
-    # Fitted as the runtime will, black bars included: ranges are of what the network reads.
-    frames = [fit_frame(frame, card.size, card.fit) for _, frame in calibration.used]
-    spans = measure_ranges(plain, KINDS, frames, calibration.method)
+    ranges: dict[str, float] = {}
+    for plain in plains:
+        what = f"calibration ({calibration.method}) on {len(calibration.used)} frames"
+        progress(f"{what}, {text_of(plain.card.size)}" if len(plains) > 1 else what, 0.0)
+        # Fitted as the runtime will, black bars included: ranges are of what the network reads.
+        frames = [fit_frame(frame, plain.card.size, card.fit) for _, frame in calibration.used]
+        for name, span in measure_ranges(plain.graph, KINDS, frames, calibration.method).items():
+            # Of shape () or (1,), by the method.
+            ranges[name] = max(ranges.get(name, 0.0), float(np.max(span.range_value[1])))
 
-    graph, kept, costs = _search(plain, found, spans, expected, card, progress)
+    graphs, kept, costs = _search(plains, found, ranges, progress)
     facts = Int8Facts(
         method=calibration.method,
         frames=len(calibration.used),
-        held_out=len(expected.reference.frames),
-        **_describe_layers(plain, found, kept),
+        held_out=len(first.expected.reference.frames),
+        **_describe_layers(first.graph, found, kept),
     )
-    _finish(graph, card)
-    # Of shape () or (1,), by the method.
-    ranges = {name: float(np.max(span.range_value[1])) for name, span in spans.items()}
-    return QuantizedGraph(graph, facts, sensitivity.mark_excluded(costs, facts.excluded), ranges)
+    _finish(graphs, card)
+    return QuantizedGraphs(graphs, facts, sensitivity.mark_excluded(costs, facts.excluded), ranges)
 
 
 def _search(
-    plain: onnx.ModelProto,
+    plains: Sequence[SizedGraph],
     found: list[Layer],
-    spans: TensorsData,
-    expected: ReferenceOutputs,
-    card: Card,
+    ranges: Mapping[str, float],
     progress: Progress,
-) -> tuple[onnx.ModelProto, list[Layer], list[sensitivity.LayerCost]]:
-    """(the graph with as few layers in float as hold the bar, those that are not, all costs)."""
+) -> tuple[list[onnx.ModelProto], list[Layer], list[sensitivity.LayerCost]]:
+    """(the graphs with as few layers in float as hold the bar, those that are not, all costs)."""
+    first = plains[0]
 
-    def build(chosen: Iterable[Layer]) -> onnx.ModelProto:
-        return _round(plain, [layer.node for layer in chosen], spans, card)
+    def build(chosen: Iterable[Layer]) -> list[onnx.ModelProto]:
+        layers = list(chosen)
+        return [plain.round(layers, ranges) for plain in plains]
 
     progress(f"sensitivity of {len(found)} layers", 0.0)
-    costs = sensitivity.measure_costs(plain, build, found, expected, card)
+    costs = sensitivity.measure_costs(
+        first.graph,
+        lambda chosen: first.round(chosen, ranges),
+        found,
+        first.expected,
+        first.card,
+    )
     order = [cost.layer for cost in costs]
     worst_first = sorted(found, key=lambda layer: order.index(layer.name))
-    return *_hold_the_bar(build, worst_first, expected, card, progress), costs
+    prove = partial(_prove_all, plains)
+    return *_hold_the_bar(build, prove, worst_first, first.card, progress), costs
 
 
 def _round(
@@ -135,38 +167,46 @@ def _round(
     return to_float8(made, plain) if card.precision == "fp8" and nodes else made
 
 
-def _finish(graph: onnx.ModelProto, card: Card) -> None:
+def _finish(graphs: Sequence[onnx.ModelProto], card: Card) -> None:
     # TensorRT looks for fp8's rounding right before the layer that reads it.
-    if card.precision == "int8":
+    for graph in graphs if card.precision == "int8" else ():
         move_rounding_before_pools(graph)
 
 
+def _prove_all(
+    plains: Sequence[SizedGraph], graphs: Sequence[onnx.ModelProto], progress: Progress
+) -> parity.ParityResult:
+    """The first result that failed, else the last."""
+    for plain, graph in zip(plains, graphs, strict=True):
+        result = plain.prove(graph, progress)
+        if not result.passed:
+            break
+    return result
+
+
 def quantize_by_stored_ranges(
-    graph: onnx.ModelProto,
-    card: Card,
+    sizes: Sequence[SizedGraph],
     stored: StoredRanges,
-    expected: ReferenceOutputs,
     progress: Progress = lambda step, share: None,
-) -> QuantizedGraph:
+) -> QuantizedGraphs:
     """The int8 or fp8 form of a float32 graph by the ranges that ship with its weights.
 
-    For int8 nothing is searched for: it takes one proof, where `quantize` takes dozens. Which
-    layers stay in float for fp8 is not stored, and is searched for.
+    For int8 nothing is searched for: it takes one proof a size, where `quantize` takes dozens.
+    Which layers stay in float for fp8 is not stored, and is searched for.
 
     Args:
-        graph: of the whole job, in float32.
-        card: of what it becomes.
+        sizes: the graph at each size, one or several.
         stored: ranges, and the layers that stay in float.
-        expected: the float32 network's answers on frames to prove it on.
         progress: called with what is being done and the share of it that is done, 0..1.
 
     Raises:
         QuantizeError: the ranges are of other layers, or the bar does not hold with them.
     """
-    plain = infer_shapes(graph)
-    found = find_layers(plain)
+    plains = [replace(each, graph=infer_shapes(each.graph)) for each in sizes]
+    first, card = plains[0], plains[0].card
+    found = find_layers(first.graph)
     kept = [layer for layer in found if layer.name not in stored.in_float]
-    makers = {node.name: node for node in plain.graph.node}
+    makers = {node.name: node for node in first.graph.graph.node}
     values = {makers[layer.node].input[0] for layer in kept}
     if unknown := sorted(values - stored.ranges.keys()):
         raise QuantizeError(
@@ -175,33 +215,28 @@ def quantize_by_stored_ranges(
         )
     costs: list[sensitivity.LayerCost] = []
     if card.precision == "fp8":
-        spans = stored.spans()
         known = [layer for layer in found if makers[layer.node].input[0] in stored.ranges]
-        made, kept, costs = _search(plain, known, spans, expected, card, progress)
-        stored = replace(stored, in_float=tuple(each.name for each in found if each not in kept))
+        graphs, kept, costs = _search(plains, known, stored.ranges, progress)
     else:
-        made = _round(plain, [layer.node for layer in kept], stored.spans(), card)
-    result = parity.prove_graph(
-        made,
-        card,
-        expected,
-        lambda frame, share: progress(f"proof of {card.precision}, {frame}", share),
-    )
-    if not result.passed:
-        raise QuantizeError(
-            f"{card.precision} by the ranges that ship with {card.weights_from} falls below its "
-            f"bar at {card.size[0]}x{card.size[1]}: {'; '.join(result.faults)}"
+        graphs = [plain.round(kept, stored.ranges) for plain in plains]
+    for plain, made in zip(plains, graphs, strict=True):
+        result = plain.prove(
+            made, lambda frame, share: progress(f"proof of {card.precision}, {frame}", share)
         )
+        if not result.passed:
+            raise QuantizeError(
+                f"{card.precision} by the ranges that ship with {card.weights_from} falls below "
+                f"its bar at {text_of(plain.card.size)}: {'; '.join(result.faults)}"
+            )
     facts = Int8Facts(
         method=stored.method,
         frames=stored.frames,
-        held_out=len(expected.reference.frames),
-        **_describe_layers(plain, found, kept),
+        held_out=len(first.expected.reference.frames),
+        **_describe_layers(first.graph, found, kept),
     )
-    _finish(made, card)
-    return QuantizedGraph(
-        made, facts, sensitivity.mark_excluded(costs, facts.excluded), stored.ranges
-    )
+    _finish(graphs, card)
+    marked = sensitivity.mark_excluded(costs, facts.excluded)
+    return QuantizedGraphs(graphs, facts, marked, stored.ranges)
 
 
 def _describe_layers(
@@ -319,27 +354,23 @@ def _clean(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _hold_the_bar(
-    build: Callable[[Iterable[Layer]], onnx.ModelProto],
+    build: Callable[[Iterable[Layer]], list[onnx.ModelProto]],
+    prove: Callable[[list[onnx.ModelProto], Progress], parity.ParityResult],
     worst_first: list[Layer],
-    expected: ReferenceOutputs,
     card: Card,
     progress: Progress,
-) -> tuple[onnx.ModelProto, list[Layer]]:
-    """The graph with the fewest of the worst layers in float that passes; found by doubling their
+) -> tuple[list[onnx.ModelProto], list[Layer]]:
+    """The graphs with the fewest of the worst layers in float that pass; found by doubling their
     number, then halving the gap."""
-    tried: dict[int, tuple[onnx.ModelProto, parity.ParityResult]] = {}
+    tried: dict[int, tuple[list[onnx.ModelProto], parity.ParityResult]] = {}
 
     def passes(count: int) -> bool:
         if count not in tried:
             what = f"proof with {count} of {len(worst_first)} layers in float"
             progress(what, 0.0)
-            graph = build(worst_first[count:])
-            tried[count] = (
-                graph,
-                parity.prove_graph(
-                    graph, card, expected, lambda frame, share: progress(f"{what}, {frame}", share)
-                ),
-            )
+            graphs = build(worst_first[count:])
+            result = prove(graphs, lambda frame, share: progress(f"{what}, {frame}", share))
+            tried[count] = graphs, result
         return tried[count][1].passed
 
     most = _most_left_out(worst_first)

@@ -174,11 +174,11 @@ class _Merger:
 
     def _open_sides(self) -> None:
         """Sides that differ between the sizes have names in place of numbers."""
-        named = {"frame": (1, 2), "labels": (1, 2), "logits": (2, 3)}
+        named = {"frame": (1, 2), "labels": (1, 2), "logits": (2, 3), "coarse": (2, 3)}
         for value in (*self.model.graph.input, *self.model.graph.output):
             for place, side in zip(named.get(value.name, ()), ("H", "W"), strict=False):
                 dim = value.type.tensor_type.shape.dim[place]
-                dim.dim_param = side if value.name != "logits" else side.lower()
+                dim.dim_param = side if value.name in ("frame", "labels") else side.lower()
 
     def _refusal(self, why: str) -> ExportError:
         sizes = " and ".join(map(text_of, self.sizes))

@@ -11,10 +11,6 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-from onnxruntime.quantization import CalibrationMethod
-from onnxruntime.quantization.calibrate import TensorsData
-
 from ..data.files import write_atomically
 from ..data.limits import read_json_object
 from ..errors import ExportError
@@ -46,11 +42,6 @@ class StoredRanges:
     source: str
     ranges: dict[str, float]
     in_float: tuple[str, ...]
-
-    def spans(self) -> TensorsData:
-        """The ranges as the quantizer takes them."""
-        pairs = {name: (np.float32(-most), np.float32(most)) for name, most in self.ranges.items()}
-        return TensorsData(CalibrationMethod.MinMax, pairs)
 
 
 def find_stored_ranges(model: Model) -> StoredRanges | None:

@@ -112,7 +112,7 @@ def build_engine(
     log_level: str = "warning",
     flavour: Flavour | None = None,
     references: Mapping[tuple[int, int], Reference] | None = None,
-    label_kernel: Callable[[Sequence[str]], bytes] | None = None,
+    label_kernel: Callable[[Sequence[str]], Mapping[tuple[int, int], bytes]] | None = None,
 ) -> BuiltEngine:
     """Build an engine from a typed ONNX graph, and write its log, reference and card beside it.
 
@@ -127,8 +127,8 @@ def build_engine(
         log_level: "verbose", "info", "warning" or "error".
         flavour: by default `tensorrt` where it is installed and finds a GPU, else `tensorrt_rtx`.
         references: by size, what the engine is proven against on the first machine that loads it.
-        label_kernel: gives the kernel file that makes labels of the engine's coarse logits, for
-            these compute capabilities.
+        label_kernel: gives the kernel files that make labels of the engine's coarse logits, by
+            size, for these compute capabilities.
 
     Raises:
         MissingPackage: no TensorRT package is installed.
@@ -153,7 +153,7 @@ def build_engine(
         capabilities = _configure(trt, config, package, compute_capabilities, options, card)
         core = options.dla
         dla = None if core is None else use_dla(trt, builder, network, config, core, card.precision)
-        kernel = label_kernel(capabilities) if label_kernel else None
+        kernels = label_kernel(capabilities) if label_kernel else {}
         plan = _build(trt, builder, network, config, log, package, log_path)
         if package.flavour == "tensorrt":
             _keep_timings(config, options.timing_cache or _timing_cache(package))
@@ -171,7 +171,7 @@ def build_engine(
         build_seconds=round(time.perf_counter() - began, 3),
         options=(options.asked() | (dla.facts() if dla else {})) or None,
     )
-    written = _write(target, plan, card, facts, references or {}, kernel)
+    written = _write(target, plan, card, facts, references or {}, kernels)
     warnings = tuple(find_unserved(package, capabilities, gpu, card.precision))
     if dla and dla.fallback:
         warnings = (*warnings, dla.describe())
@@ -458,23 +458,24 @@ def _write(
     card: Card,
     facts: EngineFacts,
     references: Mapping[tuple[int, int], Reference],
-    kernel: bytes | None,
+    kernels: Mapping[tuple[int, int], bytes],
 ) -> Card:
     """Write engine, what goes with it, and card, in this order: a reader that sees the card has
     them all."""
     card = card.model_copy(
         update={"proof": None, "tools": card.tools | {facts.flavour: facts.version}}
     )
-    beside = [reference_path(target, card.at(size)) for size in card.all_sizes]
+    sized = [card.at(size) for size in card.all_sizes]
+    beside = [place(target, each) for each in sized for place in (reference_path, kernel_path)]
     try:
         write_atomically(target, plan)
         files = [target]
         for size, reference in references.items():
             files.append(reference_path(target, card.at(size)))
             reference.save(files[-1])
-        if kernel is not None:
-            write_atomically(kernel_path(target), kernel)
-            files.append(kernel_path(target))
+        for size, kernel in kernels.items():
+            files.append(kernel_path(target, card.at(size)))
+            write_atomically(files[-1], kernel)
         # By blocks as well, so that all cores of a vehicle check a large engine at once.
         facts = facts.model_copy(update={"blocks": block_digests(target)})
         digests = {path.name: digest_of(path) for path in files}
@@ -482,7 +483,7 @@ def _write(
         write_atomically(sidecar(target), card.to_json().encode())
     # An interrupt too: an engine without its card must not be found later.
     except BaseException:
-        for path in (target, *beside, kernel_path(target), sidecar(target)):
+        for path in (target, *beside, sidecar(target)):
             path.unlink(missing_ok=True)
         raise
     return card

@@ -13,6 +13,7 @@ from ..data.files import copy_file, replace_folder, scratch_folder, write_atomic
 from ..errors import ArtifactError
 from ..runtime.artifact import Card, read_card, sidecar, verify_artifact
 from ..runtime.verify import is_proven_here
+from .conditions import text_of
 
 LABELS = "labels.txt"
 VERSION = "1"
@@ -89,8 +90,8 @@ def _check(artifact: Path, card: Card) -> None:
         )
     if card.sizes:
         raise ArtifactError(
-            f"{artifact.name} takes several sizes, and Triton's configuration names one: export a "
-            "file for each, without --one-file"
+            f"{artifact.name} is right at {' and '.join(map(text_of, card.sizes))} only, and "
+            "Triton would take frames of any size: export a file for each, without --one-file"
         )
     if card.engine is not None and card.engine.flavour == "tensorrt_rtx":
         raise ArtifactError(

@@ -306,6 +306,13 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def beside_engine(engine: Path, card: Card | None, what: str) -> Path:
+    """A file that goes with an engine; with one for several sizes one a size, that which `card` is
+    at."""
+    size = f"{card.size[0]}x{card.size[1]}." if card is not None and card.sizes else ""
+    return engine.with_name(f"{engine.name}.{size}{what}")
+
+
 def read_card(path: str | os.PathLike[str]) -> Card:
     """The card of an artifact, without loading the model.
 
@@ -418,7 +425,9 @@ def verify_artifact(path: str | os.PathLike[str], card: Card, but: Collection[st
             "exported under, or export it again"
         )
     needed = [path.with_suffix(".bin").name] if path.suffix == ".xml" else []
-    needed += [f"{path.name}.labels.npz"] if "coarse" in card.outputs else []
+    if "coarse" in card.outputs:
+        sizes = map(card.at, card.all_sizes)
+        needed += [beside_engine(path, each, "labels.npz").name for each in sizes]
     for name in needed:
         if name not in card.files:
             raise ArtifactError(f"the card of {path} names no digest of {name}: export it again")

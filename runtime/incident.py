@@ -184,6 +184,7 @@ def _open(
         )
         return None
     segment = opened.enter_context(load(path, known["backend"], known["device"]))
+    segment.picks_size = False  # as the drive has it
     then, now = _find_engine(level, facts), describe_backend(segment)
     if then and then != now:
         done.differences.append(f"{level} ran on {then}, runs on {now}")

@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, cycle, islice
+from itertools import chain, cycle, groupby, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,12 +35,19 @@ class Segmenter:
 
     Attributes:
         certifies: a drive asks it for `details` of each frame.
+        picks_size: of an artifact that takes several sizes: a frame of just one of them is run at
+            that one, see `at`; all others at `card.size`. `load` sets it, unless it is given a
+            size.
     """
 
     certifies = False
+    picks_size = False
 
     def __init__(self, backend: Backend):
         self._backend: Backend | None = backend
+        self._loaded: Segmenter | None = None  # of another size, which keeps this one; see `at`
+        self._others: dict[tuple[int, int], Segmenter] = {}
+        self._making = threading.Lock()  # of those, which no call of this size has to wait for
         self._lock = threading.Lock()
         self._process = os.getpid()
         self.card: Card = backend.card
@@ -84,7 +91,9 @@ class Segmenter:
         """Frames (H, W, 3), each of its own size -> the labels (H, W) of each, in one call of the
         network; otherwise as `segmenter(frames)`."""
         self._check_process()  # before the lock, which another thread may have held at the fork
-        card = self.card
+        chosen, card = self._pick(frames), self.card
+        if chosen is not self:
+            return chosen.label_each(frames)
         if not 1 <= len(frames) <= card.batch:
             raise UsageError(
                 f"this artifact takes {card.batch} frame{'s' if card.batch > 1 else ''} at a time, "
@@ -121,7 +130,7 @@ class Segmenter:
         if in_flight < 1:
             raise UsageError(f"{in_flight} frames in flight are none: give 1, or 2 to overlap")
         self._check_process()
-        return self._stream(iter(frames), in_flight)
+        return (self._stream_by_size if self.picks_size else self._stream)(iter(frames), in_flight)
 
     def prepare_stream(self, in_flight: int = IN_FLIGHT) -> int:
         """Make the buffers of a `stream` ahead of it, which takes as long as loading the network.
@@ -132,6 +141,12 @@ class Segmenter:
         lanes = self._take_lanes(in_flight) if in_flight > 1 else []
         self._end_lanes(lanes, idle=True)
         return max(1, len(lanes))
+
+    def _stream_by_size(
+        self, frames: Iterator[NDArray[np.generic]], in_flight: int
+    ) -> Iterator[NDArray[np.uint8]]:
+        for chosen, alike in groupby(frames, lambda frame: self._pick([frame])):
+            yield from chosen._stream(alike, in_flight)
 
     def _stream(
         self, frames: Iterator[NDArray[np.generic]], in_flight: int
@@ -239,6 +254,8 @@ class Segmenter:
             where this file, backend or device cannot say that, `why` does.
         """
         self._check_process()
+        if (chosen := self._pick([frame])) is not self:
+            return chosen.details(frame)
         card = self.card
         fitted, size = self._fit(frame)
         with self._lock:
@@ -302,8 +319,38 @@ class Segmenter:
             UsageError: if the frame is elsewhere, or of another type, shape or layout.
         """
         self._check_process()
-        with self._lock:
-            return self.backend.label_on_device(frame)
+        chosen = self._pick([frame])
+        with chosen._lock:
+            return chosen.backend.label_on_device(frame)
+
+    def at(self, size: tuple[int, int]) -> Segmenter:
+        """This artifact for frames of another of its sizes, (height, width).
+
+        Weights are shared in TensorRT; elsewhere it is another model of the same file, as fast as
+        one that is loaded for this size alone. It takes calls beside this one, each size its own
+        thread. Made once, at the first call, and closed with the Segmenter that was loaded.
+
+        Raises:
+            ArtifactError: the artifact does not take that size, or is not right at it here.
+        """
+        loaded = self._loaded or self
+        loaded._check_process()
+        if size == loaded.card.size:
+            return loaded
+        loaded.card.at(size)  # refused before anything is made
+        with loaded._making:
+            kept = loaded._others.get(size)
+            if kept is None or kept._backend is None:
+                kept = loaded._others[size] = Segmenter(loaded.backend.at(size))
+                kept._loaded = loaded
+            return kept
+
+    def _pick(self, frames: Sequence[object]) -> Segmenter:
+        """The one of the frames' size, if all have the same and the artifact takes that."""
+        shapes = {tuple(getattr(frame, "shape", ())) for frame in frames if self.picks_size}
+        sizes = {shape[:2] if len(shape) == 2 else shape[-3:-1] for shape in shapes}
+        known = [size for size in self.card.sizes if {size} == sizes] if sizes else []
+        return self.at(known[0]) if known else self
 
     def stream_pictures(self, pictures: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
         """Labels of pictures one after another: as `label_picture` gives them, in a `stream`."""
@@ -339,6 +386,9 @@ class Segmenter:
             raise BackendError("this Segmenter was loaded before a fork: load it in each process")
 
     def close(self) -> None:
+        with self._making:
+            while self._others:  # first: they share what this one has
+                self._others.popitem()[1].close()
         with self._lock:
             backend, self._backend = self._backend, None
             for lane in chain.from_iterable(self._lanes):
@@ -371,9 +421,10 @@ def load(
     """The Segmenter of an artifact: `.engine`, `.onnx`, `.xml` (OpenVINO) or `.safetensors`.
 
     backend: "tensorrt", "onnxruntime", "openvino" or "torch"; by default what the file and this
-    machine suggest. device: "cpu" or "cuda[:N]". size: (height, width), which of the sizes of an
-    artifact that takes several; by default the first that it was exported at. options: as the
-    backend's class takes them, such as `threads`.
+    machine suggest. device: "cpu" or "cuda[:N]". size: (height, width), the one that every frame
+    is brought to, of an artifact that takes several; by default each frame of one of its sizes is
+    run at that, and every other at the first that it was exported at. options: as the backend's
+    class takes them, such as `threads`.
 
     Raises ArtifactError if the file is damaged, was changed since it was exported, or cannot run
     here; its message says what to do.
@@ -389,7 +440,9 @@ def load(
     # The backend holds what it reads itself against this card: the file may be swapped meanwhile.
     own = {"", path.name, path.with_suffix(".bin").name}
     verify_artifact(path, card, but=own if path.suffix != ".safetensors" else ())
-    return Segmenter(open_backend(name, path, device, card=card, **options))
+    segmenter = Segmenter(open_backend(name, path, device, card=card, **options))
+    segmenter.picks_size = bool(card.sizes) and size is None
+    return segmenter
 
 
 def _are_several(frame: object, card: Card) -> bool:

@@ -26,7 +26,7 @@ from ..data.scenes import scene
 from ..errors import ArtifactError
 from ..gpu import Gpu
 from ..system import read_system
-from .artifact import Card, Precision
+from .artifact import Card, Precision, beside_engine
 from .backends.backend import Backend, Image, Labels
 from .batches import plan_batches, stack_batches
 from .records import read_record, write_record
@@ -234,17 +234,11 @@ class EngineHost:
 
 
 def reference_path(engine: Path, card: Card | None = None) -> Path:
-    return _beside(engine, card, "reference.npz")
+    return beside_engine(engine, card, "reference.npz")
 
 
 def record_path(engine: Path, card: Card | None = None) -> Path:
-    return _beside(engine, card, "proof.json")
-
-
-def _beside(engine: Path, card: Card | None, what: str) -> Path:
-    """Beside the engine; of an engine for several sizes one a size, that which `card` is at."""
-    size = f"{card.size[0]}x{card.size[1]}." if card is not None and card.sizes else ""
-    return engine.with_name(f"{engine.name}.{size}{what}")
+    return beside_engine(engine, card, "proof.json")
 
 
 def prove_once(path: Path, card: Card, backend: Backend, host: EngineHost) -> dict[str, object]:

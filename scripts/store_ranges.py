@@ -12,7 +12,7 @@ from rtseg.cli._options import parse_sizes
 from rtseg.export.calibrate import Calibration, pick_frames
 from rtseg.export.export import make_card
 from rtseg.export.graph import to_onnx
-from rtseg.export.quantize import quantize
+from rtseg.export.quantize import SizedGraph, quantize
 from rtseg.export.reference import ProofFrames, read_shipped_frames, run_reference
 from rtseg.export.stored_ranges import ENDING, StoredRanges, write_ranges
 from rtseg.models.loading import PRETRAINED, load_model
@@ -37,7 +37,8 @@ def main() -> None:
     proof = read_shipped_frames() if options.shipped else ProofFrames(picked.held_out, "held out")
     expected = run_reference(model.network.eval(), proof, size, model.fit, print)
     plain = to_onnx(model.network, size, "fp32", ("labels",))
-    made = quantize(plain, card, picked, expected, lambda line, share: print(line, flush=True))
+    form = SizedGraph(plain, card, expected)
+    made = quantize([form], picked, lambda line, share: print(line, flush=True))
     path = (PRETRAINED / model.weights_from).with_suffix(ENDING)
     stored = StoredRanges(
         weights=card.weights,

@@ -191,6 +191,7 @@ def record_elsewhere(
 def _open(what: str, config: ReplayConfig, stack: ExitStack) -> tuple[Segmenter, ReplaySide]:
     path = resolve_artifact(what, backend=config.backend, device=config.device)
     segmenter = stack.enter_context(load(path, config.backend, config.device))
+    segmenter.picks_size = False  # as a drive has it
     return segmenter, describe_side(path, segmenter)
 
 

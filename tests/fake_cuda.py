@@ -328,6 +328,7 @@ class World:
         self.driver = PretendedDriver(self.cuda)
         self.api = {"runtime": self.cuda, "driver": self.driver}
         self.jit, self.shift, self.runs = None, 0, 0
+        self.engines = 0  # deserialized
         self.capturable, self.capture_fails, self.bits = True, False, 0
 
     @property
@@ -348,6 +349,7 @@ class World:
                 return ("invalid" if world.bits else "valid"), world.bits
 
             def deserialize_cuda_engine(self, content):
+                world.engines += 1
                 tensors = {k: tuple(v) for k, v in json.loads(content).items()}
                 return Engine(world, tensors) if tensors else None
 

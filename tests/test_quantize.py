@@ -245,12 +245,9 @@ def test_a_layer_that_int8_ruins_stays_in_float(street: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("needed", [0, 1, 3, 5])
-def test_as_few_layers_as_needed_stay_in_float(
-    needed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_as_few_layers_as_needed_stay_in_float(needed: int) -> None:
     found = [Layer(f"n{i}", f"l{i}", 1) for i in range(12)]
-    monkeypatch.setattr(proof, "prove_graph", _passes_from(needed))
-    graph, kept = quantize._hold_the_bar(list, found, None, None, lambda step, share: None)  # type: ignore[arg-type]
+    graph, kept = quantize._hold_the_bar(list, _passes_from(needed), found, None, lambda *_: None)  # type: ignore[arg-type]
     assert kept == found[needed:]
     assert graph == kept
 
@@ -258,15 +255,13 @@ def test_as_few_layers_as_needed_stay_in_float(
 @pytest.mark.parametrize(
     ("precision", "advice"), [("int8", "Use fp16.*quantize=int8"), ("fp8", "Use int8 or fp16")]
 )
-def test_what_cannot_hold_the_bar_is_refused(
-    precision: str, advice: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_hold_the_bar_is_refused(precision: str, advice: str) -> None:
     found = [Layer(f"n{i}", f"l{i}", 1) for i in range(12)]
-    monkeypatch.setattr(proof, "prove_graph", _passes_from(7))  # more than half of the work
+    half = _passes_from(7)  # more than half of the work
     words = rf"{precision} does not.* 6 costliest of 12 layers .*too far off.*{advice}"
     card: Any = SimpleNamespace(precision=precision)
     with pytest.raises(quantize.QuantizeError, match=words):
-        quantize._hold_the_bar(list, found, None, card, lambda step, share: None)  # type: ignore[arg-type]
+        quantize._hold_the_bar(list, half, found, card, lambda *_: None)  # type: ignore[arg-type]
 
 
 def _passes_from(needed: int) -> Any:

@@ -13,9 +13,12 @@ import torch
 from fake_cuda import CLASSES, picture, pretend, write_engine
 from onnx import TensorProto, helper, numpy_helper
 from onnx_files import Net, write_torch
+from rtseg.data.images import write_png
 from rtseg.data.scenes import scenes
+from rtseg.data.signature import companions
 from rtseg.errors import ArtifactError, ExportError, ProofError, UsageError
-from rtseg.export import export
+from rtseg.export import export, parity
+from rtseg.export.calibrate import Calibration
 from rtseg.export.graph import to_onnx
 from rtseg.export.parity import open_session
 from rtseg.export.several_sizes import merge_sizes
@@ -23,10 +26,13 @@ from rtseg.export.tensorrt import build_engine
 from rtseg.models.layers import Constant, averages
 from rtseg.models.loading import Model, load_model
 from rtseg.models.random_weights import build_untrained
-from rtseg.runtime import load, read_card
-from rtseg.runtime.artifact import MOST_SIZES, Card
+from rtseg.runtime import Segmenter, load, read_card
+from rtseg.runtime.artifact import MOST_SIZES, Card, verify_artifact
+from rtseg.runtime.backends.argmax_kernel import KernelFile, kernel_path
+from rtseg.runtime.backends.backend import Backend
 from rtseg.runtime.backends.tensorrt import TensorRT
 from rtseg.runtime.description import describe
+from rtseg.runtime.drive.worker_process import load_artifacts
 from rtseg.speed.config import BenchConfig
 from rtseg.speed.plan import plan
 from torch import Tensor, nn
@@ -119,6 +125,58 @@ def test_every_size_is_proven_and_runs(made: dict[str, Any], target: str) -> Non
         assert segment.card.size == SIZES[0]
 
 
+@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("argmax", ["graph", "runtime"])
+def test_one_loaded_model_serves_each_size(made: dict[str, Any], target: str, argmax: str) -> None:
+    path, (large, small) = made[target].path, SIZES[:2]
+    frames = {size: scenes(1, size, seed=3)[0] for size in (large, small, (50, 70))}
+    expected = {}
+    for size in (large, small):
+        with load(path, device="cpu", size=size, argmax=argmax) as alone:
+            expected[size] = alone(frames[size])
+            if size == large:  # a size that was asked for takes every frame
+                expected[50, 70] = alone(frames[50, 70])
+                brought = alone(frames[small])
+    assert (brought != expected[small]).any(), "else nothing shows which size ran"
+    with load(path, device="cpu", argmax=argmax) as segment:
+        for size in (small, large, (50, 70), small):
+            np.testing.assert_array_equal(segment(frames[size]), expected[size])
+            np.testing.assert_array_equal(segment.details(frames[size]).labels, expected[size])
+        np.testing.assert_array_equal(segment.on_device(frames[small]), expected[small])
+        drive = [small, small, (50, 70), large, small]
+        for size, labels in zip(drive, segment.stream(frames[s] for s in drive), strict=True):
+            np.testing.assert_array_equal(labels, expected[size])
+        other = segment.at(small)
+        assert (other.card.size, segment.card.size) == (small, large)
+        assert segment.at(small) is other
+        assert (segment.at(large), other.at(large)) == (segment, segment)
+        np.testing.assert_array_equal(other(frames[large]).shape, large)
+        with pytest.raises(ArtifactError, match="takes 64x96 and 32x64, not 96x96"):
+            segment.at((96, 96))
+        segment.picks_size = False  # as in a drive
+        np.testing.assert_array_equal(segment(frames[small]), brought)
+    for each in (segment, other):
+        with pytest.raises(RuntimeError, match="closed"):
+            each(frames[small])
+
+
+def test_another_size_is_made_once_and_closed_alone(made: dict[str, Any]) -> None:
+    with load(made["onnx"].path, "onnxruntime", device="cpu") as segment:
+        other = segment.at(SIZES[1])
+        other.close()
+        assert segment(scenes(1, SIZES[0])[0]).shape == SIZES[0]
+        assert segment.at(SIZES[1]) is not other, "a closed one is made anew"
+        with pytest.raises(ArtifactError, match="serves one size of a file"):
+            Backend.at(segment.backend, SIZES[1])
+
+
+def test_a_drive_runs_every_frame_at_one_size(made: dict[str, Any]) -> None:
+    (segment,) = load_artifacts([str(made["onnx"].path)], "onnxruntime", "cpu")
+    assert segment.card.sizes
+    assert not segment.picks_size
+    segment.close()
+
+
 def test_a_size_that_is_not_listed_is_refused_by_name(made: dict[str, Any]) -> None:
     for path in (made["onnx"].path, made["openvino"].path):
         with pytest.raises(ArtifactError, match="takes 64x96 and 32x64, not 96x96"):
@@ -184,9 +242,9 @@ def test_graphs_that_differ_are_refused(other: onnx.ModelProto, why: str) -> Non
 def test_what_one_file_cannot_hold(tmp_path: Path) -> None:
     model, out = zoo(tmp_path), tmp_path / "out"
     for options, why in (
-        ({"precision": "int8", "calib": tmp_path}, "int8 is calibrated at one size"),
-        ({"to": "triton"}, "Triton's configuration names one size"),
-        ({"to": "tensorrt", "label_kernel": True}, "a label kernel is compiled for one size"),
+        ({"to": "triton"}, "Triton would take frames of any size"),
+        ({"input": "nv12"}, "a conversion from a camera's format or size is of one size"),
+        ({"precision": "auto", "input": "nv12"}, "a conversion from a camera's format"),
     ):
         with pytest.raises(ExportError, match=f"{why}.*without --one-file"):
             export(model, SIZES, one_file=True, out=out, **options)  # type: ignore[arg-type]
@@ -194,6 +252,108 @@ def test_what_one_file_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="up to 8 sizes, not 9"):
         export(model, many, one_file=True, out=out)
     assert not out.exists()
+
+
+def test_int8_has_the_same_layers_at_each_size_and_is_proven_at_each(tmp_path: Path) -> None:
+    sizes = [(96, 160), (64, 128)]
+    folder = tmp_path / "calib"
+    folder.mkdir()
+    for place, image in enumerate(scenes(24, (120, 200), seed=9)):
+        write_png(folder / f"{place:03}.png", image)
+    made = export(
+        load_model("csfcn_nano:streets"), sizes, ["onnx", "openvino"], "int8", one_file=True,
+        calib=Calibration(folder, "minmax", frames=12), out=tmp_path / "out",
+    )  # fmt: skip
+    for artifact in made:
+        assert artifact.path.stem == "csfcn_nano_96x160_64x128_int8"
+        assert artifact.status == "proven"
+        assert {r.size for r in artifact.results} == {"96x160", "64x128"}
+        with load(artifact.path, device="cpu") as segment:
+            for size in sizes:
+                assert segment(scenes(1, size)[0]).shape == size
+    graph = onnx.load(made[0].path).graph
+    picked = {name for node in graph.node if node.name.startswith("sizes/") for name in node.output}
+    rounding = [node for node in graph.node if node.op_type.endswith("quantizeLinear")]
+    assert len(rounding) > 20
+    assert not any(picked.intersection(node.input[1:]) for node in rounding), "steps are constants"
+
+
+def test_int8_by_the_ranges_that_ship_names_the_size_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = parity.prove_graph
+
+    def planted(graph: Any, card: Any, *rest: Any) -> Any:
+        result = real(graph, card, *rest)
+        result.status, result.faults = "passed", []  # the bar is not what is tested
+        if card.size == (64, 128):
+            result.fail(["too far off"])
+        return result
+
+    monkeypatch.setattr(parity, "prove_graph", planted)
+    with pytest.raises(ProofError, match="below its bar at 64x128: too far off"):
+        export(
+            load_model("csfcn_nano:streets"), [(96, 160), (64, 128)], "onnx", "int8",
+            one_file=True, out=tmp_path,
+        )  # fmt: skip
+
+
+def test_auto_keeps_the_file_that_is_fastest_over_all_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rtseg.export.parity.ParityResult.passed", property(lambda result: True))
+    (artifact,) = export(
+        zoo(tmp_path), SIZES[:2], "openvino", "auto",
+        one_file=True, out=tmp_path,
+    )  # fmt: skip
+    assert artifact.card.sizes == tuple(SIZES[:2])
+    assert artifact.path.stem.startswith("csfcn_nano_64x96_32x64_")
+    assert " takes " in artifact.chosen
+
+
+def test_an_engine_with_a_label_kernel_of_each_size(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX, which builds without a GPU")
+    pytest.importorskip("triton", reason="compiles the kernels")
+    sizes = [(64, 128), (96, 160)]
+    (artifact,) = export(
+        load_model("csfcn_nano:streets"), sizes, "tensorrt", "fp16", one_file=True,
+        label_kernel=True, compute_capability=("8.9",), out=tmp_path,
+    )  # fmt: skip
+    card = read_card(artifact.path)
+    assert (artifact.path.name, card.outputs) == (
+        "csfcn_nano_64x128_96x160_fp16_kernel.engine", ("coarse",),
+    )  # fmt: skip
+    verify_artifact(artifact.path, card)
+    shapes = set()
+    for size in sizes:
+        beside = kernel_path(artifact.path, card.at(size))
+        assert beside.name.endswith(f".{size[0]}x{size[1]}.labels.npz")
+        shapes.add(KernelFile.load(beside, card.files[beside.name]).call.shape)
+        assert beside in companions(artifact.path)
+    assert len(shapes) == 2
+    beside.unlink()
+    with pytest.raises(ArtifactError, match="is missing"):
+        verify_artifact(artifact.path, card)
+
+
+def test_sizes_of_one_loaded_engine_share_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world = pretend(monkeypatch, tmp_path)
+    sizes = ((16, 32), (24, 40))
+    segment = Segmenter(TensorRT(write_engine(tmp_path, sizes=sizes)))
+    segment.picks_size = True
+    for size in (*sizes, *sizes):
+        frame = picture(3, size)[0]
+        np.testing.assert_array_equal(segment(frame), frame[..., 0] % CLASSES)
+    assert world.engines == 1
+    assert segment.at(sizes[1]).card.size == sizes[1]
+    assert len(list(tmp_path.glob("*.proof.json"))) == 2, "each size is proven as it is made"
+    segment.at(sizes[1]).close()
+    np.testing.assert_array_equal(segment(picture(4)[0]), picture(4)[0, ..., 0] % CLASSES)
+    segment(picture(3, sizes[1])[0])
+    segment.close()
+    assert world.cuda.alive == 0
 
 
 def test_an_engine_runs_at_the_size_it_is_loaded_for(

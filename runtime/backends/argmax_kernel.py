@@ -1,7 +1,7 @@
 """Labels from an engine's coarse logits, by a GPU kernel that ships with the engine.
 
-The kernels are those of `argmax_triton.py`, as machine code in `NAME.engine.labels.npz`; only
-CUDA's driver is needed to run them.
+The kernels are those of `argmax_triton.py`, as machine code in `NAME.engine.labels.npz` (of an
+engine for several sizes one a size); only CUDA's driver is needed to run them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ...data.limits import read_arrays
 from ...errors import ArtifactError
+from ..artifact import Card, beside_engine
 from .cuda import Cuda
 
 COARSE, LABELS = "coarse", "labels"  # what the kernel reads and writes
@@ -108,8 +109,9 @@ def _numbers(capability: str) -> tuple[int, ...]:
     return tuple(map(int, capability.split(".")))
 
 
-def kernel_path(engine: Path) -> Path:
-    return engine.with_name(engine.name + ".labels.npz")
+def kernel_path(engine: Path, card: Card | None = None) -> Path:
+    """`NAME.engine.labels.npz`; of an engine for several sizes that of the size `card` is at."""
+    return beside_engine(engine, card, "labels.npz")
 
 
 class LabelKernel:

@@ -150,6 +150,17 @@ class Backend(ABC):
     @abstractmethod
     def synchronize(self) -> None: ...
 
+    def at(self, size: tuple[int, int]) -> Backend:
+        """The same file for frames of another of its sizes, (height, width), on the same device
+        and with the same options; both share what the runtime lets them share.
+
+        Raises:
+            ArtifactError: the file does not take that size, or is not right at it here.
+        """
+        raise ArtifactError(
+            f"{type(self).__name__} serves one size of a file: load it again, with size={size}"
+        )
+
     @abstractmethod
     def close(self) -> None:
         """Free everything; a later call raises."""

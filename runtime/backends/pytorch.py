@@ -75,6 +75,7 @@ class PyTorch(Backend):
         card: Card | None = None,
         size: tuple[int, int] | None = None,
     ):
+        self._again = partial(PyTorch, path, device, threads, argmax)
         check_argmax(argmax)
         self.card = card = (card or read_card(path)).at(size)
         self.names = card.outputs
@@ -311,6 +312,9 @@ class PyTorch(Backend):
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def at(self, size: tuple[int, int]) -> PyTorch:
+        return self._again(card=self.card, size=size)
 
     def close(self) -> None:
         del self.module, self.results, self.graph

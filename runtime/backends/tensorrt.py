@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,8 @@ class TensorRT(Backend):
     says whether that worked. stream: the caller's (a handle, or an object with `__cuda_stream__`),
     by default one of its own. prove: False only for callers that compare its labels themselves.
     card: of the artifact, if it was read and verified.
-    size: (height, width), of an engine that takes several.
+    size: (height, width), of an engine that takes several. beside: the same engine at another size,
+    whose weights are shared.
 
     An engine with a label kernel (`rtseg export --label-kernel`) has that run behind it, in the
     same graph. The first load on a machine runs the reference frames that travel with the engine,
@@ -49,6 +51,9 @@ class TensorRT(Backend):
 
     Raises ArtifactError where the engine cannot run or is not right; the message says what would.
     """
+
+    _log: Any
+    _plan: Plan
 
     def __init__(
         self,
@@ -60,13 +65,16 @@ class TensorRT(Backend):
         prove: bool = True,
         card: Card | None = None,
         size: tuple[int, int] | None = None,
+        beside: TensorRT | None = None,
     ):
+        # With a stream of its own, since sizes may run at the same time.
+        self._again = partial(TensorRT, path, device, cuda_graph=cuda_graph, prove=prove)
         self.card = (card or read_card(path)).at(size)
         facts, index = _facts(path, self.card), _index(device)
         machine = this_machine()
         _refuse_hopeless(path, self.card, machine)
         self._trt = import_package(facts.flavour)
-        self._log = make_log(self._trt, "error")
+        self._log = beside._log if beside else make_log(self._trt, "error")
         self._open = ExitStack()
         # Also frees everything when the program ends without `close`.
         self._finalizer = weakref.finalize(self, self._open.close)
@@ -76,7 +84,7 @@ class TensorRT(Backend):
             self.host = _engine_host(self._cuda, self._trt)
             self_test(self._trt, self._log, self._cuda, self.host)
             self._use_stream(stream)
-            self._load(path, machine)
+            self._load(path, machine, beside)
             self._make_buffers(path)
             graph = self._warm_up(cuda_graph)
             self._plan.keep_cache()
@@ -125,8 +133,8 @@ class TensorRT(Backend):
             # Its owner may drop it, and a handle alone would not keep it alive.
             self._callers_stream, self._stream = stream, stream_handle(stream)
 
-    def _load(self, path: Path, machine: Machine) -> None:
-        content = read_sealed(path, self.card)
+    def _load(self, path: Path, machine: Machine, beside: TensorRT | None) -> None:
+        content = beside._plan if beside else read_sealed(path, self.card)
         began = time.perf_counter()
         try:
             caches = _jit_caches(path, self.card, self.host)
@@ -154,6 +162,10 @@ class TensorRT(Backend):
             name: self._pinned(name) for name in self.names
         }
 
+    def at(self, size: tuple[int, int]) -> TensorRT:
+        self._use()
+        return self._again(card=self.card, size=size, beside=self)
+
     def _choose_profile(self) -> tuple[int, tuple[int, ...]] | None:
         """(the profile of the engine for this size, the frame's shape); None with one size only."""
         card = self.card
@@ -161,7 +173,7 @@ class TensorRT(Backend):
 
     def _start_kernel(self, path: Path) -> Tensor:
         """The labels that a kernel behind every run of the plan makes."""
-        beside = kernel_path(path)
+        beside = kernel_path(path, self.card)
         file = KernelFile.load(beside, self.card.files.get(beside.name))
         coarse, size = self._tensors[COARSE], self.card.size
         if (coarse.shape, coarse.dtype.name) != (file.call.shape, file.call.dtype):

@@ -38,7 +38,8 @@ class Tensor:
 
 
 class Plan:
-    """Deserializes `content`; creating the context compiles the kernels of a TensorRT-RTX engine.
+    """Deserializes `content`, or takes another plan's engine for a context of its own; creating the
+    context compiles the kernels of a TensorRT-RTX engine.
 
     jit_caches: where those kernels may lie from an earlier start; `keep_cache` keeps them in the
     first that can be written. `jit` is the outcome: "read", "written" or "none". `behind`, if
@@ -49,11 +50,14 @@ class Plan:
     Raises ArtifactError if TensorRT rejects the engine.
     """
 
+    _runtime: Any
+    _engine: Any
+
     def __init__(
         self,
         trt: ModuleType,
         log: Any,
-        content: bytes,
+        content: bytes | Plan,
         cuda: Cuda,
         jit_caches: tuple[Path, ...] = (),
         profile: tuple[int, tuple[int, ...]] | None = None,
@@ -67,11 +71,15 @@ class Plan:
         self._cache: Any = None
         self.jit, self._kept, self._caches = "none", b"", jit_caches
         self.behind: Callable[[int], None] | None = None
-        self._runtime = trt.Runtime(log)
-        if dla is not None:
-            self._runtime.DLA_core = int(dla)  # before the engine is read, else it is core 0
-        refuse_invalid(trt, self._runtime, content)
-        self._engine = self._runtime.deserialize_cuda_engine(content)
+        if isinstance(content, Plan):
+            # Both refer to it: it is freed with the last of them.
+            self._runtime, self._engine = content._runtime, content._engine
+        else:
+            self._runtime = trt.Runtime(log)
+            if dla is not None:
+                self._runtime.DLA_core = int(dla)  # before the engine is read, else it is core 0
+            refuse_invalid(trt, self._runtime, content)
+            self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise ArtifactError(f"{trt.__name__} cannot load it ({last_line(log.errors)})")
         self._open_context(trt)

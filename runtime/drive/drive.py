@@ -383,6 +383,7 @@ def _starter(what: Any, clock: LoopClock, options: dict[str, Any]) -> EngineFact
         for item in items:
             if isinstance(item, Segmenter):
                 item.certifies = bool(options["certify"])
+                item.picks_size = False  # a frame would wait for another size to be loaded
         return lambda: InlineEngine(items, clock)
     if any(callable(item) for item in items):
         raise UsageError("segmenters are artifacts or callables, not some of each")

@@ -198,6 +198,7 @@ def load_faulty(
     served = [FaultySegmenter(segmenters[0], plan, Path(marks)), *segmenters[1:]]
     for segmenter in served:
         segmenter.certifies = certify
+        segmenter.picks_size = False
     return served
 
 

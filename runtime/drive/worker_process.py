@@ -116,6 +116,7 @@ def load_artifacts(
     segmenters = [load(path, backend, device) for path in paths]
     for segmenter in segmenters:
         segmenter.certifies = certify
+        segmenter.picks_size = False  # a frame would wait for another size to be loaded
     return segmenters
 
 
