@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from age_beside_bench import Ages, drive_for  # type: ignore[import-not-found]
 from rtseg.data.files import write_atomically
 from rtseg.data.playback import open_drive_source
 from rtseg.errors import BackendError
-from rtseg.runtime import Drive
+from rtseg.runtime import Drive, Result, Status
 from rtseg.runtime.drive.continuous_proof import VerifyPace, open_proof
 from rtseg.runtime.provenance import ServedArtifact
 from rtseg.runtime.sinks.black_box import BlackBox
@@ -29,6 +30,20 @@ from rtseg.system import read_system
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 RESAMPLES = 2000
 Rows = Sequence[Sequence[float]]  # ages in ms, drive by drive
+
+
+class SettledAges(Ages):  # type: ignore[misc]
+    """Ages from the moment on at which a drive, its reference included, has run for a while."""
+
+    def __init__(self, settle_s: float) -> None:
+        super().__init__()
+        self.settle_s, self._first_s = settle_s, 0.0
+
+    def __call__(self, message: Result | Status) -> None:
+        now = time.monotonic()
+        self._first_s = self._first_s or now
+        if now - self._first_s >= self.settle_s:
+            super().__call__(message)
 
 
 def compare_ages(plain: Rows, watched: Rows, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -64,6 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=30, help="frames, of which one is verified")
     parser.add_argument("--rate", type=float, default=15.0, help="Hz of the recording")
     parser.add_argument("--duration", type=float, default=20.0, help="seconds of each drive")
+    parser.add_argument("--settle", type=float, default=20.0, help="seconds before, left out")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--certify", action="store_true", help="in both, too")
     parser.add_argument("--report", type=Path, help="file for the JSON, which is printed too")
@@ -72,14 +88,14 @@ def main(arguments: list[str] | None = None) -> None:
     reports = []
 
     def drive(watched: bool) -> list[float]:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             proof = box = None
             if watched:
                 proof = open_proof(
                     given.verify_with, [given.model], VerifyPace(given.every), Path(folder)
                 )
                 box = BlackBox(Path(folder) / "box", artifacts=[ServedArtifact(given.model)])
-            ages = Ages()
+            ages = SettledAges(given.settle)
             job = Drive(
                 frames, given.model, [ages], proof=proof, black_box=box, certify=given.certify
             )

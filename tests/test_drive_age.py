@@ -16,7 +16,7 @@ from rtseg.data.frames import Frame
 from rtseg.data.scenes import scenes
 from rtseg.export import export
 from rtseg.models.loading import Model
-from rtseg.runtime import Drive
+from rtseg.runtime import Drive, Result
 
 script = load_script("age_beside_bench")
 watched = load_script("watched_age")
@@ -125,6 +125,18 @@ def test_a_quantile_that_rises_is_seen_and_noise_is_not() -> None:
     found = watched.compare_ages(plain, slow)
     assert found["p99"]["low"] > 1.1
     assert found["p50"]["ratio"] == pytest.approx(1, abs=0.05)
+
+
+def test_the_start_of_a_drive_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(watched.time, "monotonic", lambda: now)
+    ages = watched.SettledAges(20.0)
+    for now in (100.0, 119.0, 121.0, 130.0):
+        ages(Result(
+            frame_id=0, index=0, name="", captured_ns=0, captured_wall_ns=0, labels=IMAGE[:, :, 0],
+            image=IMAGE, level="", stages_ms={}, age_ms=now, published_ns=0, expires_ns=1,
+        ))  # fmt: skip
+    assert [row["age"] for row in ages.rows] == [121.0, 130.0]
 
 
 def test_drives_with_and_without_take_turns() -> None:
