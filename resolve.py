@@ -270,7 +270,8 @@ def cached_export(
     if precision == AUTO:
         told: Progress = lambda step, share: progress(f"exporting {step}", share)  # noqa: E731
         return {
-            name: _cached_fastest(model, size, _target_for(name), told, batch) for name in backends
+            name: _cached_fastest(model, size, _target_for(name, precision), told, batch)
+            for name in backends
         }
     rounded = precision in ("int8", "fp8")
     if rounded and calib is None and find_stored_ranges(model) is None:
@@ -282,7 +283,7 @@ def cached_export(
         # By the folder's path alone: frames are not read to look a file up.
         folder /= f"int8-{hashlib.sha256(str(Path(str(calib)).resolve()).encode()).hexdigest()[:8]}"
     stem = f"{model.network.info.name}_{size[0]}x{size[1]}_{precision}{_ending(batch)}"
-    targets = {backend: _target_for(backend) for backend in backends}
+    targets = {backend: _target_for(backend, precision) for backend in backends}
     paths = {backend: folder / (stem + ENDINGS[target][0]) for backend, target in targets.items()}
     if missing := [targets[backend] for backend, path in paths.items() if not path.exists()]:
         logger.info("export into the cache", extra={"artifact": stem, "folder": str(folder)})
@@ -314,7 +315,7 @@ def _cached_fastest(
 
     candidates = list_candidates(model, target)
     if len(candidates) == 1:  # nothing to choose
-        backend = next(name for name in BACKENDS if _target_for(name) == target)
+        backend = next(name for name in BACKENDS if _target_for(name, AUTO) == target)
         paths = cached_export(model, size, [backend], candidates[0], progress, batch=batch)
         return paths[backend]
     folder = export_cache(model)
@@ -331,10 +332,13 @@ def _cached_fastest(
     return path
 
 
-def _target_for(backend: str) -> str:
+def _target_for(backend: str, precision: str) -> str:
     """What `export` writes for a backend: the files made for it, or others that it reads."""
+    from .export.export import AUTO
     from .export.job import TARGETS
 
+    if backend == "onnxruntime" and precision in ("int8", AUTO):
+        return backend  # in its own form
     for target, (_, runs_in) in TARGETS.items():
         if runs_in == backend:
             return target

@@ -178,6 +178,7 @@ class Target(str, Enum):
     """What an export writes."""
 
     onnx = "onnx"
+    onnxruntime = "onnxruntime"
     tensorrt = "tensorrt"
     openvino = "openvino"
     torch = "torch"

@@ -90,8 +90,9 @@ def export(
     Args:
         model: what `load_model` gives, or takes; plain, not deployed.
         size: (height, width) in pixels, or several; by default that of the training.
-        to: "onnx", "openvino", "tensorrt", "torch", or several of them; "triton" puts those of
-            them that it serves, ONNX at least, into a model repository in `out`.
+        to: "onnx", "onnxruntime" (in int8 a form of its own), "openvino", "tensorrt", "torch", or
+            several of them; "triton" puts those of them that it serves, ONNX at least, into a model
+            repository in `out`.
         precision: "fp32", "fp16", "int8" or "fp8", of the graph, or "auto", the fastest of the
             first three that passes on this machine; int8 and fp8 need `calib`, and are proven on
             the frames that this holds out; for weights that ship they need nothing. fp8 is for

@@ -51,13 +51,12 @@ def pick_default(model: Model, targets: Sequence[str], one_file: bool) -> tuple[
 def list_candidates(model: Model, target: str) -> list[str]:
     """Precisions worth trying for a target here, the one that always passes last.
 
-    OpenVINO alone has integer kernels for our graphs on CPUs: ONNX Runtime computes int8 of them
-    more slowly than float32. What an engine gains is known on its GPU only, and half precision is
-    right on all of them.
+    Of "onnx" int8 is for other runtimes too, and ONNX Runtime computes that more slowly than
+    float32. What an engine gains is known on its GPU only, and half precision is right on all.
     """
     if target == "tensorrt":
         return ["fp16"]
-    if target == "openvino" and find_stored_ranges(model) is not None:
+    if target in ("openvino", "onnxruntime") and find_stored_ranges(model) is not None:
         return ["int8", "fp32"]
     return ["fp32"]
 

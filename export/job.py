@@ -15,6 +15,7 @@ from ..models import save_checkpoint
 from ..models.loading import Model
 from ..reporting import Progress
 from ..runtime.artifact import Card, Precision, digest_of_tensors, read_card, sidecar
+from ..runtime.backends.backend import ORT_FORM
 from . import parity
 from .artifacts import Artifact
 from .calibrate import CalibrationFrames
@@ -28,6 +29,8 @@ from .stored_ranges import StoredRanges
 
 TARGETS = {  # target: file ending, backend that runs it
     "onnx": (".onnx", "onnxruntime"),
+    # In int8 a graph of its own, for the integer kernels of CPUs.
+    "onnxruntime": (ORT_FORM, "onnxruntime"),
     "openvino": (".xml", "openvino"),
     "tensorrt": (".engine", "tensorrt"),
     "torch": (".safetensors", "torch"),
@@ -65,6 +68,8 @@ class ExportJob:
         self.tell: Progress = lambda line, share: progress(f"{self.stem}: {line}", share)
         self.graph: onnx.ModelProto | None = None
         self.graphs: dict[Size, onnx.ModelProto] = {}  # that it was made of, by size
+        self.in_float: list[onnx.ModelProto] = []  # those that became int8, and their ranges
+        self.ranges: dict[str, float] = {}
         self.faults: list[str] = []  # of the graph, whatever file it is written to
         self.costs: tuple[LayerCost, ...] = ()
         told: list[str] = []
@@ -140,8 +145,23 @@ class ExportJob:
             made = quantize(sizes, picked, self.tell)
             self.warnings += tuple(compare_calibration(self.card, picked, self.expected))
         self.card = self.card.model_copy(update={self.card.precision: made.facts})
-        self.costs = made.costs
+        self.costs, self.ranges, self.in_float = made.costs, made.ranges, graphs
         return list(made.graphs)
+
+    def _make_form(self, target: str) -> tuple[onnx.ModelProto | None, Card]:
+        """The graph as a target takes it, and the card of that."""
+        card = self.card
+        if target != "onnxruntime" or card.int8 is None:
+            return self.graph, card
+        from .quantize import to_integer_form
+
+        if card.sizes:
+            raise ExportError("onnxruntime's form of int8 is of one size: leave out --one-file")
+        graph, facts = to_integer_form(
+            self.in_float[0], card.int8, self.ranges, reads_bytes=not card.takes_camera
+        )
+        card = card.model_copy(update={"int8": facts})
+        return take_camera(graph, card) if card.takes_camera else graph, card
 
     def make_file(self, target: str) -> Artifact:
         """Write the artifact for a target without a compiler of its own, prove it, and write it
@@ -149,7 +169,8 @@ class ExportJob:
         self.step(target)
         path = self.folder / (self.stem + TARGETS[target][0])
         # Twice: the proof runs on the file as it will be served, and then goes into its card.
-        held = self._write(target, path, self.card)
+        graph, card = self._make_form(target)
+        held = self._write(target, path, graph, card)
         ways: list[tuple[Precision | None, dict[str, Any]]] = [(None, {})]
         # OpenVINO computes in bfloat16 where the processor can, unless it is told not to: both ways
         # are proven, and the card tells the runtime whether it may.
@@ -160,7 +181,7 @@ class ExportJob:
         results = tuple(
             parity.prove_artifact(
                 path,
-                self.card.at(size),
+                card.at(size),
                 expected,
                 TARGETS[target][1],
                 held,
@@ -174,7 +195,7 @@ class ExportJob:
         for result in results:
             result.fail(self.faults)
         proof = parity.summarize(results, self.expected, self.warnings)
-        self._write(target, path, self.card.model_copy(update={"proof": proof}))
+        self._write(target, path, graph, card.model_copy(update={"proof": proof}))
         return Artifact(
             path,
             target,
@@ -185,7 +206,9 @@ class ExportJob:
             self.costs,
         )
 
-    def _write(self, target: str, path: Path, card: Card) -> dict[str, int]:
+    def _write(
+        self, target: str, path: Path, graph: onnx.ModelProto | None, card: Card
+    ) -> dict[str, int]:
         """Write the artifact with its card; returns the census of its data types."""
         if target == "torch":
             save_checkpoint(self.network, path)
@@ -193,10 +216,10 @@ class ExportJob:
             text = card.model_copy(update={"files": files}).to_json()
             save_checkpoint(self.network, path, metadata={"card": text})
             return {}  # weights as they were trained; the backend converts them when it loads them
-        assert self.graph is not None
-        if target == "onnx":
-            write_artifact(path, self.graph, card)
-            return census(self.graph)
+        assert graph is not None
+        if TARGETS[target][1] == "onnxruntime":
+            write_artifact(path, graph, card)
+            return census(graph)
         from .openvino import census as openvino_census
         from .openvino import to_openvino
 
@@ -204,7 +227,7 @@ class ExportJob:
         if not path.exists():
             to_openvino(self._graph_path, path, card.precision)
         files = {p.name: digest_of(p) for p in (path, path.with_suffix(".bin"))}
-        card = card.model_copy(update={"files": files, "coarse": find_coarse(self.graph)})
+        card = card.model_copy(update={"files": files, "coarse": find_coarse(graph)})
         write_atomically(sidecar(path), card.to_json().encode())
         return openvino_census(path)
 

@@ -28,6 +28,7 @@ from .calibrate import CalibrationFrames, as_spans, measure_ranges, silence_quan
 from .conditions import text_of
 from .float8 import to_float8
 from .graph import Layer, count_macs, find_layers
+from .integer_form import IntegerForm
 from .reference import ReferenceOutputs
 from .stored_ranges import StoredRanges
 
@@ -237,6 +238,26 @@ def quantize_by_stored_ranges(
     _finish(graphs, card)
     marked = sensitivity.mark_excluded(costs, facts.excluded)
     return QuantizedGraphs(graphs, facts, marked, stored.ranges)
+
+
+def to_integer_form(
+    graph: onnx.ModelProto, facts: Int8Facts, ranges: Mapping[str, float], reads_bytes: bool
+) -> tuple[onnx.ModelProto, Int8Facts]:
+    """A float32 graph in int8 as ONNX Runtime's kernels want it, and what its card says then.
+
+    Args:
+        graph: in float32.
+        facts: of the graph in int8.
+        ranges: largest magnitude by tensor.
+        reads_bytes: whether the first layer may take the frame as it comes.
+    """
+    plain = infer_shapes(graph)
+    found = find_layers(plain)
+    nodes = {layer.node for layer in found if layer.name not in facts.excluded}
+    made, done = IntegerForm(plain, nodes, ranges, reads_bytes).build()
+    kept = [layer for layer in found if layer.node in done]
+    described = _describe_layers(plain, found, kept)
+    return _clean(made), facts.model_copy(update=dict(described))
 
 
 def _describe_layers(

@@ -31,7 +31,8 @@ def test_a_name_is_exported_once_for_its_backend(
         backend="onnxruntime",
         progress=lambda step, share: steps.append(step),
     )
-    assert path.name == "csfcn_nano_64x96_fp32.onnx"
+    # Whichever was faster.
+    assert path.name in ("csfcn_nano_64x96_fp32.ort.onnx", "csfcn_nano_64x96_int8.ort.onnx")
     assert path.is_relative_to(cache)
     assert steps
     assert resolve.is_artifact(path)

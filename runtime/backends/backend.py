@@ -34,6 +34,7 @@ LayerTimes = dict[tuple[str, str, str], list[float]]
 
 # Where the argmax runs: in the graph as exported, or in the runtime, on coarse logits.
 ARGMAX = ("graph", "runtime")
+ORT_FORM = ".ort.onnx"  # ends the names of ONNX files in ONNX Runtime's own form of int8
 AGREEING = 0.999  # least share of labels that a lane shares with its backend, on noise
 
 
@@ -313,6 +314,8 @@ def choose(path: Path, backend: str | None, device: str | None) -> str:
     kind = (device or "").partition(":")[0]
     if not kind and len(able) > 1:
         kind = "cuda" if cuda_available() else "cpu"
+    if path.name.endswith(ORT_FORM):
+        able = [name for name in able if name == "onnxruntime" or name == backend]
     # A device that none has ends in the fastest one's own error.
     able.sort(key=lambda name: BACKENDS[name].devices.get(kind or "cuda", 99) or 0)
     wanted = [backend] if backend else able

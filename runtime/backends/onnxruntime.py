@@ -43,6 +43,7 @@ from .backend import (
 )
 from .cuda import Cuda
 from .device_arrays import CUDA, DeviceFrame, SharedArray
+from .onnxruntime_self_test import self_test
 
 log = logging.getLogger("rtseg")
 RUNS = 10  # of a profile
@@ -98,6 +99,7 @@ class OnnxRuntime(Backend):
         self._cuda: Cuda | None = None
         self._values: dict[str, Any] = {}
         if on_cpu:
+            self_test()
             model = coarse_graph(self._content, self.card) if leave_out else self._content
             self.session = self._open(model, self._options(threads), ["CPUExecutionProvider"])
         else:
@@ -374,6 +376,8 @@ def _options(threads: int) -> Any:
     # 3: errors and worse.
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    # Without VNNI, sums of uint8 by int8 overflow in 16 bits: then as uint8 by uint8.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
