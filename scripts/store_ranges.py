@@ -29,6 +29,12 @@ def main() -> None:
     parser.add_argument(
         "--shipped", action="store_true", help="judge by the photographs that ship, not by --calib"
     )
+    parser.add_argument(
+        "--float",
+        action="append",
+        default=[],
+        help="a layer to keep in float beside those that the search finds; may be repeated",
+    )
     options = parser.parse_args()
     model, size = load_model(options.model), parse_sizes([options.size])[0]
     card = make_card(model, size, "int8", "labels", model.fit)
@@ -47,10 +53,11 @@ def main() -> None:
         frames=made.facts.frames,
         source=options.source,
         ranges={name: float(f"{most:.6g}") for name, most in sorted(made.ranges.items())},
-        in_float=made.facts.excluded,
+        in_float=tuple(dict.fromkeys((*made.facts.excluded, *options.float))),
     )
     write_ranges(path, stored)
-    print(f"{path}: {made.facts.layers} layers in int8, {len(stored.in_float)} in float")
+    total = made.facts.layers + len(made.facts.excluded)
+    print(f"{path}: {len(stored.in_float)} of {total} layers in float")
 
 
 if __name__ == "__main__":
