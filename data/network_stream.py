@@ -29,7 +29,6 @@ OPTIONS = {
     "rtsp_transport": "tcp",
     "fflags": "nobuffer",
     "flags": "low_delay",
-    "fpsprobesize": "0",  # no frames are counted to guess a rate that nobody asks for
     "max_delay": "100000",  # microseconds that a lost packet of RTP holds up those behind it
     "protocol_whitelist": "file,udp,rtp,tcp,tls,http,https,httpproxy,crypto,rtmp,srt",
 }
