@@ -20,6 +20,7 @@ from .data.images import write_png
 from .errors import UsageError
 from .resolve import is_artifact, load_source, open_segmenter
 from .runtime import Segmenter
+from .runtime.backends.backend import choose_certifying
 from .runtime.steadiness import SteadyLabels
 from .train.evaluate import Evaluation, Segment, evaluate_frames, evaluate_sequences
 from .train.reliability import Reliability
@@ -76,6 +77,10 @@ def evaluate(
     corruptions = check_corruptions(CORRUPTIONS if corrupt is True else corrupt or ())
     if isinstance(data, str):
         data = open_dataset(data, root, split, classes)
+    leads = steady or reliability is not None  # are read, where the model's card bounds their error
+    if leads and isinstance(model, (str, os.PathLike)) and is_artifact(model):
+        asked = view.get("backend"), view.get("device")
+        view["backend"] = choose_certifying(Path(model), *asked)
     with open_labeler(model, data.classes, classes=classes, **view) as (segment, ran):
         if steady:
             held = SteadyLabels(_find_segmenter(segment))

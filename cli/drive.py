@@ -53,7 +53,7 @@ def drive(
         ),
     ] = None,
     duration: Annotated[
-        float | None, Option(help="Seconds; by default until the source ends.")
+        float | None, Option(help="Seconds, loading included; by default until the source ends.")
     ] = None,
     rate: Annotated[
         float | None,
@@ -139,11 +139,13 @@ def drive(
         ),
     ] = None,
     verify_every: Annotated[
-        str,
+        str | None,
         in_group(
-            PROOF, "--verify-every", help="One frame in so many, or a share of one core (10%)."
+            PROOF,
+            "--verify-every",
+            help="One frame in so many, 30 by default, or a share of one core (10%).",
         ),
-    ] = "30",
+    ] = None,
     evidence: Annotated[
         Path | None,
         in_group(PROOF, help="Folder for what a disagreement leaves; by default in the cache."),
@@ -199,9 +201,10 @@ def drive(
     from ..data.playback import request_format
     from ..resolve import BEST_TO_DRIVE, resolve_artifact
     from ..runtime import Drive, DriveLimits, read_card
+    from ..runtime.backends.backend import choose_certifying
     from ..runtime.drive.certified_share import parse_corridor
     from ..runtime.drive.continuous_proof import VerifyPace, open_proof
-    from ..runtime.drive.drive import build_artifact_task
+    from ..runtime.drive.drive import NOT_STEADY, build_artifact_task
     from ..runtime.drive.faults import (
         FaultPlan,
         FaultySink,
@@ -229,7 +232,7 @@ def drive(
         max_age = DriveLimits.max_age_ms
     pictures = read_limits(picture_check or [])
     limits = DriveLimits(max_age_ms=max_age, deadline_ms=deadline)
-    pace = VerifyPace.parse(verify_every)
+    pace = VerifyPace.parse(verify_every or "30")
     metrics_at: int | str = 0
     if metrics is not None:  # before models are exported, which may take minutes
         metrics_at = int(metrics) if metrics.isdecimal() else metrics
@@ -238,6 +241,10 @@ def drive(
     names = [name for name in sources if name]
     if corridor is not None and not certify:
         raise UsageError("a corridor is of certified pixels: add --certify")
+    if (verify_every or evidence) and not verify_with:
+        raise UsageError("frames are verified by a second artifact: give --verify-with ARTIFACT")
+    if steady and black_box:  # before the box makes its folder
+        raise UsageError(NOT_STEADY)
     inside = parse_corridor(corridor) if corridor is not None else ()
     wishes = RealtimeOptions(cores=tuple(core or ())) if realtime else None
     with ExitStack() as served:
@@ -268,7 +275,12 @@ def drive(
             proof = open_proof(other, artifacts, pace, evidence or cache_folder() / "evidence")
         box = None
         if black_box:
-            served_by = [ServedArtifact(each, backend, device) for each in artifacts]
+            served_by = [
+                ServedArtifact(
+                    each, choose_certifying(each, backend, device) if certify else backend, device
+                )
+                for each in artifacts
+            ]
             if spare:
                 served_by.append(ServedArtifact(spare, device="cpu"))
             box = BlackBox(black_box, black_box_seconds, black_box_mb, served_by)

@@ -17,7 +17,9 @@ from rtseg.models.loading import Model
 from rtseg.runtime import load
 from rtseg.runtime.argmax import Axis, Certificate, LabelMaker
 from rtseg.runtime.artifact import Proof
+from rtseg.runtime.backends.backend import choose, choose_certifying
 from rtseg.runtime.bounds import ErrorBound
+from rtseg.runtime.drive.worker_process import load_artifacts
 from rtseg.runtime.segmenter import Segmenter
 
 TABLE = np.arange(10, 251, 30, dtype=np.uint8)
@@ -234,6 +236,18 @@ def test_each_arithmetic_has_its_bound(artifact: Path) -> None:
         assert share is not None
         assert sure is not None
         assert share < sure - 0.2
+
+
+def test_a_file_is_certified_where_its_error_is_known(nano: Model, tmp_path: Path) -> None:
+    """Its proof runs ONNX Runtime, while the fastest that loads it here may be OpenVINO."""
+    frames = [(f"scene {i}", each) for i, each in enumerate(scenes(2, SIZE, seed=20))]
+    (made,) = export(nano, SIZE, "onnx", "fp32", frames=frames, out=tmp_path)
+    assert choose(made.path, None, None) == "openvino"
+    assert choose_certifying(made.path, "openvino", None) == "openvino"  # asked for
+    for segment in load_artifacts([str(made.path)], None, None, certify=True):
+        with segment:
+            assert segment.info.name == "onnxruntime"
+            assert segment.details(scenes(1, SIZE)[0]).certified is not None
 
 
 def test_details_say_why_there_are_none(artifact: Path) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...errors import ArtifactError, BackendError, MissingPackage
 from ...gpu import Gpu, gpus
 from ..argmax import LabelMaker, compiled_available
-from ..artifact import Card
+from ..artifact import Card, read_card
 from ..packages import pip_line
 from .device_arrays import host_frame
 
@@ -325,6 +325,16 @@ def choose(path: Path, backend: str | None, device: str | None) -> str:
         raise MissingPackage(f"{path.name} needs {spec.packages[-1]}: {spec.install}")
     log.debug("%s runs in %s", path.name, present[0])
     return present[0]
+
+
+def choose_certifying(path: Path, backend: str | None, device: str | None) -> str:
+    """As `choose`, for labels that are to be certified: where the fastest backend is none of those
+    in which the card bounds the error of the logits, an installed one that is."""
+    name, proof = choose(path, backend, device), read_card(path).proof
+    known = [bound.arithmetic.partition(" ")[0] for bound in proof.bounds] if proof else []
+    if backend is not None or name in known:
+        return name
+    return next((each for each in known if each in BACKENDS and installed(each)), name)
 
 
 def cuda_available() -> bool:

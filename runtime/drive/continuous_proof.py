@@ -76,7 +76,7 @@ class ProofCounts:
 
     def __str__(self) -> str:
         if self.last_agreement is None or self.least_agreement is None:
-            return "no frame was verified"
+            return "no frame was verified: the drive ended before the reference had one"
         return (
             f"{self.verified} frames verified against {self.reference}, agreement "
             f"{self.least_agreement:.3%} at least, {self.last_agreement:.3%} at last; "

@@ -41,6 +41,10 @@ from .worker import Worker, WorkerTask
 
 Artifact = str | os.PathLike[str]
 log = logging.getLogger("rtseg")
+NOT_STEADY = (
+    "a black box replays each mask from its frame alone, and a steady one rests on those before: "
+    "leave out one of the two"
+)
 LAST_JOB_S = 0.3  # the frame in inference may still be answered when the loop is told to stop
 JOIN_S = 0.1  # for captures to end, all together
 STOP_S = 0.9  # from a signal to the end, sinks included
@@ -114,10 +118,7 @@ class Drive:
         self._health_door = health_host, health_token
         sources = name_sources(source)
         if steady and black_box is not None:
-            raise UsageError(
-                "a black box replays each mask from its frame alone, and a steady one rests on "
-                "those before: leave out one of the two"
-            )
+            raise UsageError(NOT_STEADY)
         options = {
             "backend": backend, "device": device, "realtime": realtime,
             "certify": certify or steady, "recheck": proof.pace.every if proof else None,

@@ -21,11 +21,12 @@ from ...data.files import write_atomically
 from ...data.frames import Frame, Unreadable
 from ...data.limits import read_yaml
 from ...errors import MissingPackage, UsageError
-from ..segmenter import Segmenter, load
+from ..segmenter import Segmenter
 from .clock import LONGEST
 from .engine import Picture
 from .messages import Message
 from .worker import WorkerTask
+from .worker_process import load_artifacts
 
 KINDS = {
     "camera_stall": "the camera hangs for `seconds`",
@@ -194,12 +195,10 @@ def load_faulty(
 ) -> list[Segmenter]:
     """A worker's loader, see `WorkerTask`: artifacts of which the first has the plan's faults."""
     plan = FaultPlan([Fault(**f) for f in faults if f["fault"] in IN_WORKER], start_ns)
-    segmenters = [load(path, backend, device) for path in paths]
-    served = [FaultySegmenter(segmenters[0], plan, Path(marks)), *segmenters[1:]]
-    for segmenter in served:
-        segmenter.certifies = certify
-        segmenter.picks_size = False
-    return served
+    first, *others = load_artifacts(paths, backend, device, certify)
+    faulty = FaultySegmenter(first, plan, Path(marks))
+    faulty.certifies, faulty.picks_size = first.certifies, first.picks_size
+    return [faulty, *others]
 
 
 def with_faults(task: WorkerTask, plan: FaultPlan) -> WorkerTask:

@@ -13,11 +13,13 @@ import signal
 import sys
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...data.scenes import scene
+from ..backends.backend import choose_certifying
 from ..segmenter import Segmenter, load
 from . import known_frame
 from .engine import Answer, Picture, Segment, run_batch, run_segmenter
@@ -113,11 +115,16 @@ def load_artifacts(
     paths: list[str], backend: str | None, device: str | None, certify: bool = False
 ) -> list[Segmenter]:
     """The usual loader: one Segmenter an artifact."""
-    segmenters = [load(path, backend, device) for path in paths]
-    for segmenter in segmenters:
-        segmenter.certifies = certify
-        segmenter.picks_size = False  # a frame would wait for another size to be loaded
-    return segmenters
+    return [load_level(path, backend, device, certify) for path in paths]
+
+
+def load_level(path: str, backend: str | None, device: str | None, certify: bool) -> Segmenter:
+    """One of them, where its labels can be certified if they are to be."""
+    chosen = choose_certifying(Path(path), backend, device) if certify else backend
+    segmenter = load(path, chosen, device)
+    segmenter.certifies = certify
+    segmenter.picks_size = False  # a frame would wait for another size to be loaded
+    return segmenter
 
 
 def known_frame_digest(level: str, segmenter: Segment) -> str:
