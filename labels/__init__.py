@@ -127,7 +127,10 @@ def _find_size(size: int | tuple[int, int], coarse: list[int]) -> tuple[int, int
     else:
         height, width = map(int, size)
     if height < coarse[0] or width < coarse[1]:
-        raise UsageError(f"labels of {height}x{width} are smaller than logits of {coarse}")
+        raise UsageError(
+            f"labels of {height}x{width} are smaller than logits of {coarse[0]}x{coarse[1]}: give "
+            "(height, width), or a factor of 1 or more"
+        )
     return height, width
 
 
