@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # As it ships: what is measured are the rounded values.
     rounded = {k: v.half().to(v.dtype) if v.is_floating_point() else v for k, v in mixed.items()}
     model.network.load_state_dict(rounded)
-    found = evaluate(model, options.data, options.root, corrupt=True).as_dict()
+    result = evaluate(model, options.data, options.root, corrupt=True)
+    found = result.as_dict()
     kept = ("miou", "iou", "pixel_accuracy", "images", "corruptions")
     told = read_metadata(Path(options.after))
     facts = {
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     facts |= {key: told[key] for key in ("recipe", "revision") if key in told}
     save_checkpoint(model.network, options.out, dtype=torch.float16, metadata=facts)
-    print(json.dumps(found["corruptions"] | {"clean": found["miou"]}, indent=1))
+    print(json.dumps(result.corruptions | {"clean": found["miou"]}, indent=1))
 
 
 if __name__ == "__main__":
