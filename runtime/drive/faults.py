@@ -26,7 +26,6 @@ from .clock import LONGEST
 from .engine import Picture
 from .messages import Message
 from .worker import WorkerTask
-from .worker_process import load_artifacts
 
 KINDS = {
     "camera_stall": "the camera hangs for `seconds`",
@@ -194,6 +193,10 @@ def load_faulty(
     certify: bool = False,
 ) -> list[Segmenter]:
     """A worker's loader, see `WorkerTask`: artifacts of which the first has the plan's faults."""
+    # Not at the head: that is the program that a worker runs, and Python warns where a program was
+    # imported before.
+    from .worker_process import load_artifacts
+
     plan = FaultPlan([Fault(**f) for f in faults if f["fault"] in IN_WORKER], start_ns)
     first, *others = load_artifacts(paths, backend, device, certify)
     faulty = FaultySegmenter(first, plan, Path(marks))
