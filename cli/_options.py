@@ -156,7 +156,8 @@ Token = Annotated[
     in_group(
         LIVE,
         envvar="RTSEG_TOKEN",
-        help="Password for viewers; generated if other machines can connect.",
+        help="Password for viewers of the page, generated if other machines can connect; a drive "
+        "asks for it at /health and /metrics too, and makes none up there.",
     ),
 ]
 

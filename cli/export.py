@@ -52,12 +52,19 @@ def export(
     one_file: Annotated[
         bool, Option("--one-file", help="One file for all sizes, in place of a file for each.")
     ] = False,
-    to: Annotated[list[Target] | None, Option(help="What to write; may be repeated.")] = None,
+    to: Annotated[
+        list[Target] | None,
+        Option(
+            help="What to write, by default onnx; onnxruntime: in int8 a graph of its own for that "
+            "runtime; may be repeated."
+        ),
+    ] = None,
     precision: Annotated[
         Precision | None,
         Option(
-            help="Precision inside the graph; auto, the default for weights that ship: the fastest "
-            "that passes here; for others fp32; with --all fp16 and fp32."
+            help="Precision inside the graph: by default auto, the fastest that passes here, for "
+            "weights that ship; fp32 for others, --one-file and --to triton; with --all fp16 and "
+            "fp32."
         ),
     ] = None,
     out: Annotated[Path, Option("-o", "--out", help="Folder for the artifacts.")] = Path(
@@ -96,7 +103,7 @@ def export(
         in_group(PROOF, help="Label PNGs of the frames, with the same names; proves the mIoU too."),
     ] = None,
     calib: Annotated[
-        Path | None, in_group(INT8, help="Folder of real frames that the ranges are of.")
+        Path | None, in_group(INT8, help="Folder of real frames to calibrate int8 or fp8 on.")
     ] = None,
     calibration: Annotated[
         Method, in_group(INT8, help="How ranges are derived from them.")

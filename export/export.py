@@ -158,7 +158,8 @@ def export(
     _check_batch(batch)
     if one_file:
         converts = input != "bgr" or camera_size is not None
-        _check_one_file(sizes, TRITON in wanted, converts)
+        integer = "onnxruntime" in targets and precision in ("int8", AUTO)
+        _check_one_file(sizes, TRITON in wanted, converts, integer)
     check_fit(fit or model.fit)
     for each in [camera_size] if camera_size else sizes:
         check_format(input, each)
@@ -308,12 +309,13 @@ def _check_batch(batch: int) -> None:
         )
 
 
-def _check_one_file(sizes: Sequence[Size], triton: bool, camera: bool) -> None:
+def _check_one_file(sizes: Sequence[Size], triton: bool, camera: bool, integer: bool) -> None:
     if len(set(sizes)) > MOST_SIZES:
         raise ExportError(f"one file takes up to {MOST_SIZES} sizes, not {len(set(sizes))}")
     for wrong, what in (
         (triton, "Triton would take frames of any size, and such a file is right at its own only"),
         (camera, "a conversion from a camera's format or size is of one size"),
+        (integer, "the graph of int8 for ONNX Runtime is made for one size"),
     ):
         if wrong and len(set(sizes)) > 1:
             raise ExportError(f"{what}: export a file for each, without --one-file")

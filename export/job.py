@@ -155,8 +155,6 @@ class ExportJob:
             return self.graph, card
         from .quantize import to_integer_form
 
-        if card.sizes:
-            raise ExportError("onnxruntime's form of int8 is of one size: leave out --one-file")
         graph, facts = to_integer_form(
             self.in_float[0], card.int8, self.ranges, reads_bytes=not card.takes_camera
         )
