@@ -83,7 +83,14 @@ def demo(
     from ..demo.palettes import color_blind_safe
     from ..demo.video import Look
     from ..demo.video import demo as run
-    from ..resolve import BEST_TO_DRIVE, BEST_TO_LOOK_AT, open_segmenter, resolve_artifact
+    from ..resolve import (
+        BEST_TO_DRIVE,
+        BEST_TO_LOOK_AT,
+        is_artifact,
+        open_segmenter,
+        resolve_artifact,
+    )
+    from ..runtime.backends.backend import choose_certifying
 
     if fps is not None and not 0 < fps <= 1000:
         raise UsageError(f"--fps is frames a second, above 0 and at most 1000, not {fps:g}")
@@ -116,7 +123,13 @@ def demo(
             segmenters = [
                 opened.enter_context(
                     open_segmenter(
-                        each, size=of_size, backend=backend, device=device, progress=step
+                        each,
+                        size=of_size,
+                        backend=choose_certifying(Path(each), backend, device)
+                        if steady and is_artifact(each)
+                        else backend,
+                        device=device,
+                        progress=step,
                     )
                 )
                 for each in model or [BEST_TO_LOOK_AT]

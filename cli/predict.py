@@ -34,11 +34,14 @@ def predict(
     """
     from ..data.frames import open_source
     from ..demo.predict import predict as run
-    from ..resolve import BEST_TO_LOOK_AT, open_segmenter
+    from ..resolve import BEST_TO_LOOK_AT, is_artifact, open_segmenter
+    from ..runtime.backends.backend import choose_certifying
 
     frames = open_source(source)
     with working() as step:
         chosen = model or BEST_TO_LOOK_AT
+        if steady and is_artifact(chosen):
+            backend = choose_certifying(Path(chosen), backend, device)
         segmenter = open_segmenter(chosen, backend=backend, device=device, progress=step)
     with segmenter, steps("predict", frames.count or None) as advance:
         summary = run(frames, segmenter, out, label_ids, progress=advance, steady=steady)

@@ -60,6 +60,8 @@ class DriverWish:
                 code = TO_BGR[told.pop("format")]
             if "rate" in told:
                 rate = float(told.pop("rate"))
+                if not 0 < rate < 1000:
+                    raise ValueError
         except (KeyError, ValueError):
             told = {text: ""}
         if told:
@@ -178,6 +180,8 @@ class Camera:
         capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*V4L2_CODES[self.format]))
         capture.set(cv2.CAP_PROP_FRAME_HEIGHT, self.size[0])
         capture.set(cv2.CAP_PROP_FRAME_WIDTH, self.size[1])
+        if self.wish.rate:
+            capture.set(cv2.CAP_PROP_FPS, self.wish.rate)
         capture.set(cv2.CAP_PROP_CONVERT_RGB, 0)  # else OpenCV makes BGR of it
 
     def _open(self) -> cv2.VideoCapture:
@@ -200,9 +204,10 @@ class Camera:
             capture = cv2.VideoCapture(number, layer)
             # Frames that wait in the driver are old ones.
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-            self._ask_driver(capture)
         if not capture.isOpened():
             raise OSError(f"the camera {self.where} cannot be opened{self._hint()}")
+        if "!" not in self.where and not self.where.startswith(STREAMS):
+            self._ask_driver(capture)
         check_capture(capture, self.where)
         return capture
 

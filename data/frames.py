@@ -25,12 +25,11 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 # Of a motorway; their license is beside them.
 SHIPPED_FRAMES = Path(__file__).parents[1] / "demo" / "frames"
-
+NUMBERED = re.compile(r"(.*?)(\d*)", re.DOTALL)  # prefix, and the number that ends a name
 
 # Where a frame's capture time comes from, nearest to the light first: the camera's own stamp of the
 # exposure; its driver's; the sender's of a stream; when the picture was read; when a recording was
 # due to show it.
-NUMBERED = re.compile(r"(.*?)(\d*)", re.DOTALL)  # prefix, and the number that ends a name
 AGE_SOURCES = ("exposure", "driver", "sender", "arrival", "playback")
 
 

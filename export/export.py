@@ -41,7 +41,7 @@ from .calibrate import Calibration, CalibrationFrames
 from .graph import DTYPES
 from .job import TARGETS, ExportJob
 from .reference import MOST_FRAMES, Frames, draw_frames, gather_frames
-from .stored_ranges import pick_calibration
+from .stored_ranges import find_stored_ranges, pick_calibration
 from .tensorrt import BuilderOptions
 from .triton import write_model
 
@@ -158,7 +158,8 @@ def export(
     _check_batch(batch)
     if one_file:
         converts = input != "bgr" or camera_size is not None
-        integer = "onnxruntime" in targets and precision in ("int8", AUTO)
+        ranged = precision == AUTO and find_stored_ranges(model) is not None
+        integer = "onnxruntime" in targets and (precision == "int8" or ranged)
         _check_one_file(sizes, TRITON in wanted, converts, integer)
     check_fit(fit or model.fit)
     for each in [camera_size] if camera_size else sizes:

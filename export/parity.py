@@ -23,6 +23,7 @@ from ..data.classes import IGNORE
 from ..reporting import Progress
 from ..runtime.artifact import ROUNDED, Card, Precision, Proof
 from ..runtime.backends.backend import BACKENDS, installed, open_backend
+from ..runtime.backends.onnxruntime_self_test import WIDEN, self_test
 from ..runtime.batches import plan_batches
 from ..runtime.bounds import ErrorBound
 from ..runtime.verify import Figures, compare, find_bars, find_faults, read_labels
@@ -48,6 +49,7 @@ def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     if any(each.data_type == onnx.TensorProto.FLOAT8E4M3FN for each in model.graph.initializer):
         # Version 1.31.1 optimizes fp8 into graphs that do not load, or give other labels.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry(WIDEN, str(int(self_test())))
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

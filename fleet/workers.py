@@ -81,7 +81,7 @@ class Labeler:
         labels = self._stream(rows)
         for row in rows:
             answers.append(self.answer(row, labels))
-            if answers[-1]["error"]:  # which ends a stream
+            if row["image"] and answers[-1]["error"]:  # which ends a stream
                 labels = self._stream(rows[len(answers) :])
         return {key: [answer[key] for answer in answers] for key in answers[0]}
 

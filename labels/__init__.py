@@ -14,6 +14,7 @@ lies below at a corner does so by at least 2^-25 of its size, and the sums are o
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache, reduce
@@ -124,8 +125,10 @@ def _as_planes(logits: Array, layout: str) -> Array:
 def _find_size(size: int | tuple[int, int], coarse: list[int]) -> tuple[int, int]:
     if isinstance(size, (int, np.integer)):
         height, width = (int(size) * side for side in coarse)
-    else:
+    elif isinstance(size, Sequence) and len(size) == 2:
         height, width = map(int, size)
+    else:
+        raise UsageError(f"size is (height, width), or a whole factor, not {size!r:.40}")
     if height < coarse[0] or width < coarse[1]:
         raise UsageError(
             f"labels of {height}x{width} are smaller than logits of {coarse[0]}x{coarse[1]}: give "

@@ -41,8 +41,8 @@ class ErrorBound(BaseModel, frozen=True, extra="forbid"):
     lead of which float32 has less than half: every class that led by more kept at least half of its
     lead, on every frame of the proof; None in files of versions that did not measure it. frames,
     pixels: behind both. risk: 1 / (frames + 1), the probability that the next frame goes beyond
-    either, if it is one of the same kind, in no particular order. share: of the proof's pixels that
-    are certified so.
+    the one that certifies, if it is one of the same kind, in no particular order. share: of the
+    proof's pixels that are certified so.
     """
 
     arithmetic: str

@@ -186,6 +186,23 @@ def test_frames_of_several_cameras_are_told_apart(proof: ContinuousProof) -> Non
     assert drive(swap, 1000) in ("front", "rear")
 
 
+def test_a_fault_of_one_camera_alone_is_found(proof: ContinuousProof) -> None:
+    """As of one slot of a batch, while the others' labels stay right."""
+    for number in range(40 * EVERY):
+        camera, image = ("front", "rear", "left")[number % 3], drawn(number)
+        segment = swap if camera == "rear" else label
+        proof(replace(make_result(number // 3, segment(image), image), camera=camera))
+        for _ in range(3):
+            proof.step()
+        if (alarm := proof.take_alarm()) is not None:
+            assert alarm.camera == "rear"
+            assert alarm.frame_id <= 3 * EVERY
+            proof.begin_anew()
+            assert not proof._newest  # what waits is of the engine that was taken out
+            return
+    pytest.fail("no alarm")
+
+
 def test_each_camera_has_its_turn_at_a_share_of_a_core() -> None:
     clock = SimulatedClock()
     proof = ContinuousProof(

@@ -279,9 +279,10 @@ def test_a_link_to_a_camera_is_followed_each_time(
         next(iter(Camera("/dev/by-id/front")))
 
 
-def test_an_absent_camera_says_what_is_missing() -> None:
+@pytest.mark.parametrize("wish", ["", "?size=480x640", "?format=mjpeg&rate=30"])
+def test_an_absent_camera_says_what_is_missing(wish: str) -> None:
     with pytest.raises(OSError, match="there is no /dev/video97"):
-        next(iter(Camera("97")))
+        next(iter(Camera(f"97{wish}")))
 
 
 @pytest.mark.parametrize(

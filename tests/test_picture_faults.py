@@ -164,3 +164,8 @@ def test_a_log_is_labeled_from_end_to_end() -> None:
     show = Show(max_age_ms=None)
     show.see(FAULTY["black"], 3)
     assert [r.warnings for _, r in show.drive.results] == [("black",)] * 3
+
+
+def test_a_limit_may_be_a_whole_number() -> None:
+    assert judge(street(), black=20) == []
+    assert judge(np.zeros_like(street()), black=20) == ["black"]

@@ -301,7 +301,8 @@ def test_int8_by_the_ranges_that_ship_names_the_size_that_fails(
 def test_auto_keeps_the_file_that_is_fastest_over_all_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rtseg.export.parity.ParityResult.passed", property(lambda result: True))
+    # Trained weights at such sizes miss int8's bar by chance: it is the choice that is tested here.
+    monkeypatch.setattr("rtseg.export.parity.find_faults", lambda *judged: [])
     (artifact,) = export(
         zoo(tmp_path), SIZES[:2], "openvino", "auto",
         one_file=True, out=tmp_path,

@@ -43,7 +43,7 @@ from .backend import (
 )
 from .cuda import Cuda
 from .device_arrays import CUDA, DeviceFrame, SharedArray
-from .onnxruntime_self_test import self_test
+from .onnxruntime_self_test import WIDEN, self_test
 
 log = logging.getLogger("rtseg")
 RUNS = 10  # of a profile
@@ -376,8 +376,7 @@ def _options(threads: int) -> Any:
     # 3: errors and worse.
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    # Without VNNI, sums of uint8 by int8 overflow in 16 bits: then as uint8 by uint8.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry(WIDEN, str(int(self_test())))
     return options
 
 

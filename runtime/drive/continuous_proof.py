@@ -188,7 +188,9 @@ class ContinuousProof:
         self._check: _Check | None = None
         self._numbers = 0
         self._verified = self._suspects = self._alarms = 0
-        self._wrong = self._right = 0  # in a row
+        self._wrong: Counter[str] = Counter()  # in a row, by camera
+        self._right: Counter[str] = Counter()
+        self._blamed = ""  # the camera of the last alarm
         self._last: FrameAgreement | None = None
         self._least = 1.0
         self._before: dict[str, tuple[LabelMap, LabelMap]] = {}  # by camera
@@ -219,7 +221,7 @@ class ContinuousProof:
                 self.clock.wake()
 
     def _due(self, camera: str) -> bool:
-        if 0 < self._wrong < CONFIRM:
+        if 0 < self._wrong[camera] < CONFIRM:
             return True
         if self.pace.share is not None:
             return self.clock.now_ns() >= self._next_ns
@@ -255,9 +257,11 @@ class ContinuousProof:
         if self._check is not None or slot is None or slot.engine is None:
             return
         with self._lock:
-            if not self._newest or (self.pace.share is not None and not self._due("")):
+            suspects = [name for name in self._newest if 0 < self._wrong[name] < CONFIRM]
+            waits = self.pace.share is not None and not suspects and not self._due("")
+            if not self._newest or waits:
                 return
-            camera = min(self._newest, key=lambda name: self._turns.get(name, 0))
+            camera = min(suspects or self._newest, key=lambda name: self._turns.get(name, 0))
             result = self._newest.pop(camera)
             self._published[camera] = 0
         self._numbers += 1
@@ -287,6 +291,7 @@ class ContinuousProof:
 
     def _judge(self, check: _Check, reference: LabelMap, seen: FrameAgreement) -> None:
         result, now = check.result, self.clock.now_ns()
+        camera = result.camera
         if self.pace.share is not None:
             self._next_ns = check.begun_ns + int((now - check.begun_ns) / self.pace.share)
         self._before[result.camera] = result.labels, reference
@@ -295,12 +300,12 @@ class ContinuousProof:
         faults = seen.find_faults(self._bar(result.level))
         if faults:
             self._suspects += 1
-            self._wrong, self._right = self._wrong + 1, 0
-            if self._wrong == CONFIRM:
+            self._wrong[camera], self._right[camera] = self._wrong[camera] + 1, 0
+            if self._wrong[camera] == CONFIRM:
                 self._raise_alarm(check, reference, seen, "; ".join(faults))
         else:
-            self._wrong, self._right = 0, self._right + 1
-            if self._reason and self._right == RECOVERED:
+            self._wrong[camera], self._right[camera] = 0, self._right[camera] + 1
+            if self._reason and camera == self._blamed and self._right[camera] == RECOVERED:
                 log.info("the engine agrees with its reference again")
                 self._reason = ""
         self._check_file(result)
@@ -311,6 +316,7 @@ class ContinuousProof:
         self._alarms += 1
         self._reason = why
         result = check.result
+        self._blamed = result.camera
         self._alarm = ProofAlarm(seen.frame_id, result.published_ns, why, result.camera)
         log.error(
             "the engine disagrees with its reference: %s",
@@ -352,8 +358,10 @@ class ContinuousProof:
         return alarm
 
     def begin_anew(self) -> None:
-        """Another engine serves: what disagreed before is not its fault."""
-        self._wrong = 0
+        """Another engine serves: what disagreed before, and what waits of it, is not its fault."""
+        with self._lock:
+            self._wrong.clear()
+            self._newest.clear()
 
     def reasons(self) -> tuple[str, ...]:
         """What is wrong, for the state."""
@@ -436,4 +444,5 @@ def open_proof(
 def load_reference(path: str) -> list[Segmenter]:
     """A worker's loader, see `WorkerTask`: one artifact, on what others leave of one core."""
     lower_priority()
-    return [load(path, device="cpu", threads=1)]
+    # At the size that a drive labels each frame at, also where the file has others.
+    return [load(path, device="cpu", threads=1, size=read_card(Path(path)).size)]

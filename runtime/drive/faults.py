@@ -21,6 +21,7 @@ from ...data.files import write_atomically
 from ...data.frames import Frame, Unreadable
 from ...data.limits import read_yaml
 from ...errors import MissingPackage, UsageError
+from ..bounds import Details
 from ..segmenter import Segmenter
 from .clock import LONGEST
 from .engine import Picture
@@ -164,13 +165,20 @@ class FaultySegmenter(Segmenter):
         self.plan, self.marks = plan, marks
 
     def label_each(self, frames: Sequence[Any]) -> list[Picture]:
+        self._strike_due()
+        return super().label_each(frames)
+
+    def details(self, frame: Any) -> Details:
+        self._strike_due()
+        return super().details(frame)
+
+    def _strike_due(self) -> None:
         for number, fault in enumerate(self.plan.faults):
             mark = self.marks / str(number)
             if fault.at <= self.plan.now_s() and not mark.exists():
                 # Before it strikes: a worker that dies leaves nothing else behind.
                 write_atomically(mark, b"")
                 _strike(fault)
-        return super().label_each(frames)
 
 
 def _strike(fault: Fault) -> None:

@@ -239,5 +239,6 @@ def _remove_abandoned(path: str) -> None:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return
         with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(1.0)  # its holder may hang
             if line.connect_ex(path) == errno.ECONNREFUSED:
                 os.unlink(path)

@@ -102,7 +102,7 @@ def is_dark(luma: Picture, limit: float | None) -> bool:
     """Whether 99 % of the pixels are at most that bright."""
     if limit is None:
         return False
-    lit = cv2.countNonZero(cv2.inRange(luma, np.floor(limit) + 1, 255))
+    lit = cv2.countNonZero(cv2.inRange(luma, float(np.floor(limit)) + 1, 255))
     return bool(lit <= 0.01 * luma.size)
 
 

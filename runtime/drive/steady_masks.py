@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from dataclasses import dataclass, replace
 
@@ -50,6 +51,9 @@ class SteadyMasks:
         self._maker: Maker | None = None
         self._captured_ns: deque[int] = deque(maxlen=self.memory.hold)  # of the masks before
         self._masks = self._held = self._pixels = 0
+        with contextlib.suppress(ImportError):  # compiled here, where no camera waits for it
+            blank = np.zeros((1, 1), np.uint8)
+            LabelMemory().steady(Details(blank, blank == 1, blank))
 
     def forget(self) -> None:
         """The next mask follows none."""
@@ -67,10 +71,11 @@ class SteadyMasks:
             now: monotonic, in ns.
         """
         assert answer.labels is not None
-        self.why = answer.why if answer.confidence is None else ""
         if answer.confidence is None:
+            self.why = answer.why or "the artifact gives no confidence: export it again"
             self.forget()
-            return answer
+            return answer if self.tells else replace(answer, certified=None)
+        self.why = ""
         if doubt or maker != self._maker:
             self.forget()
         self._maker = maker
