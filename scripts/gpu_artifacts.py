@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from .gpu_job import Job, Skip, this_gpu
-from .gpu_networks import measure, timed
+from .gpu_job import Job, Skip, this_gpu, use_tests
+from .gpu_race import QUICK, Race
 
 if TYPE_CHECKING:
     from ..runtime.packages import Flavour, Package
 
 
 def tensorrt(job: Job) -> None:
-    """Engines by each TensorRT that runs here: proof at first load, both ways to labels, graph on
-    and off, and memory over many frames."""
-    for package in installed_packages():
-        with job.part(flavour=package.flavour, version=package.version):
-            refuse_unsupported(job, package)
-            with building_with(package.flavour):
-                engines(job, package.flavour)
+    """Engines by each TensorRT that runs here, in one race with PyTorch's backend and all peers:
+    proof at first load, both ways to labels, graph on and off, and memory over many frames."""
+    packages = [package for package in installed_packages() if runs_here(job, package)]
+    if not packages:
+        return
+    with closing(Race(job, job.plan.engine, job.plan.engine_size)) as race:
+        enter_quick(race)
+        for package in packages:
+            with job.part(flavour=package.flavour), building_with(package.flavour):
+                enter_engines(race, package.flavour)
+        if job.dry:
+            enter_pretended(race)
+        finish(race)
+
+
+def enter_quick(race: Race) -> None:
+    race.enter_torch(race.job.plan.precisions[0])
+    for peer in QUICK:
+        race.enter_peer(peer)
+
+
+def finish(race: Race) -> None:
+    """What a step can show before peers take its time, and then those."""
+    if race.job.dry:
+        import torch
+
+        # The step "compile" has the real one.
+        torch.compile = lambda module, **_: module  # type: ignore[assignment]
+    race.run()
+    race.watch_memory()
+    race.compare_labels()
+    race.run_with_slow_peers()
+    race.compare_labels()
 
 
 def installed_packages() -> list[Package]:
@@ -31,6 +59,14 @@ def installed_packages() -> list[Package]:
     if not found:
         raise Skip("neither tensorrt nor tensorrt_rtx is installed")
     return found
+
+
+def runs_here(job: Job, package: Package) -> bool:
+    """Whether it does; where not, that is a row."""
+    with job.part(flavour=package.flavour, version=package.version):
+        refuse_unsupported(job, package)
+        return True
+    return False
 
 
 def refuse_unsupported(job: Job, package: Package) -> None:
@@ -54,15 +90,40 @@ def building_with(flavour: Flavour) -> Iterator[None]:
         builder.choose_package = chosen
 
 
-def engines(job: Job, flavour: str) -> None:
-    for kernel in (True,) if job.dry else (False, True):
+def enter_engines(race: Race, flavour: str) -> None:
+    """Each as it is built, and a heat with it: the next build may be ended."""
+    job = race.job
+    for kernel in (True,) if job.dry else (True, False):
         with job.part(flavour=flavour, label_kernel=kernel):
             path = export_for(job, "tensorrt", label_kernel=kernel)
             job.row(flavour=flavour, label_kernel=kernel, bytes=path.stat().st_size)
-            for graph in (True, False) if not job.dry else ():
-                with job.part(flavour=flavour, label_kernel=kernel, cuda_graph=graph):
-                    named = {"flavour": flavour, "label_kernel": kernel, "cuda_graph": graph}
-                    serve(job, path, "tensorrt", named, cuda_graph=graph)
+            if job.dry:
+                continue
+            for graph in (True, False):
+                title = f"{flavour}{' kernel' * kernel}{' graph' * graph}"
+                race.enter_artifact(title, path, "tensorrt", cuda_graph=graph)
+            race.run()
+
+
+def enter_pretended(race: Race) -> None:
+    """A dry run has an engine of a drawn network on a pretended GPU."""
+    from ..speed.contestant import ArtifactContestant
+
+    def start() -> ArtifactContestant:
+        path = pretend_engine(race.job.rows.parent)
+        return ArtifactContestant.open(path, "tensorrt", race.frames)
+
+    race.enter("pretended engine", start)
+
+
+def pretend_engine(folder: Path) -> Path:
+    """An engine, and from now on the GPU that it runs on."""
+    use_tests()
+    from fake_cuda import pretend, write_engine  # type: ignore[import-not-found]
+
+    pretend(SimpleNamespace(setattr=setattr, setenv=os.environ.__setitem__), folder)
+    path: Path = write_engine(folder)
+    return path
 
 
 def export_for(job: Job, target: str, **options: Any) -> Path:
@@ -78,41 +139,18 @@ def export_for(job: Job, target: str, **options: Any) -> Path:
     return artifact.path
 
 
-def serve(job: Job, path: Path, backend: str, named: dict[str, Any], **options: Any) -> None:
-    """Load an artifact (an engine proves itself then), time it, and watch memory over frames."""
-    from ..data.scenes import scenes
-    from ..gpu import gpu_memory_used
-    from ..speed.contestant import ArtifactContestant
-    from ..speed.timing import Lane, race
-    from ..usage import read_usage
-
-    frames = scenes(2, job.plan.engine_size)
-    each = ArtifactContestant.open(path, backend, frames, device=job.device, **options)
-    lane = Lane({"frame_to_labels": each.frame_to_labels, "network": each.network})
-    race([lane], job.plan.limits)
-    before = gpu_memory_used(), read_usage().resident_mib
-    for _ in range(job.plan.steady):
-        each.frame_to_labels()
-    after = gpu_memory_used(), read_usage().resident_mib
-    growth = [None if a is None or b is None else round(b - a, 1) for a, b in zip(before, after)]  # noqa: B905
-    job.row(
-        **named, **timed(job, each, lane, {}, ()), frames=job.plan.steady,
-        device_bytes_grown=growth[0], host_mib_grown=growth[1],
-    )  # fmt: skip
-    each.close()
-
-
 def onnxruntime(job: Job) -> None:
-    """ONNX Runtime on the device: ours, and the plain export as others run it."""
+    """ONNX Runtime on the device, ours by each option, in one race with PyTorch's backend and all
+    peers."""
     import onnxruntime as package
 
-    if not job.dry and "CUDAExecutionProvider" not in package.get_available_providers():
-        raise Skip("this ONNX Runtime was built without CUDA: install onnxruntime-gpu")
-    with job.part(backend="onnxruntime"):
-        path = export_for(job, "onnx")
-        for options in ({},) if job.dry else ({}, {"cuda_graph": True}, {"prefer_nhwc": True}):
-            with job.part(backend="onnxruntime", **options):
-                serve(job, path, "onnxruntime", {"backend": "onnxruntime"} | options, **options)
-    for peer in ("onnxruntime", "tensorrt", "torch_tensorrt", "torch2trt"):
-        if not job.dry or peer == "onnxruntime":
-            measure(job, job.plan.engine, job.plan.engine_size, (), (peer,), labels=True)
+    with closing(Race(job, job.plan.engine, job.plan.engine_size)) as race:
+        enter_quick(race)
+        with job.part(backend="onnxruntime"):
+            if not job.dry and "CUDAExecutionProvider" not in package.get_available_providers():
+                raise Skip("this ONNX Runtime was built without CUDA: install onnxruntime-gpu")
+            path = export_for(job, "onnx")
+            for options in ({},) if job.dry else ({}, {"cuda_graph": True}, {"prefer_nhwc": True}):
+                title = " ".join(["ours in onnxruntime", *options])
+                race.enter_artifact(title, path, "onnxruntime", **options)
+        finish(race)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from .gpu_artifacts import building_with, export_for, installed_packages, refuse_unsupported
-from .gpu_job import Job, use_tests
-from .gpu_networks import write_weights
+from .gpu_artifacts import (
+    building_with,
+    export_for,
+    installed_packages,
+    pretend_engine,
+    refuse_unsupported,
+)
+from .gpu_job import Job
+from .gpu_race import write_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,14 +65,13 @@ def build(job: Job, package: Any, **options: Any) -> Path:
 
 
 def open_pretended(folder: Path) -> ArtifactContestant:
-    use_tests()
-    from fake_cuda import SIZE, picture, pretend, write_engine  # type: ignore[import-not-found]
+    path = pretend_engine(folder)
+    from fake_cuda import SIZE, picture  # type: ignore[import-not-found]
 
     from ..speed.contestant import ArtifactContestant
 
-    pretend(SimpleNamespace(setattr=setattr, setenv=os.environ.__setitem__), folder)
     frames = [picture(seed, SIZE)[0] for seed in range(3)]
-    return ArtifactContestant.open(write_engine(folder), "tensorrt", frames)
+    return ArtifactContestant.open(path, "tensorrt", frames)
 
 
 def compare_flows(job: Job, each: ArtifactContestant, **named: Any) -> None:

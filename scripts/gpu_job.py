@@ -40,7 +40,7 @@ class Plan:
     engine: str = "csfcn_tiny"
     engine_size: tuple[int, int] = (512, 1024)
     steady: int = STEADY
-    formats: tuple[CameraFormat, ...] = ("nv12", "yuyv", "bayer_rggb")
+    formats: tuple[CameraFormat, ...] = ("bgr", "nv12", "yuyv", "bayer_rggb")
     cameras: tuple[tuple[int, int], ...] = ((1080, 1920), (2160, 3840))
 
     @property
@@ -61,7 +61,8 @@ FULL = Plan(
 DRY = Plan(
     models=("csfcn_nano",), sizes=((64, 128),), precisions=("fp32",),
     runs=2, seconds=0.02, block_ms=1, labels_of=("csfcn_nano",),
-    engine="csfcn_nano", engine_size=(64, 128), steady=5, cameras=((96, 192),),
+    engine="csfcn_nano", engine_size=(64, 128), steady=5,
+    formats=("bgr", "nv12", "bayer_rggb"), cameras=((96, 192),),
 )  # fmt: skip
 
 

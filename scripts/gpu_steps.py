@@ -4,7 +4,7 @@
     python -m rtseg.scripts.gpu_steps pack CAMVID FOLDER    CamVid in under 40 MB, to take along
 
 With `--device cpu` every step runs at a small size on what a CPU has: the driver's step on a
-pretended GPU, the kernels in Triton's interpreter, engines built and not run.
+pretended GPU, the kernels in Triton's interpreter, engines built, and one raced on a pretended GPU.
 """
 
 from __future__ import annotations
@@ -52,13 +52,23 @@ STEPS: dict[str, Callable[[Job], None]] = {
 }
 
 
+def pack(source: Path, target: Path) -> int:
+    from ..errors import RtsegError
+
+    try:
+        gpu_training.pack(source, target)
+    except RtsegError as error:
+        sys.stderr.write(f"gpu_steps pack: {error}\n")
+        return 1
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if wheels := os.environ.get("RTSEG_SUITE_WHEELS"):
         sys.path.append(wheels)
     if arguments[:1] == ["pack"]:
-        gpu_training.pack(*map(Path, arguments[1:3]))
-        return 0
+        return pack(*map(Path, arguments[1:3]))
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--device", default="cuda")

@@ -35,7 +35,7 @@ echo "gpu_suite_wheels: $(find "$folder" -name '*.whl' | wc -l) packages, $size 
 if [ -n "${2:-}" ]; then
   link=$(mktemp -d)
   ln -s "$root" "$link/rtseg"
+  trap 'rm -r "$link"' EXIT
   PYTHONPATH=$link "$python" -m rtseg.scripts.gpu_steps pack "$2" "$folder/camvid"
-  rm -r "$link"
   echo "gpu_suite_wheels: CamVid, $(du -sm "$folder/camvid" | cut -f1) MB"
 fi

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from .gpu_job import ROOT, Job, Skip, use_tests
 
+PACKED_BYTES = 40_000_000  # that CamVid may have, packed
+
 
 def training(job: Job) -> None:
     """csfcn_nano on CamVid for as long as is left: a short run tells how far that is."""
@@ -73,25 +75,37 @@ def find_camvid(job: Job, folder: Path) -> list[str]:
 
 
 def pack(source: Path, target: Path) -> None:
-    """CamVid (SegNet's version) as JPEG and label PNG in a `folder` data set, under 40 MB."""
+    """CamVid (SegNet's version) as JPEG and label PNG in a `folder` data set.
+
+    Raises:
+        UsageError: if it is larger than PACKED_BYTES; nothing is written then.
+    """
     import cv2
     import numpy as np
     import yaml
 
     from ..data.datasets import open_data
     from ..data.images import encode_png
+    from ..errors import UsageError
 
+    files: dict[Path, bytes] = {}
     for split in ("train", "val"):
         data = open_data("camvid", source, split)
         for sample in data:
             image = target / "images" / split / f"{Path(sample.name).stem}.jpg"
             label = target / "labels" / split / f"{image.stem}.png"
-            for path in (image, label):
-                path.parent.mkdir(parents=True, exist_ok=True)
             jpeg = cv2.imencode(".jpg", sample.image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
-            image.write_bytes(jpeg.tobytes())
+            files[image] = jpeg.tobytes()
             assert sample.label is not None
-            label.write_bytes(encode_png(sample.label.astype(np.uint8)))
+            files[label] = encode_png(sample.label.astype(np.uint8))
     names = zip(data.classes.names, data.classes.palette, strict=True)
     rows = [{"name": name, "color": list(color)} for name, color in names]
-    (target / "classes.yaml").write_text(yaml.safe_dump(rows, default_flow_style=None))
+    files[target / "classes.yaml"] = yaml.safe_dump(rows, default_flow_style=None).encode()
+    if (size := sum(map(len, files.values()))) > PACKED_BYTES:
+        raise UsageError(
+            f"{source} is {size / 1e6:.1f} MB when packed, more than {PACKED_BYTES / 1e6:.0f}: "
+            "name SegNet's version of CamVid, of 360x480"
+        )
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)

@@ -74,9 +74,46 @@ def test_the_dry_run_compares_labels_and_times(dry_run: tuple[Path, dict[str, An
     assert len(compared) == 2
     assert all(row["labels_differ"] <= 0.001 * row["pixels"] for row in compared)
     assert any("against compile" in row for row in steps["compile"]["rows"])
-    assert {row["peer"] for row in steps["onnxruntime"]["rows"] if "peer" in row} == set()
     assert steps["training"]["rows"][-1]["miou"] > 0
     assert (dry_run[0] / "csfcn_nano_camvid.safetensors").is_file()
+
+
+@pytest.mark.parametrize("step", ["tensorrt", "onnxruntime"])
+def test_each_of_ours_stands_in_one_race_with_its_peers(
+    step: str, dry_run: tuple[Path, dict[str, Any]]
+) -> None:
+    record = dry_run[1]["steps"][step]
+    if record["status"] == "skipped":
+        pytest.skip(record["why"])
+    rows = record["rows"]
+    heat = max(row.get("heat", 0) for row in rows)
+    last = [row for row in rows if row.get("heat") == heat]
+    peers = {row["contestant"] for row in last if row.get("peer")}
+    assert peers == {"eager", "compile", "onnxruntime"}
+    ours = {row["contestant"]: row for row in last if not row.get("peer")}
+    engine = "pretended engine" if step == "tensorrt" else "ours in onnxruntime"
+    assert ours.keys() == {"torch fp32", engine}
+    for row in ours.values():
+        assert against(row) == peers
+        assert all(row[f"against {peer}"]["network"]["value"] > 0 for peer in peers)
+    absent = {row["contestant"]: row["absent"] for row in rows if "absent" in row}
+    assert absent.keys() == {"tensorrt", "torch_tensorrt", "torch2trt"}
+    assert all(why.endswith("runs on an NVIDIA GPU only") for why in absent.values())
+    assert {row["contestant"] for row in rows if "host_mib_grown" in row} == ours.keys()
+
+
+def against(row: dict[str, Any]) -> set[str]:
+    return {key.removeprefix("against ") for key in row if key.startswith("against ")}
+
+
+def test_the_dry_run_has_shares_of_the_ceilings(dry_run: tuple[Path, dict[str, Any]]) -> None:
+    """Also in rows of steps before that of the ceilings."""
+    steps = dry_run[1]["steps"]
+    for name in ("torch", "compile", "onnxruntime"):
+        rows = [row for row in steps[name]["rows"] if "network" in row]
+        shares = [row["roofline"] for row in rows if row["precision"] == "fp32"]
+        assert shares
+        assert all(0 < share["reached"] < 10 for share in shares)
 
 
 def test_the_dry_run_has_frames_in_flight_and_of_cameras(
@@ -90,7 +127,7 @@ def test_the_dry_run_has_frames_in_flight_and_of_cameras(
     ]
     assert cpu["labels_differ"] == pretended["labels_differ"] == 0
     assert len(pretended["gains"]) == 3
-    assert [row["input"] for row in steps["cameras"]["rows"]] == ["nv12", "yuyv", "bayer_rggb"]
+    assert [row["input"] for row in steps["cameras"]["rows"]] == ["bgr", "nv12", "bayer_rggb"]
     for row in steps["cameras"]["rows"]:
         assert row["labels_differ"] == 0
         assert all(row[way]["runs"] > 0 for way in ("from_host", "from_device", "by_opencv"))
@@ -235,21 +272,109 @@ def rows_of(job: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("cuda_graph", [True, False])
-def test_an_engine_is_served_timed_and_watched(
-    cuda_graph: bool, tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_an_engine_is_timed_and_watched(cuda_graph: bool, tmp_path: Path, monkeypatch: Any) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from rtseg.scripts.gpu_artifacts import serve
+    from rtseg.scripts.gpu_race import Race
 
     world = pretend(monkeypatch, tmp_path)
     job = job_of(tmp_path, engine_size=SIZE)
-    serve(job, write_engine(tmp_path), "tensorrt", {"flavour": "rtx"}, cuda_graph=cuda_graph)
-    (row,) = rows_of(job)
-    assert row["frames"] == job.plan.steady
-    assert row["options"]["cuda_graph"] == ("on" if cuda_graph else "off")
-    assert row["device_ms"] == (1.0 if cuda_graph else 0.0)  # by the pretended clock of launches
-    assert row["network"]["runs"] > 0
+    race = Race(job, "csfcn_nano", SIZE)
+    race.enter_artifact("rtx", write_engine(tmp_path), "tensorrt", cuda_graph=cuda_graph)
+    race.run()
+    race.watch_memory()
+    race.close()
+    timed, watched = rows_of(job)
+    assert timed["options"]["cuda_graph"] == ("on" if cuda_graph else "off")
+    assert timed["device_ms"] == (1.0 if cuda_graph else 0.0)  # by the pretended clock of launches
+    assert timed["network"]["runs"] > 0
+    assert watched["frames"] == job.plan.steady
     assert world.cuda.alive == 0
+
+
+def test_engines_of_every_kind_race_with_every_peer(tmp_path: Path, monkeypatch: Any) -> None:
+    """Peers on a pretended GPU too; one fails as it is opened and one as it runs."""
+    pytest.importorskip("tensorrt_rtx")
+    from rtseg.errors import ArtifactError
+    from rtseg.scripts import gpu_artifacts, gpu_race
+    from rtseg.speed.contestant import ArtifactContestant
+
+    def open_peer(job: Any, model: Any, size: Any, name: str, frames: Any) -> Any:
+        if name == "torch2trt":
+            raise ArtifactError("torch2trt: no converter for grid_sample")
+        peer = ArtifactContestant.open(path, "tensorrt", frames)
+        peer.subject = replace(peer.subject, peer=True)
+        if name == "compile":
+            monkeypatch.setattr(peer, "network", lambda: 1 / 0)
+        return peer
+
+    pretend(monkeypatch, tmp_path)
+    path = write_engine(tmp_path)
+    monkeypatch.setattr(gpu_race, "open_peer", open_peer)
+    monkeypatch.setattr(gpu_race.Race, "enter_torch", lambda race, precision: None)
+    monkeypatch.setattr(gpu_artifacts, "installed_packages", lambda: list(RTX.values()))
+    monkeypatch.setattr(gpu_artifacts, "refuse_unsupported", lambda job, package: None)
+    monkeypatch.setattr(gpu_artifacts, "export_for", lambda job, target, **options: path)
+    job = job_of(tmp_path, engine="csfcn_nano")
+    gpu_artifacts.tensorrt(job)
+    rows = rows_of(job)
+    ran = {"eager", "onnxruntime", "tensorrt", "torch_tensorrt"}
+    last = [row for row in rows if row.get("heat") == max(r.get("heat", 0) for r in rows)]
+    assert {row["contestant"]: against(row) for row in last if not row.get("peer")} == {
+        "tensorrt_rtx kernel graph": ran,
+        "tensorrt_rtx kernel": ran,
+        "tensorrt_rtx graph": ran,
+        "tensorrt_rtx": ran,
+    }
+    assert {row["contestant"] for row in last if row.get("peer")} == ran
+    whys = {row["contestant"]: row.get("absent") or row["failed"] for row in rows
+            if "absent" in row or "failed" in row}  # fmt: skip
+    assert whys == {
+        "torch2trt": "torch2trt: no converter for grid_sample",
+        "compile": "ZeroDivisionError: division by zero",
+    }
+    # An end after the first engine would have left its ratios too.
+    first = [row for row in rows if row.get("heat") == 1 and not row.get("peer")]
+    assert [against(row) for row in first] == [{"eager", "onnxruntime"}] * 2
+
+
+# Shares of the ceilings.
+
+
+def test_shares_are_those_of_the_roofline(tmp_path: Path) -> None:
+    """The ceilings come last, and the steps before have them all the same."""
+    from rtseg.speed.result import Subject
+    from rtseg.speed.roofline import Ceilings, Work, share
+
+    ceilings = Ceilings("GPU", None, {"fp16": 4e14, "fp32": 3e13}, {}, 3e12)
+    heavy, light = Work(50_000_000_000, 2_000_000, 512 * 1024), Work(1_000, 2_000_000, 512 * 1024)
+    rows = [
+        {"work": {"macs": work.macs, "minimal_bytes": work.minimal_bytes("fp16"),
+                  "arithmetic": "fp16"}, "network": {"p50_ms": 0.5}, "device_ms": 0.25}
+        for work in (heavy, light)
+    ]  # fmt: skip
+    rows.append({"label_cost": "csfcn", "bytes_per_s": 1.5e12})
+    programs = {
+        "one": f"for each in {rows!r}: row(**each)",
+        "ceilings": "row(macs_per_s={'fp16': 4e14, 'fp32': 3e13}, bytes_per_s=3e12)",
+    }
+    suite(tmp_path, 60, programs).run([Step("one", 1), Step("ceilings", 1)])
+    found = json.loads((tmp_path / RESULTS).read_text())["steps"][0]["rows"]
+    subject = Subject(
+        model="m", weights="", trained=False, size=(512, 1024), precision="fp16",
+        backend="tensorrt", version="", device="GPU", threads=None, options={}, macs=1, artifact="",
+    )  # fmt: skip
+    for work, row, by in zip((heavy, light), found, ("arithmetic", "bandwidth"), strict=False):
+        expected = share(work, subject, 0.5, ceilings)
+        assert expected is not None
+        assert row["roofline"] == {
+            "limit_ms": expected.limit_ms,
+            "limited_by": by,
+            "reached": expected.reached,
+            "reached_on_device": pytest.approx(2 * expected.reached, abs=2e-4),
+        }
+    assert found[2]["of_bandwidth"] == 0.5
+    ended = json.loads((tmp_path / RESULTS).read_text())["steps"][1]["rows"]
+    assert "of_bandwidth" not in ended[0]
 
 
 def test_a_tensorrt_that_has_no_code_for_the_gpu_is_left_out_with_the_cure(
@@ -286,8 +411,54 @@ def test_camvid_is_packed_small_and_read_again(tmp_path: Path) -> None:
         )  # blocks of one color, the hardest for JPEG
 
 
-def test_the_wheels_script_names_packages_that_the_suite_may_lack() -> None:
-    text = (ROOT / "scripts" / "gpu_suite_wheels.sh").read_text()
-    assert subprocess.run(["bash", "-n", ROOT / "scripts" / "gpu_suite_wheels.sh"]).returncode == 0
-    for name in ("pydantic-core", "onnxslim", "psutil", "safetensors", "PyYAML"):
-        assert name in text
+def test_camvid_that_is_packed_large_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    from rtseg.scripts import gpu_steps, gpu_training
+    from tiny_camvid import write_camvid
+
+    source = write_camvid(tmp_path / "camvid", frames=2)
+    monkeypatch.setattr(gpu_training, "PACKED_BYTES", 1000)
+    assert gpu_steps.main(["pack", str(source), str(tmp_path / "packed")]) == 1
+    assert not (tmp_path / "packed").exists()
+
+
+def test_the_real_camvid_is_packed_small(shared_data: Path, tmp_path: Path) -> None:
+    from rtseg.scripts.gpu_training import pack
+
+    if not (shared_data / "camvid" / "val").is_dir():
+        pytest.skip(f"{shared_data} has no CamVid")
+    pack(shared_data / "camvid", tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len([path for path in files if path.suffix == ".jpg"]) == 367 + 101
+    assert 10e6 < sum(path.stat().st_size for path in files) < 40e6
+
+
+@pytest.mark.parametrize(("megabytes", "code"), [((6, 6), 0), ((9, 9, 9), 1)])
+def test_the_wheels_script_holds_its_limit(
+    megabytes: tuple[int, ...], code: int, tmp_path: Path
+) -> None:
+    """A pip that writes wheels of these sizes; what it is asked for is what the suite may lack."""
+    pip = tmp_path / "pip.py"
+    pip.write_text(
+        f"#!{sys.executable}\n"
+        "import os, pathlib, sys\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('-d') + 1])\n"
+        f"for number, size in enumerate({megabytes}):\n"
+        "    (folder / f'{number}.whl').write_bytes(os.urandom(size << 20))\n"
+        "(folder / 'asked').write_text(' '.join(sys.argv))\n"
+    )
+    pip.chmod(0o755)
+    script, folder = ROOT / "scripts" / "gpu_suite_wheels.sh", tmp_path / "wheels"
+    folder.mkdir()
+    (folder / "old.whl").write_bytes(bytes(30 << 20))  # of an earlier run: counts no more
+    done = subprocess.run(
+        ["bash", script, folder], capture_output=True, text=True, env=os.environ | {"PYTHON": pip}
+    )
+    assert done.returncode == code, done.stderr
+    total = sum(megabytes)
+    if code:
+        assert f"{total} MB of wheels are more than 20" in done.stderr
+    else:
+        assert f"{len(megabytes)} packages, {total} MB" in done.stdout
+    asked = (folder / "asked").read_text().split()
+    assert asked[1:4] == ["-m", "pip", "download"]
+    assert {"pydantic-core", "onnxslim", "psutil", "safetensors", "PyYAML"} <= set(asked)
