@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 QUICK = ("eager", "onnxruntime")  # peers that open in seconds
 SLOW = ("tensorrt", "compile", "torch_tensorrt", "torch2trt")  # the likeliest to end well first
+RESAMPLES = 200  # of a handful of rounds, which have few different draws
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Race:
         self.named: dict[str, Any] = {"model": name, "size": size}
         self.opened: dict[str, Entry] = {}
         self.heat = 0
+        self._raced: set[str] = set()
 
     def enter(self, title: str, start: Callable[[], Contestant], **facts: Any) -> bool:
         """Open a contestant; whether it runs."""
@@ -81,13 +83,14 @@ class Race:
         return self.enter(name, opening, peer=True)
 
     def run(self) -> None:
-        """Time all that are open in turns; a row each."""
+        """Time all that are open in turns, a row each; not again where nobody has come since."""
         from ..speed.timing import race
 
-        self.heat += 1
+        if self._raced == self.opened.keys():
+            return
+        self._raced, self.heat = set(self.opened), self.heat + 1
         with self.job.part(**self.named, heat=self.heat):
-            if self.opened:
-                race([entry.lane for entry in self.opened.values()], self.job.plan.limits)
+            race([entry.lane for entry in self.opened.values()], self.job.plan.limits)
             for title, entry in self.opened.items():
                 facts = {**self.named, "contestant": title, "heat": self.heat, **entry.facts}
                 self.job.row(**facts, **self._timed(entry))
@@ -115,7 +118,7 @@ class Race:
         for name, other in self.opened.items():
             if other.each.subject.peer and not subject.peer:
                 facts[f"against {name}"] = {
-                    call: asdict(ratio(lane.rounds[call], other.lane.rounds[call]))
+                    call: asdict(ratio(lane.rounds[call], other.lane.rounds[call], RESAMPLES))
                     for call in lane.calls
                 }
         return facts
