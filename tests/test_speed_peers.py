@@ -55,7 +55,7 @@ def batched(tmp_path_factory):
 
 def test_a_batch_that_is_asked_for_is_exported_and_cached(batched):
     (entry,) = batched.entries
-    assert entry.path.stem.endswith("_b3")
+    assert "_b3." in entry.path.name
     assert batched.card.batch == 3
     with pytest.raises(UsageError, match="takes 3 at once, as exported: leave --batch out"):
         planned([entry.path], batch=2)
