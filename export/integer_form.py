@@ -248,28 +248,28 @@ class IntegerForm:
 
     def _read_bytes(self, node: onnx.NodeProto, first: First) -> None:
         """Let a layer read the frame's bytes as they come; its bias takes the mean out."""
-        planes, step = "frame/planes", "frame/step"
+        # By the layer: several may read the frame, and an adopted file's wrapper says frame/planes.
+        step, zero, rounded = (f"{node.name}/frame_{end}" for end in ("step", "zero", "rounded"))
+        planes = f"{node.name}/frame_planes"
         made = [helper.make_node("Transpose", [first.frame], [planes], perm=[0, 3, 1, 2])]
         if p := first.padding:
             batch, channels, height, width = first.shape
             color = first.mean.reshape(1, 3, 1, 1).astype(np.uint8)
             for name, axis, size in (
-                ("frame/side", 3, (batch, channels, height, p)),
-                ("frame/end", 2, (batch, channels, p, width + 2 * p)),
+                (f"{node.name}/frame_side", 3, (batch, channels, height, p)),
+                (f"{node.name}/frame_end", 2, (batch, channels, p, width + 2 * p)),
             ):
                 self._add(name, np.broadcast_to(color, size).copy())
                 framed = f"{name}/framed"
                 made.append(helper.make_node("Concat", [name, planes, name], [framed], axis=axis))
                 planes = framed
         self._add(step, np.float32(1))
-        self._add("frame/zero", np.uint8(0))
-        made.append(
-            helper.make_node("DequantizeLinear", [planes, step, "frame/zero"], ["frame/rounded"])
-        )
+        self._add(zero, np.uint8(0))
+        made.append(helper.make_node("DequantizeLinear", [planes, step, zero], [rounded]))
         for each in made:
             each.name = each.output[0]
         self.graph.node.extend(made)
-        node.input[0] = "frame/rounded"
+        node.input[0] = rounded
 
     def _round_weights(
         self, node: onnx.NodeProto, read: Rounding, first: First | None = None

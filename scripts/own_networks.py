@@ -147,7 +147,7 @@ def of_transformers(kind: str, **options: object) -> Callable[[], nn.Module]:
 
     def make() -> nn.Module:
         transformers = import_module("transformers")
-        config = getattr(transformers, f"{kind}Config")(num_labels=19, **options)
+        config = getattr(transformers, f"{kind}Config")(**{"num_labels": 19, **options})
         model: nn.Module = getattr(transformers, f"{kind}ForSemanticSegmentation")(config)
         return model
 
