@@ -35,13 +35,14 @@ from rtseg.models.network import IMAGENET_MEAN, IMAGENET_STD
 from rtseg.reporting import Table
 from rtseg.runtime.drive.report import DriveReport
 from rtseg.speed.bench import utc_now
-from rtseg.speed.result import BenchResult
+from rtseg.speed.result import Report
 from rtseg.system import read_system
 from rtseg.usage import Noise, NoiseWatch
 from torch import Tensor, nn
 
 Size = tuple[int, int]
 CLASSES = 11  # of csfcn_nano:camvid
+VERDICTS = {("not run", False): "built, not proven", ("failed", True): "not used"}
 HEADER = ("network", "file", "run by", "proof", "agree %", "times as fast", "drive", "MiB")
 
 
@@ -76,13 +77,13 @@ NETWORKS = {
 class Outcome:
     """What became of one network.
 
-    artifacts: all that was written; rows: of the benchmark, one run; drives: report of each file
+    artifacts: all that was written; race: of them all, one run; drives: report of each file
     that runs here, by its name; seconds: all steps together.
     """
 
     name: str
     artifacts: Sequence[Artifact]
-    rows: Sequence[BenchResult]
+    race: Report
     drives: dict[str, DriveReport]
     seconds: float
 
@@ -99,16 +100,17 @@ class Outcome:
                 agree = "" if run.agreement is None else f"{100 * run.agreement:.3f}"
                 first = place == 0
                 drive = self._driven(name) if first else ""
-                verdict = "built, not proven" if run.status == "not run" else run.status
+                # Computing in bfloat16 is a choice: where it falls below the bar, nothing does it.
+                verdict = VERDICTS.get((run.status, run.precision == "bf16"), run.status)
                 by = f"{run.backend} {run.precision}"
-                gain = self._gain(name, run.backend, run.precision)
+                gain = self._gain(name, run.backend, run.precision) if run.passed else ""
                 names = [self.name if not rows else "", name if first else "", by]
                 rows.append([*names, verdict, agree, gain, drive, mib if first else ""])
         return rows
 
     def _gain(self, file: str, backend: str, precision: str) -> str:
         """The plain network's time over ours, from frame to labels, with its 95 % interval."""
-        for row in self.rows:
+        for row in self.race.rows:
             subject = row.subject
             if (subject.artifact, subject.backend, subject.precision) == (file, backend, precision):
                 (against,) = row.against.values()
@@ -209,11 +211,10 @@ def take_through(
     began = time.perf_counter()
     made = export_forms(model, frames, folder, entry.integers)
     here = [each for each in made if each.status == "proven"]
-    # A model stands for what it was made of, which runs as it is, and for its float32 exports.
-    others = [each.path for each in here if each.card.precision != "fp32"]
-    rows = rtseg.bench([model, *others], seconds=seconds, camera_hz=None).rows
+    # The model brings what it was made of into the run, and exports by its own defaults.
+    race = rtseg.bench([model, *(each.path for each in here)], seconds=seconds, camera_hz=None)
     drives = {each.path.name: drive_over(frames, each, count) for each in here}
-    return Outcome(entry.title, made, rows, drives, time.perf_counter() - began)
+    return Outcome(entry.title, made, race, drives, time.perf_counter() - began)
 
 
 def write_page(outcomes: Sequence[Outcome], absent: Sequence[str], told: str) -> str:
@@ -221,8 +222,11 @@ def write_page(outcomes: Sequence[Outcome], absent: Sequence[str], told: str) ->
     table = Table(
         HEADER, [row for each in outcomes for row in each.table_rows()], words=HEADER[1:4]
     )
-    seconds = ", ".join(f"{each.name} {each.seconds:.0f} s" for each in outcomes)
-    lines = [f"- {told}", f"- all steps of a network: {seconds}", *(f"- {line}" for line in absent)]
+    lines = [f"- {told}"]
+    for each in outcomes:
+        lines.append(f"- {each.name}: {each.seconds:.0f} s in all")
+        lines += [f"- {each.name}: {line}" for line in each.race.warnings if "busy" in line]
+    lines += [f"- {line}" for line in absent]
     return PAGE.format(facts="\n".join(lines), table=table.markdown())
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -11,7 +16,8 @@ from typing import Any
 import pytest
 import rtseg
 import torch
-from conftest import load_script
+from conftest import ROOT, Run, load_script
+from rtseg.data.classes import CAMVID
 from rtseg.data.frames import open_source
 from rtseg.data.scenes import scenes
 from rtseg.models.loading import Model
@@ -22,7 +28,7 @@ SIZE = (64, 96)
 @pytest.fixture(scope="module")
 def script() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))  # it imports its neighbor
+        patch.syspath_prepend(str(ROOT / "scripts"))  # it imports its neighbor
         yield load_script("own_end_to_end")
 
 
@@ -69,6 +75,59 @@ def test_everything_is_made_of_it_and_answers(
     assert engine.card.engine.layers > 20
 
 
+@pytest.mark.slow  # eight processes, one of which starts Ray
+@pytest.mark.skipif(not find_spec("tensorrt_rtx"), reason="needs tensorrt_rtx for the engine")
+@pytest.mark.skipif(not find_spec("ray"), reason='needs Ray: pip install "rtseg[fleet]"')
+def test_the_end_of_the_how_to_does_what_it_says(
+    rtseg: Run, script: Any, lesson: Any, shared_data: Path, tmp_path: Path
+) -> None:
+    """Its commands, on files that a stranger would have, and its program."""
+    (tmp_path / "mypackage").mkdir()
+    nets = (ROOT / "examples/own_network.py").read_text()
+    nets += f"\ndef make_net():\n    return UNet({script.CLASSES})\n"
+    (tmp_path / "mypackage" / "nets.py").write_text(nets)
+    torch.manual_seed(0)
+    net = script.teach(script.import_module("own_network").UNet(script.CLASSES), *lesson, 60)
+    torch.save(net.state_dict(), tmp_path / "mine.pth")
+    names = tmp_path / "classes.yaml"
+    names.write_text(f"[{', '.join(CAMVID.names)}]")
+    for place, path in enumerate(open_source(shared_data / "camvid/val").paths[:48:2]):
+        small = script.cv2.resize(script.read_image(path), SIZE[::-1])
+        places = [tmp_path / "frames", tmp_path / "logs/monday", tmp_path / "mine/images/val"]
+        for folder in places[: 3 if place < 2 else 2]:
+            folder.mkdir(parents=True, exist_ok=True)
+            script.cv2.imwrite(str(folder / path.name), small)
+        if place < 2:
+            (tmp_path / "mine/labels/val").mkdir(parents=True, exist_ok=True)
+            script.cv2.imwrite(str(tmp_path / "mine/labels/val" / path.name), small[..., 0] % 11)
+    (tmp_path / "mine/classes.yaml").write_text(names.read_text())
+    page = (ROOT / "docs/howto/own-network.md").read_text().partition("## Afterwards")[2]
+    page = page.replace("512x1024", "64x96").replace("(512, 1024)", "(64, 96)")
+    commands = re.findall(r"^\$ rtseg (.+)$", page, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == [
+        *("export", "export", "bench", "eval", "drive", "fleet")
+    ]
+    for command in commands:
+        quick = ["--seconds", "0.1"] if command.startswith("bench") else []
+        done = rtseg(*shlex.split(command), *quick, cwd=tmp_path)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    assert len(list((tmp_path / "drive/labels").glob("*.png"))) == 24
+    assert len(list((tmp_path / "labels").rglob("*.png"))) == 24
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    program = program.replace('int8.xml"]', 'int8.xml"], seconds=0.1, camera_hz=None')
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("openvino int8")]
+    assert "Speedup" in line
+
+
 def test_the_page_says_what_the_run_found(script: Any, tmp_path: Path) -> None:
     """A row for each way that a file was run; what is absent says why."""
     torch.manual_seed(0)
@@ -77,9 +136,9 @@ def test_the_page_says_what_the_run_found(script: Any, tmp_path: Path) -> None:
     for place, scene in enumerate(scenes(3, SIZE)):
         (tmp_path / "clip").mkdir(exist_ok=True)
         script.cv2.imwrite(str(tmp_path / "clip" / f"{place}.png"), scene)
-    rows = rtseg.bench(model, backend="onnxruntime", seconds=0.05, runs=5, camera_hz=None).rows
+    race = rtseg.bench(model, backend="onnxruntime", seconds=0.05, runs=5, camera_hz=None)
     report = script.drive_over(tmp_path / "clip", made[0], 2)
-    outcome = script.Outcome("tiny", made, rows, {made[0].path.name: report}, 1.0)
+    outcome = script.Outcome("tiny", made, race, {made[0].path.name: report}, 1.0)
     page = script.write_page([outcome], ["another: left out, x is not installed"], "64x96")
     (row,) = [line for line in page.splitlines() if "tiny_64x96_fp32.onnx" in line]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
