@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
-import own_networks
 import rtseg
 import torch
 from rtseg.cli._options import parse_sizes
@@ -34,6 +33,7 @@ from rtseg.models.loading import Model
 from rtseg.models.network import IMAGENET_MEAN, IMAGENET_STD
 from rtseg.reporting import Table
 from rtseg.runtime.drive.report import DriveReport
+from rtseg.scripts import own_networks
 from rtseg.speed.bench import utc_now
 from rtseg.speed.result import Report
 from rtseg.system import read_system
@@ -92,8 +92,10 @@ class Outcome:
         rows: list[list[object]] = []
         for artifact in self.artifacts:
             engine, name = artifact.card.engine, artifact.path.name
-            files = artifact.path, artifact.path.with_suffix(".bin")  # OpenVINO's weights
-            mib = f"{sum(each.stat().st_size for each in files if each.is_file()) / 2**20:.2f}"
+            files = [artifact.path]
+            if artifact.target == "openvino":  # its weights are beside it
+                files.append(artifact.path.with_suffix(".bin"))
+            mib = f"{sum(each.stat().st_size for each in files) / 2**20:.2f}"
             if engine:
                 mib += f", {engine.layers} layers"
             for place, run in enumerate(artifact.results):
@@ -134,7 +136,7 @@ def teach(net: nn.Module, images: Tensor, labels: Tensor, steps: int) -> nn.Modu
         logits = getattr(out := net(images[some]), "logits", out)
         full = nn.functional.interpolate(logits, images.shape[-2:], mode="bilinear")
         optimizer.zero_grad()
-        nn.functional.cross_entropy(full, labels[some]).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(full, labels[some]))
         optimizer.step()
     return net.eval()
 

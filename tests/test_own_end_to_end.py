@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,10 +25,8 @@ SIZE = (64, 96)
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "scripts"))  # it imports its neighbor
-        yield load_script("own_end_to_end")
+def script() -> Any:
+    return load_script("own_end_to_end")
 
 
 @pytest.fixture(scope="module")
