@@ -45,7 +45,8 @@ class Materials:
 def make_materials(folder: Path) -> Materials:
     """Export csfcn_nano, and write frames, a video and a log."""
     run = [sys.executable, "-m", "rtseg"]
-    made = "csfcn_nano:camvid", "--size", "64x128", "--fit", "stretch", "-o", folder / "art"
+    words = "csfcn_nano:camvid --size 64x128 --fit stretch --precision fp32 -o"
+    made = [*words.split(), folder / "art"]
     targets = [word for name in ("onnx", "openvino", "torch") for word in ("--to", name)]
     subprocess.run([*run, "export", *map(str, made), *targets], check=True, capture_output=True)
     (folder / "frames").mkdir()
