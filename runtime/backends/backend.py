@@ -144,7 +144,7 @@ class Backend(ABC):
 
     def open_lane(self) -> Backend:
         """One of `open_lanes`, where `can_open_lanes` says that there are any."""
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} opens no lanes, and says so")
 
     @abstractmethod
     def _fetch(self, name: str) -> NDArray[np.generic]:
