@@ -93,10 +93,12 @@ def test_without_the_package_of_weights_nobody_gets_random_ones(what, tmp_path, 
 
 
 def test_an_installed_package_is_found_where_there_is_no_checkout(tmp_path, monkeypatch):
+    # The environment may have the true package: a name that none has stands for it.
+    monkeypatch.setattr(shipped, "PACKAGE", "rtseg_weights_of_a_test")
     monkeypatch.setattr(shipped, "__file__", str(tmp_path / "rtseg" / "data" / "shipped.py"))
     absent = tmp_path / "rtseg" / "models" / "pretrained"
     assert find_pretrained() == absent
-    installed = tmp_path / "site" / "rtseg_weights"
+    installed = tmp_path / "site" / "rtseg_weights_of_a_test"
     installed.mkdir(parents=True)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     assert find_pretrained() == installed
