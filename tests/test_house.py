@@ -6,6 +6,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,43 @@ def test_no_import_circle() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+# What a machine with a GPU need not have: no test that needs none of them may miss for that.
+OPTIONAL = {"cuda", "numba", "openvino", "tensorrt", "tensorrt_rtx", "triton"}
+
+
+def names_of(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and not node.level:
+        return [f"{node.module}.{alias.name}" for alias in node.names] + [str(node.module)]
+    return []
+
+
+def test_tests_are_collected_without_optional_packages() -> None:
+    """pytest stops at a file that it cannot import, and then runs no test at all."""
+
+    @cache
+    def packages_of(name: str) -> set[str]:
+        """That have to be there for this module of ours, or of others, to be imported."""
+        if name not in MODULES:
+            return {name.partition(".")[0]} & OPTIONAL
+        tree = TREES[MODULES[name]]
+        tried = [node for node in outer_nodes(tree) if isinstance(node, ast.Try)]
+        guarded = {inner for node in tried for inner in ast.walk(node)}
+        names = [n for node in outer_nodes(tree) if node not in guarded for n in names_of(node)]
+        return set().union(*map(packages_of, {*names, *imports_of(MODULES[name])} - {name}))
+
+    wrong = []
+    for path in sorted((ROOT / "tests").glob("test_*.py")):
+        asked_for: set[str] = set()
+        for node in ast.parse(path.read_text()).body:
+            asked_for |= set(re.findall(r"importorskip\(\W(\w+)", ast.unparse(node)))
+            for name in names_of(node):
+                missing = packages_of(name) - asked_for
+                wrong += [f"{path.name} imports {name}, which needs {each}" for each in missing]
+    assert wrong == []
 
 
 def test_module_docstrings_begin_with_a_noun_or_a_verb() -> None:

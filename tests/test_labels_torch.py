@@ -136,6 +136,20 @@ def test_a_frame_goes_up_in_stripes(artifact: Path, monkeypatch: Any) -> None:
     backend.close()
 
 
+def test_labels_come_down_into_memory_that_is_made_once(artifact: Path) -> None:
+    """Pinned on a GPU, where pageable memory would be copied twice."""
+    backend = PyTorch(artifact, "cpu", argmax="graph")
+    image = np.random.default_rng(0).integers(0, 256, tuple(backend.frame.shape), np.uint8)
+    expected = backend(image).copy()
+    (host,) = backend._host = [torch.zeros_like(result) for result in backend.results]
+    for _ in range(2):
+        host.fill_(255)
+        labels = backend(image)
+        assert labels.ctypes.data == host.data_ptr()
+        np.testing.assert_array_equal(labels, expected)
+    backend.close()
+
+
 class Gpus:
     """Two pretended GPUs, of which the first is the current one."""
 

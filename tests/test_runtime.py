@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from rtseg.data.files import digest_of
+from rtseg.data.letterbox import restore_labels
 from rtseg.errors import ArtifactError, BackendError, MissingPackage
 from rtseg.export import Artifact, export
 from rtseg.install import localize
 from rtseg.models.loading import Model
-from rtseg.runtime import Segmenter, load, read_card
+from rtseg.runtime import Segmenter, load, read_card, segmenter
 from rtseg.runtime.artifact import append_card, read_sealed, sidecar
 from rtseg.runtime.backends.backend import choose, open_backend
 from rtseg.runtime.onnx_metadata import GRAPH, METADATA, field, split_card
@@ -93,6 +94,24 @@ def test_labels_are_the_callers_own(artifacts: dict[str, Artifact]) -> None:
         kept = first.copy()
         segment(np.random.default_rng(1).integers(0, 256, (*SIZE, 3), np.uint8))
         assert (first == kept).all()
+
+
+@pytest.mark.parametrize("size", [SIZE, (100, 333)])
+def test_labels_are_copied_no_more_than_once(
+    size: tuple[int, int], artifacts: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of the backend's buffer, or by the resize, which has made an array of its own."""
+    made = []
+
+    def restore(*given: Any) -> Any:
+        made.append(restore_labels(*given))
+        return made[-1]
+
+    monkeypatch.setattr(segmenter, "restore_labels", restore)
+    with load(artifacts["onnx"].path, "onnxruntime", "cpu") as segment:
+        labels = segment(np.zeros((*size, 3), np.uint8))
+    assert (labels is made[0]) == (size != SIZE)
+    assert labels.base is None
 
 
 @pytest.mark.parametrize("size", [(64, 128), (100, 333), (30, 40), (720, 960)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,6 +100,18 @@ def test_ceilings_are_measured_in_every_precision_that_is_there():
     assert found.bytes_per_s > 0
     assert found.by.keys() == found.macs_per_s.keys()
     assert "GMAC/s" in str(found)
+
+
+def test_ceilings_are_measured_once_for_every_size_and_network(monkeypatch):
+    measured = []
+    bench = importlib.import_module("rtseg.speed.bench")  # the package has a function of that name
+    bench._measure_once.cache_clear()
+    monkeypatch.setattr(bench, "gpus", list)
+    monkeypatch.setattr(bench, "measure_ceilings", lambda *asked: measured.append(asked) or "some")
+    for _ in range(3):
+        assert bench._ceilings(None, 2, lambda *_: None) == {"cpu": "some"}
+    assert measured == [(2, "cpu")]
+    bench._measure_once.cache_clear()
 
 
 def test_a_ceiling_is_the_best_run():

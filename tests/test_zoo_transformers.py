@@ -28,7 +28,6 @@ from rtseg.models.families.ecfd_deformable import Atlas, DeformableAttention
 from rtseg.models.families.senformer import STRIDES, SenFormer
 from rtseg.models.families.senformer_learner import Learner
 from rtseg.models.heads import EncoderDecoder, SemanticFPN, UPerHead, fcn_head
-from rtseg.runtime.backends.openvino import the_core
 from test_zoo_conv import sampled, without_counters
 from torch import nn
 
@@ -200,6 +199,9 @@ def test_the_exported_graph_is_the_network(name: str, precision: str, tmp_path: 
 
 @pytest.mark.parametrize("name", FAST_FIRST)
 def test_openvino_computes_the_network(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from rtseg.runtime.backends.openvino import the_core
+
     network = small(name)
     frame = np.random.RandomState(0).randint(0, 255, (1, 64, 128, 3)).astype(np.uint8)
     with torch.inference_mode():
