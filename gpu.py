@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,54 @@ def gpu_energy_j() -> float | None:
 
 
 @dataclass(frozen=True)
+class GpuClocks:
+    """Of a GPU as it is now, most of the time idle; None where the driver does not tell.
+
+    sm_clock_mhz: of at most `max_sm_clock_mhz`; throttled: reasons why it is held down.
+    """
+
+    sm_clock_mhz: int | None
+    max_sm_clock_mhz: int | None
+    throttled: tuple[str, ...]
+
+    def __str__(self) -> str:
+        facts = [
+            f"{self.sm_clock_mhz} of {self.max_sm_clock_mhz} MHz" if self.sm_clock_mhz else "",
+            f"held down by {', '.join(self.throttled)}" if self.throttled else "",
+        ]
+        return ", ".join(fact for fact in facts if fact)
+
+
+def read_clocks(gpu: Gpu) -> GpuClocks | None:
+    """A GPU's clocks now; None without NVML."""
+    with _nvml() as nvml:
+        handle = _ask(nvml, _handle, nvml, gpu) if nvml is not None else None
+        if handle is None:
+            return None
+        return GpuClocks(
+            _ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
+            _ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM),
+            _name_reasons(_read_reasons(nvml, handle) or 0),
+        )
+
+
+def _read_reasons(nvml: Any, handle: object) -> int | None:
+    """NVML's bits of why clocks are lower than they could be."""
+    # Drivers of branch 535 and later have the new name; the old one is gone from NVIDIA's
+    # documentation, but all drivers before have no other.
+    for name in ("EventReasons", "ThrottleReasons"):
+        read = getattr(nvml, f"nvmlDeviceGetCurrentClocks{name}", None)
+        bits = _ask(nvml, read, handle) if read else None
+        if bits is not None:
+            return int(bits)
+    return None
+
+
+def _name_reasons(bits: int) -> tuple[str, ...]:
+    return tuple(reason for bit, reason in THROTTLES.items() if bits & bit)
+
+
+@dataclass(frozen=True)
 class GpuState:
     """Under the load of one contestant; None where the driver does not tell.
 
@@ -292,7 +340,7 @@ def watch_gpu(
             "clock": (nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
             "power": (nvml.nvmlDeviceGetPowerUsage,),
             "heat": (nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
-            "reasons": (nvml.nvmlDeviceGetCurrentClocksThrottleReasons,),
+            "reasons": (partial(_read_reasons, nvml),),
         }
         told: dict[str, list[int]] = {name: [] for name in readings}
         before, start, frames = _energy_mj(nvml, handle), now(), 0
@@ -314,7 +362,7 @@ def watch_gpu(
         power_w=round(statistics.median(told["power"]) / 1e3, 1) if told["power"] else None,
         temperature_c=max(told["heat"], default=None),
         energy_mj=None if spent is None else round(spent, 2),
-        throttled=tuple(reason for bit, reason in THROTTLES.items() if bits & bit),
+        throttled=_name_reasons(bits),
         sm_clock_range_mhz=(min(told["clock"]), max(told["clock"])) if told["clock"] else None,
         pci=gpu.pci,
     )

@@ -8,9 +8,10 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from ..gpu import Gpu, gpus
+from ..gpu import Gpu, GpuClocks, gpus, read_clocks
 from ..install import localize
 from ..reporting import Table
 from ..runtime.backends.backend import BACKENDS, installed
@@ -40,16 +41,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """`backends`: one a backend, then `export`."""
+    """`backends`: one a backend, then `export`; `clocks`: of each of `gpus`, as they are now."""
 
     machine: SystemInfo
     gpus: Sequence[Gpu]
     backends: Sequence[Finding]
+    clocks: Sequence[GpuClocks | None] = ()
 
     def to_json(self) -> str:
         value = {
             "machine": asdict(self.machine),
-            "gpus": [asdict(gpu) for gpu in self.gpus],
+            "gpus": [
+                asdict(gpu) | {"clocks": asdict(clocks) if clocks else None}
+                for gpu, clocks in zip_longest(self.gpus, self.clocks)
+            ],
             "backends": [asdict(f) | {"fix": localize(f.fix)} for f in self.backends],
         }
         return json.dumps(value, indent=2)
@@ -62,7 +67,7 @@ class DoctorReport:
         cells = [_cells(finding) for finding in self.backends]
         words = ("version", "runs on", "note")
         backends = Table(header, cells, "What runs here", words=words)
-        return Group(_machine_table(self.machine, self.gpus), backends)
+        return Group(_machine_table(self.machine, self.gpus, self.clocks), backends)
 
 
 def _cells(finding: Finding) -> list[str]:
@@ -73,8 +78,14 @@ def _cells(finding: Finding) -> list[str]:
     return [finding.name, ready, "\n".join(versions), ", ".join(finding.devices), notes]
 
 
-def _machine_table(here: SystemInfo, found: Sequence[Gpu]) -> Table:
-    cards = [(f"GPU {gpu.index}", _gpu_line(gpu)) for gpu in found]
+def _machine_table(
+    here: SystemInfo, found: Sequence[Gpu], clocks: Sequence[GpuClocks | None]
+) -> Table:
+    cards = []
+    for gpu, now in zip_longest(found, clocks):
+        cards.append((f"GPU {gpu.index}", _gpu_line(gpu)))
+        if now is not None and str(now):
+            cards.append(("its clock", str(now)))
     rows = [
         ("CPU", f"{here.cpu}, {here.cores} cores for this process"),
         ("instruction sets", " ".join(here.instruction_sets) or "unknown"),
@@ -95,7 +106,8 @@ def examine() -> DoctorReport:
     """Look at the machine and import each backend; a broken one is a finding, not an error."""
     found = gpus()
     backends = [_backend(name, found) for name in BACKENDS]
-    return DoctorReport(read_system(), found, [*backends, _export()])
+    clocks = [read_clocks(gpu) for gpu in found]
+    return DoctorReport(read_system(), found, [*backends, _export()], clocks)
 
 
 def _backend(name: str, found: Sequence[Gpu]) -> Finding:

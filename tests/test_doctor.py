@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from rtseg.gpu import Gpu
+from rtseg.gpu import Gpu, GpuClocks
 from rtseg.runtime.backends.backend import BACKENDS
 from rtseg.speed import doctor
 
@@ -45,6 +45,21 @@ def test_the_table_fits_a_terminal_and_shows_machine_and_backends():
     text = console.file.getvalue()
     assert "instruction sets" in text
     assert all(name in text for name in BACKENDS)
+
+
+def test_the_clocks_of_a_gpu_are_told_with_what_holds_them_down(monkeypatch):
+    hot = GpuClocks(1200, 1980, ("heat (software)",))
+    monkeypatch.setattr(doctor, "gpus", lambda: [GPU, replace(GPU, index=1)])
+    monkeypatch.setattr(doctor, "read_clocks", lambda gpu: None if gpu.index else hot)
+    report = doctor.examine()
+    console = Console(width=80, file=io.StringIO())
+    console.print(report.table())
+    text = console.file.getvalue()
+    assert text.count("its clock") == 1
+    assert "1200 of 1980 MHz, held down by heat (software)" in text
+    told = [gpu["clocks"] for gpu in json.loads(report.to_json())["gpus"]]
+    assert told[0]["throttled"] == ["heat (software)"]
+    assert told[1] is None
 
 
 @pytest.mark.parametrize("name", ["openvino", "torch", "tensorrt"])

@@ -144,7 +144,7 @@ def nvml_of(*found: Gpu, clock: Clock | None = None, **told_else: Any) -> Module
         "nvmlDeviceGetCurrentClocksThrottleReasons": 0x20 | 0x1,
         "nvmlDeviceGetTotalEnergyConsumption": lambda gpu: clock.ns * 200 / 1e6,
     }
-    for name, value in facts.items():
+    for name, value in (dict.fromkeys(told_else) | facts).items():
         setattr(nvml, name, told(name, value))
     nvml.NVML_CLOCK_SM = nvml.NVML_TEMPERATURE_GPU = 0
     nvml.NVMLError = NvmlError
@@ -251,6 +251,23 @@ def test_clocks_that_move_are_told_with_the_command_that_locks_them(monkeypatch)
     assert f"sudo nvidia-smi -i {here.pci} --lock-gpu-clocks=1500" in warning
     use(monkeypatch, nvml_of(here, clock=clock, nvmlDeviceGetClockInfo=lambda *_: 1500, **steady))
     assert gpu.watch_gpu(lambda: clock.work(5), now=clock).warning("row") is None
+
+
+def test_clocks_now_are_told_with_what_holds_them_down(monkeypatch):
+    use(monkeypatch, nvml_of(gpu_of(0)))
+    clocks = gpu.read_clocks(gpu_of(0))
+    assert str(clocks) == "1500 of 2000 MHz, held down by heat (software)"
+    # As drivers from 535 on name it, and pynvml offers it whatever the driver has.
+    reasons = "nvmlDeviceGetCurrentClocksEventReasons"
+    newer = nvml_of(gpu_of(0), **{reasons: 0x84})
+    use(monkeypatch, newer)
+    assert gpu.read_clocks(gpu_of(0)).throttled == ("power cap", "power brake")
+    use(monkeypatch, nvml_of(gpu_of(0), **{reasons: True}))
+    assert gpu.read_clocks(gpu_of(0)).throttled == ("heat (software)",)
+    use(monkeypatch, nvml_of(gpu_of(0), nvmlDeviceGetCurrentClocksThrottleReasons=True))
+    assert str(gpu.read_clocks(gpu_of(0))) == "1500 of 2000 MHz"
+    use(monkeypatch, nvml_of(nvmlInit=True))
+    assert gpu.read_clocks(gpu_of(0)) is None
 
 
 def test_what_the_driver_does_not_tell_is_none(monkeypatch):
