@@ -24,6 +24,7 @@ OPEN_LIMIT_S = 3.0
 READ_LIMIT_S = 1.0
 MOST_PACKETS = 300  # that may wait to be decoded; more are skipped up to the newest key frame
 MOST_REFUSED = 3  # packets by a GPU's decoder that gave no picture yet
+FIRST_WITH_FLAGS = 18  # PyAV's version
 MOST_UNDER_WAY = 64  # packets whose pictures a decoder may still hold
 OPTIONS = {
     "rtsp_transport": "tcp",
@@ -138,13 +139,24 @@ class NetworkStream:
 
 def find_decoder() -> Any | None:
     """FFmpeg's decoder of a GPU here, of NVIDIA's or of one that VAAPI reaches, if this PyAV knows
-    it; a codec that it does not know, software decodes."""
+    it; a codec that it does not know, software decodes. A PyAV that would not say which of a GPU's
+    pictures are damaged is given none, and a warning says so."""
+    import av
     from av.codec.hwaccel import HWAccel, hwdevices_available
 
     here = {"cuda": bool(gpus()), "vaapi": Path("/dev/dri/renderD128").exists()}
     known = hwdevices_available()
     kind = next((each for each, there in here.items() if there and each in known), None)
-    return HWAccel(kind, allow_software_fallback=True) if kind else None
+    if kind is None:
+        return None
+    # Earlier ones lose a picture's flags on its way from the GPU (PyAV-Org/PyAV#2321).
+    if int(av.__version__.partition(".")[0]) < FIRST_WITH_FLAGS:
+        log.warning(
+            "software decodes the stream: PyAV %s does not tell which pictures of a GPU are "
+            'damaged; pip install "av>=%d"', av.__version__, FIRST_WITH_FLAGS,
+        )  # fmt: skip
+        return None
+    return HWAccel(kind, allow_software_fallback=True)
 
 
 def _place(picture: Any, times: Received, of_sender: StampClock, own: StampClock) -> Placed:

@@ -109,6 +109,24 @@ def test_a_gpu_that_fails_while_it_decodes_is_left_for_software(
     assert len(found) >= 9
 
 
+@pytest.mark.parametrize(("version", "decodes"), [("17.1.0", False), ("18.0.0", True)])
+def test_a_pyav_that_loses_a_pictures_flags_gets_no_gpu(
+    version: str, decodes: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a picture would pass for a whole one."""
+    av = pytest.importorskip("av", reason='needs PyAV: pip install "rtseg[av]"')
+    monkeypatch.setattr("av.codec.hwaccel.hwdevices_available", lambda: ["cuda"])
+    monkeypatch.setattr(network_stream, "gpus", lambda: ["one"])
+    monkeypatch.setattr(av, "__version__", version)
+    assert (network_stream.find_decoder() is not None) == decodes
+    assert ('pip install "av>=18"' in caplog.text) != decodes
+    monkeypatch.setattr(network_stream, "gpus", list)
+    monkeypatch.setattr(network_stream, "Path", lambda name: Path("/nowhere"))
+    caplog.clear()
+    assert network_stream.find_decoder() is None
+    assert not caplog.text
+
+
 class Refusing:
     """A queue whose packets no GPU decodes."""
 

@@ -278,6 +278,28 @@ def test_int8_has_the_same_layers_at_each_size_and_is_proven_at_each(tmp_path: P
     assert not any(picked.intersection(node.input[1:]) for node in rounding), "steps are constants"
 
 
+def test_fp8_of_several_sizes_is_one_engine(tmp_path: Path) -> None:
+    """With a profile for each; its rounding is proven at each size before it is built."""
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX, which builds without a GPU")
+    sizes, folder = [(96, 160), (64, 128)], tmp_path / "calib"
+    folder.mkdir()
+    for place, image in enumerate(scenes(12, (120, 200), seed=9)):
+        write_png(folder / f"{place:03}.png", image)
+    (artifact,) = export(
+        load_model("csfcn_nano:streets"), sizes, "tensorrt", "fp8", one_file=True,
+        calib=Calibration(folder, "minmax", frames=8), out=tmp_path / "out",
+    )  # fmt: skip
+    card = read_card(artifact.path)
+    assert (artifact.path.name, card.sizes) == (
+        "csfcn_nano_96x160_64x128_fp8.engine", tuple(sizes),
+    )  # fmt: skip
+    assert card.fp8 is not None
+    assert card.engine is not None
+    assert all(float(each) >= 8.9 for each in card.engine.compute_capabilities)
+    assert {each.size for each in artifact.results} == {"96x160", "64x128"}
+    verify_artifact(artifact.path, card)
+
+
 def test_int8_by_the_ranges_that_ship_names_the_size_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
