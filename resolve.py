@@ -85,6 +85,8 @@ def read_own_options(
     std: str | None,
     order: str | None,
     output: str | None,
+    preprocess: str | None = None,
+    fit: str | None = None,
 ) -> dict[str, object]:
     """What the command line says of a network of the user's own, as `load_model` takes it.
 
@@ -95,6 +97,8 @@ def read_own_options(
         std: with `mean`, in the same form.
         order: "rgb" or "bgr".
         output: key or place of the logits.
+        preprocess: where to find the user's own, "package.module:callable" or "file.py:callable".
+        fit: how frames of another aspect come to the size, which that is held against.
 
     Raises:
         UsageError: both ways are used, a number is none, or the name is unknown.
@@ -102,6 +106,8 @@ def read_own_options(
     found: dict[str, Any] = {"size": sizes[0]} if sizes else {}
     if output is not None:
         found["output"] = output
+    if preprocess is not None:
+        found |= {"preprocess": preprocess, **({"fit": fit} if fit else {})}
     if normalize is None and mean is None and std is None and order is None:
         return found
     from .models.own import Normalization, find_normalization

@@ -156,6 +156,14 @@ def export(
     logits: Annotated[
         str | None, in_group(OWN, help="Key or position of the logits in its output.")
     ] = None,
+    preprocess: Annotated[
+        str | None,
+        in_group(
+            OWN,
+            help="Your own, package.module:callable or file.py:callable, from a camera's frame to "
+            "the network's input; the export is proven from there on.",
+        ),
+    ] = None,
     whole_zoo: Annotated[
         bool, in_group(ZOO, "--all", help="Export every variant, with a table: zoo.md, zoo.json.")
     ] = False,
@@ -176,6 +184,7 @@ def export(
     rtseg export csfcn_nano --to openvino --precision int8 --calib drives/frames
     rtseg export csfcn_tiny --size 512x1024 --input nv12 --camera-size 1080x1920
     rtseg export nets.py:make --classes cityscapes --normalize imagenet --size 512x1024
+    rtseg export nets.py:make --preprocess nets.py:prepare --normalize imagenet --size 512x1024
     rtseg export theirs.onnx --classes classes.yaml --normalize imagenet --precision fp16
     rtseg export --all --size 512x1024 --no-keep -o zoo
     """
@@ -224,7 +233,9 @@ def export(
     from ..export.tensorrt import BuilderOptions
     from ..resolve import load_source, read_own_options
 
-    own = read_own_options(sizes, normalize, mean, std, order, logits)
+    own = read_own_options(
+        *(sizes, normalize, mean, std, order, logits, preprocess, fit.value if fit else None)
+    )
     source = load_source(model, weights, classes, ignore_keys or (), **own)
     note(
         f"{source.network.info.name}, {len(source.classes)} classes ({source.classes.name}), "

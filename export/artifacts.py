@@ -71,6 +71,7 @@ class Artifact:
             "frames": self.frames,
             "warnings": list(self.warnings),
             "chosen": self.chosen,
+            "preprocess": card.preprocess.model_dump() if card.preprocess else None,
             "engine": card.engine.model_dump() if card.engine else None,
             "int8": card.int8 and {**card.int8.model_dump(), **costs},
             "fp8": card.fp8 and {**card.fp8.model_dump(), **costs},
@@ -114,6 +115,8 @@ def list_notes(artifacts: Sequence[Artifact]) -> list[str]:
         if artifact.chosen:
             notes[artifact.chosen] = None
         notes[f"proven on {artifact.frames}"] = None
+        if artifact.card.preprocess:
+            notes[str(artifact.card.preprocess)] = None
         notes |= dict.fromkeys(f"warning: {warning}" for warning in artifact.warnings)
         for result in artifact.results:
             if reasons := "; ".join(result.faults) or result.why:

@@ -16,6 +16,7 @@ from ..models.loading import Model
 from ..reporting import Progress
 from ..runtime.artifact import Card, Precision, digest_of_tensors, read_card, sidecar
 from ..runtime.backends.backend import ORT_FORM
+from ..runtime.preprocess_facts import PreprocessFacts
 from . import parity
 from .artifacts import Artifact
 from .calibrate import CalibrationFrames
@@ -77,15 +78,28 @@ class ExportJob:
         self.asked: dict[Size, ReferenceOutputs] = {}
         for size, given in proofs.items():
             told += find_warnings(card.at(size), given)
-            proof, taken = as_camera_sees(given, card.at(size))
+            proof, taken, pictures = as_camera_sees(given, card.at(size))
             self.answers[size] = run_reference(
-                self.network, proof, size, card.fit, self._count("float32 reference")
+                self.network,
+                proof,
+                size,
+                card.fit,
+                self._count("float32 reference"),
+                model.preprocess,
+                pictures,
             )
             # The same answers, of the frames as the artifact takes them.
             answer = self.answers[size]
             self.asked[size] = answer.with_frames(taken) if card.takes_camera else answer
             told += find_missing_classes(card, self.answers[size])
         self.expected = self.answers[card.size]
+        if checked := [each.preprocess for each in self.answers.values() if each.preprocess]:
+            worst = PreprocessFacts(
+                frames=min(each.frames for each in checked),
+                largest=max(each.largest for each in checked),
+                agreement=min(each.agreement for each in checked),
+            )
+            self.card = card.model_copy(update={"preprocess": worst})
         self.warnings = tuple(dict.fromkeys(told))
 
     def step(self, line: str) -> None:

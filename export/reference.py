@@ -22,8 +22,10 @@ from ..data.scenes import scenes
 from ..errors import ExportError, UsageError
 from ..models import Network
 from ..models.pipeline import normalize_frame
+from ..models.preprocessing import OwnInput, Preprocess
 from ..reporting import Progress
 from ..runtime.artifact import Card, Enlargement
+from ..runtime.preprocess_facts import PreprocessFacts
 from ..runtime.verify import MARGIN_STEPS, Reference
 
 LabelMap = NDArray[np.uint8]  # (H, W)
@@ -124,17 +126,21 @@ def gather_frames(
     return photographs if photographs and len(photographs.frames) >= batch else None
 
 
-def as_camera_sees(proof: ProofFrames, card: Card) -> tuple[ProofFrames, list[NDArray[np.uint8]]]:
-    """(pictures of the card's size, by OpenCV's conversion of a camera's bytes; those bytes). Both
-    are the frames that were given where an artifact takes any picture."""
+def as_camera_sees(
+    proof: ProofFrames, card: Card
+) -> tuple[ProofFrames, list[NDArray[np.uint8]], list[NDArray[np.uint8]]]:
+    """(pictures of the card's size, by OpenCV's conversion of a camera's bytes; those bytes; the
+    camera's pictures). All are the frames that were given where an artifact takes any picture."""
     if not card.takes_camera:
-        return proof, [frame for _, frame in proof.frames]
+        given = [frame for _, frame in proof.frames]
+        return proof, given, given
     taken = [card.encode(frame) for _, frame in proof.frames]
     names = [name for name, _ in proof.frames]
-    seen = [_resize_exactly(to_bgr(frame, card.input), card.size, card.fit) for frame in taken]
+    whole = [to_bgr(frame, card.input) for frame in taken]
+    seen = [_resize_exactly(picture, card.size, card.fit) for picture in whole]
     size = card.camera_size or card.size
     truth = [None if each is None else fit_labels(each, size, card.fit) for each in proof.truth]
-    return replace(proof, frames=list(zip(names, seen, strict=True)), truth=truth), taken
+    return replace(proof, frames=list(zip(names, seen, strict=True)), truth=truth), taken, whole
 
 
 def _resize_exactly(picture: NDArray[np.uint8], size: tuple[int, int], fit: Fit) -> LabelMap:
@@ -166,6 +172,7 @@ class ReferenceOutputs:
         truth: label maps (H, W) of the frames where they have any, 255 where unlabeled.
         align_corners: how logits below the frame's size are upsampled to it.
         origin, total: as of ProofFrames.
+        preprocess: what became of the user's own, where there is one.
     """
 
     reference: Reference
@@ -174,6 +181,7 @@ class ReferenceOutputs:
     align_corners: bool
     origin: Origin = "given"
     total: int = 0
+    preprocess: PreprocessFacts | None = None
 
     @property
     def described(self) -> str:
@@ -241,20 +249,44 @@ def run_reference(
     size: tuple[int, int],
     fit: Fit = "letterbox",
     progress: Progress = lambda step, share: None,
+    preprocess: Preprocess | None = None,
+    pictures: Sequence[NDArray[np.uint8]] = (),
 ) -> ReferenceOutputs:
-    """Run the plain network in float32 on the frames, brought to `size` as the runtime will."""
+    """Run the plain network in float32 on the frames, brought to `size` as the runtime will.
+
+    Args:
+        network: from the zoo or outside of it.
+        proof: the frames.
+        size: (height, width) in pixels.
+        fit: how a frame of another aspect comes to that.
+        progress: called with what is being done and the share of it that is done, 0..1.
+        preprocess: the user's own. The network reads what it makes of each frame; where that is
+            ours up to a resize's rounding, which no artifact can be blamed for, ours counts and
+            the labels of both are compared.
+        pictures: that it takes, where those are not the frames.
+
+    Raises:
+        UsageError: it does something else than the export.
+    """
     info = network.info
+    own_input = preprocess and OwnInput(preprocess, network, size, fit)
+    agreed: list[float] = []
     fitted, labels, margins = [], [], []
     logits: list[Logits | None] = []
     one = info.num_classes * size[0] * size[1] * 4
     # Spread over the frames, and two at least, however large one frame's logits are.
     kept = set(spread(len(proof.frames), max(2, LOGITS_LIMIT // one)))
-    for place, (_, frame) in enumerate(proof.frames):
+    for place, (name, frame) in enumerate(proof.frames):
         progress(f"frame {place + 1} of {len(proof.frames)}", (place + 1) / len(proof.frames))
         image = fit_frame(frame, size, fit)
+        given, other = normalize_frame(image, network), None
+        if own_input:
+            theirs, exact = own_input.read(name, pictures[place] if pictures else frame)
+            given, other = (theirs, None) if exact else (given, theirs)
         with torch.inference_mode():
-            answer, own = network.answer(normalize_frame(image, network))
-            full = _upsample(answer, size, info.align_corners)[0]
+            full, chosen = _answer(network, given, size)
+            if other is not None:
+                agreed.append(float((_answer(network, other, size)[1] == chosen).float().mean()))
             best = full.topk(2, dim=0).values
             # A number added to all classes changes no label, but would make every margin small.
             largest = (full - full.mean(dim=0)).abs().max()
@@ -262,10 +294,7 @@ def run_reference(
             # engine.
             lead = (best[0] - best[1]) / largest * MARGIN_STEPS
         fitted.append(image)
-        best = full.argmax(0)
-        if own is not None and own.shape[1:] == size:
-            best = own[0]
-        labels.append(best.numpy().astype(np.uint8))
+        labels.append(chosen.numpy().astype(np.uint8))
         margins.append(lead.nan_to_num(0.0).clamp(0, 255).numpy().astype(np.uint8))
         logits.append(full.numpy() if place in kept else None)
     return ReferenceOutputs(
@@ -283,4 +312,16 @@ def run_reference(
         info.align_corners,
         proof.origin,
         proof.total or len(proof.frames),
+        PreprocessFacts(
+            frames=own_input.frames, largest=own_input.largest, agreement=min(agreed, default=1.0)
+        )
+        if own_input
+        else None,
     )
+
+
+def _answer(network: Network, given: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(logits (K, H, W), labels (H, W)) at `size` of an input (1, 3, H, W)."""
+    answer, own = network.answer(given)
+    full = _upsample(answer, size, network.info.align_corners)[0]
+    return full, own[0] if own is not None and own.shape[1:] == size else full.argmax(0)

@@ -30,17 +30,11 @@ from .checkpoints import (
     rename_to_ours,
     unwrap_state_dict,
 )
+from .factories import is_factory, load_module
 from .identify import ALIKE, class_entries, identify_checkpoint, identify_variant
 from .network import Network
-from .own import (
-    OwnOptions,
-    find_normalization,
-    is_factory,
-    load_module,
-    load_own_weights,
-    wrap_module,
-)
-from .preprocessing import check_preprocess
+from .own import OwnOptions, find_normalization, load_own_weights, wrap_module
+from .preprocessing import Preprocess, find_preprocess
 from .random_weights import SEED, build_untrained
 from .registry import VARIANTS, build, find_variant
 
@@ -64,6 +58,7 @@ class Model:
             size of the variant.
         fit: "letterbox", "crop" or "stretch", how frames of another aspect come to its size.
         license: of the weights; trained_on: the name of the data set: what their file says.
+        preprocess: of a network from outside the zoo, the user's own, see `OwnOptions`.
     """
 
     network: Network
@@ -74,6 +69,7 @@ class Model:
     fit: Fit = "letterbox"
     license: str | None = None
     trained_on: str | None = None
+    preprocess: Preprocess | None = None
 
 
 def load_model(
@@ -160,10 +156,10 @@ def _open_own(
     classes = classes or _ask_classes(network.info.num_classes, numbered)
     fit = own.get("fit", "letterbox")
     check_fit(fit)
-    if preprocess := own.get("preprocess"):
-        check_preprocess(normalization, size, preprocess, fit)
+    preprocess = find_preprocess(own.get("preprocess"), normalization, size, fit)
+    model = replace(_with_classes(network, classes), fit=fit, preprocess=preprocess)
     origin = "memory" if weights is None else Path(weights).name
-    return replace(_with_classes(network, classes), weights_from=origin, trained_size=size, fit=fit)
+    return replace(model, weights_from=origin, trained_size=size)
 
 
 def _open_file(
@@ -194,10 +190,10 @@ def _open_file(
         network.info = replace(network.info, name=f"{network.info.name}_onnx")
     classes = classes or _ask_classes(network.info.num_classes, numbered)
     fit = own.get("fit", "letterbox")
-    if preprocess := own.get("preprocess"):
-        check_preprocess(normalization, size, preprocess, fit)
-    model = _with_classes(network, classes)
-    return replace(model, weights_from=path.name, trained_size=size, fit=fit)
+    check_fit(fit)
+    preprocess = find_preprocess(own.get("preprocess"), normalization, size, fit)
+    model = replace(_with_classes(network, classes), fit=fit, preprocess=preprocess)
+    return replace(model, weights_from=path.name, trained_size=size)
 
 
 def _with_classes(what: Network | Model, classes: ClassSet | None) -> Model:

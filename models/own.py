@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
-import importlib.util
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
@@ -30,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 from ..data.letterbox import Fit
 from ..errors import UsageError
 from .checkpoints import refuse_broken, refuse_misfit
+from .factories import find_line, first_line
 from .layers import averages
 from .network import IMAGENET_MEAN, IMAGENET_STD, Network, NetworkInfo
 
@@ -110,8 +107,9 @@ class OwnOptions(TypedDict, total=False):
         fit: "letterbox" (the default), "crop" or "stretch", how frames of another aspect than the
             size's come to it; letterboxed ones lie at the top left, over black, of cropped ones
             only the middle is seen.
-        preprocess: what makes its input of a camera's frame, (H, W, 3) uint8 BGR -> (1, 3, h, w):
-            compared with what an export would do.
+        preprocess: what makes its input of a camera's frame, (H, W, 3) uint8 BGR -> (1, 3, h, w),
+            or where to find it, "package.module:callable" or "file.py:callable": every export is
+            held against it.
     """
 
     size: Size
@@ -119,7 +117,7 @@ class OwnOptions(TypedDict, total=False):
     name: str
     output: str | int
     fit: Fit
-    preprocess: Callable[[NDArray[np.uint8]], object]
+    preprocess: str | Callable[[NDArray[np.uint8]], object]
 
 
 class OwnNetwork(Network):
@@ -246,8 +244,8 @@ WAYS = {
 def _explain_trace(module: nn.Module, error: BaseException) -> str:
     way = next(way for part, way in WAYS.items() if re.search(part, str(error), re.IGNORECASE))
     return (
-        f"PyTorch's exporter cannot take {type(module).__name__}{_where(error)}, "
-        f"{_first_line(error)[:200]}: {way}"
+        f"PyTorch's exporter cannot take {type(module).__name__}{find_line(error)}, "
+        f"{first_line(error)[:200]}: {way}"
     )
 
 
@@ -285,7 +283,7 @@ def wrap_module(
         module = copy.deepcopy(module).cpu().float().eval()
     except Exception as error:
         raise UsageError(
-            f"{type(module).__name__} cannot be copied ({_first_line(error)}): take its hooks and "
+            f"{type(module).__name__} cannot be copied ({first_line(error)}): take its hooks and "
             "open files away first"
         ) from error
     logits, resizes, corners = _probe(module, size, output)
@@ -306,7 +304,7 @@ def _probe(module: nn.Module, size: Size, output: str | int | None) -> tuple[Ten
     except Exception as error:
         raise UsageError(
             f"{type(module).__name__} fails on an image of {size[0]}x{size[1]}: "
-            f"{_first_line(error)}{_where(error)}; give the size that it was made for"
+            f"{first_line(error)}{find_line(error)}; give the size that it was made for"
         ) from error
     logits = pick_output(result, output)
     if watch.calls and watch.calls[-1][0] is logits and logits.shape[1] > 1:
@@ -393,68 +391,6 @@ def _listed(named: dict[str, Tensor]) -> str:
     return ", ".join(kinds) or "no tensor"
 
 
-def is_factory(what: str) -> bool:
-    """Whether `what` names a callable, `package.module:callable` or `file.py:callable`, or a
-    program that `torch.export` saved, `file.pt2`."""
-    module, colon, name = what.rpartition(":")
-    if what.endswith(".pt2"):
-        return True
-    return bool(colon) and name.isidentifier() and bool(re.fullmatch(r"[\w./\\-]+", module))
-
-
-def load_module(what: str) -> nn.Module:
-    """The module that a factory makes, or that a `.pt2` program holds. This runs the user's code.
-
-    Raises:
-        UsageError: if it cannot be imported, is no callable, raises, or gives no module.
-    """
-    if what.endswith(".pt2"):
-        return _load_program(Path(what))
-    place, _, name = what.rpartition(":")
-    make = getattr(_import(place), name, None)
-    if isinstance(make, nn.Module):
-        return make
-    if not callable(make):
-        raise UsageError(f"{place} has no callable {name!r}")
-    try:
-        module = make()
-    except Exception as error:
-        raise UsageError(f"{what} raises {_first_line(error)}{_where(error)}") from error
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"{what} gives a {type(module).__name__}, not an nn.Module")
-    return module
-
-
-def _import(place: str) -> object:
-    try:
-        if not place.endswith(".py"):
-            if "" not in sys.path and str(Path.cwd()) not in sys.path:
-                sys.path.insert(0, str(Path.cwd()))  # as `python -m` would find it
-            return importlib.import_module(place)
-        path = Path(place)
-        if not path.is_file():
-            raise UsageError(f"there is no file {place}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        # A dataclass or a pickle in that file looks its own module up by name.
-        sys.modules.setdefault(path.stem, module)
-        spec.loader.exec_module(module)
-        return module
-    except UsageError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{place} cannot be imported: {_first_line(error)}") from error
-
-
-def _load_program(path: Path) -> nn.Module:
-    try:
-        return torch.export.load(path).module()
-    except Exception as error:
-        raise UsageError(f"{path} is no program of torch.export ({_first_line(error)})") from error
-
-
 def load_own_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Fill `module` from a state dict by its own names: all or nothing.
 
@@ -475,22 +411,3 @@ def load_own_weights(module: nn.Module, state: Mapping[str, Tensor], where: str)
     )
     refuse_broken(state, where, {})
     module.load_state_dict(dict(state))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
-
-
-OURS = ("<", *(str(Path(__file__).parents[1] / part) for part in ("models", "export")))
-
-
-def _where(error: BaseException) -> str:
-    """The line of the user's own code that raised, below PyTorch's."""
-    trace, found = error.__traceback__, ""
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if "site-packages" not in file and not file.startswith(OURS):
-            found = f" ({file}:{trace.tb_lineno})"
-        trace = trace.tb_next
-    return found

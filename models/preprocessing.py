@@ -3,6 +3,8 @@
 An exported network whose input is prepared differently than in training is slightly wrong
 everywhere, which no comparison of networks shows. So the two inputs are compared, and the error
 names the step that differs: resize, padding, channel order, scale, mean or standard deviation.
+Frames of other sizes are drawn when a network is loaded; every frame of a proof is compared too,
+and the float32 reference reads what the user's preprocessing makes of it.
 """
 
 from __future__ import annotations
@@ -16,25 +18,35 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ..data.letterbox import Fit, find_view, fit_size
+from ..data.letterbox import ASPECT_TOLERANCE, Fit, find_view, fit_frame, fit_size
 from ..data.scenes import scenes
 from ..errors import UsageError
+from .factories import find_line, first_line, load_function
+from .network import Network
 from .own import Normalization
 
 Size = tuple[int, int]
 Frame = NDArray[np.uint8]  # (H, W, 3) BGR
-Pixels = NDArray[np.float32]  # (H, W, 3) RGB, 0..255
+Pixels = NDArray[np.float32]  # (H, W, 3)
+Region = tuple[slice, slice]
 Preprocess = Callable[[Frame], object]
 
 # Roundings of a resize in uint8, as a share of the spread of what a network reads; a neighboring
 # way to resize is off by 0.03 and more on a drawn scene.
 SAME = 0.012
+# The same in levels of 255, at the worst pixel: both sides may round, and OpenCV its weights too.
+LEVELS = 1.05
+EXACT = 0.02  # levels; float32 in another order
 LETTERBOX = "bilinear with padding (letterbox, the frame at the top left)"
+MIDDLE = "bilinear with padding (letterbox, the frame in the middle)"
 CROPPED = "bilinear of the frame's middle (cropped to the aspect)"
 RULES = {"bilinear": "stretch", LETTERBOX: "letterbox", CROPPED: "crop"}  # what `fit` they are
-SAME_STD = 0.02  # relative
-SAME_MEAN = 0.01  # in units of 0..1
+# Of a fit to thousands of pixels; either moves a bright pixel by a level.
+SAME_STD = 0.004  # relative
+SAME_MEAN = 0.003  # in units of 0..1
+WHOLE = (slice(None), slice(None))
 
 
 @dataclass(frozen=True)
@@ -42,11 +54,12 @@ class Found:
     """What a preprocessing does, inferred from one frame.
 
     Attributes:
-        resize: a name of RESIZES, or "unknown".
+        resize: a name that `_resized` knows, or "unknown".
         order: of the channels, "rgb" or "bgr".
         mean: in that order, of pixels in 0..1.
         std: in that order, of pixels in 0..1.
         residual: what this does not explain, as a share of the spread.
+        padding: in that order, what stands for black beside the frame, 0..255; None without.
     """
 
     resize: str
@@ -54,6 +67,60 @@ class Found:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     residual: float
+    padding: tuple[float, ...] | None = None
+
+
+class OwnInput:
+    """The user's preprocessing, run on a proof's frames beside what the export does to them.
+
+    Args:
+        function: (H, W, 3) uint8 BGR, as a camera gives it -> what the network reads, (3, h, w) or
+            (1, 3, h, w) float, or with the channels last.
+        network: from outside the zoo.
+        size: (height, width) of its input in pixels.
+        fit: how a frame of another aspect comes to that.
+
+    Attributes:
+        frames: that were compared.
+        largest: difference of a pixel, in levels of 255.
+    """
+
+    def __init__(self, function: Preprocess, network: Network, size: Size, fit: Fit):
+        self.function, self.size, self.fit = function, size, fit
+        self.normalization = _normalization_of(network)
+        self.frames, self.largest = 0, 0.0
+
+    def read(self, name: str, frame: Frame) -> tuple[Tensor, bool]:
+        """The network's input of a frame, (1, 3, h, w) float32 in RGB, and whether it is what the
+        export gives it, but for float32's rounding.
+
+        Raises:
+            UsageError: it differs by more than a resize rounds; each step that does is named.
+        """
+        theirs = run_preprocess(self.function, frame, self.size)
+        off = measure(theirs, frame, self.normalization, self.fit)
+        if not off <= LEVELS:
+            raise _differs(theirs, frame, self.normalization, self.fit, f" {name!r}", off)
+        self.frames, self.largest = self.frames + 1, max(self.largest, off)
+        rgb = theirs if self.normalization.order == "rgb" else theirs[..., ::-1]
+        image = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))[None]
+        return image, off <= EXACT
+
+
+def find_preprocess(
+    what: str | Preprocess | None, normalization: Normalization, size: Size, fit: Fit
+) -> Preprocess | None:
+    """The user's preprocessing, or where to find it, as a function that passed
+    `check_preprocess`; None if there is none.
+
+    Raises:
+        UsageError: it cannot be found, or differs.
+    """
+    if what is None:
+        return None
+    found: Preprocess = load_function(what) if isinstance(what, str) else what
+    check_preprocess(normalization, size, found, fit)
+    return found
 
 
 def check_preprocess(
@@ -64,8 +131,7 @@ def check_preprocess(
     Args:
         normalization: what the graph does once the frame is at `size`.
         size: (height, width) of the network's input in pixels.
-        preprocess: (H, W, 3) uint8 BGR, as a camera gives it -> (3, h, w) or (1, 3, h, w) float, a
-            tensor or an array.
+        preprocess: as `OwnInput` takes it.
         fit: how a frame of another aspect comes to `size`.
 
     Raises:
@@ -75,38 +141,110 @@ def check_preprocess(
     # aspect: one that is wider, one that is higher.
     for height, width in ((18, 18), (18, 27), (27, 18)):
         (frame,) = scenes(1, (size[0] * height // 12, size[1] * width // 12))
-        theirs = _as_pixels(preprocess(frame), size)
-        if differences := explain(theirs, frame, normalization, fit):
-            raise UsageError(
-                f"your preprocessing is not what this export would do to a frame of "
-                f"{frame.shape[0]}x{frame.shape[1]}: " + "; ".join(differences)
-            )
+        theirs = run_preprocess(preprocess, frame, size)
+        off = measure(theirs, frame, normalization, fit)
+        if not off <= LEVELS:
+            raise _differs(theirs, frame, normalization, fit, "", off)
 
 
-def explain(
-    theirs: NDArray[np.float32], frame: Frame, ours: Normalization, fit: Fit = "letterbox"
-) -> list[str]:
+def run_preprocess(preprocess: Preprocess, frame: Frame, size: Size) -> Pixels:
+    """What it makes of a copy of a frame, (h, w, 3) float32 in the network's channel order.
+
+    Raises:
+        UsageError: it raises, or gives anything but the network's input.
+    """
+    try:
+        result = preprocess(frame.copy())
+        if isinstance(result, Tensor):
+            result = result.detach().cpu().float()
+        array = np.asarray(result, np.float32)
+    except Exception as error:
+        raise UsageError(
+            f"your preprocess fails on a frame of {frame.shape[0]}x{frame.shape[1]}: "
+            f"{first_line(error)}{find_line(error)}"
+        ) from error
+    array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
+    if array.shape == (3, *size):
+        array = array.transpose(1, 2, 0)
+    if array.shape != (*size, 3):
+        raise UsageError(
+            f"your preprocess gives {tuple(array.shape)}, the network takes (3, {size[0]}, "
+            f"{size[1]}): resize, padding or the order of axes differ"
+        )
+    if not np.isfinite(array).all():
+        raise UsageError("your preprocess gives NaN or infinite values")
+    return np.ascontiguousarray(array)
+
+
+def measure(theirs: Pixels, frame: Frame, ours: Normalization, fit: Fit) -> float:
+    """The largest difference of a pixel from what the export reads of `frame`, in levels of 255."""
+    size = (theirs.shape[0], theirs.shape[1])
+    image = fit_frame(frame, size, fit).astype(np.float32)
+    wanted = image[..., ::-1] if ours.order == "rgb" else image
+    mean, std = (np.array(each, np.float32) for each in (ours.mean, ours.std))
+    return float(np.abs((theirs * std + mean) / np.float32(ours.scale) - wanted).max())
+
+
+def _differs(
+    theirs: Pixels, frame: Frame, ours: Normalization, fit: Fit, which: str, off: float
+) -> UsageError:
+    differences = explain(theirs, frame, ours, fit) or [
+        f"pixels by up to {off:.3g} of 255 levels, by no step known here: is anything random, or "
+        "computed in half precision?"
+    ]
+    return UsageError(
+        f"your preprocessing is not what this export would do to a frame{which} of "
+        f"{frame.shape[0]}x{frame.shape[1]}: " + "; ".join(differences)
+    )
+
+
+def _normalization_of(network: Network) -> Normalization:
+    mean, std = network.info.mean, network.info.std
+    if getattr(network, "order", "rgb") == "rgb":
+        return Normalization(mean, std)
+    return Normalization((mean[2], mean[1], mean[0]), (std[2], std[1], std[0]), "bgr")
+
+
+def explain(theirs: Pixels, frame: Frame, ours: Normalization, fit: Fit = "letterbox") -> list[str]:
     """A line for each step in which `theirs`, (h, w, 3) float32, differs from what `ours` makes of
     `frame` that was brought to (h, w) by `fit`; none if they are the same."""
-    found = identify(theirs, frame)
+    size = (theirs.shape[0], theirs.shape[1])
+    whole = fit_size((frame.shape[0], frame.shape[1]), size, fit) == size
+    rows, columns = find_view((frame.shape[0], frame.shape[1]), size, fit)
+    cropped = (rows.stop - rows.start, columns.stop - columns.start) != frame.shape[:2]
+    expected = CROPPED if cropped else "bilinear" if whole else LETTERBOX
+    found = identify(theirs, frame, expected)
     if found.resize == "unknown":
         return [
             f"no resize known here explains it ({found.residual:.0%} of it is left): resize the "
             "frames bilinearly to the network's size, without cropping or augmentation"
         ]
     lines = []
-    size = (theirs.shape[0], theirs.shape[1])
-    whole = fit_size((frame.shape[0], frame.shape[1]), size, fit) == size
-    rows, columns = find_view((frame.shape[0], frame.shape[1]), size, fit)
-    cropped = (rows.stop - rows.start, columns.stop - columns.start) != frame.shape[:2]
-    expected = CROPPED if cropped else "bilinear" if whole else LETTERBOX
     if found.resize != expected:
         rule = RULES.get(found.resize)
         hint = f'; if frames shall come so, say fit="{rule}", --fit {rule}' if rule else ""
+        if rule == fit:  # it only fits another aspect
+            hint = f" of frames whose aspect is within {ASPECT_TOLERANCE:.0%} of the network's"
         lines.append(f"resize: yours is {found.resize}, this export's {expected}{hint}")
     if found.order != ours.order:
         lines.append(f"order: yours is {found.order}, this export's {ours.order}")
-    return lines + _explain_values(found, ours)
+    return lines + _explain_padding(found) + _explain_values(found, ours)
+
+
+def _explain_padding(found: Found) -> list[str]:
+    if found.padding is None or max(map(abs, found.padding)) <= LEVELS:
+        return []
+    color = "(" + ", ".join(f"{value:.0f}" for value in found.padding) + ")"
+    mean = 255 * np.array(found.mean)
+    if np.allclose(found.padding, mean, atol=LEVELS):  # what normalization makes 0
+        return [
+            f"padding: yours is 0 after the normalization, which is the mean color {color}, this "
+            "export's is black (0, 0, 0): pad the frame before it is normalized"
+        ]
+    return [
+        f"padding: yours is {color} of 0..255, this export's is black (0, 0, 0): pad with 0 before "
+        "the normalization"
+    ]
 
 
 def _explain_values(found: Found, ours: Normalization) -> list[str]:
@@ -123,7 +261,7 @@ def _explain_values(found: Found, ours: Normalization) -> list[str]:
             return [f"scale: your pixels are {name}"]
     if not np.allclose(ratio, 1, rtol=0, atol=SAME_STD):
         lines.append(f"std: yours is {_shown(found.std)}, this export's {_shown(std)} (of 0..1)")
-    if not np.allclose(found.mean, mean, atol=SAME_MEAN):
+    if not np.allclose(found.mean, mean, rtol=0, atol=SAME_MEAN):
         lines.append(f"mean: yours is {_shown(found.mean)}, this export's {_shown(mean)} (of 0..1)")
     return lines
 
@@ -132,40 +270,55 @@ def _shown(values: Any) -> str:
     return "(" + ", ".join(f"{value:.3f}" for value in values) + ")"
 
 
-def identify(theirs: NDArray[np.float32], frame: Frame) -> Found:
+def identify(theirs: Pixels, frame: Frame, expected: str = "bilinear") -> Found:
     """The resize, order, mean and standard deviation that turn `frame` into `theirs`.
 
     Every known resize and either order are tried; scale and shift of each channel are a least
-    squares fit, so that they are read off and need not be guessed.
+    squares fit, so that they are read off and need not be guessed. The `expected` resize is taken
+    wherever it explains what is there: where a frame is enlarged, others do the same.
     """
     tries = [
-        _fit(theirs, name, pixels, order)
-        for name, pixels in _resized(frame, theirs.shape[:2])
+        _fit(theirs, name, pixels, region, order)
+        for name, pixels, region in _resized(frame, theirs.shape[:2])
         for order in ("rgb", "bgr")
     ]
     best = min(tries, key=lambda found: found.residual)
     if best.residual > SAME:
         return Found("unknown", best.order, best.mean, best.std, best.residual)
-    return best
+    usual = min(
+        (each for each in tries if each.resize == expected),
+        key=lambda found: found.residual,
+        default=best,
+    )
+    return usual if usual.residual <= SAME else best
 
 
-def _fit(theirs: NDArray[np.float32], name: str, pixels: Pixels, order: str) -> Found:
-    ours = pixels if order == "rgb" else pixels[..., ::-1]
-    means, stds, left = [], [], 0.0
+def _fit(theirs: Pixels, name: str, pixels: Pixels, region: Region, order: str) -> Found:
+    """Of the `region` where the frame lies; what is beside it has to be one color."""
+    ours = (pixels if order == "rgb" else pixels[..., ::-1])[region]
+    inner = theirs[region]
+    beside = np.ones(theirs.shape[:2], bool)
+    beside[region] = False
+    means, stds, colors, left = [], [], [], 0.0
     for channel in range(3):
-        x, y = ours[..., channel].ravel().astype(float), theirs[..., channel].ravel().astype(float)
+        x, y = ours[..., channel].ravel().astype(float), inner[..., channel].ravel().astype(float)
         slope = float(np.cov(x, y, bias=True)[0, 1] / max(x.var(), 1e-12))
         shift = float(y.mean() - slope * x.mean())
         # A constant channel has no slope; the division below would end in infinities.
         slope = slope if abs(slope) > 1e-12 else 1e-12
-        left = max(left, float((y - slope * x - shift).std() / max(y.std(), 1e-12)))
+        spread = max(y.std(), 1e-12)
+        left = max(left, float((y - slope * x - shift).std() / spread))
+        if beside.any():
+            rest = theirs[..., channel][beside]
+            left = max(left, float(rest.std() / spread))
+            colors.append((float(rest.mean()) - shift) / slope)
         means.append(-shift / slope / 255)
         stds.append(1 / slope / 255)
-    return Found(name, order, tuple(means), tuple(stds), left)
+    return Found(name, order, tuple(means), tuple(stds), left, tuple(colors) or None)
 
 
-def _resized(frame: Frame, size: tuple[int, ...]) -> list[tuple[str, Pixels]]:
-    """The frame at (height, width) in every way known, the exporter's own first."""
+def _resized(frame: Frame, size: tuple[int, ...]) -> list[tuple[str, Pixels, Region]]:
+    """The frame in RGB at (height, width) in every way known, and where in that it lies."""
     height, width = size[0], size[1]
     rgb = np.ascontiguousarray(frame[..., ::-1])
     ways: Mapping[str, int] = {
@@ -174,43 +327,36 @@ def _resized(frame: Frame, size: tuple[int, ...]) -> list[tuple[str, Pixels]]:
         "by area": cv2.INTER_AREA,
         "bicubic": cv2.INTER_CUBIC,
     }
-    made = [(name, cv2.resize(rgb, (width, height), interpolation=w)) for name, w in ways.items()]
+    made: list[tuple[str, Any, Region]] = [
+        (name, cv2.resize(rgb, (width, height), interpolation=w), WHOLE) for name, w in ways.items()
+    ]
     tensor = torch.from_numpy(rgb.transpose(2, 0, 1))[None].float()
     for name, options in {
         "bilinear with antialiasing": {"antialias": True},
         "bilinear with aligned corners (half a pixel off)": {"align_corners": True},
     }.items():
         image = F.interpolate(tensor, (height, width), mode="bilinear", **options)
-        made.append((name, image[0].permute(1, 2, 0).numpy()))
+        made.append((name, image[0].permute(1, 2, 0).numpy(), WHOLE))
     made += _letterboxed(rgb, height, width)
     middle = rgb[find_view((rgb.shape[0], rgb.shape[1]), (height, width), "crop")]
-    made.append((CROPPED, cv2.resize(middle, (width, height), interpolation=cv2.INTER_LINEAR)))
-    return [(name, image.astype(np.float32)) for name, image in made]
+    made.append(
+        (CROPPED, cv2.resize(middle, (width, height), interpolation=cv2.INTER_LINEAR), WHOLE)
+    )
+    return [(name, np.asarray(image, np.float32), region) for name, image, region in made]
 
 
-def _letterboxed(rgb: Frame, height: int, width: int) -> list[tuple[str, Frame]]:
+def _letterboxed(rgb: Frame, height: int, width: int) -> list[tuple[str, Any, Region]]:
     """The frame's aspect kept, the rest black: at the top left, and in the middle."""
     factor = min(height / rgb.shape[0], width / rgb.shape[1])
     h, w = round(rgb.shape[0] * factor), round(rgb.shape[1] * factor)
     small = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_LINEAR)
-    made: list[tuple[str, Frame]] = []
-    middle = "bilinear with padding (letterbox, the frame in the middle)"
+    made: list[tuple[str, Any, Region]] = []
     for name, top, left in (
         (LETTERBOX, 0, 0),
-        (middle, (height - h) // 2, (width - w) // 2),
+        (MIDDLE, (height - h) // 2, (width - w) // 2),
     ):
         canvas = np.zeros((height, width, 3), np.uint8)
-        canvas[top : top + h, left : left + w] = small
-        made.append((name, canvas))
+        region = slice(top, top + h), slice(left, left + w)
+        canvas[region] = small
+        made.append((name, canvas, region))
     return made
-
-
-def _as_pixels(result: object, size: Size) -> NDArray[np.float32]:
-    array = np.asarray(result.detach().cpu() if isinstance(result, torch.Tensor) else result)
-    array = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
-    if array.shape != (3, *size):
-        raise UsageError(
-            f"your preprocess gives {tuple(array.shape)}, the network takes (3, {size[0]}, "
-            f"{size[1]}): resize, padding or the order of axes differ"
-        )
-    return np.ascontiguousarray(array.transpose(1, 2, 0), dtype=np.float32)

@@ -29,6 +29,7 @@ from ..data.signature import check_required
 from ..errors import ArtifactError
 from .bounds import ErrorBound
 from .onnx_metadata import ENTRY, GRAPH, METADATA, OUTPUT, encode_varint, field, split_card
+from .preprocess_facts import PreprocessFacts
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 ROUNDED: tuple[Precision, ...] = ("int8", "fp8")  # by calibrated ranges
@@ -148,8 +149,9 @@ class Card(_Facts):
     engine: what its label kernel reads, float; `enlarge` names what that replaces). mean,
     std: of RGB in 0..1; they are inside the graph already. weights: digest of the network's state.
     trained: False for random weights. license: of the weights, trained_on: the name of their data
-    set, as their checkpoint says. macs: multiply-adds of one frame. proof: None until the
-    artifact was run against the reference. files: SHA-256 by file name; for ONNX and weights the
+    set, as their checkpoint says. macs: multiply-adds of one frame. preprocess: of a network from
+    outside the zoo, where its user gave theirs. proof: None until the artifact was run against
+    the reference. files: SHA-256 by file name; for ONNX and weights the
     one entry "" is of the file without its card. format: 1, which had no digest of the card
     itself, is not read.
     """
@@ -184,6 +186,7 @@ class Card(_Facts):
     macs: int
     params: int
     tools: dict[str, str]
+    preprocess: PreprocessFacts | None = None
     proof: Proof | None = None
     engine: EngineFacts | None = None
     int8: Int8Facts | None = None

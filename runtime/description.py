@@ -60,6 +60,8 @@ def describe(path: Path) -> dict[str, object]:
         "tools": card.tools,
         "proof": card.proof.model_dump() if card.proof else "built, not proven",
     }
+    if card.preprocess:
+        facts["preprocess"] = card.preprocess.model_dump()
     if card.engine:
         facts["engine"] = card.engine.model_dump(exclude={"blocks"})
     return facts

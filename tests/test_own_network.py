@@ -20,11 +20,10 @@ from rtseg import load_model
 from rtseg.errors import CheckpointError, ExportError, UsageError
 from rtseg.export import export
 from rtseg.export.graph import to_onnx
+from rtseg.models.factories import is_factory, load_module
 from rtseg.models.own import (
     NORMALIZATIONS,
     Normalization,
-    is_factory,
-    load_module,
     load_own_weights,
     pick_output,
     pool_evenly,
@@ -240,6 +239,8 @@ def prepare(
     std: Any = IMAGENET.std,
     way: int = cv2.INTER_LINEAR,
     pad: bool = False,
+    color: int = 0,
+    pad_last: bool = False,
     crop: bool = False,
     corners: bool = False,
 ) -> Any:
@@ -260,13 +261,15 @@ def prepare(
             factor = min(height / frame.shape[0], width / frame.shape[1])
             h, w = round(frame.shape[0] * factor), round(frame.shape[1] * factor)
             inner = cv2.resize(frame, (w, h))
-            image = np.zeros((height, width, 3), np.uint8)
+            image = np.full((height, width, 3), color, np.uint8)
             image[: inner.shape[0], : inner.shape[1]] = inner
         else:
             image = cv2.resize(frame, (width, height), interpolation=way)
         if order == "rgb":
             image = image[..., ::-1]
         values = (image.astype(np.float32) * scale - np.float32(mean)) / np.float32(std)
+        if pad_last:
+            values[h:], values[:, w:] = 0, 0
         return torch.from_numpy(values.transpose(2, 0, 1).copy())[None]
 
     return preprocess
@@ -317,6 +320,32 @@ def test_a_planted_fault_is_named(fault: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError) as error:
         check_preprocess(IMAGENET, SIZE, prepare(**fault), "stretch")
     assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        ({"color": 114}, "padding: yours is (114, 114, 114) of 0..255, this export's is black"),
+        (
+            {"pad_last": True},
+            "padding: yours is 0 after the normalization, which is the mean color (124, 116, 104)",
+        ),
+    ],
+    ids=["gray", "after normalization"],
+)
+def test_a_color_beside_the_frame_is_named(fault: dict[str, Any], named: str) -> None:
+    """It is told alone: scale, mean and order are read off the frame itself."""
+    with pytest.raises(UsageError) as error:
+        check_preprocess(IMAGENET, SIZE, prepare(pad=True, **fault), "letterbox")
+    assert named in str(error.value)
+    assert not re.search("order:|scale:|mean:|std:|resize:", str(error.value))
+
+
+def test_a_normalization_that_is_nearly_the_same_is_named() -> None:
+    """Two levels of 255 are below what tells apart two resizes."""
+    rough = tuple(mean - 0.008 for mean in IMAGENET.mean)
+    with pytest.raises(UsageError, match=r"mean: yours is \(0\.477, 0\.448, 0\.398\)"):
+        check_preprocess(IMAGENET, SIZE, prepare(mean=rough), "stretch")
 
 
 def test_another_shape_is_named() -> None:
@@ -581,9 +610,19 @@ def test_a_hook_that_cannot_be_copied_is_told(tmp_path: Path) -> None:
             wrap_module(module, SIZE, "unit")
 
 
-NETS = """from torch import nn
+NETS = """import cv2
+import numpy as np
+from torch import nn
+
 def make_net():
     return nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+
+def preprocess(frame):
+    factor = min(64 / frame.shape[0], 96 / frame.shape[1])
+    small = cv2.resize(frame, (round(frame.shape[1] * factor), round(frame.shape[0] * factor)))
+    image = np.zeros((64, 96, 3), np.float32)
+    image[: small.shape[0], : small.shape[1]] = small[..., ::-1] / 255
+    return ((image - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)).transpose(2, 0, 1)
 """
 
 
@@ -604,7 +643,7 @@ def test_the_page_does_what_it_says(
     page = page.replace("512x1024", "64x96").replace("(512, 1024)", "(64, 96)")
     commands = re.findall(r"^\$ rtseg (.+)$", page, re.MULTILINE)
     programs = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert (len(commands), len(programs)) == (2, 2)
+    assert (len(commands), len(programs)) == (3, 2)
     for command in commands:
         done = rtseg(*command.split(), "-o", "out", cwd=tmp_path)
         assert done.returncode == 0, done.stderr

@@ -1,0 +1,232 @@
+"""A user's own preprocessing, part of the proof: from the camera's bytes to the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx_files
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Run
+from numpy.typing import NDArray
+from rtseg import load_model
+from rtseg.data.scenes import scenes
+from rtseg.errors import UsageError
+from rtseg.export import export
+from rtseg.export.reference import ProofFrames, run_reference
+from rtseg.models.factories import load_function
+from rtseg.models.loading import Model
+from rtseg.models.own import Normalization
+from rtseg.runtime import load, read_card
+from rtseg.runtime.description import describe
+from test_own_network import IMAGENET, SIZE, Tiny, prepare
+from torch import nn
+
+Frame = NDArray[np.uint8]
+
+
+def open_tiny(preprocess: Any, **options: Any) -> Model:
+    torch.manual_seed(0)
+    given: dict[str, Any] = {"fit": "stretch", "normalize": "imagenet", **options}
+    return load_model(Tiny(), size=SIZE, classes="numbered", preprocess=preprocess, **given)
+
+
+def with_fault(fault: Callable[[Frame], Frame], only: tuple[int, int]) -> Callable[[Frame], object]:
+    """A preprocessing that is right on the frames that are drawn as a network is loaded, and has a
+    fault on those of a size."""
+    sound = prepare()
+
+    def preprocess(frame: Frame) -> object:
+        return sound(fault(frame) if frame.shape[:2] == only else frame)
+
+    return preprocess
+
+
+def test_the_card_says_that_it_was_checked(tmp_path: Path) -> None:
+    frames = [(f"street {i}", scene) for i, scene in enumerate(scenes(4, (100, 140)))]
+    (artifact,) = export(open_tiny(prepare()), out=tmp_path, frames=frames)
+    found = artifact.card.preprocess
+    assert found is not None
+    assert (found.frames, found.agreement) == (4, 1.0)
+    assert found.largest < 0.01
+    assert artifact.as_dict()["preprocess"] == describe(artifact.path)["preprocess"]
+    assert export(open_tiny(None), out=tmp_path / "plain")[0].card.preprocess is None
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_the_reference_reads_what_it_makes(order: Any, tmp_path: Path) -> None:
+    """Its very numbers: a difference that float32's rounding hides still reaches the network."""
+    sound = prepare(order=order)
+    model = open_tiny(
+        lambda frame: sound(frame) + 1e-4,
+        normalize=Normalization(IMAGENET.mean, IMAGENET.std, order),
+    )
+    frames = [("street", scenes(1, SIZE)[0])]
+    given = run_reference(
+        *(model.network, ProofFrames(frames), SIZE, "stretch"), preprocess=model.preprocess
+    )
+    image = sound(frames[0][1]) + 1e-4
+    wanted = F.interpolate(model.network.module(image), SIZE, mode="bilinear")[0]  # type: ignore[operator]
+    assert given.logits[0] is not None
+    np.testing.assert_allclose(given.logits[0], wanted.detach().numpy(), rtol=0, atol=1e-6)
+    assert export(model, out=tmp_path, frames=frames)[0].status == "proven"
+
+
+def test_a_resize_in_float_is_told_and_passes(tmp_path: Path) -> None:
+    """OpenCV rounds to bytes, PyTorch does not: neither is a fault, of less than a level."""
+
+    def in_float(frame: Frame) -> torch.Tensor:
+        image = torch.from_numpy(frame[..., ::-1].transpose(2, 0, 1).copy())[None].float()
+        image = F.interpolate(image, SIZE, mode="bilinear") / 255
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET.mean, IMAGENET.std))
+        return (image - mean) / std
+
+    for size in ((100, 140), (40, 60)):  # larger frames, and frames that are enlarged
+        frames = [("street", scenes(1, size)[0])]
+        (artifact,) = export(open_tiny(in_float), out=tmp_path, frames=frames)
+        found = artifact.card.preprocess
+        assert found is not None
+        assert 0.1 < found.largest <= 1.05
+        assert 0.9 < found.agreement < 1
+
+
+FAULTS: dict[str, tuple[Callable[[Frame], Frame], str]] = {
+    "order": (lambda frame: frame[..., ::-1], "order: yours is bgr, this export's rgb"),
+    "resize": (
+        lambda frame: cv2.resize(frame, SIZE[::-1], interpolation=cv2.INTER_NEAREST),  # type: ignore[return-value]
+        "resize: yours is nearest, this export's bilinear",
+    ),
+    "a mask": (lambda frame: frame * (np.arange(len(frame)) < 80)[:, None, None].astype(np.uint8),
+               "no resize known here explains it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_on_the_proofs_frames_is_named_and_nothing_is_written(
+    kind: str, tmp_path: Path
+) -> None:
+    fault, says = FAULTS[kind]
+    size = (100, 140)
+    model = open_tiny(with_fault(fault, size))
+    frames = [("street 1", scenes(1, size)[0])]
+    with pytest.raises(UsageError, match="'street 1' of 100x140: ") as error:
+        export(model, out=tmp_path / "out", frames=frames)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_the_cameras_own_format_is_proven_from_its_picture(tmp_path: Path) -> None:
+    """It takes the picture that the camera gives, before the export's resize."""
+    seen: list[tuple[int, ...]] = []
+    sound = prepare()
+
+    def preprocess(frame: Frame) -> object:
+        seen.append(frame.shape[:2])
+        return sound(frame)
+
+    model = open_tiny(preprocess)
+    seen.clear()
+    (artifact,) = export(model, out=tmp_path, input="nv12", camera_size=(128, 192))
+    assert set(seen) == {(128, 192)}
+    assert artifact.card.preprocess is not None
+    assert artifact.card.preprocess.largest <= 1.05
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda frame: 1 / 0, r"fails on a frame of 96x144: ZeroDivisionError.*test_preprocess"),
+        (lambda frame: prepare()(frame) * np.nan, "gives NaN"),
+        (lambda frame: "text", "your preprocess fails"),
+    ],
+)
+def test_one_that_cannot_be_run_is_told(function: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        open_tiny(function)
+
+
+def test_one_that_writes_into_its_frame_changes_nothing(tmp_path: Path) -> None:
+    sound = prepare()
+
+    def preprocess(frame: Frame) -> object:
+        found = sound(frame)
+        frame[:] = 0
+        return found
+
+    assert export(open_tiny(preprocess), out=tmp_path)[0].status == "proven"
+
+
+PREPARE = """
+import cv2
+import numpy as np
+
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+
+def prepare(frame):
+    image = cv2.resize(frame, (96, 64))[..., ::-1].astype(np.float32) / 255
+    return ((image - MEAN) / STD).transpose(2, 0, 1)
+
+def swapped(frame):
+    return prepare(frame)[::-1]
+
+def last(frame):
+    return prepare(frame).transpose(1, 2, 0)[None]
+"""
+NETS = """from torch import nn
+def make():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+"""
+
+
+def test_the_command_takes_it_for_a_module_and_for_a_file(rtseg: Run, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(NETS + PREPARE)
+    onnx_files.write_paddle(tmp_path / "theirs.onnx")
+    rest = ["--classes", "numbered", "--normalize", "imagenet", "--size", "64x96", "-o", "out"]
+    for what in ("nets.py:make", "theirs.onnx"):
+        command = ["export", what, *rest, "--fit", "stretch", "--preprocess"]
+        done = rtseg(*command, "nets.py:swapped", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "order: yours is bgr, this export's rgb" in done.stderr
+        assert not (tmp_path / "out").exists()
+        done = rtseg(*command, "nets.py:prepare", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "your preprocessing gives what this export does on 3 frames" in done.stderr
+        (path,) = (tmp_path / "out").glob("*.onnx")
+        card = read_card(path)
+        assert (card.fit, card.preprocess and card.preprocess.frames) == ("stretch", 3)
+        with load(path) as segment:
+            assert segment(scenes(1, (100, 150))[0]).shape == (100, 150)
+        for each in (tmp_path / "out").iterdir():
+            each.unlink()
+        (tmp_path / "out").rmdir()
+    done = rtseg("export", "csfcn_nano", "--preprocess", "nets.py:prepare", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "preprocess are for modules of your own" in done.stderr
+
+
+def test_channels_may_come_last(tmp_path: Path) -> None:
+    (tmp_path / "prepares.py").write_text(PREPARE)
+    torch.manual_seed(0)
+    model = load_model(
+        nn.Conv2d(3, 4, 3, 2, 1), size=SIZE, classes="numbered", normalize="imagenet",
+        fit="stretch", preprocess=f"{tmp_path}/prepares.py:last",
+    )  # fmt: skip
+    assert model.preprocess is not None
+    assert np.shape(model.preprocess(scenes(1, SIZE)[0])) == (1, *SIZE, 3)
+
+
+def test_a_function_is_named_like_a_factory(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(PREPARE)
+    for what, says in {
+        f"{tmp_path}/nets.py:nothing": "has no function 'nothing'",
+        "prepare": "a function is named package.module:callable",
+        f"{tmp_path}/none.py:prepare": "there is no file",
+    }.items():
+        with pytest.raises(UsageError, match=says):
+            load_function(what)
