@@ -203,7 +203,7 @@ def export(
             proofs = {size: given or draw_frames(max(DRAWN, batch), size) for size in group}
             job = ExportJob(model, card, proofs, folder, progress)
             if set(targets) - {"torch"}:
-                job.make_graph(picked)
+                job.make_graph(picked, "onnxruntime" in targets)
             made = [
                 job.make_engine(engine, label_kernel)
                 if target == "tensorrt"

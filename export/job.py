@@ -109,8 +109,11 @@ class ExportJob:
         """A sign of life where frames make a step long."""
         return lambda frame, share: self.tell(f"{what}, {frame}", share)
 
-    def make_graph(self, picked: CalibrationFrames | StoredRanges | None) -> None:
-        """Write the typed graph; a rounded one leaves its facts in the card."""
+    def make_graph(
+        self, picked: CalibrationFrames | StoredRanges | None, integer: bool = False
+    ) -> None:
+        """Write the typed graph; a rounded one leaves its facts in the card. integer: whether ONNX
+        Runtime's own form of int8 will be made of it too."""
         self.step("ONNX graph")
         card = self.card
         # int8 from float32: float16's own rounding would be charged to it.
@@ -119,6 +122,10 @@ class ExportJob:
             to_onnx(self.network, size, kind, card.outputs, card.batch) for size in card.all_sizes
         ]
         if picked is not None:
+            if integer:
+                from .quantize import check_integer_form
+
+                check_integer_form(graphs[0], card)
             graphs = self._quantize(graphs, picked)
         self.graphs = dict(zip(card.all_sizes, graphs, strict=True))
         self.graph = merge_sizes(graphs, card.sizes) if card.sizes else graphs[0]

@@ -240,6 +240,25 @@ def quantize_by_stored_ranges(
     return QuantizedGraphs(graphs, facts, marked, stored.ranges)
 
 
+def check_integer_form(graph: onnx.ModelProto, card: Card) -> None:
+    """Ask, before anything is measured, whether ONNX Runtime's own form has enough in integers.
+
+    Raises:
+        QuantizeError: layers with half of the multiply-adds would stay in float.
+    """
+    plain = infer_shapes(graph)
+    found = find_layers(plain)
+    every = dict.fromkeys((name for node in plain.graph.node for name in node.output), 1.0)
+    done = IntegerForm(plain, {layer.node for layer in found}, every).build()[1]
+    share = sum(layer.macs for layer in found if layer.node in done) / max(1, count_macs(plain))
+    if share < LEAST_SHARE:
+        raise QuantizeError(
+            f"ONNX Runtime's own form of int8 knows convolutions alone, and of {card.model} it "
+            f"would hold {share:.0%} of the multiply-adds, where {LEAST_SHARE:.0%} are the least: "
+            "use --to onnx or --to openvino for int8, or --precision fp32"
+        )
+
+
 def to_integer_form(
     graph: onnx.ModelProto, facts: Int8Facts, ranges: Mapping[str, float], reads_bytes: bool
 ) -> tuple[onnx.ModelProto, Int8Facts]:

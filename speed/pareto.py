@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -184,34 +184,47 @@ def _files(
     calibration: Calibration,
     folder: Path,
     progress: Progress,
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """One ONNX file a precision, which every CPU backend reads; and why others are not there."""
-    files, failed = {}, {}
+) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
+    """By precision, the file that each CPU backend reads; and why others are not there."""
+    here = [backend for backend in BACKENDS if installed(backend)]
+    files: dict[str, dict[str, Path]] = {}
+    failed: dict[str, str] = {}
+
+    def make(precision: str, targets: Sequence[str]) -> list[Path]:
+        calib = calibration if precision == "int8" else None
+        made = export(
+            model, size, targets, precision, out=folder, calib=calib, progress=progress
+        )  # fmt: skip
+        return [artifact.path for artifact in made]
+
     for precision in PRECISIONS:
+        # In int8 each has a form of its own: ONNX Runtime is slow on the one that others read.
+        own = ("onnxruntime",) if precision == "int8" else ()
+        forms = {each: each if each in own else "onnx" for each in here}
+        targets = list(dict.fromkeys(forms.values()))
         try:
-            (artifact,) = export(
-                model,
-                size,
-                "onnx",
-                precision,
-                out=folder,
-                calib=calibration if precision == "int8" else None,
-                progress=progress,
-            )
+            paths = dict(zip(targets, make(precision, targets), strict=True))
         except ProofError as error:
             if precision == "fp32":
                 raise
-            failed[precision] = str(error)
-        else:
-            files[precision] = artifact.path
+            if len(targets) == 1:
+                failed[precision] = str(error)
+                continue
+            try:
+                paths = {"onnx": make(precision, ["onnx"])[0]}
+            except ProofError as alone:
+                failed[precision] = str(alone)
+                continue
+            failed[f"{precision} in onnxruntime"] = str(error)
+        files[precision] = {b: paths[form] for b, form in forms.items() if form in paths}
     return files, failed
 
 
-def _ways(files: dict[str, Path]) -> list[Way]:
+def _ways(files: Mapping[str, Mapping[str, Path]]) -> list[Way]:
     return [
         Way(path, backend, precision, computes)
-        for precision, path in files.items()
-        for backend in filter(installed, BACKENDS)
+        for precision, paths in files.items()
+        for backend, path in paths.items()
         for computes in _computes(backend, precision)
     ]
 

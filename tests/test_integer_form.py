@@ -13,10 +13,12 @@ import onnxruntime
 import psutil
 import pytest
 from onnx import numpy_helper
+from rtseg.data.images import write_png
 from rtseg.data.letterbox import fit_frame
 from rtseg.data.scenes import scenes
-from rtseg.errors import ArtifactError
+from rtseg.errors import ArtifactError, ProofError
 from rtseg.export import export
+from rtseg.export import quantize as quantize_module
 from rtseg.export.graph import find_layers, to_onnx
 from rtseg.export.integer_form import IntegerForm
 from rtseg.export.quantize import infer_shapes
@@ -167,3 +169,19 @@ def test_only_where_sums_overflow_are_products_widened(
     )
     entry = _options(1).get_session_config_entry(onnxruntime_self_test.WIDEN)
     assert entry == str(int(overflows))
+
+
+def test_a_network_that_it_does_not_know_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "calib"
+    folder.mkdir()
+    for place, image in enumerate(scenes(12, (120, 200), seed=9)):
+        write_png(folder / f"{place:03}.png", image)
+    monkeypatch.setattr(quantize_module, "measure_ranges", None)  # nothing is calibrated
+    with pytest.raises(ProofError, match=r"segformer_b0 it would hold \d+% of the multiply-adds"):
+        export(
+            load_model("segformer_b0"), (64, 128), ["onnx", "onnxruntime"], "int8",
+            calib=folder, out=tmp_path / "out",
+        )  # fmt: skip
+    assert list((tmp_path / "out").iterdir()) == []

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from conftest import Run, as_json
 from rtseg.data.scenes import scenes
+from rtseg.errors import ProofError
+from rtseg.models.loading import Model
 from rtseg.speed import pareto
-from rtseg.speed.pareto import ParetoPoint, Way, _advice, _ways, judge_points
+from rtseg.speed.pareto import ParetoPoint, Way, _advice, _files, _ways, judge_points
 
 
 def point(way: str, p99: float, miou: float) -> ParetoPoint:
@@ -51,8 +55,8 @@ def test_int8_that_holds_no_bar_is_refused() -> None:
 
 
 def test_every_precision_is_run_in_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {name: Path(f"{name}.onnx") for name in ("fp32", "fp16", "int8")}
-    monkeypatch.setattr(pareto, "installed", lambda backend: True)
+    both = ("openvino", "onnxruntime")
+    files = {name: dict.fromkeys(both, Path(f"{name}.onnx")) for name in ("fp32", "fp16", "int8")}
     monkeypatch.setattr(pareto, "_capabilities", lambda: ["FP32", "BF16", "INT8"])
     assert [way.name for way in _ways(files)] == [
         "openvino fp32", "openvino bf16", "onnxruntime fp32",
@@ -63,9 +67,39 @@ def test_every_precision_is_run_in_what_the_machine_has(monkeypatch: pytest.Monk
     names = [way.name for way in _ways(files)]
     assert "openvino fp16" in names
     assert not [name for name in names if "bf16" in name]
-    monkeypatch.setattr(pareto, "installed", lambda backend: backend == "onnxruntime")
-    assert {way.backend for way in _ways(files)} == {"onnxruntime"}
-    assert Way(files["fp16"], "onnxruntime", "fp16", "fp16").name == "onnxruntime fp16"
+    assert (
+        Way(files["fp16"]["onnxruntime"], "onnxruntime", "fp16", "fp16").name == "onnxruntime fp16"
+    )
+
+
+@pytest.mark.parametrize("refused", ["", "onnxruntime", "onnx"])
+def test_each_runs_int8_in_the_form_that_is_its_own(
+    refused: str, nano: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def export(model: Model, size: object, targets: list[str], precision: str, **_: object) -> Any:
+        asked.append((precision, targets))
+        if precision == "int8" and refused in targets:
+            raise ProofError(f"no {refused}")
+        return [SimpleNamespace(path=tmp_path / f"{precision}.{target}") for target in targets]
+
+    monkeypatch.setattr(pareto, "export", export)
+    monkeypatch.setattr(pareto, "installed", lambda backend: True)
+    calibration: Any = None
+    files, failed = _files(nano, (64, 128), calibration, tmp_path, lambda *_: None)
+    assert asked[:3] == [("fp32", ["onnx"]), ("fp16", ["onnx"]), ("int8", ["onnx", "onnxruntime"])]
+    found = {backend: path.name for backend, path in files.get("int8", {}).items()}
+    whole = {"openvino": "int8.onnx", "onnxruntime": "int8.onnxruntime"}
+    assert found == {
+        "": whole, "onnxruntime": {"openvino": "int8.onnx"}, "onnx": {},
+    }[refused]  # fmt: skip
+    told = {"onnxruntime": {"int8 in onnxruntime": "no onnxruntime"}, "onnx": {"int8": "no onnx"}}
+    assert failed == told.get(refused, {})
+    monkeypatch.setattr(pareto, "installed", lambda backend: backend == "openvino")
+    asked.clear()
+    _files(nano, (64, 128), calibration, tmp_path, lambda *_: None)
+    assert asked[-1] == ("int8", ["onnx"])
 
 
 def test_the_command(rtseg: Run, tmp_path: Path) -> None:
@@ -90,8 +124,9 @@ def test_the_command(rtseg: Run, tmp_path: Path) -> None:
     ways = {point["way"] for point in front["points"]}
     assert {"openvino fp32", "onnxruntime fp32"} <= ways
     held = {point["precision"] for point in front["points"]}
-    assert held | front["left_out"].keys() == {"fp32", "fp16", "int8"}
-    assert not held & front["left_out"].keys()
+    left_out = front["left_out"].keys() - {"int8 in onnxruntime"}
+    assert held | left_out == {"fp32", "fp16", "int8"}
+    assert not held & left_out
     assert all(front["left_out"].values()), "each says why"
     assert front["int8"] == any(p["front"] for p in front["points"] if p["precision"] == "int8")
     assert all(point["why"] for point in front["points"] if not point["front"])
