@@ -16,7 +16,7 @@ PACKAGE = "rtseg_weights"
 # Of each variant its weights, with the class set that they were trained on; a bare name takes the
 # first whose classes fit.
 SHIPPED = {
-    "csfcn_nano": {"streets": "cityscapes", "camvid": "camvid"},
+    "csfcn_nano": {"streets": "cityscapes", "camvid": "camvid", "camvid_noise": "camvid"},
     "csfcn_tiny": {"streets": "cityscapes", "camvid": "camvid"},
 }
 INSTALL = 'pip install "rtseg[weights]"'

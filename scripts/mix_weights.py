@@ -5,7 +5,7 @@ learned and forget less on the way back to where they came from (Wortsman et al.
 fine-tuning of zero-shot models", 2022).
 
 python scripts/mix_weights.py csfcn_nano:camvid runs/noise/best.safetensors --share 0.7 \\
-    camvid --root data/camvid -o csfcn_nano_camvid.safetensors
+    camvid --root data/camvid -o csfcn_nano_camvid_noise.safetensors
 """
 
 from __future__ import annotations

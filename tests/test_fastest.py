@@ -38,7 +38,8 @@ def test_every_file_of_weights_that_ships_has_its_ranges():
 def test_the_ranges_that_ship_are_of_the_layers_that_are_exported(variant):
     # Names of tensors come from the exporter: a change of the network or of it makes them stale.
     for path in [path for path in SHIPPED if path.name.startswith(variant)]:
-        model = load_model(f"{variant}:{path.name.removesuffix(ENDING).rpartition('_')[2]}")
+        weights = path.name.removesuffix(ENDING).removeprefix(f"{variant}_")
+        model = load_model(f"{variant}:{weights}")
         stored = find_stored_ranges(model)
         assert stored is not None, f"{path.name} was measured with other weights"
         plain = infer_shapes(to_onnx(model.network, SIZE, "fp32", ("labels",)))
