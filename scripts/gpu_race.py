@@ -187,7 +187,9 @@ class Race:
 
 def open_peer(job: Job, model: Model, size: tuple[int, int], name: str, frames: Any) -> Contestant:
     from ..models import count, digest
-    from ..speed.baselines import PlainExport, as_artifact_error, peer_class
+    from ..speed.baselines import as_artifact_error
+    from ..speed.peers import peer_class
+    from ..speed.plain_exports import PlainExport
 
     kind = peer_class(name, job.device.partition(":")[0])
     network = copy.deepcopy(model.network)

@@ -20,7 +20,7 @@ import torch
 from rtseg.export.graph import to_onnx
 from rtseg.models.loading import load_model
 from rtseg.reporting import Table
-from rtseg.speed.baselines import write_plain_export
+from rtseg.speed.plain_exports import write_plain_export
 from torch import nn
 
 ROOT = Path(rtseg.__file__).parent

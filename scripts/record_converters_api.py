@@ -1,4 +1,4 @@
-"""Records what the converters that `speed/baselines.py` calls can be given, release by release:
+"""Records what the converters that `speed/plain_engines.py` calls can be given, release by release:
 
     python scripts/record_converters_api.py FILE...      # tests/converters_api.json
 

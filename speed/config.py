@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import UsageError
-from .baselines import check_peers
 from .contestant import Frames
+from .peers import check_peers
 from .timing import Limits
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class BenchConfig:
         sizes: (height, width) in pixels; by default each model's own.
         batch: frames that a call takes, of what is exported first; artifacts have theirs.
         backends: by default the fastest installed ones; precisions: by default each backend's own.
-        peers: others' ways to run the network, names of `baselines.PEERS` or "all".
+        peers: others' ways to run the network, names of `peers.PEERS` or "all".
         eager: with the row of the plain PyTorch network.
         seconds, runs: each row is measured for the one or the other, whichever ends first.
         threads: on the CPU, by default `system.usable_cores()`, as the runtime's backends take.

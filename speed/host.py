@@ -12,10 +12,10 @@ from ..gpu import GpuState, watch_gpu
 from ..reporting import Progress
 from ..system import SystemInfo
 from ..usage import Noise, NoiseWatch, PeakMemory
-from .baselines import PEERS, choose_peers
 from .camera_rate import Pace, Shot, Stalled, answered_ms, play
 from .config import BenchConfig
 from .contestant import Contestant, Frames, per_run
+from .peers import PEERS, choose_peers
 from .plan import Contest, Entry, PeerEntry
 from .result import STAGES, Absent, BenchResult, Speedup
 from .roofline import Ceilings, Share, Work, share

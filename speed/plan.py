@@ -25,9 +25,11 @@ from ..resolve import (
 from ..runtime import Card, read_card
 from ..runtime.backends.backend import BACKENDS, choose
 from ..usage import NoiseWatch
-from .baselines import PEERS, Eager, OriginalFile, PlainExport, as_artifact_error, peer_class
+from .baselines import Eager, as_artifact_error
 from .config import BenchConfig, Size
 from .contestant import ArtifactContestant, Contestant, Frames
+from .peers import PEERS, peer_class
+from .plain_exports import OriginalFile, PlainExport
 from .result import name_size
 from .roofline import Work, count_work
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import load_script
-from rtseg.speed import baselines
+from rtseg.speed import plain_engines
+from rtseg.speed.baselines import Eager
 
 script = load_script("record_converters_api")
 RECORD = json.loads(script.RECORD.read_text())
@@ -30,7 +31,7 @@ def surplus_of(function: str, release: str, call: tuple[Any, Any]) -> set[str]:
     return set(bound.arguments.get("rest", ()))
 
 
-def call_of(kind: type[baselines.Eager], package: str, name: str, monkeypatch: Any) -> Any:
+def call_of(kind: type[Eager], package: str, name: str, monkeypatch: Any) -> Any:
     """The arguments with which a peer calls a converter."""
     calls = []
     module = ModuleType(package)
@@ -45,7 +46,7 @@ def call_of(kind: type[baselines.Eager], package: str, name: str, monkeypatch: A
 
 @pytest.mark.parametrize("release", RECORD["torch_tensorrt.compile"])
 def test_torch_tensorrt_takes_what_it_is_given(release: str, monkeypatch: Any) -> None:
-    call = call_of(baselines.TorchTensorRT, "torch_tensorrt", "compile", monkeypatch)
+    call = call_of(plain_engines.TorchTensorRT, "torch_tensorrt", "compile", monkeypatch)
     handed = surplus_of("torch_tensorrt.compile", release, call)
     # The rest goes to the way that `ir` names, which swallows what it does not know.
     assert call[1]["ir"] == "dynamo"
@@ -58,7 +59,7 @@ def test_torch_tensorrt_takes_what_it_is_given(release: str, monkeypatch: Any) -
 
 @pytest.mark.parametrize("release", RECORD["torch2trt.torch2trt"])
 def test_torch2trt_takes_what_it_is_given(release: str, monkeypatch: Any) -> None:
-    call = call_of(baselines.Torch2Trt, "torch2trt", "torch2trt", monkeypatch)
+    call = call_of(plain_engines.Torch2Trt, "torch2trt", "torch2trt", monkeypatch)
     assert surplus_of("torch2trt.torch2trt", release, call) == set()
 
 

@@ -38,7 +38,7 @@ EXEMPT = {
     ("export/openvino.py", "save_model"): "into the scratch folder; move_file publishes it",
     ("export/tensorrt.py", "save"): "Reference.save, which uses write_atomically",
     ("train/submit.py", "ZipFile"): "into a staged file",
-    ("speed/baselines.py", "export"): "into a staged file",
+    ("speed/plain_exports.py", "export"): "into a staged file",
     ("train/log.py", "SummaryWriter"): "TensorBoard's own event files",
     ("usage.py", "write_text"): "/proc, which is no file",
     ("examples/own_onnx.py", "export"): "somebody's own program, which the example is about",

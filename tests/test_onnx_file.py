@@ -28,8 +28,8 @@ from rtseg.export.half import to_half
 from rtseg.models.loading import Model
 from rtseg.models.own import NORMALIZATIONS, Normalization
 from rtseg.runtime import read_card
-from rtseg.speed.baselines import write_plain_export
 from rtseg.speed.config import BenchConfig
+from rtseg.speed.plain_exports import write_plain_export
 from rtseg.speed.plan import plan
 
 SIZE, CLASSES = files.SIZE, files.CLASSES

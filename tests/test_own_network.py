@@ -32,7 +32,7 @@ from rtseg.models.own import (
 from rtseg.models.preprocessing import check_preprocess
 from rtseg.resolve import read_own_options
 from rtseg.runtime import read_card
-from rtseg.speed.baselines import write_plain_export
+from rtseg.speed.plain_exports import write_plain_export
 from torch import Tensor, nn
 
 SIZE = (64, 96)

@@ -11,9 +11,9 @@ import torch
 from rtseg.data.scenes import scenes
 from rtseg.errors import ArtifactError, MissingPackage, UsageError
 from rtseg.runtime import load
-from rtseg.speed import baselines as peers
-from rtseg.speed.baselines import PEERS, check_peers, choose_peers, peer_class
+from rtseg.speed import peers
 from rtseg.speed.config import BenchConfig
+from rtseg.speed.peers import PEERS, check_peers, choose_peers, peer_class
 from speed_parts import SIZE, planned
 
 
