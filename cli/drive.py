@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -199,7 +200,7 @@ def drive(
 
     from ..data.images import blend
     from ..data.playback import request_format
-    from ..resolve import BEST_TO_DRIVE, resolve_artifact
+    from ..resolve import BEST_TO_DRIVE, resolve_artifact, uses_gpu
     from ..runtime import Drive, DriveLimits, read_card
     from ..runtime.backends.backend import choose_certifying
     from ..runtime.drive.certified_share import parse_corridor
@@ -268,6 +269,11 @@ def drive(
             # On the CPU, since what it stands in for is the GPU as a rule.
             spare = fallback and resolve_artifact(fallback, device="cpu", progress=tell)
             other = verify_with and resolve_artifact(verify_with, device="cpu", progress=tell)
+        if other and os.path.samefile(other, artifacts[0]) and not uses_gpu(device):
+            raise UsageError(
+                f"{artifacts[0]} would be verified with itself, on the same processor, and agree "
+                "whatever is wrong with it: give another export of its weights, such as in fp32"
+            )
         recheck = pace.every if other else None
         task = build_artifact_task(artifacts, backend, device, wishes, certify or steady, recheck)
         proof = None

@@ -125,7 +125,10 @@ def _cells(row: Mapping[str, Any], wide: bool) -> list[str]:
 def score_texts(published: Sequence[Mapping[str, Any]]) -> list[str]:
     """mIoU at one scale, Cityscapes' first and without its name: "79.9", "52.1 Pascal Context"."""
     scores = sorted(published, key=lambda score: not score["data"].startswith("Cityscapes val"))
-    names = [score["data"].removesuffix(" val").removeprefix("Cityscapes") for score in scores]
+    names = [
+        score["data"].replace("Cityscapes val", "").removesuffix(" val").removeprefix("Cityscapes")
+        for score in scores
+    ]
     return [
         f"{s['single']:g} {name}".replace("  ", " ").rstrip()
         for s, name in zip(scores, names, strict=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from ..errors import UsageError
-from ._console import JobFailed, show, steps
+from ._console import JobFailed, note, show, steps
 from ._options import Backend, Device, Json, OneModel, RequireSignature
 
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ def replay(
         raise UsageError("what does it replace? Give --against OLD, or --record FOLDER first")
     with steps("replay", None) as advance:
         done = _run(log, model, against, against_python, config, limits, advance)
+    sides = [Path(each) for each in (model, against) if each]
+    if not against_python and len({each.resolve() for each in sides}) == 1:
+        note(f"warning: {model} was held against itself: equal masks say nothing here")
     _report(done, model, out, as_json)
 
 

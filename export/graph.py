@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 
 from ..data.files import write_atomically
-from ..errors import ExportError
+from ..errors import ExportError, UsageError
 from ..models import FrameToLabels, Network, deploy
 from ..models.onnx_file import OnnxNetwork
 from ..models.onnx_graph import KINDS, attributes, node_macs
@@ -61,10 +61,22 @@ def to_onnx(
     # graph.
     deployed = deploy(network, size)
     own = isinstance(network, OwnNetwork)
-    whole = FrameToLabels(deployed, outputs, size if own else None).eval().to(DTYPES[precision])
-    model = trace(whole, torch.zeros(batch, *size, 3, dtype=torch.uint8), outputs)
+    whole = FrameToLabels(deployed, outputs, size if own else None).eval()
+    frame = torch.zeros(batch, *size, 3, dtype=torch.uint8)
+    try:
+        model = trace(whole.to(DTYPES[precision]), frame, outputs)
+        converted = True
+    except (UsageError, ExportError):
+        if not own or precision == "fp32":
+            raise
+        # What a module makes itself, such as a grid, is float32 and meets halves: its graph is
+        # converted instead. What else is wrong with it is told of the float32 module.
+        whole = FrameToLabels(deployed, outputs, size).eval()
+        model, converted = trace(whole, frame, outputs), False
     if own:  # those of the zoo are written so that nothing is left
         simplify(model, size, batch)
+    if not converted:
+        model = to_half(model, find_position_makers(model.graph, CARRIERS))
     return _finish(model)
 
 

@@ -110,9 +110,14 @@ def gather_frames(
         batch: how many frames the artifact takes at once.
 
     Raises:
-        ExportError: there are labels without a folder of frames.
+        ExportError: there are labels without a folder of frames, or the frames are given as such.
     """
     if isinstance(frames, (str, os.PathLike)):
+        if labels is not None and Path(labels).resolve() == Path(frames).resolve():
+            raise ExportError(
+                f"--labels is the folder of the frames themselves, {frames}: give that of their "
+                "label PNGs"
+            )
         return read_frames(Path(frames), None if labels is None else Path(labels), most)
     if labels is not None:
         raise ExportError("--labels are of the images in --frames: give that folder too")

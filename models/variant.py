@@ -19,6 +19,12 @@ COCO_STUFF, PASCAL_CONTEXT = "COCO-Stuff 10K test", "Pascal Context 59 val"
 PUBLISHED, REPOSITORY, LOG = "published", "repository", "training log"
 
 
+def at_size(height: int, width: int) -> str:
+    """Cityscapes val, as `Score` names it where a network was also trained and scored at another
+    size than its variant's: other weights of the same network."""
+    return f"{CITYSCAPES} at {height}x{width}"
+
+
 def conv_norm_keys(
     theirs: str, ours: str, parts: tuple[str, str] = ("conv", "bn")
 ) -> tuple[Row, Row]:

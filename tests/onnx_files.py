@@ -17,15 +17,20 @@ CLASSES = 5
 
 
 class Net(nn.Module):
-    """Three convolutions, logits at a quarter of the size or resized to it."""
+    """Three convolutions, logits at 1/`stride` of the size or resized to it."""
 
     def __init__(
-        self, classes: int = CLASSES, ends: str = "logits", corners: bool = False, width: int = 8
+        self,
+        classes: int = CLASSES,
+        ends: str = "logits",
+        corners: bool = False,
+        width: int = 8,
+        stride: int = 4,
     ):
         super().__init__()
         generator = torch.Generator().manual_seed(3)
         self.stem = nn.Conv2d(3, width, 3, stride=2, padding=1)
-        self.body = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.body = nn.Conv2d(width, width, 3, stride=stride // 2, padding=1)
         self.head = nn.Conv2d(width, classes, 1)
         self.ends, self.corners = ends, corners
         for parameter in self.parameters():
@@ -33,8 +38,8 @@ class Net(nn.Module):
 
     def forward(self, image: Tensor) -> Any:
         x = self.head(torch.relu(self.body(torch.relu(self.stem(image)))))
-        if self.ends == "logits":
-            return x
+        if self.ends in ("logits", "ids"):
+            return x if self.ends == "logits" else x.argmax(1)
         x = F.interpolate(x, size=image.shape[-2:], mode="bilinear", align_corners=self.corners)
         if self.ends == "softmax":
             return x.softmax(1)

@@ -310,6 +310,10 @@ def _until_running(health: Path, process: subprocess.Popen[str]) -> None:
         (["CLIP", "--model", "ARTIFACT", "--duration", "nan"], "a drive lasts more than 0"),
         (["CLIP", "--model", "ARTIFACT", "--health", "70000"], "a port is 0 to 65535"),
         (["CLIP", "--model", "ARTIFACT", "--metrics", "65536"], "a port is 0 to 65535"),
+        (
+            ["CLIP", "--model", "ARTIFACT", "--device", "cpu", "--verify-with", "ARTIFACT"],
+            "would be verified with itself",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(

@@ -154,6 +154,8 @@ def test_labels_of_the_frames_prove_the_miou(nano: Model, tmp_path: Path) -> Non
     picture = cv2.resize(random.integers(0, 256, (9, 12, 3), np.uint8), (128, 96))
     cv2.imwrite(str(frames / "a.png"), picture)
     cv2.imwrite(str(truth / "a.png"), random.integers(0, 11, (96, 128), np.uint8))
+    with pytest.raises(ExportError, match="--labels is the folder of the frames themselves"):
+        export(nano, [(96, 128)], out=tmp_path, frames=frames, labels=frames)
     (artifact,) = export(nano, [(96, 128)], out=tmp_path, frames=frames, labels=truth)
     assert artifact.results[0].miou_change == pytest.approx(0, abs=1e-4)
     assert set(artifact.results[0].iou_change) <= set(CAMVID.names)

@@ -43,6 +43,10 @@ def torch_file(dynamo: bool = True, dynamic: bool = False, **net: Any) -> Write:
 FILES: dict[str, Write] = {
     "torch, logits at 1/4": torch_file(),
     "torch, resized": torch_file(ends="resized"),
+    "torch, logits at 1/8": torch_file(stride=8),
+    "torch, resized from 1/8": torch_file(ends="resized", stride=8),
+    "torch, ids at 1/8, any size": torch_file(dynamic=True, ends="ids", stride=8),
+    "TorchScript, resized from 1/8": torch_file(False, ends="resized", stride=8),
     "torch, argmax, any size": torch_file(dynamic=True, ends="argmax"),
     "torch, sigmoid of one": torch_file(classes=1, ends="sigmoid"),
     "torch, sigmoids": torch_file(ends="sigmoid"),

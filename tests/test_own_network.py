@@ -500,6 +500,52 @@ def test_the_exporter_does_not_unroll_a_pyramid(
     assert plain > 2 * pooled
 
 
+class Samples(Tiny):
+    """Moves its features by a grid before the head: one that depends on sizes alone, or on the
+    pixels too."""
+
+    def __init__(self, dynamic: bool, corners: bool):
+        super().__init__()
+        # Wide, so that a grid, which is float32 in any file, is a small part of its values.
+        self.body = nn.Sequential(
+            nn.Conv2d(8, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 8, 3, padding=1)
+        )
+        self.flow = nn.Conv2d(8, 2, 3, padding=1) if dynamic else None
+        self.corners = corners
+
+    def forward(self, image: Tensor) -> Any:
+        x = self.body(torch.relu(self.stem(image)))
+        n, _, height, width = x.shape
+        rows, columns = (torch.linspace(-0.9, 0.9, side) for side in (height, width))
+        y, across = torch.meshgrid(rows, columns, indexing="ij")
+        grid = torch.stack([across, y], dim=-1).expand(n, height, width, 2)
+        if self.flow is not None:
+            grid = grid + self.flow(x).permute(0, 2, 3, 1).tanh() / 8
+        return self.head(F.grid_sample(x, grid, align_corners=self.corners))
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["constant", "dynamic"])
+def test_sampling_by_a_grid_is_exported(dynamic: bool, corners: bool, tmp_path: Path) -> None:
+    """A grid of sizes alone is one constant; what makes one of pixels stays, in float32 in fp16."""
+    torch.manual_seed(2)
+    module = Samples(dynamic, corners)
+    model = load_model(module, size=SIZE, classes="numbered", normalize="unit")
+    made = export(model, to=["onnx", "openvino"], precision="fp16", out=tmp_path)
+    made += export(model, precision="fp32", out=tmp_path)
+    assert [each.status for each in made] == ["proven"] * 3
+    error = made[2].results[0].logits_error
+    assert error is not None
+    assert error < 1e-5
+    graph = onnx.load(made[2].path).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("GridSample") == 1
+    (sampler,) = [node for node in graph.node if node.op_type == "GridSample"]
+    constants = {each.name for each in graph.initializer}
+    assert (sampler.input[1] in constants) is not dynamic
+    assert not {"Range", "Expand", "Shape"} & set(kinds)
+
+
 class Unrolled(Tiny):
     def forward(self, image: Tensor) -> Any:
         x = self.stem(image)

@@ -307,6 +307,8 @@ def test_the_command_refuses_by_name_and_reports(
     assert "![frame, old, new, difference](worst_1.png)" in page
     assert "agreement" in page
     assert rtseg("replay", frames, "--model", artifact).returncode == 2
+    done = rtseg("replay", frames, "--model", artifact, "--against", artifact, "--runs", 2)
+    assert "was held against itself: equal masks say nothing" in done.stderr
 
 
 def test_bars_are_read_and_wrong_ones_named(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from rtseg.models.checkpoints import official_names
 from rtseg.models.families.sctnet import ConvolutionalAttention
 from rtseg.models.registry import build_on_meta
 from test_segformer import randomize
+from torch import nn
 
 PUBLISHED = {"s": 4.6e6, "b": 17.4e6}  # the paper's table 1, without what only training has
 
@@ -19,6 +20,43 @@ def test_parameters_are_the_published_ones(size: str) -> None:
     named = build_on_meta(f"sctnet_{size}").named_parameters()
     params = sum(p.numel() for name, p in named if not name.startswith("extra."))
     assert params == pytest.approx(PUBLISHED[size], rel=0.015)
+
+
+# GFLOPs of the paper's five networks as the README of GCNet (CVPR 2025, github.com/gyyang23/GCNet)
+# has them beside its own, to one decimal.
+PUBLISHED_GFLOPS = [
+    ("s", (512, 1024), 7.1),
+    ("s", (768, 1536), 16.0),
+    ("b", (512, 1024), 28.1),
+    ("b", (768, 1536), 63.2),
+    ("b", (1024, 2048), 112.3),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "size", "published"), PUBLISHED_GFLOPS)
+def test_macs_are_the_published_ones(kind: str, size: tuple[int, int], published: float) -> None:
+    """A counter of that table's kind sees modules: a convolution's multiply-adds, and two
+    operations a value of a norm. Attention's convolutions are calls, which it does not see."""
+    network, seen = build_on_meta(f"sctnet_{kind}").eval(), {"convolutions": 0, "norms": 0}
+    ours = count(network, size).macs
+
+    def watch(layer: nn.Module, given: object, result: torch.Tensor) -> None:
+        if isinstance(layer, nn.Conv2d):
+            seen["convolutions"] += result.numel() * layer.weight[0].numel()
+        else:
+            seen["norms"] += 2 * result.numel()
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+            layer.register_forward_hook(watch)
+    network(torch.empty(1, 3, *size, device="meta"))
+    assert round((seen["convolutions"] + seen["norms"]) / 1e9, 1) == published
+    width, pixels = {"s": 128, "b": 256}[kind], size[0] * size[1] // 16**2
+    # Down and across, 64 kernels of 7 there and back; twice the width at a quarter of the pixels,
+    # in two blocks.
+    attention = 4 * 64 * 7 * width * pixels + 2 * (4 * 64 * 7 * 2 * width * pixels // 4)
+    assert ours == seen["convolutions"] + attention
 
 
 @torch.inference_mode()

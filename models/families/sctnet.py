@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from ..backbones.resnet import BasicBlock, block_keys, blocks
 from ..layers import ConvNorm, DropPath, TrainingOnly, he_normal, resize
 from ..network import Network
-from ..variant import ADE20K, CITYSCAPES, REPOSITORY, Keys, Score, Variant
+from ..variant import (
+    ADE20K,
+    CITYSCAPES,
+    COCO_STUFF,
+    REPOSITORY,
+    Keys,
+    Score,
+    Variant,
+    at_size,
+)
 from .dappm import (
     DAPPM,
     NormHead,
@@ -172,11 +181,21 @@ VARIANTS = {
     "sctnet_s": _variant(
         partial(SCTNet, width=32, pyramid_width=64),
         size=(768, 1536),
-        scores=(Score(CITYSCAPES, 76.3, source=REPOSITORY), Score(ADE20K, 37.9)),
+        scores=(
+            Score(CITYSCAPES, 76.3, source=REPOSITORY),
+            Score(at_size(512, 1024), 72.94, source=REPOSITORY),
+            Score(ADE20K, 37.9),
+        ),
     ),
     "sctnet_b": _variant(
         partial(SCTNet, width=64, pyramid_width=128),
         size=(1024, 2048),
-        scores=(Score(CITYSCAPES, 80.5, source=REPOSITORY), Score(ADE20K, 43.0)),
+        scores=(
+            Score(CITYSCAPES, 80.5, source=REPOSITORY),
+            Score(at_size(512, 1024), 76.46, source=REPOSITORY),
+            Score(at_size(768, 1536), 79.83, source=REPOSITORY),
+            Score(ADE20K, 43.0),
+            Score(COCO_STUFF, 35.91, source=REPOSITORY),
+        ),
     ),
 }
