@@ -32,6 +32,12 @@ class JobFailed(RtsegError):
     """The command ran and its answer is no: exit code 1, after the message if there is one."""
 
 
+class JobUndecided(JobFailed):
+    """The command ran and could not answer, and may another time: exit code 3."""
+
+    exit_code = 3
+
+
 def stdout() -> Console:
     return _console(sys.stdout)
 

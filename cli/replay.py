@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from ..errors import UsageError
-from ._console import JobFailed, note, show, steps
+from ._console import JobFailed, JobUndecided, note, show, steps
 from ._options import Backend, Device, Json, OneModel, RequireSignature
 
 if TYPE_CHECKING:
     from ..speed.replay import Advance, ReplayConfig, ReplayResult
     from ..speed.replay_bars import ReplayBars
+    from ..speed.replay_side import ReplaySide
 
 
 def replay(
@@ -37,6 +38,9 @@ def replay(
     record: Annotated[
         Path | None, Option(help="Write the model's masks and figures there, as a baseline.")
     ] = None,
+    in_turns: Annotated[
+        bool, Option(hidden=True, help="With --record: wait for a line before each block.")
+    ] = False,
     bars: Annotated[
         Path | None, Option(help="YAML file of what an update must reach, `agreement: 0.995`...")
     ] = None,
@@ -55,7 +59,8 @@ def replay(
     """Refuse an update that labels a log otherwise, or is slower.
 
     Both sides run in turns on the same frames. The exit code is 1, and each bar that is missed is
-    named, if masks, times or memory are not within the bars.
+    named, if masks, times or memory are not within the bars. It is 3 if the machine was too busy to
+    decide about the times, and all else holds.
 
     rtseg replay drive.mcap --model new.onnx --against old.onnx --bars bars.yaml -o report
     rtseg replay frames/ --model old.onnx --record baseline
@@ -72,7 +77,9 @@ def replay(
         if against or against_python:
             raise UsageError("--record makes a baseline: leave --against and --against-python out")
         with steps("replay", None) as advance:
-            side = record_side(log, model, record, config, advance)
+            turn = _take_turn if in_turns else lambda side: True
+            more = (lambda side: True) if in_turns else None
+            side = record_side(log, model, record, config, advance, turn, more)
         facts = {"record": str(record), "runs": side.runs}
         show(json.dumps(facts), f"{side.title}: baseline in {record}", as_json)
         return
@@ -83,7 +90,7 @@ def replay(
     sides = [Path(each) for each in (model, against) if each]
     if not against_python and len({each.resolve() for each in sides}) == 1:
         note(f"warning: {model} was held against itself: equal masks say nothing here")
-    _report(done, model, out, as_json)
+    report_replay(done, model, out, as_json)
 
 
 def _run(
@@ -95,18 +102,29 @@ def _run(
     limits: ReplayBars | None,
     advance: Advance,
 ) -> ReplayResult:
-    from ..speed.replay import record_elsewhere
     from ..speed.replay import replay as run
+    from ..speed.replay_elsewhere import replay_elsewhere
 
     if python is None:
         return run(log, model, str(against), config, limits, advance)
-    with tempfile.TemporaryDirectory() as folder:
-        baseline = Path(folder) / "baseline"
-        record_elsewhere(python, log, against or model, baseline, config)
-        return run(log, model, str(baseline), config, limits, advance)
+    return replay_elsewhere(python, log, model, against or model, config, limits, advance)
 
 
-def _report(done: ReplayResult, model: str, out: Path | None, as_json: bool) -> None:
+def _take_turn(side: ReplaySide) -> bool:
+    """Say how long the last block took, and wait until another one is wanted."""
+    if side.rounds:
+        sys.stdout.write(json.dumps(side.rounds[-1]) + "\n")
+        sys.stdout.flush()
+    return sys.stdin.readline() == "turn\n"
+
+
+def report_replay(done: ReplayResult, model: str, out: Path | None, as_json: bool) -> None:
+    """Show an update's figures.
+
+    Raises:
+        JobFailed: it is refused.
+        JobUndecided: its times are not decided.
+    """
     from rich.console import Group
 
     from ..speed.replay_report import describe_replay, list_tables, write_report
@@ -116,3 +134,5 @@ def _report(done: ReplayResult, model: str, out: Path | None, as_json: bool) -> 
     show(json.dumps(describe_replay(done), indent=2), Group(*list_tables(done)), as_json)
     if why := done.failure():
         raise JobFailed(f"the update is refused: {why}")
+    if done.undecided:
+        raise JobUndecided("; ".join(f"{each.bar}: {each.text}" for each in done.undecided))

@@ -263,7 +263,9 @@ class Segmenter:
             maker = self.backend.maker
             if bound is None or maker is None:
                 labels = self.backend(self._fill([fitted]))[0]
-                return Details(restore_labels(labels, size, card.fit).copy(), why=self._why())
+                return Details(
+                    restore_labels(labels, size, card.fit).copy(), why=self.why_uncertified()
+                )
             known = bound.confidence
             maker.certify(
                 Certificate(bound.lead, known.table, known.step)
@@ -289,7 +291,7 @@ class Segmenter:
         arithmetic = self.backend.arithmetic
         return next((each for each in bounds if each.arithmetic == arithmetic), None)
 
-    def _why(self) -> str:
+    def why_uncertified(self) -> str:
         """Why nothing is certified, and what to do about it."""
         proof, backend = self.card.proof, self.backend
         if proof is None or not proof.bounds:
@@ -418,13 +420,13 @@ def load(
     require_signature: str | os.PathLike[str] | None = None,
     **options: object,
 ) -> Segmenter:
-    """The Segmenter of an artifact: `.engine`, `.onnx`, `.xml` (OpenVINO), `.safetensors`, `.qnn`.
+    """The Segmenter of an artifact: `.engine`, `.onnx`, `.xml` (OpenVINO) or `.safetensors`.
 
-    backend: "tensorrt", "onnxruntime", "openvino", "torch" or "qnn"; by default what the file and
-    this machine suggest. device: "cpu" or "cuda[:N]". size: (height, width), the one that every
-    frame is brought to, of an artifact that takes several; by default each frame of one of its
-    sizes is run at that, and every other at the first that it was exported at. options: as the
-    backend's class takes them, such as `threads`.
+    backend: "tensorrt", "onnxruntime", "openvino" or "torch"; by default what the file and this
+    machine suggest. device: "cpu" or "cuda[:N]". size: (height, width), the one that every frame
+    is brought to, of an artifact that takes several; by default each frame of one of its sizes is
+    run at that, and every other at the first that it was exported at. options: as the backend's
+    class takes them, such as `threads`.
 
     Raises ArtifactError if the file is damaged, was changed since it was exported, or cannot run
     here; its message says what to do.

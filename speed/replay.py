@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,11 +13,11 @@ from ..data.classes import Color
 from ..data.files import replace_folder, scratch_folder
 from ..data.frames import Frame, Recording, Unreadable
 from ..data.playback import open_recording
-from ..errors import BackendError, UsageError
+from ..errors import UsageError
 from ..resolve import resolve_artifact
 from ..runtime import Segmenter, load
 from .replay_bars import BarCheck, ReplayBars, at_least, at_most
-from .replay_figures import MaskComparison, compare_latency, find_p99, find_slope
+from .replay_figures import MaskComparison, compare_latency, find_p99, find_slope, pair_turns
 from .replay_side import (
     RECORD,
     LabelMap,
@@ -31,12 +30,16 @@ from .replay_side import (
     read_recorded,
     read_resident,
 )
-from .timing import Now
+from .timing import Now, Ratio
 
 BLOCK = 8  # frames of a turn, held in memory
 RUNS = 200  # timed frames a side
+LONGER = 5  # times as many at most, where the ratio of the times is not decided by then
+STEP = 5  # blocks between two looks at it
 Seen = Callable[[int, Frame, Sequence[LabelMap]], None]
 Advance = Callable[[], None]
+Turn = Callable[[ReplaySide], bool]  # of the last side so far: whether to read another block
+More = Callable[[ReplaySide], bool]  # likewise, and to play it, after the first pass
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class ReplayResult:
     def refusals(self) -> list[BarCheck]:
         return [each for each in self.checks if each.passed is False]
 
+    @property
+    def undecided(self) -> list[BarCheck]:
+        return [each for each in self.checks if each.undecided]
+
     def failure(self) -> str:
         """The bars that were missed, by name; "" if the update may go out."""
         return "; ".join(f"{each.bar}: {each.text}" for each in self.refusals)
@@ -108,7 +115,7 @@ def replay(
     Raises:
         UsageError: classes or frames are others, or the baseline is none.
     """
-    config = config or ReplayConfig()
+    config, bars = config or ReplayConfig(), bars or ReplayBars()
     recording = open_recording(log, config.topic)
     recorded = read_recorded(Path(against)) if Path(against).is_dir() else None
     with ExitStack() as stack:
@@ -118,10 +125,12 @@ def replay(
         else:
             old, old_side = _open(against, config, stack)
             done = compare_here(
-                recording, (old, old_side), (new, made), config.runs, advance=advance
+                *(recording, (old, old_side), (new, made), config.runs),
+                advance=advance,
+                limit=bars.latency_ratio,
             )
     done.log = log
-    done.checks = judge(done, bars or ReplayBars())
+    done.checks = judge(done, bars)
     return done
 
 
@@ -131,6 +140,8 @@ def record(
     folder: Path,
     config: ReplayConfig | None = None,
     advance: Advance = lambda: None,
+    turn: Turn = lambda side: True,
+    more: More | None = None,
 ) -> ReplaySide:
     """Play a log through one artifact, and write its masks and figures as a baseline.
 
@@ -140,6 +151,8 @@ def record(
         folder: to write; a baseline that is there gives way.
         config: how it is played.
         advance: called at each frame of the first pass.
+        turn: as `play_turns` calls it.
+        more: likewise; None: until `runs` of the config are timed.
 
     Raises:
         UsageError: the folder holds something else, or the log no frame.
@@ -159,33 +172,10 @@ def record(
             advance()
 
         player = ReplayPlayer(segmenter, side, time.perf_counter_ns)
-        play_turns(recording, [player], config.runs, seen)
+        play_turns(recording, [player], more or until(config.runs), seen, turn)
         recorder.finish(side)
         replace_folder(scratch / "new", folder)
     return side
-
-
-def record_elsewhere(
-    python: str, log: str, model: str, folder: Path, config: ReplayConfig
-) -> RecordedSide:
-    """`record`, by another environment's interpreter, which has its own libraries.
-
-    Raises:
-        UsageError: there is no such interpreter.
-        BackendError: its `rtseg replay` failed, with its last line.
-    """
-    command = [python, "-m", "rtseg", "replay", log, "--model", model, "--record", str(folder)]
-    command += ["--runs", str(config.runs)]
-    chosen = {"--topic": config.topic, "--backend": config.backend, "--device": config.device}
-    command += [word for name, value in chosen.items() if value for word in (name, value)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise UsageError(f"no interpreter runs as {python}: {error.strerror}") from error
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise BackendError(f"{python} -m rtseg replay failed: {last}")
-    return read_recorded(folder)
 
 
 def _open(what: str, config: ReplayConfig, stack: ExitStack) -> tuple[Segmenter, ReplaySide]:
@@ -203,6 +193,7 @@ def compare_here(
     now: Now = time.perf_counter_ns,
     resident: Callable[[], int] = read_resident,
     advance: Advance = lambda: None,
+    limit: float | None = None,
 ) -> ReplayResult:
     """Both sides in turns on the same frames; nothing is judged yet.
 
@@ -214,11 +205,12 @@ def compare_here(
         now: nanoseconds, never going back.
         resident: bytes of this process in memory.
         advance: called at each frame of the first pass.
+        limit: of the times' ratio; up to LONGER times the runs are taken until it is decided.
 
     Raises:
         UsageError: the classes are others, or there is no frame.
     """
-    masks = _start_masks(old[1], new[1])
+    masks = start_masks(old[1], new[1])
     players = [ReplayPlayer(*side, now, resident) for side in (old, new)]
 
     def seen(number: int, frame: Frame, maps: Sequence[LabelMap]) -> None:
@@ -227,7 +219,8 @@ def compare_here(
             player.certify(frame.image)
         advance()
 
-    skipped = play_turns(recording, players, runs, seen)
+    more = until_decided(runs, limit, old[1].rounds)
+    skipped = play_turns(recording, players, more, seen)
     return ReplayResult("", old[1], new[1], True, masks, skipped, new[0].card.palette)
 
 
@@ -242,7 +235,7 @@ def compare_recorded(
     advance: Advance = lambda: None,
 ) -> ReplayResult:
     """An update beside a baseline that was recorded; else as `compare_here`."""
-    masks = _start_masks(old.side, side)
+    masks = start_masks(old.side, side)
     player = ReplayPlayer(segmenter, side, now, resident)
 
     def seen(number: int, frame: Frame, maps: Sequence[LabelMap]) -> None:
@@ -255,7 +248,7 @@ def compare_recorded(
         player.certify(frame.image)
         advance()
 
-    skipped = play_turns(recording, [player], runs, seen)
+    skipped = play_turns(recording, [player], until(runs), seen)
     if len(masks.frames) != len(old.frames):
         raise UsageError(
             f"the log has {len(masks.frames)} frames, {old.folder} {len(old.frames)}: record the "
@@ -264,7 +257,12 @@ def compare_recorded(
     return ReplayResult("", old.side, side, False, masks, skipped, segmenter.card.palette)
 
 
-def _start_masks(old: ReplaySide, new: ReplaySide) -> MaskComparison:
+def start_masks(old: ReplaySide, new: ReplaySide) -> MaskComparison:
+    """No frame yet, of two sides of the same classes.
+
+    Raises:
+        UsageError: the classes are others.
+    """
     if old.classes != new.classes:
         raise UsageError(
             f"{new.file} has {len(new.classes)} classes and {old.file} has {len(old.classes)}, or "
@@ -273,15 +271,41 @@ def _start_masks(old: ReplaySide, new: ReplaySide) -> MaskComparison:
     return MaskComparison(new.classes)
 
 
-def play_turns(recording: Recording, players: Sequence[ReplayPlayer], runs: int, seen: Seen) -> int:
-    """Play a log in blocks, each side a turn a block, in shuffled order, until each has timed
-    `runs` frames.
+def until(runs: int) -> More:
+    """Play until a side has timed so many frames."""
+    return lambda side: side.runs < runs
+
+
+def until_decided(runs: int, limit: float | None, old: Sequence[Sequence[float]]) -> More:
+    """Play until each side has timed `runs` frames, and then up to LONGER times as many, while the
+    interval of the times' ratio holds the limit. old: that side's turns, as they come."""
+
+    def more(new: ReplaySide) -> bool:
+        if new.runs < runs or limit is None or new.runs >= LONGER * runs:
+            return new.runs < runs
+        if len(new.rounds) % STEP:
+            return True
+        found = pair_turns(old, new.rounds)
+        return found.low <= limit < found.high
+
+    return more
+
+
+def play_turns(
+    recording: Recording,
+    players: Sequence[ReplayPlayer],
+    more: More,
+    seen: Seen,
+    turn: Turn = lambda side: True,
+) -> int:
+    """Play a log in blocks, each side a turn a block, in shuffled order, once and then again.
 
     Args:
         recording: frames.
         players: the sides.
-        runs: least timed frames a side.
+        more: asked after the first pass, before a block is played.
         seen: takes number, frame and each side's label map, in the first pass.
+        turn: asked before each block is read, and may wait; False ends it all.
 
     Returns:
         How many frames could not be read.
@@ -290,21 +314,32 @@ def play_turns(recording: Recording, players: Sequence[ReplayPlayer], runs: int,
         UsageError: not one could.
     """
     shuffle, order = random.Random(0).shuffle, list(players)
-    skipped, number, first = [0], 0, True
-    while first or players[0].side.runs < runs:
+    skipped, number = [0], 0
+    passes = _passes(recording, skipped)
+    while turn(players[-1].side):
+        block, first = next(passes)
+        if not first and not more(players[-1].side):
+            break
+        shuffle(order)
+        images = [frame.image for frame in block]
+        maps = {id(player): player.take_turn(images) for player in order}
+        for place, frame in enumerate(block if first else ()):
+            seen(number, frame, [maps[id(player)][place] for player in players])
+            number += 1
+    return skipped[0]
+
+
+def _passes(recording: Recording, skipped: list[int]) -> Iterator[tuple[list[Frame], bool]]:
+    """Blocks of a log without an end, and whether they are of the first pass."""
+    first = True
+    while True:
+        blocks = 0
         for block in _blocks(recording, skipped if first else [0]):
-            shuffle(order)
-            images = [frame.image for frame in block]
-            maps = {id(player): player.take_turn(images) for player in order}
-            for place, frame in enumerate(block if first else ()):
-                seen(number, frame, [maps[id(player)][place] for player in players])
-                number += 1
-            if not first and players[0].side.runs >= runs:
-                break
-        if not number:
+            blocks += 1
+            yield block, first
+        if not blocks:
             raise UsageError("the log has no frame that can be read")
         first = False
-    return skipped[0]
 
 
 def _blocks(recording: Recording, skipped: list[int]) -> Iterator[list[Frame]]:
@@ -352,7 +387,8 @@ def _judge_classes(masks: MaskComparison, bars: ReplayBars) -> BarCheck:
 def _judge_certified(done: ReplayResult, bars: ReplayBars) -> BarCheck:
     name, shares = "certified_drop", (done.old.certified, done.new.certified)
     if not shares[0] or not shares[1]:
-        return at_most(name, bars.certified_drop, None, "", "a side certifies no pixel")
+        why = "; ".join(dict.fromkeys(s.uncertified for s in (done.old, done.new) if s.uncertified))
+        return at_most(name, bars.certified_drop, None, "", why or "a side certifies no pixel")
     old, new = (sum(each) / len(each) for each in shares if each)
     what = f"certified share fell from {old:.2%} to {new:.2%}, by"
     return at_most(name, bars.certified_drop, old - new, what)
@@ -366,20 +402,24 @@ def _judge_latency(done: ReplayResult, bars: ReplayBars) -> Iterator[BarCheck]:
             yield at_most(name, None, None, "", why)
         return
     found = compare_latency(old, new, done.interleaved)
-    how = "" if done.interleaved else ", the sides ran apart"
-    why = f"95 % {found.low:.3f} to {found.high:.3f}{how}"
-    limit = bars.latency_ratio
-    if limit is not None and found.value > limit and found.low <= 1:
-        # Equal sides on a busy machine give such an interval too.
-        text = f"not judged: {found.value:.3f} ({why}) may be noise, take more --runs"
-        yield BarCheck("latency_ratio", limit, found.value, None, text)
-    else:
-        yield at_most("latency_ratio", limit, found.value, "median, new over old", why)
+    yield _judge_ratio(found, bars.latency_ratio, done.interleaved)
     before, after = find_p99(old), find_p99(new)
     of = after / before if before and after else None
     yield at_most(
         "p99_ratio", bars.p99_ratio, of, "p99, new over old", "" if of else "fewer than 100 runs"
     )
+
+
+def _judge_ratio(found: Ratio, limit: float | None, interleaved: bool) -> BarCheck:
+    """Refused or passed where the whole interval is beyond the bar or within it."""
+    how = "" if interleaved else ", the sides ran apart"
+    why = f"95 % {found.low:.3f} to {found.high:.3f}{how}"
+    if limit is not None and found.low <= limit < found.high:
+        wide = found.high - found.low > limit - 1
+        cause = "the machine was busy" if wide else "the update is too near the bar"
+        text = f"not decided: {cause}: {found.value:.3f} ({why}) may be either side of {limit:g}"
+        return BarCheck("latency_ratio", limit, found.value, None, text, undecided=True)
+    return at_most("latency_ratio", limit, found.value, "times, new over old", why)
 
 
 def _judge_memory(done: ReplayResult, bars: ReplayBars) -> BarCheck:

@@ -20,7 +20,7 @@ class ReplayBars:
         class_iou_drop: most that a class's overlap (IoU) of old and new may lack to 1.
         class_share: of the old masks' pixels, from which on a class is judged.
         certified_drop: most that the certified share may fall, where both have one.
-        latency_ratio: most that the new median may be of the old one.
+        latency_ratio: most that the new times may be of the old ones, medians of turn by turn.
         p99_ratio: likewise of the 99th percentiles.
         memory_growth_mb: most MB a frame that the new one may grow by more than the old one.
     """
@@ -59,13 +59,15 @@ def read_bars(path: Path) -> ReplayBars:
 
 @dataclass(frozen=True)
 class BarCheck:
-    """A bar held against an update. passed: None where it could not be judged, as `text` says."""
+    """A bar held against an update. passed: None where it could not be judged, as `text` says;
+    undecided: where it could with more runs, or on a machine that does nothing else."""
 
     bar: str
     limit: float | None
     value: float | None
     passed: bool | None
     text: str
+    undecided: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """The values that JSON has."""

@@ -25,7 +25,10 @@ DIFFERS = (255, 0, 255)
 def list_tables(done: ReplayResult) -> list[Table]:
     """The bars, the two sides, and the classes."""
     passed = {True: "passed", False: "REFUSED", None: "not judged"}
-    bars = [(passed[each.passed], each.bar, each.text) for each in done.checks]
+    bars = [
+        ("NOT DECIDED" if each.undecided else passed[each.passed], each.bar, each.text)
+        for each in done.checks
+    ]
     sides = [_list_facts(side) for side in (done.old, done.new)]
     rows = [(name, sides[0][name], sides[1][name]) for name in sides[0]]
     shares = done.masks.class_shares()
@@ -58,7 +61,7 @@ def _list_facts(side: ReplaySide) -> dict[str, str]:
         "energy, J a frame": "not readable here"
         if energy is None
         else f"{energy / max(1, side.runs):.3f} (of the whole machine)",
-        "certified": "no bounds" if not share else f"{float(np.mean(share)):.2%}",
+        "certified": f"{float(np.mean(share)):.2%}" if share else side.uncertified or "no bounds",
     }
 
 
@@ -68,8 +71,9 @@ def describe_replay(done: ReplayResult) -> dict[str, Any]:
     found = compare_latency(done.old, done.new, done.interleaved) if same else None
     return {
         "log": done.log,
-        "passed": not done.refusals,
+        "passed": not (done.refusals or done.undecided),
         "refused": [each.bar for each in done.refusals],
+        "undecided": [each.bar for each in done.undecided],
         "bars": [each.to_dict() for each in done.checks],
         "frames": len(masks.frames),
         "skipped": done.skipped,
@@ -111,7 +115,10 @@ def write_report(done: ReplayResult, folder: Path) -> None:
     Raises:
         WriteError: the disk does not take them.
     """
-    verdict = f"Refused: {done.failure()}" if done.refusals else "Every bar that was judged holds."
+    verdict = "Every bar that was judged holds."
+    if done.refusals or done.undecided:
+        words = [f"{each.bar}: {each.text}" for each in done.undecided]
+        verdict = f"Refused: {done.failure()}" if done.refusals else "; ".join(words)
     parts = [f"# Update to {done.new.file}", verdict]
     parts += [table.markdown() for table in list_tables(done)]
     for place, worst in enumerate(done.masks.worst, 1):

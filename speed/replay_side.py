@@ -43,6 +43,7 @@ class ReplaySide:
         memory_mib: by how much its own calls had let this process grow, after each timed frame.
         energy_j: that the machine took during its turns; None where that cannot be read.
         certified: share of the pixels of each frame; None where the file bounds no error.
+        uncertified: why there is none.
     """
 
     model: str
@@ -61,6 +62,7 @@ class ReplaySide:
     memory_mib: list[float] = field(default_factory=list)
     energy_j: float | None = None
     certified: list[float] | None = None
+    uncertified: str = ""
 
     @property
     def runs(self) -> int:
@@ -74,10 +76,12 @@ class ReplaySide:
 def describe_side(path: Path, segmenter: Segmenter) -> ReplaySide:
     """The side of an artifact that is loaded, without a run."""
     card, info, machine = segmenter.card, segmenter.info, read_system()
+    certifies = segmenter.bound is not None and segmenter.backend.maker is not None
     return ReplaySide(
         *(card.model, path.name, digest_of(path), info.precision, card.size, card.classes),
         *(info.name, info.version, info.device, info.threads, machine.cpu),
         f"{platform.python_version()}, rtseg {__version__}",
+        uncertified="" if certifies else segmenter.why_uncertified(),
     )
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, as_json
+from rtseg.cli._console import JobUndecided
+from rtseg.cli.replay import report_replay
 from rtseg.data.files import digest_of
 from rtseg.data.frames import open_source
 from rtseg.data.images import write_png
@@ -23,17 +25,20 @@ from rtseg.models.loading import Model, load_model
 from rtseg.runtime import Segmenter, load
 from rtseg.speed.energy import read_energy_j
 from rtseg.speed.replay import (
+    LONGER,
     ReplayConfig,
     ReplayResult,
     compare_here,
     judge,
     record,
-    record_elsewhere,
     replay,
+    until_decided,
 )
 from rtseg.speed.replay_bars import ReplayBars, read_bars
+from rtseg.speed.replay_elsewhere import replay_elsewhere
 from rtseg.speed.replay_figures import find_quantiles, find_slope
-from rtseg.speed.replay_side import describe_side
+from rtseg.speed.replay_report import describe_replay
+from rtseg.speed.replay_side import ReplaySide, describe_side
 from speed_parts import Clock
 
 SIZE = 64, 128
@@ -142,6 +147,75 @@ def test_noise_is_no_latency(artifact: Path, frames: Path) -> None:
     assert refused(done) == []
     check = next(each for each in done.checks if each.bar == "latency_ratio")
     assert (check.passed, check.value) == (None, pytest.approx(30 / 11, rel=0.1))
+    assert check.undecided
+    assert check.text.startswith("not decided: the machine was busy: ")
+    with pytest.raises(JobUndecided, match="latency_ratio: not decided") as caught:
+        report_replay(done, "net.onnx", None, True)
+    assert caught.value.exit_code == 3
+    assert not describe_replay(done)["passed"]
+
+
+def test_near_the_bar_is_not_decided_in_other_words(artifact: Path, frames: Path) -> None:
+    clock = Clock()
+    done = replay_wrapped(
+        artifact, frames, clock, jitter(clock, 10, 0), jitter(clock, 11, 1), Memory()
+    )
+    done.old.rounds = [[10.0]] * 6
+    done.new.rounds = [[10.8], [11.2]] * 3
+    assert refused(done) == []
+    check = next(each for each in done.checks if each.undecided)
+    assert "the update is too near the bar" in check.text
+
+
+@pytest.mark.parametrize(("slower", "names"), [(1.0, []), (1.2, ["latency_ratio"])])
+def test_a_busy_machine_decides_all_the_same(
+    artifact: Path, frames: Path, slower: float, names: list[str]
+) -> None:
+    """Its calls take up to four times as long for a while, whichever side has the turn; and each
+    turn by itself up to a third longer."""
+    clock, random = Clock(), np.random.default_rng(0)
+    turns: dict[tuple[float, int], float] = {}
+
+    def work(mean_ms: float) -> Callable[[], None]:
+        def run() -> None:
+            second = clock() // 10**9
+            own = turns.setdefault((mean_ms, clock() // 10**8), random.uniform(1, 1.33))
+            clock.work(mean_ms * own * (1 + 3 * (second % 2)))
+
+        return run
+
+    with Wrapped(artifact, work(10)) as old, Wrapped(artifact, work(10 * slower)) as new:
+        done = compare_here(
+            open_source(frames),
+            (old, describe_side(artifact, old)),
+            (new, describe_side(artifact, new)),
+            80,
+            clock,
+            Memory(),
+            limit=1.1,
+        )
+    assert refused(done) == names
+    assert not done.undecided, done.undecided
+    assert done.old.runs <= 80 * LONGER + 8
+
+
+def test_runs_are_taken_until_the_ratio_is_decided() -> None:
+    side = recorded_side([[11.0]])
+    old = [[10.0]]
+    assert not until_decided(1, None, old)(side)
+    assert until_decided(2, None, old)(side)
+    side.rounds, old[:] = [[10.9], [11.1]] * 5, [[10.0]] * 10
+    assert until_decided(10, 1.1, old)(side)
+    assert not until_decided(10, 1.2, old)(side)
+    side.rounds, old[:] = [[10.9], [11.1]] * 25, [[10.0]] * 50
+    assert not until_decided(10, 1.1, old)(side)  # enough
+
+
+def recorded_side(rounds: list[list[float]]) -> ReplaySide:
+    return ReplaySide(
+        *("net", "net.onnx", "", "fp32", SIZE, ("road",)), *("ort", "1", "cpu", 1, "cpu", "3"),
+        rounds=rounds,
+    )  # fmt: skip
 
 
 def test_a_megabyte_a_frame_is_refused(artifact: Path, frames: Path) -> None:
@@ -273,18 +347,38 @@ def other_python(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_another_interpreter_records_the_old_side(
-    artifact: Path, frames: Path, tmp_path: Path, other_python: str, rtseg: Run
+def test_another_interpreter_takes_turns_with_this_one(
+    artifact: Path, frames: Path, other_python: str, tmp_path: Path, rtseg: Run
 ) -> None:
     (bars := tmp_path / "bars.yaml").write_text("latency_ratio: null\nmemory_growth_mb: null\n")
-    command = "replay", frames, "--model", artifact, "--runs", 2, "--bars", bars, "--json"
+    command = "replay", frames, "--model", artifact, "--runs", 30, "--bars", bars, "--json"
     facts = as_json(rtseg(*command, "--against-python", other_python))
     assert facts["passed"]
-    assert (facts["agreement"], facts["interleaved"]) == (1, False)
-    with pytest.raises(UsageError, match="no interpreter"):
-        record_elsewhere("/no/python", str(frames), str(artifact), tmp_path, ReplayConfig())
-    with pytest.raises(BackendError, match="no such file or folder"):
-        record_elsewhere(other_python, "/no/log", str(artifact), tmp_path / "n", ReplayConfig())
+    assert (facts["agreement"], facts["interleaved"], facts["frames"]) == (1, True, FRAMES)
+    assert facts["old"]["runs"] == facts["new"]["runs"] >= 30
+
+
+def test_another_interpreter_that_fails_is_told_in_its_words(
+    artifact: Path, frames: Path, other_python: str
+) -> None:
+    given = str(frames), str(artifact)
+    with pytest.raises(UsageError, match="no interpreter runs as /no/python"):
+        replay_elsewhere("/no/python", *given, str(artifact))
+    with pytest.raises(BackendError, match=r"replay failed: .*no artifact at /no/net\.onnx"):
+        replay_elsewhere(other_python, *given, "/no/net.onnx")
+    with pytest.raises(BackendError, match="replay failed"):
+        replay_elsewhere("/bin/false", *given, str(artifact))
+
+
+def test_bounds_of_another_backend_are_named(artifact: Path, frames: Path) -> None:
+    with load(artifact, "onnxruntime", "cpu") as segmenter:
+        proof = segmenter.card.proof
+        assert proof is not None
+        others = tuple(each.model_copy(update={"arithmetic": "tpu"}) for each in proof.bounds)
+        proof = proof.model_copy(update={"bounds": others})
+        segmenter.card = segmenter.card.model_copy(update={"proof": proof})
+        side = describe_side(artifact, segmenter)
+    assert "its error is known in tpu, not in onnxruntime cpu fp32" in side.uncertified
 
 
 def test_the_command_refuses_by_name_and_reports(
