@@ -169,12 +169,25 @@ def run_network(
     expected = run_reference(model.network, unseen, size, model.fit)
     for precision, computed in cases:
         how = {"calib": Calibration(given.proof)} if precision == "int8" else proof
+        kept = _kept(folder, name, precision)
         (made,) = export(
             model, size, "openvino", precision, out=folder, proof_frames=given.proof_frames, **how
         )
         options: dict[str, Any] = {"precision": computed} if computed else {}
         with load(made.path, **options) as segment:
-            yield measure_case(segment, expected, name, precision)
+            case = measure_case(segment, expected, name, precision)
+        write_atomically(kept, (json.dumps(asdict(case)) + "\n").encode())
+        yield case
+
+
+def _kept(folder: Path, name: str, precision: str) -> Path:
+    return folder / f"case-{name.replace(':', '_')}-{precision}.json"
+
+
+def read_kept(path: Path) -> CertifiedCase:
+    """A case that an earlier run of the script measured."""
+    facts = json.loads(path.read_text())
+    return CertifiedCase(**facts | {"by_error": tuple(facts["by_error"])})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -193,12 +206,16 @@ def main(arguments: list[str] | None = None) -> None:
         if given.network and name not in given.network:
             continue
         cases = [(precision, computed) for each, precision, computed in CASES if each == name]
-        for case in run_network(name, given, given.out, cases):
+        kept = [_kept(given.out, name, precision) for precision, _ in cases]
+        found = [path for path in kept if path.is_file()]
+        done += [read_kept(path) for path in found]
+        left = [case for case, path in zip(cases, kept, strict=True) if path not in found]
+        for case in run_network(name, given, given.out, left) if left else ():
             sys.stdout.write(json.dumps(asdict(case)) + "\n")
             sys.stdout.flush()
             done.append(case)
-    found = {"machine": str(read_system()), "cases": [asdict(case) for case in done]}
-    write_atomically(given.out / "certified.json", (json.dumps(found, indent=2) + "\n").encode())
+    facts = {"machine": str(read_system()), "cases": [asdict(case) for case in done]}
+    write_atomically(given.out / "certified.json", (json.dumps(facts, indent=2) + "\n").encode())
     sys.stdout.write(Table(HEADER, [case.row() for case in done]).markdown() + "\n")
 
 

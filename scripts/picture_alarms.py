@@ -102,7 +102,7 @@ def measure(folders: Sequence[Path], pairs: int = 20) -> tuple[list[Table], int]
             counts.append(alarmed)
             wrong += alarmed
         alarms.append((f"{folder.parent.name}/{folder.name}", len(pictures), *counts))
-        costs.append(_cost(folder, pictures[0]))
+        costs.append(measure_cost(folder, pictures[0]))
     for name, (cause, change) in FAULTS.items():
         found: Counter[str] = Counter()
         for folder in folders:
@@ -131,7 +131,7 @@ def measure(folders: Sequence[Path], pairs: int = 20) -> tuple[list[Table], int]
     ], wrong
 
 
-def _cost(folder: Path, picture: Any) -> tuple[str, float]:
+def measure_cost(folder: Path, picture: Any) -> tuple[str, float]:
     """The median processor time of judging a picture; what else runs here does not count."""
     judge, times = PictureJudge(), []
     for shift in range(101):
@@ -147,7 +147,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, help="of real frames")
     parser.add_argument("-o", "--out", type=Path, help="Markdown file")
+    parser.add_argument(
+        "--cost", metavar="HxW", help="only the cost, with the first frame of each at that size"
+    )
     arguments = parser.parse_args()
+    if arguments.cost:
+        height, width = (int(side) for side in arguments.cost.split("x"))
+        for folder in arguments.folders:
+            first = read_image(open_source(folder).paths[0])
+            picture = cv2.resize(first, (width, height), interpolation=cv2.INTER_CUBIC)
+            sys.stdout.write("{}: {} ms\n".format(*measure_cost(folder, picture)))
+        return 0
     cv2.setNumThreads(1)
     tables, wrong = measure(arguments.folders)
     command = "python scripts/picture_alarms.py " + " ".join(

@@ -81,12 +81,18 @@ class FaultFigures:
 class VerifiedStream:
     """Frames through an engine with a proof along, one after another."""
 
-    def __init__(self, pictures: list[Picture], proof: ContinuousProof, size: tuple[int, int]):
+    def __init__(
+        self,
+        pictures: list[Picture],
+        proof: ContinuousProof,
+        size: tuple[int, int],
+        seed: int = 0,
+    ):
         self.pictures, self.proof, self.size = pictures, proof, size
         self.known: KnownFrame | None = None
         self.changed = ""  # the known frame's, at the last alarm
         self.number = 0
-        self.rng = np.random.default_rng(0)
+        self.rng = np.random.default_rng(seed)
         self.frames = self._make_frames()
         # By hand in this thread, so that no frame passes meanwhile.
         proof._thread = object()  # type: ignore[assignment]
@@ -204,6 +210,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--sound", type=int, default=50_000, help="frames without a fault")
     parser.add_argument("--plant", type=int, default=20, help="faults of each kind")
+    parser.add_argument("--seed", type=int, default=0, help="of the stream; a long count in parts")
     parser.add_argument(
         "--no-known-frame", action="store_true", help="what the comparison finds by itself"
     )
@@ -221,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     facts = {"levels": [level], "precisions": [segment.info.precision]}
     proof.engine_facts = lambda: facts
-    stream = VerifiedStream(pictures, proof, segment.card.size)
+    stream = VerifiedStream(pictures, proof, segment.card.size, options.seed)
     stream.known = None if options.no_known_frame else KnownFrame(segment)
 
     def tell(what: object) -> None:
@@ -263,6 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
     tell(
         {
             "engine": f"{segment.info.name} {segment.info.precision}",
+            "seed": options.seed,
             "sound frames": driven,
             "verified": now.verified - before.verified,
             "suspects": now.suspects - before.suspects,
