@@ -275,7 +275,9 @@ def drive(
                 "whatever is wrong with it: give another export of its weights, such as in fp32"
             )
         recheck = pace.every if other else None
-        task = build_artifact_task(artifacts, backend, device, wishes, certify or steady, recheck)
+        task = build_artifact_task(
+            artifacts, backend, device, wishes, certify or steady, recheck, bool(other)
+        )
         proof = None
         if other:
             proof = open_proof(other, artifacts, pace, evidence or cache_folder() / "evidence")

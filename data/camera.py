@@ -113,6 +113,8 @@ class Camera:
 
     def __init__(self, where: str, format: CameraFormat = "bgr", size: Size | None = None):
         self.where, self.format, self.size = where, format, size
+        # Out of an encoder, which gives the same picture again where nothing moves.
+        self.decoded = where.startswith(STREAMS) or where.endswith(SESSION)
         wishes = where.partition("?")[2] if _is_device(where) else ""
         self.wish = DriverWish.parse(wishes)
         if format == "bgr":
@@ -126,8 +128,7 @@ class Camera:
         check_format(format, size)
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:
-        streams = self.where.startswith(STREAMS) or self.where.endswith(SESSION)
-        if streams and find_spec("av") is not None:
+        if self.decoded and find_spec("av") is not None:
             return iter(NetworkStream(self.where))
         if self.where.endswith(SESSION):
             raise MissingPackage(f'{self.where} needs PyAV: pip install "rtseg[av]"')

@@ -49,6 +49,7 @@ class Frame:
         received_ns: when this process had its data, before it was decoded; None where unknown.
         notice: what is wrong with the source's clock, where that is news.
         format: of the image (`camera_formats.py`).
+        waiting: frames of the source that had come and were not decoded yet; None where unknown.
     """
 
     image: NDArray[np.uint8]
@@ -62,6 +63,7 @@ class Frame:
     received_ns: int | None = None
     notice: str = ""
     format: CameraFormat = "bgr"
+    waiting: int | None = None
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,8 @@ class NetworkStream:
                         text = f"{self.where} sent a picture that is damaged"
                         yield Unreadable(f"{number:08d}", text)
                         continue
-                    yield _frame(picture, number, times, _place(picture, times, *clocks))
+                    placed = _place(picture, times, *clocks)
+                    yield _frame(picture, number, times, placed, packets.waiting)
         finally:
             packets.stop()
         raise OSError(f"the camera {self.where} gives no frames: {packets.ended}")
@@ -167,7 +168,7 @@ def _place(picture: Any, times: Received, of_sender: StampClock, own: StampClock
     return own.place(round(picture.pts * picture.time_base * 1_000_000_000), times.at_ns)
 
 
-def _frame(picture: Any, number: int, times: Received, placed: Placed) -> Frame:
+def _frame(picture: Any, number: int, times: Received, placed: Placed, waiting: int) -> Frame:
     return Frame(
         np.asarray(picture.to_ndarray(format="bgr24"), np.uint8),
         number,
@@ -176,6 +177,7 @@ def _frame(picture: Any, number: int, times: Received, placed: Placed) -> Frame:
         age_source=placed.age_source,
         received_ns=times.at_ns,
         notice=placed.notice,
+        waiting=waiting,
     )
 
 
@@ -220,6 +222,11 @@ class _PacketQueue:
                     self._skip()
                 taken = self._waiting.popleft()
             yield taken
+
+    @property
+    def waiting(self) -> int:
+        """Packets that have come and were not taken yet."""
+        return len(self._waiting)
 
     def _skip(self) -> None:
         """Leave out what cannot be decoded in time: up to the newest picture that needs none."""

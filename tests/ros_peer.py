@@ -102,8 +102,8 @@ class DdsPeer:
             self._readers[topic] = self._entity("DataReader", topic, kind, qos)
         return [each for each in self._readers[topic].take(N=100) if isinstance(each, kind)]
 
-    def labels(self) -> list[Labels]:
-        """Label maps since the last call."""
+    def labels(self, name: str = "labels") -> list[Labels]:
+        """Label maps, or maps of another name, since the last call."""
         return [
             Labels(
                 each.header.stamp.sec * 10**9 + each.header.stamp.nanosec,
@@ -111,7 +111,7 @@ class DdsPeer:
                 each.encoding,
                 np.array(each.data, np.uint8).reshape(each.height, each.step)[:, : each.width],
             )
-            for each in self._take(f"{self._out}/labels", self.image, self._qos)
+            for each in self._take(f"{self._out}/{name}", self.image, self._qos)
         ]
 
     def classes(self) -> dict[int, str]:
@@ -188,8 +188,8 @@ class ZenohPeer:
             found.append(self.store.deserialize_cdr(bytes(sample.payload), name))
         return found
 
-    def labels(self) -> list[Labels]:
-        """Label maps since the last call."""
+    def labels(self, name: str = "labels") -> list[Labels]:
+        """Label maps, or maps of another name, since the last call."""
         return [
             Labels(
                 each.header.stamp.sec * 10**9 + each.header.stamp.nanosec,
@@ -197,7 +197,7 @@ class ZenohPeer:
                 each.encoding,
                 each.data.reshape(each.height, each.step)[:, : each.width],
             )
-            for each in self._take(f"{self._out}/labels", "sensor_msgs/msg/Image")
+            for each in self._take(f"{self._out}/{name}", "sensor_msgs/msg/Image")
         ]
 
     def classes(self) -> dict[int, str]:

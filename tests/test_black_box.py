@@ -226,6 +226,27 @@ def test_a_new_reason_is_an_incident_and_a_new_number_in_it_is_none(
     assert topics(first)[HEALTH] >= 2
 
 
+def test_a_reason_that_comes_and_goes_is_kept_less_and_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, kept = 1000.0, []
+    monkeypatch.setattr(black_box.time, "monotonic", lambda: now)
+    snapshot = DriveSnapshot(state="running")
+    box = BlackBox(tmp_path, seconds=2.0)
+    box.watch = lambda: snapshot
+    monkeypatch.setattr(box, "keep", lambda reason: kept.append((now - 1000, reason)))
+    labels = np.zeros(SIZE, np.uint8)
+    for second in range(500):
+        now = 1000.0 + second
+        reasons = ["rate: 5 a second"] if second % 20 < 10 else []
+        reasons += ["late: 9 ms"] if second == 205 else []
+        snapshot = DriveSnapshot(state="degraded" if reasons else "running", reasons=reasons)
+        box(make_result(second, noise(0), labels))
+    box.close()
+    assert [at for at, _ in kept] == [0, 60, 180, 205, 420]
+    assert kept[3][1] == "degraded: rate: 5 a second; late: 9 ms"  # what is new beside it
+
+
 def test_a_box_has_one_drive(tmp_path: Path) -> None:
     box = BlackBox(tmp_path)
     with pytest.raises(UsageError, match="another drive's black box"):

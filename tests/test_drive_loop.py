@@ -9,7 +9,9 @@ import pytest
 from rtseg.data.frames import Frame, Unreadable
 from rtseg.runtime.drive.clock import DriveLimits
 from rtseg.runtime.drive.engine import Answer
+from rtseg.runtime.drive.health import assess_health, find_cause
 from rtseg.runtime.drive.messages import StatusKind
+from rtseg.runtime.drive.picture_faults import read_limits
 from rtseg.usage import read_usage
 from simulated import SECOND, SIZE, SimulatedClock, SimulatedEngine, Simulation
 
@@ -139,6 +141,56 @@ def test_a_frozen_camera_is_told_and_its_masks_withheld() -> None:
     assert "repeated one picture" in reasons
     assert drive.states[-1] == "running"
     assert drive.frames["captured"] == drive.frames["published"] + len(frozen)
+
+
+def show_pictures(drive: Simulation, pictures: list[int]) -> None:
+    for place, value in enumerate(pictures):
+        image = np.full((4, 6, 3), value % 251, np.uint8)
+        show = lambda image=image: drive.capture.accept(Frame(image, 0, drive.clock.now))  # noqa: E731
+        drive.clock.after(place * PERIOD, show)
+
+
+def test_a_camera_that_never_repeats_and_then_does_is_told_within_two_periods() -> None:
+    drive = Simulation(lambda clock: [lambda: SimulatedEngine(clock, lambda level: 0.01)])
+    show_pictures(drive, [*range(40), *[39] * 3, *range(100, 140)])
+    drive.run(40 * PERIOD + 0.5 * PERIOD)
+    assert drive.states[-1] == "running"  # one that comes twice may be a driver's slip
+    drive.run(41 * PERIOD + 0.5 * PERIOD)
+    health = assess_health(drive.loop)
+    assert health.reasons == ("frozen: the camera repeats one picture, 2 times",)
+    assert find_cause(drive.loop) == "frozen"
+    drive.run(85 * PERIOD)
+    assert [r.warnings for _, r in drive.results if r.warnings] == [("frozen",)] * 2
+    assert drive.frames["dropped"] == {}  # none is older than max_age
+    assert drive.states[-1] == "running"
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [
+        [*range(20), *[19] * 4, *range(50, 70), *[69] * 4],  # a simulator's car that parks
+        [i for i in range(30) for _ in range(2 + i % 2)],  # 24 frames a second shown at 60
+        [*range(40), 39, *range(50, 90), 89],  # a driver's slips
+    ],
+)
+def test_pictures_that_a_source_repeats_by_habit_are_no_fault(pictures: list[int]) -> None:
+    drive = Simulation(lambda clock: [lambda: SimulatedEngine(clock, lambda level: 0.01)])
+    show_pictures(drive, pictures)
+    drive.run(len(pictures) * PERIOD)
+    assert "degraded" not in drive.states
+    assert not [r for _, r in drive.results if r.warnings]
+
+
+@pytest.mark.parametrize("why", ["recorded", "decoded", "off"])
+def test_repeats_of_a_clip_of_a_stream_or_switched_off_are_no_fault(why: str) -> None:
+    drive = Simulation(lambda clock: [lambda: SimulatedEngine(clock, lambda level: 0.01)])
+    if why == "off":
+        drive.capture._judge.limits = read_limits(["frozen=off"])
+    else:
+        drive.capture.source = type("Source", (), {why: True})()
+    show_pictures(drive, [*range(40), *[39] * 3, *range(100, 110)])
+    drive.run(53 * PERIOD)
+    assert not [r for _, r in drive.results if r.warnings]
 
 
 def test_the_first_error_restarts_and_the_second_leaves_it_to_the_fallback() -> None:

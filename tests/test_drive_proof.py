@@ -15,6 +15,8 @@ from rtseg.data.scenes import scene
 from rtseg.errors import UsageError
 from rtseg.export import Artifact, export
 from rtseg.models.loading import Model, load_model
+from rtseg.runtime.artifact import Card, Proof
+from rtseg.runtime.bounds import ErrorBound
 from rtseg.runtime.drive.agreement import compare_labels, frame_bar, move_frame
 from rtseg.runtime.drive.clock import LoopClock
 from rtseg.runtime.drive.continuous_proof import (
@@ -31,6 +33,7 @@ from rtseg.runtime.drive.messages import Result
 from rtseg.runtime.drive.report import take_snapshot
 from rtseg.runtime.sinks.ros_topics import describe_state
 from simulated import SECOND, SimulatedClock, SimulatedEngine, Simulation
+from speed_parts import CARD
 
 EVERY = 10
 SIZE = 64, 96
@@ -251,6 +254,64 @@ def test_the_evidence_is_kept_and_bounded(proof: ContinuousProof, tmp_path: Path
     ]
     assert kept_ids == [4, 5, 6]
     assert len(list((tmp_path / "few").iterdir())) == 3
+
+
+def test_the_evidence_has_both_sides_logits_where_they_are_known(
+    proof: ContinuousProof, tmp_path: Path
+) -> None:
+    logits = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+
+    class Telling(LabelingEngine):
+        def submit(self, job: int, image: Picture, level: int) -> None:
+            super().submit(job, image, level)
+            assert self.answer is not None
+            self.answer = replace(self.answer, logits=logits + 1)
+
+    proof.engines.primary.engine = Telling()
+    for number in range(5 * EVERY):
+        image = drawn(number)
+        proof(replace(make_result(number, swap(image), image), logits=logits))
+        proof.step()
+    (folder,) = map(Path, proof.counts().evidence)
+    with np.load(folder / "logits.npz") as kept:
+        assert np.array_equal(kept["engine"], logits)
+        assert np.array_equal(kept["reference"], logits + 1)
+    facts = json.loads((folder / "facts.json").read_text())
+    assert facts["logits"] == {"engine": [2, 3, 4], "reference": [2, 3, 4]}
+    assert "logits" not in facts["result"]
+
+
+def bounded(lead: float, observed: float, arithmetic: str) -> Card:
+    bound = ErrorBound(
+        arithmetic=arithmetic, observed=observed, halved=lead, frames=24, pixels=1, risk=0.04,
+        share=1.0,
+    )  # fmt: skip
+    proven = Proof(report="", passed=True, frames=24, agreement=1.0, bounds=(bound,))
+    return CARD.model_copy(update={"proof": proven})
+
+
+@pytest.mark.parametrize(("off", "at_once"), [(0.01, True), (0.3, False)])
+def test_one_certified_pixel_is_an_alarm_if_the_reference_is_exact(
+    proof: ContinuousProof, off: float, at_once: bool
+) -> None:
+    proof.card = bounded(0.0, off, "openvino cpu fp32")
+    proof.levels = {"net": VerifiedLevel(bounded(1.0, 0.6, "onnxruntime cpu int8"))}
+    proof.engine_facts = lambda: {"levels": ["net"], "precisions": ["int8"]}
+    certified = np.ones(SIZE, np.bool_)
+    for number in range(EVERY):
+        image = drawn(number)
+        labels = label(image)
+        labels[3, 3] ^= 1
+        proof(replace(make_result(number, labels, image), certified=certified))
+        proof.step()
+        proof.step()
+    alarm = proof.take_alarm()
+    assert (alarm is not None) == at_once
+    if alarm is not None:
+        assert alarm.reason == (
+            "1 certified pixels have another label; "
+            "the proof put at 4.0% that a frame is beyond its bound"
+        )
 
 
 def test_a_swapped_file_is_told(tmp_path: Path, proof: ContinuousProof) -> None:

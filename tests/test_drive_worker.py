@@ -202,13 +202,15 @@ def test_an_artifact_is_served_as_without_a_worker(
     frame = np.random.default_rng(0).integers(0, 256, (90, 150, 3), np.uint8)
     task = build_artifact_task([artifact.path], "onnxruntime", "cpu", RealtimeOptions(priority=0))
     known: dict[str, str] = {}
-    worker = Worker(task, LoopClock(), known)
+    worker = Worker(replace(task, logits=True), LoopClock(), known)
     try:
         wait_ready(worker, LIMIT_S)
         answer = ask(worker, frame)
         assert worker.facts["realtime"]["garbage collector"].endswith("objects frozen")
         with load(artifact.path, "onnxruntime", "cpu") as segment:
             assert (answer.labels == segment(frame)).all()
+            assert segment.backend.maker is not None
+            assert np.array_equal(answer.logits, segment.backend.maker.coarse[0])
             assert known_frame.prove(segment, "it") == known[artifact.path.name]
     finally:
         worker.kill()
@@ -328,10 +330,27 @@ def test_the_known_digest_is_kept_and_held_to(
         forged = json.dumps(record | {"labels": "0" * 64})
         for malformed in ("", digest, forged):  # a crash left it, or somebody: as if it were absent
             kept.write_text(malformed)
-            assert known_frame.prove(segment, "nano") == digest
+            for _ in range(2):
+                assert known_frame.prove(segment, "nano") == digest
             assert json.loads(kept.read_text()) == record
         write_record(kept, {"of": record["of"], "labels": "0" * 64})
         with pytest.raises(ArtifactError, match=r"nano gives other labels .*delete"):
+            known_frame.prove(segment, "nano")
+
+
+def test_a_first_load_that_was_wrong_is_not_held_to(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with load(artifact.path, "onnxruntime", "cpu") as segment:
+        digest = known_frame.prove(segment, "nano")
+        (kept,) = (tmp_path / "rtseg" / "known-frames").iterdir()
+        record = json.loads(kept.read_text())
+        wrong = {"of": record["of"], "labels": "0" * 64}
+        write_record(kept, wrong | {"loads": 1})
+        assert [known_frame.prove(segment, "nano") for _ in range(2)] == [digest] * 2
+        write_record(kept, wrong | {"loads": 2})
+        with pytest.raises(ArtifactError, match="nano gives other labels"):
             known_frame.prove(segment, "nano")
 
 

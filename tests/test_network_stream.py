@@ -130,6 +130,8 @@ def test_a_pyav_that_loses_a_pictures_flags_gets_no_gpu(
 class Refusing:
     """A queue whose packets no GPU decodes."""
 
+    waiting = 0
+
     def __init__(self, queue: Any, source: Any, packet: Any) -> None:
         self.queue, self.source, self.packet, self.stop = queue, source, packet, queue.stop
 

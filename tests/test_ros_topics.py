@@ -37,7 +37,7 @@ from rtseg.runtime.drive.messages import State, Status, StatusKind
 from rtseg.runtime.drive.report import DriveSnapshot
 from rtseg.runtime.drive.stats import FrameCounts, TimeSummary
 from rtseg.runtime.sinks import open_sinks
-from rtseg.runtime.sinks.ros_topics import LEVELS, describe_state
+from rtseg.runtime.sinks.ros_topics import LEVELS, RosTopics, describe_state
 
 LIMIT_S = 60.0
 PEER = Path(__file__).with_name("ros_peer.py")
@@ -168,6 +168,43 @@ def test_labels_come_back_from_rtseg_drive(
     if net.transport == "zenoh":
         assert {len(each) for each in peer.attachments} == {33}
     peer.close()
+
+
+def test_certified_and_confidence_come_as_images_with_the_labels_stamp(
+    net: Net, artifact: Path
+) -> None:
+    peer, card = net.peer(), read_card(artifact)
+    labels = np.full(SIZE, 3, np.uint8)
+    certified, confidence = labels == 3, np.arange(labels.size, dtype=np.uint8).reshape(SIZE)
+    certified[:, ::2] = False
+    names = ("labels", "certified", "confidence")
+    for name in names:
+        peer.labels(name)
+    sink = RosTopics(parse_address(net.address("/rtseg")), card, certify=True)
+    came: dict[str, Any] = {}
+    stamp_ns = 1_700_000_000_123_456_789
+    try:
+
+        def arrived() -> bool:
+            sink(Result(
+                frame_id=1, index=1, name="", captured_ns=1, captured_wall_ns=stamp_ns,
+                labels=labels, image=pictures()[0], level="", stages_ms={}, age_ms=1.0,
+                published_ns=2, expires_ns=3, coordinate_frame=FRAME_ID, certified=certified,
+                confidence=confidence,
+            ))  # fmt: skip
+            time.sleep(0.05)
+            came.update({name: found[-1] for name in names if (found := peer.labels(name))})
+            return len(came) == len(names)
+
+        until(arrived)
+    finally:
+        sink.close()
+        peer.close()
+    expected = labels, np.where(certified, 255, 0), confidence
+    for name, picture in zip(names, expected, strict=True):
+        got = came[name]
+        assert (got.stamp_ns, got.frame_id, got.encoding) == (stamp_ns, FRAME_ID, "mono8")
+        assert np.array_equal(got.labels, picture), name
 
 
 class Collector:

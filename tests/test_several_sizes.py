@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from fake_cuda import CLASSES, picture, pretend, write_engine
 from onnx import TensorProto, helper, numpy_helper
 from onnx_files import Net, write_torch
+from rtseg.data.frames import Frame
 from rtseg.data.images import write_png
 from rtseg.data.scenes import scenes
 from rtseg.data.signature import companions
@@ -26,7 +28,7 @@ from rtseg.export.tensorrt import build_engine
 from rtseg.models.layers import Constant, averages
 from rtseg.models.loading import Model, load_model
 from rtseg.models.random_weights import build_untrained
-from rtseg.runtime import Segmenter, load, read_card
+from rtseg.runtime import Drive, Segmenter, load, read_card
 from rtseg.runtime.artifact import MOST_SIZES, Card, verify_artifact
 from rtseg.runtime.backends.argmax_kernel import KernelFile, kernel_path
 from rtseg.runtime.backends.backend import Backend
@@ -175,6 +177,18 @@ def test_a_drive_runs_every_frame_at_one_size(made: dict[str, Any]) -> None:
     assert segment.card.sizes
     assert not segment.picks_size
     segment.close()
+
+
+def test_after_a_drive_a_caller_s_artifact_picks_sizes_as_before(made: dict[str, Any]) -> None:
+    seen: list[bool] = []
+    with load(made["onnx"].path, "onnxruntime", device="cpu") as segment:
+        assert segment.picks_size
+        frames = [Frame(scenes(1, SIZES[0])[0], i, time.monotonic_ns()) for i in range(2)]
+        drive = Drive(iter(frames), segment, [lambda message: seen.append(segment.picks_size)])
+        drive.run(10)
+        assert seen
+        assert not any(seen)
+        assert segment.picks_size
 
 
 def test_a_size_that_is_not_listed_is_refused_by_name(made: dict[str, Any]) -> None:

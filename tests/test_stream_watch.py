@@ -121,6 +121,42 @@ def test_frames_that_get_lost_now_and_then_are_no_other_rate() -> None:
     assert "frames a second" not in reasons(drive)
 
 
+def test_a_burst_is_no_rate_of_the_camera_s() -> None:
+    """A driver that was held up hands over 50 frames at once, each stamped as it arrives."""
+    drive = drive_of()
+
+    def arrive(number: int) -> None:
+        image = np.full((4, 6, 3), number % 251, np.uint8)
+        drive.capture.accept(Frame(image, number, drive.clock.now))
+
+    times = [*every(PERIOD, 0, 5), *(7 + i * 1e-4 for i in range(50)), *every(PERIOD, 7.04, 15)]
+    for number, t in enumerate(times):
+        drive.clock.after(t, lambda number=number: arrive(number))
+    drive.run(15)
+    assert "frames a second" not in reasons(drive)
+    assert drive.states[-1] == "running"
+
+
+def test_frames_that_wait_to_be_decoded_are_a_lag_where_no_clock_tells_it() -> None:
+    """Every frame is stamped as it is decoded, so by its stamp none is late."""
+    drive = drive_of()
+
+    def arrive(number: int, waiting: int | None) -> None:
+        image = np.full((4, 6, 3), number % 251, np.uint8)
+        drive.capture.accept(Frame(image, number, drive.clock.now, waiting=waiting))
+
+    for number, t in enumerate(every(PERIOD, 0, 12)):
+        waiting = 2 if t < 4 else 30 if t < 8 else None
+        drive.clock.after(t, lambda number=number, waiting=waiting: arrive(number, waiting))
+    drive.run(3.99)
+    assert drive.states == ["starting", "running"]
+    drive.run(4.1)
+    assert find_cause(drive.loop) == "lag"
+    assert "30 frames wait to be decoded, about 1200 ms" in reasons(drive)
+    drive.run(12)
+    assert drive.states[-1] == "running"
+
+
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0, 0.3, -0.3])
 def test_a_jump_of_the_wall_clock_is_told_and_masks_go_on(
     monkeypatch: pytest.MonkeyPatch, jump_s: float

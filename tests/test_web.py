@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,16 @@ COLUMN = """(x) => {
   return Array.from(c.getContext("2d").getImageData(x, 10, 1, 1).data).slice(0, 3);
 }"""
 
+BLACK = """() => {
+  const c = document.getElementById("labels"), half = c.width / 2;
+  return [0, half].map((x) => {
+    const data = c.getContext("2d").getImageData(x, 0, half, c.height).data;
+    let black = 0;
+    for (let i = 0; i < data.length; i += 4) black += data[i] + data[i + 1] + data[i + 2] === 0;
+    return 4 * black / data.length;
+  });
+}"""
+
 
 def wait_for_text(tab: Any, where: str, start: str) -> None:
     from playwright.sync_api import expect
@@ -351,6 +362,44 @@ def test_its_controls_work(browser: Any, live: tuple[LivePage, Server, threading
     stop.set()
     tab.wait_for_selector("#picture.old", timeout=WAIT_MS)  # a picture that stands still says so
     assert troubles == []
+
+
+def test_what_is_not_certified_is_hatched_if_asked(browser: Any) -> None:
+    """The left half is certified; the labels are one class, so that black is the hatching's."""
+    page, size, stop = fed(), (180, 320), threading.Event()
+    certified = np.zeros(size, np.bool_)
+    certified[:, : size[1] // 2] = True
+
+    def feed() -> None:
+        for number in count():
+            page(replace(result(number, size), labels=np.ones(size, np.uint8), certified=certified))
+            if stop.wait(1 / 15):
+                return
+
+    thread = threading.Thread(target=feed, daemon=True)
+    thread.start()
+    with Server(page, port=0) as server:
+        tab, troubles = opened(browser, server.url)
+        tab.wait_for_selector("#hatch-choice:not([hidden])", timeout=WAIT_MS)
+        assert not tab.is_checked("#hatch")
+        assert tab.evaluate(BLACK) == [0, 0]
+        tab.check("#hatch")
+        left, right = tab.evaluate(BLACK)
+        assert (left, right) == (0, pytest.approx(0.5, abs=0.02))
+        tab.locator("h1").click()
+        tab.keyboard.press("h")
+        assert not tab.is_checked("#hatch")
+        assert tab.evaluate(BLACK) == [0, 0]
+        assert troubles == []
+        stop.set()
+        thread.join()
+
+
+def test_without_certified_labels_there_is_nothing_to_hatch(
+    browser: Any, live: tuple[LivePage, Server, threading.Event]
+) -> None:
+    tab, _ = opened(browser, live[1].url)
+    assert tab.locator("#hatch-choice").is_hidden()
 
 
 def test_a_token_in_the_address_is_put_away(browser: Any) -> None:

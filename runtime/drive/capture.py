@@ -23,6 +23,7 @@ GAPS = 61  # between capture times, that the camera's period is taken from
 SHORTEST_PERIOD_MS = 5.0
 OUTAGE_NS = 1_000_000_000  # without a frame
 FUTURE_NS = 5_000_000  # a capture time this far ahead of now is no capture time
+EARNED = 30  # new pictures in a row, after which a repeated one is no habit of the source
 MOST_BLOCKED = 4  # threads that may hang in a silent source at once
 Source = Iterable["Frame | Unreadable"]
 
@@ -157,6 +158,7 @@ class Capture:
         self._newest_ns = 0
         self._picture: NDArray[np.uint8] | None = None
         self._picture_ns = 0  # when it was first captured
+        self._repeats = self._new = 0  # of that picture; new ones in a row before it
         self._failures = 0
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -223,7 +225,7 @@ class Capture:
         frame_id = self.counters.capture()
         try:
             frame = self._check_frame(item)
-            warnings = self._check_picture(frame)
+            warnings = (*self._check_repeats(), *self._check_picture(frame))
         except Exception as error:  # a caller's own source may give anything
             cause = error.cause if isinstance(error, _NotNew) else "corrupt"
             self._skip(SkippedFrame(frame_id, cause, str(error)))
@@ -279,10 +281,23 @@ class Capture:
         before, self._picture = self._picture, image
         if before is None or not _equal(before, image):
             self._picture_ns = captured_ns
+            self._repeats, self._new = 0, 1 if self._repeats else self._new + 1
+        else:
+            self._repeats += 1
         age_ms = (captured_ns - self._picture_ns) / 1e6
         if age_ms > self.max_age_ms:
             self._newest_ns = captured_ns
             raise _NotNew("frozen", f"the camera has repeated one picture for {age_ms:.0f} ms")
+
+    def _check_repeats(self) -> tuple[str, ...]:
+        """ "frozen" of a picture that a camera with noise has repeated; of a source that repeats
+        them by habit `_check_moving` says so after a while. So of a stream: its encoder gives the
+        same bytes for a scene that stands still."""
+        limit, decoded = self._judge.limits.frozen, getattr(self.source, "decoded", False)
+        if limit is None or decoded or self._repeats < limit or self._new < EARNED:
+            return ()
+        self.troubles.append(("frozen", f"the camera repeats one picture, {self._repeats} times"))
+        return ("frozen",)
 
     def _check_picture(self, frame: Frame) -> tuple[str, ...]:
         """Causes of what is wrong with it; raises where it shows nothing that could be labeled."""

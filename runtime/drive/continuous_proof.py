@@ -20,6 +20,7 @@ import numpy as np
 
 from ...errors import UsageError
 from ..artifact import Card, Precision, read_card
+from ..bounds import ErrorBound
 from ..segmenter import Segmenter, load
 from .agreement import (
     FrameAgreement,
@@ -30,7 +31,7 @@ from .agreement import (
     move_frame,
 )
 from .clock import LoopClock
-from .engine import EngineFactory, InferenceEngine
+from .engine import EngineFactory, InferenceEngine, Logits
 from .evidence import Evidence, FileWatch
 from .messages import Message, Result
 from .realtime import lower_priority
@@ -105,8 +106,8 @@ class VerifiedLevel:
 
 @dataclass
 class _Check:
-    """A frame that the reference works on; seen, labels: what it gave, if it is asked again of the
-    moved frame."""
+    """A frame that the reference works on; seen, labels, logits: what it gave, if it is asked again
+    of the moved frame."""
 
     number: int
     result: Result
@@ -114,6 +115,7 @@ class _Check:
     begun_ns: int
     labels: LabelMap | None = None
     seen: FrameAgreement | None = None
+    logits: Logits | None = None
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,10 @@ class ContinuousProof:
     """A sink that has a reference label some of the frames, and compares.
 
     A frame that disagrees is followed by the next ones at once: CONFIRM of them in a row are an
-    alarm. It stands until RECOVERED frames in a row agree again. Each camera's frames are counted
-    by themselves, and of several that are due the one verified longest ago goes first.
+    alarm, and so is a single certified pixel, where the reference's own error is known to be far
+    below what a certified lead keeps. It stands until RECOVERED frames in a row agree again. Each
+    camera's frames are counted by themselves, and of several that are due the one verified longest
+    ago goes first.
 
     Args:
         name: of the reference.
@@ -156,6 +160,7 @@ class ContinuousProof:
         pace: how often.
         evidence: a folder for what alarms leave.
         clock: for tests.
+        card: of the reference.
 
     Attributes:
         engine_facts: what the engine said of itself when it was ready; the drive sets it.
@@ -172,7 +177,9 @@ class ContinuousProof:
         pace: VerifyPace | None = None,
         evidence: Path | None = None,
         clock: LoopClock | None = None,
+        card: Card | None = None,
     ):
+        self.card = card
         self.reference, self.levels, self.pace = name, levels, pace or VerifyPace()
         self.clock = clock or LoopClock()
         self.engine_facts: Callable[[], Mapping[str, Any]] = dict
@@ -246,7 +253,7 @@ class ContinuousProof:
                 if answer.labels is None:
                     self.engines.fail(slot, "backend", answer.error, check.result.frame_id)
                 else:
-                    self._compare(check, answer.labels)
+                    self._compare(check, answer.labels, answer.logits)
             elif self.clock.now_ns() - check.begun_ns > STUCK_S * 1e9:
                 self._check = None
                 self.engines.fail(slot, "stuck", "a frame took too long", check.result.frame_id)
@@ -269,7 +276,7 @@ class ContinuousProof:
         self._check = _Check(self._numbers, result, slot.engine, self.clock.now_ns())
         slot.engine.submit(self._numbers, result.image, 0)
 
-    def _compare(self, check: _Check, labels: LabelMap) -> None:
+    def _compare(self, check: _Check, labels: LabelMap, logits: Logits | None) -> None:
         result = check.result
         if check.seen is not None and check.labels is not None:
             moved = float(np.mean(labels == result.labels))
@@ -283,10 +290,10 @@ class ContinuousProof:
         if before is not None and is_stuck(result.labels, labels, before):
             seen = replace(seen, stuck=True)
         if seen.move is None:
-            self._judge(check, labels, seen)
+            self._judge(replace(check, logits=logits), labels, seen)
             return
         self._numbers += 1
-        self._check = replace(check, number=self._numbers, labels=labels, seen=seen)
+        self._check = replace(check, number=self._numbers, labels=labels, seen=seen, logits=logits)
         check.engine.submit(self._numbers, move_frame(result.image, seen.move), 0)
 
     def _judge(self, check: _Check, reference: LabelMap, seen: FrameAgreement) -> None:
@@ -300,8 +307,12 @@ class ContinuousProof:
         faults = seen.find_faults(self._bar(result.level))
         if faults:
             self._suspects += 1
-            self._wrong[camera], self._right[camera] = self._wrong[camera] + 1, 0
-            if self._wrong[camera] == CONFIRM:
+            before, self._right[camera] = self._wrong[camera], 0
+            risk = self._risk_of(result.level) if seen.certified else None
+            self._wrong[camera] = before + 1 if risk is None else max(before + 1, CONFIRM)
+            if risk is not None:
+                faults.append(f"the proof put at {risk:.1%} that a frame is beyond its bound")
+            if before < CONFIRM <= self._wrong[camera]:
                 self._raise_alarm(check, reference, seen, "; ".join(faults))
         else:
             self._wrong[camera], self._right[camera] = 0, self._right[camera] + 1
@@ -326,7 +337,7 @@ class ContinuousProof:
         if self._evidence is not None:
             cards = {level: each.card for level, each in (self.levels or {}).items()}
             facts = {"reference": self.reference, "engine": dict(self.engine_facts())}
-            self._evidence.keep(result, reference, seen, why, cards, facts)
+            self._evidence.keep(result, reference, seen, why, cards, facts, check.logits)
 
     def _check_file(self, result: Result) -> None:
         """A file that was swapped is another engine's at the next start."""
@@ -341,12 +352,28 @@ class ContinuousProof:
         self._file_reason = changed
 
     def _bar(self, level: str) -> float:
+        card = self._card_of(level)
+        return frame_bar(self._precision_of(level), card.trained if card else True)
+
+    def _card_of(self, level: str) -> Card | None:
         known = self.levels.get(level) if self.levels else None
-        card = known.card if known else None
-        said = self.engine_facts()
+        return known.card if known else None
+
+    def _precision_of(self, level: str) -> Precision:
+        card, said = self._card_of(level), self.engine_facts()
         computed = dict(zip(said.get("levels", ()), said.get("precisions", ()), strict=False))
-        precision: Precision = computed.get(level) or (card.precision if card else "fp32")
-        return frame_bar(precision, card.trained if card else True)
+        return computed.get(level) or (card.precision if card else "fp32")
+
+    def _risk_of(self, level: str) -> float | None:
+        """That of the bound by which a level certifies; None where a certified pixel may also
+        differ because the reference is off: a certified lead keeps half of what it exceeds."""
+        ours = _find_bounds(self._card_of(level), self._precision_of(level))
+        said = getattr(self.engines.primary.engine, "facts", {}).get("precisions")
+        theirs = _find_bounds(self.card, said[0] if said else "fp32")
+        if not ours or not theirs:
+            return None
+        least, off = min(each.lead for each in ours) / 2, max(each.observed for each in theirs)
+        return max(each.risk for each in ours) if least > 2 * off else None
 
     def take_alarm(self, camera: str | None = None) -> ProofAlarm | None:
         """The alarm since the last call, on a frame of that camera; None: of any. Whoever takes it
@@ -399,6 +426,11 @@ class ContinuousProof:
         self.engines.kill()
 
 
+def _find_bounds(card: Card | None, precision: str) -> list[ErrorBound]:
+    bounds = card.proof.bounds if card and card.proof else ()
+    return [each for each in bounds if each.arithmetic.split()[-1] == precision]
+
+
 def _of_camera(result: Result) -> dict[str, str]:
     return {"camera": result.camera} if result.camera else {}
 
@@ -436,8 +468,9 @@ def open_proof(
             "same size, to another backend or in fp32, to verify with it"
         )
     task = WorkerTask((reference.name,), {"path": str(reference)}, loader=LOADER, recheck=RECHECK)
+    task = replace(task, logits=True)
     return ContinuousProof(
-        reference.name, lambda clock: Worker(task, clock), levels, pace, evidence
+        reference.name, lambda clock: Worker(task, clock), levels, pace, evidence, card=card
     )
 
 

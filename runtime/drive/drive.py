@@ -119,10 +119,12 @@ class Drive:
         sources = name_sources(source)
         if steady and black_box is not None:
             raise UsageError(NOT_STEADY)
-        options = {
+        options: dict[str, Any] = {
             "backend": backend, "device": device, "realtime": realtime,
             "certify": certify or steady, "recheck": proof.pace.every if proof else None,
+            "logits": proof is not None, "borrowed": [],
         }  # fmt: skip
+        self._borrowed: list[tuple[Segmenter, bool, bool]] = options["borrowed"]
         on_cpu = options | {"backend": None, "device": "cpu"}
         supervisor = Supervisor(
             self.clock,
@@ -226,6 +228,8 @@ class Drive:
                 asked.close()
             ending_ns = self.clock.now_ns()
             self._finish(STOP_S if self._stopped_by else FLUSH_S)
+            for item, *before in reversed(self._borrowed):  # as the caller had them
+                item.certifies, item.picks_size = before
         return report_cameras(
             self.loops,
             self._histories,
@@ -383,12 +387,14 @@ def _starter(what: Any, clock: LoopClock, options: dict[str, Any]) -> EngineFact
     if all(callable(item) for item in items):
         for item in items:
             if isinstance(item, Segmenter):
+                options["borrowed"].append((item, item.certifies, item.picks_size))
                 item.certifies = bool(options["certify"])
                 item.picks_size = False  # a frame would wait for another size to be loaded
-        return lambda: InlineEngine(items, clock)
+        return lambda: InlineEngine(items, clock, bool(options["logits"]))
     if any(callable(item) for item in items):
         raise UsageError("segmenters are artifacts or callables, not some of each")
-    return _worker(build_artifact_task([Path(item) for item in items], **options), clock)
+    given = {name: value for name, value in options.items() if name != "borrowed"}
+    return _worker(build_artifact_task([Path(item) for item in items], **given), clock)
 
 
 def _find_cards(*served: object) -> Iterator[tuple[str, Card]]:
@@ -452,6 +458,7 @@ def build_artifact_task(
     realtime: RealtimeOptions | None = None,
     certify: bool = False,
     recheck: int | None = None,
+    logits: bool = False,
 ) -> WorkerTask:
     """A worker's task from artifacts, largest first.
 
@@ -465,4 +472,4 @@ def build_artifact_task(
         "certify": certify,
     }  # fmt: skip
     names = tuple(path.name for path in paths)
-    return WorkerTask(names, arguments, realtime=realtime, recheck=recheck)
+    return WorkerTask(names, arguments, realtime=realtime, recheck=recheck, logits=logits)

@@ -16,6 +16,7 @@ from ..segmenter import Segmenter
 from .clock import LoopClock
 
 Picture = NDArray[np.uint8]
+Logits = NDArray[np.float32]
 Segment = Callable[[Picture], NDArray[np.uint8] | Details]
 
 
@@ -28,6 +29,8 @@ class Answer:
         labels: (H, W) uint8 of the frame, the receiver's own; None if it went wrong.
         batch: of several frames that were one job, the labels of each, in place of `labels`.
         network: the labels before some were held steady; None where none were.
+        logits: (channels, h, w) float32, the coarse ones that the labels were made of, where they
+            were asked for and the backend gives them.
         inference_ms: of the Segmenter's call.
         error: what went wrong.
         certified, confidence: as of `Details`, where they were asked for; why: where they cannot be
@@ -43,6 +46,7 @@ class Answer:
     why: str = ""
     batch: tuple[Picture, ...] = ()
     network: Picture | None = None
+    logits: Logits | None = None
 
     def of_place(self, place: int) -> Answer:
         """What came of one frame of a batch, or of the only one."""
@@ -95,8 +99,8 @@ class InlineEngine:
     """Python callables in a thread of this process: for tests, and for segmenters that need no
     protection. A callable that hangs cannot be ended, only left alone."""
 
-    def __init__(self, segmenters: Sequence[Segment], clock: LoopClock):
-        self.segmenters, self.clock = segmenters, clock
+    def __init__(self, segmenters: Sequence[Segment], clock: LoopClock, logits: bool = False):
+        self.segmenters, self.clock, self.logits = segmenters, clock, logits
         self.levels = level_names(segmenters)
         self.ready, self.fault = True, ""
         self.baselines_ms = [0.0] * len(segmenters)
@@ -132,7 +136,10 @@ class InlineEngine:
                 if self._killed or self._job is None:
                     return
                 (job, image, level), self._job = self._job, None
-            self._answer = run_segmenter(job, self.segmenters[level], image)
+            answer = run_segmenter(job, self.segmenters[level], image)
+            if self.logits and answer.labels is not None:
+                answer = replace(answer, logits=read_logits(self.segmenters[level]))
+            self._answer = answer
             self.clock.wake()
 
 
@@ -155,6 +162,13 @@ def run_segmenter(job: int, segment: Segment, image: Picture) -> Answer:
         return Answer(job, labels, took_ms)
     maps = details.certified, details.confidence, details.why
     return Answer(job, labels, took_ms, "", *maps)
+
+
+def read_logits(segment: Segment) -> Logits | None:
+    """The coarse logits that a segmenter's last labels were made of, (channels, h, w), the caller's
+    own; None where its graph makes the labels itself."""
+    maker = segment.backend.maker if isinstance(segment, Segmenter) else None
+    return maker.coarse[0].copy() if maker is not None and maker.coarse.size else None
 
 
 def run_batch(job: int, segment: Segment, images: Sequence[Picture]) -> Answer:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ...data.files import digest_of, keep_newest, new_folder, write_atomically
 from ...system import read_system
@@ -21,7 +25,7 @@ MOST = 20  # folders; the oldest goes first
 
 class Evidence:
     """Keeps a folder of each alarm: `frame.png`, the class ids in `engine.png` and `reference.png`,
-    and `facts.json`.
+    the coarse logits of those that give them in `logits.npz`, and `facts.json`.
 
     Args:
         parent: of the folders, `alarm`, `alarm-2`, ...; at most `most` of them stay.
@@ -39,14 +43,19 @@ class Evidence:
         why: str,
         cards: Mapping[str, Card | None],
         facts: Mapping[str, object],
+        logits: NDArray[np.float32] | None = None,
     ) -> None:
-        """Write what is known of an alarm; a disk that does not take it is only logged."""
+        """Write what is known of an alarm; a disk that does not take it is only logged. logits:
+        the reference's, (channels, h, w)."""
+        both = {"engine": result.logits, "reference": logits}
+        known = {name: each for name, each in both.items() if each is not None}
         about = {
             "why": why,
             "seen": asdict(seen),
             "result": result.facts(),
             "cards": {level: json.loads(card.to_json()) if card else None
                       for level, card in cards.items()},
+            "logits": {name: each.shape for name, each in known.items()},
             "system": asdict(read_system()),
             **facts,
         }  # fmt: skip
@@ -55,6 +64,10 @@ class Evidence:
             folder = new_folder(self.parent / "alarm")
             for name, picture in pictures.items():
                 write_atomically(folder / f"{name}.png", encode_picture(".png", picture))
+            if known:
+                packed = io.BytesIO()
+                np.savez_compressed(packed, **known)  # type: ignore[arg-type]
+                write_atomically(folder / "logits.npz", packed.getvalue())
             write_atomically(folder / "facts.json", (json.dumps(about, indent=2) + "\n").encode())
             self.folders = keep_newest(self.parent, "alarm*", self.most)
         except OSError as error:

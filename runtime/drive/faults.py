@@ -123,6 +123,8 @@ class FaultySource:
         self.source, self.plan, self.camera = source, plan, camera
         self.restarts: bool = getattr(source, "restarts", True)
         self.recorded: bool = getattr(source, "recorded", False)
+        self.rate_hz: float | None = getattr(source, "rate_hz", None)
+        self.decoded: bool = getattr(source, "decoded", False)
         self.where: str = getattr(source, "where", type(source).__name__)
 
     def __iter__(self) -> Iterator[Frame | Unreadable]:

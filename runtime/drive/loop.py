@@ -109,7 +109,10 @@ class Loop:
 
     @property
     def period_ms(self) -> float:
-        return self.limits.period_ms or self.capture.period_ms or UNKNOWN_PERIOD_MS
+        known = self.limits.period_ms or self.capture.period_ms
+        if not known and (rate_hz := getattr(self.capture.source, "rate_hz", None)):
+            return float(1e3 / rate_hz)  # a recording's, before it has shown it
+        return known or UNKNOWN_PERIOD_MS
 
     @property
     def over(self) -> bool:
@@ -300,6 +303,7 @@ class Loop:
                 certified=answer.certified,
                 confidence=answer.confidence,
                 network=answer.network,
+                logits=answer.logits,
             )
         )
         if self.certified is not None:  # behind the result, which does not wait for it

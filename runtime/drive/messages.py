@@ -41,7 +41,7 @@ class State(str, Enum):
     failed = "failed"
 
 
-PICTURES = ("labels", "image", "certified", "confidence", "network")
+PICTURES = ("labels", "image", "certified", "confidence", "network", "logits")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class Result:
             uint8. As of `Details`; None where they were not asked for, or cannot be had.
         network: (H, W) uint8, the labels before some of them were held steady; None where none
             were, so that `labels` are the network's.
+        logits: (channels, h, w) float32, the coarse ones that the labels were made of; None where
+            no proof goes on, or the backend has none.
     """
 
     frame_id: int
@@ -92,6 +94,7 @@ class Result:
     certified: NDArray[np.bool_] | None = None
     confidence: NDArray[np.uint8] | None = None
     network: NDArray[np.uint8] | None = None
+    logits: NDArray[np.float32] | None = None
 
     def maps(self) -> dict[str, NDArray[np.uint8]]:
         """What there is of `certified`, 255 or 0, and `confidence`, (H, W) uint8 by name."""

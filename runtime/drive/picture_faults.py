@@ -47,6 +47,7 @@ class PictureLimits:
         half_decoded: share of the height, from the bottom, that is one color or one row repeated.
         torn: times the usual step between rows, at a row from which on all is shifted sideways;
             None also lets parts pass that repeat the picture before.
+        frozen: times that a picture comes again, byte for byte; of a whole stream, see `Capture`.
     """
 
     black: float | None = 10.0
@@ -54,6 +55,7 @@ class PictureLimits:
     blocked: float | None = 0.85
     half_decoded: float | None = 0.125
     torn: float | None = 1.7
+    frozen: float | None = 2.0
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import numpy as np
 
 from ...errors import BackendError
 from .clock import LoopClock
-from .engine import Answer, Picture
+from .engine import Answer, Logits, Picture
 from .realtime import RealtimeOptions
 
 FIRST_BYTES = 1 << 20
@@ -46,6 +46,7 @@ class WorkerTask:
         environment: variables beside this process's own.
         recheck: after how many frames the known frame is repeated; None: never. A worker whose
             artifact gives something else than at its start is broken.
+        logits: whether answers carry the coarse logits.
     """
 
     levels: tuple[str, ...]
@@ -54,6 +55,7 @@ class WorkerTask:
     realtime: RealtimeOptions | None = None
     environment: dict[str, str] = field(default_factory=dict)
     recheck: int | None = None
+    logits: bool = False
 
 
 class SharedPicture:
@@ -189,16 +191,26 @@ class Worker:
         self.clock.wake()
 
     def _read_answer(
-        self, job: int, inference_ms: float, shapes: list[tuple[int, int]], maps: int, why: str
+        self,
+        job: int,
+        inference_ms: float,
+        shapes: list[tuple[int, int]],
+        maps: int,
+        why: str,
+        coarse: tuple[int, ...] = (),
     ) -> Answer:
-        views = self._memory.view_each([*shapes, *shapes[:1] * maps])
+        logits: Logits | None = None
+        tail = [(4 * int(np.prod(coarse)),)] if coarse else []
+        views = self._memory.view_each([*shapes, *shapes[:1] * maps, *tail])
         # Copies, since the next frame goes into the same memory.
         labels, *more = [view.copy() for view in views]
+        if coarse:
+            logits = more.pop().view(np.float32).reshape(coarse)
         if len(shapes) > 1:
             return Answer(job, None, inference_ms, batch=(labels, *more))
         certified = more[0] == 1 if more else None
         confidence = more[1] if maps > 1 else None
-        return Answer(job, labels, inference_ms, "", certified, confidence, why)
+        return Answer(job, labels, inference_ms, "", certified, confidence, why, logits=logits)
 
     def _begin_serving(self) -> None:
         for level, digest in zip(self.levels, self.facts["digests"], strict=True):

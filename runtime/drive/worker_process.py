@@ -22,7 +22,7 @@ from ...data.scenes import scene
 from ..backends.backend import choose_certifying
 from ..segmenter import Segmenter, load
 from . import known_frame
-from .engine import Answer, Picture, Segment, run_batch, run_segmenter
+from .engine import Answer, Picture, Segment, read_logits, run_batch, run_segmenter
 from .quality import p95
 from .realtime import RealtimeOptions, apply_realtime
 from .worker import SharedPicture
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
         "rechecks": 0,
     }
     connection.send(("ready", facts))
-    answer_frames(connection, memory, segmenters, repetition)
+    answer_frames(connection, memory, segmenters, repetition, task["logits"])
 
 
 def answer_frames(
@@ -69,8 +69,10 @@ def answer_frames(
     memory: SharedPicture,
     segmenters: list[Segment],
     repetition: known_frame.Repetition | None = None,
+    logits: bool = False,
 ) -> None:
-    """Answer frames until the parent hangs up, or the known frame gives something else."""
+    """Answer frames until the parent hangs up, or the known frame gives something else. logits:
+    whether the coarse ones are told, too."""
     while True:
         began = time.perf_counter()
         try:
@@ -87,9 +89,11 @@ def answer_frames(
         # Behind the labels of a single frame, those of the maps that there are.
         told = (given.certified, given.confidence)
         more = [each.astype(np.uint8) for each in told if each is not None]
-        memory.write(*maps, *more)
+        coarse = read_logits(segmenters[level]) if logits and given.labels is not None else None
+        tail = [] if coarse is None else [coarse.view(np.uint8).ravel()]
+        memory.write(*maps, *more, *tail)
         facts = given.inference_ms, [labels.shape for labels in maps], len(more), given.why
-        connection.send(("labels", job, *facts))
+        connection.send(("labels", job, *facts, () if coarse is None else coarse.shape))
         if repetition is not None and repetition.due(level, connection.poll()):
             changed = repetition.find_change(level)
             connection.send(("rechecked", level, changed))

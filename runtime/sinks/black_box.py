@@ -50,6 +50,7 @@ AFTER_S = 2.0  # that are recorded after what happened, and kept too
 LOOK_S = 0.5  # between two looks at the state
 BEHIND = 10  # nice: behind the engine, but not starved when the machine is too busy
 MOST_INCIDENTS = 10  # files; the oldest goes first
+AGAIN_S = 60.0, 3600.0  # from a reason's incident to its next one: at first, and doubled up to
 PATTERN = "incident_*.mcap"
 
 
@@ -66,7 +67,7 @@ class BlackBox:
     """A sink that keeps the last seconds of a drive, see `incident_file` for what is in a file.
 
     An incident is kept `AFTER_S` after the state became another or got a new reason, or after
-    `keep` was called.
+    `keep` was called. A reason that comes again is one anew after a minute, two, ..., an hour.
 
     Args:
         folder: for the ring and the incidents; only one drive at a time may have it.
@@ -117,6 +118,7 @@ class BlackBox:
         self._keep: tuple[float, str] | None = None  # when, and why
         self._looked_s = self._free_s = 0.0
         self._told: tuple[str, str] = ("", "")
+        self._again: dict[str, tuple[float, float]] = {}  # by reason: when, and after how long
         self._lowered = False
         self._saving: threading.Thread | None = None
 
@@ -177,8 +179,21 @@ class BlackBox:
         before, self._told = self._told, told
         # A loop that has ended stands still while the box takes what is left.
         goes_on = not snapshot.ended and snapshot.state not in ("starting", "running")
-        if told != before and why and goes_on:
+        if told != before and why and goes_on and self._is_due(told):
             self.keep(f"{snapshot.state}: {why}")
+
+    def _is_due(self, told: tuple[str, str]) -> bool:
+        """Whether one of the reasons has no incident yet, or none for long: what comes and goes
+        would push all others out."""
+        state, reasons = told
+        now, due = time.monotonic(), False
+        for reason in reasons.split("; "):
+            at_s, wait_s = self._again.get(f"{state}: {reason}", (0.0, AGAIN_S[0] / 2))
+            if now >= at_s:
+                wait_s = min(2 * wait_s, AGAIN_S[1])
+                self._again[f"{state}: {reason}"] = now + wait_s, wait_s
+                due = True
+        return due
 
     def _add(self, topic: str, at_ns: int, data: bytes, frame_id: int = 0) -> None:
         now = time.monotonic()
