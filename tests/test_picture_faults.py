@@ -100,7 +100,7 @@ def test_tiny_pictures_are_not_judged() -> None:
 def test_limits_from_the_command_line() -> None:
     assert read_limits([]) == PictureLimits()
     assert read_limits(["black=20", "torn=off"]) == PictureLimits(black=20, torn=None)
-    assert read_limits(["off", "blocked=0.7"]) == PictureLimits(None, None, 0.7, None, None)
+    assert read_limits(["off", "blocked=0.7"]) == PictureLimits(*[None] * 2, 0.7, *[None] * 3)
     for wrong, words in (
         ("dark=3", "choose from black"),
         ("black=x", "above 0"),
