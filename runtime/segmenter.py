@@ -6,10 +6,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from itertools import chain, cycle, groupby, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from ..data.classes import IGNORE
 from ..data.letterbox import Fit, fit_frame, restore_labels
 from ..data.signature import verify_signature
-from ..errors import BackendError, UsageError
+from ..errors import BackendError, MissingPackage, UsageError
 from .argmax import Certificate
 from .artifact import Card, read_card, verify_artifact
 from .backends.backend import Backend, Image, Info, choose, open_backend
 from .bounds import Details, ErrorBound
+from .frame_checks import as_bgr, check_camera_frame
 
 IN_FLIGHT = 2  # one that is copied while one is computed
 
@@ -303,7 +304,7 @@ class Segmenter:
             return "its labels are no argmax of resized logits, so no lead can be read"
         return 'the graph makes its labels: load it with argmax="runtime", on a CPU with numba'
 
-    def on_device(self, frame: object) -> object:
+    def on_device(self, frame: object, size: tuple[int, int] | None = None) -> object:
         """Labels of a frame that is already where the network runs, without a way through the host.
 
         Args:
@@ -311,19 +312,39 @@ class Segmenter:
                 is 1), contiguous: an object with DLPack, such as a tensor of PyTorch or an array of
                 CuPy, JAX or NumPy, or with `__cuda_array_interface__`. The stream that makes it is
                 waited for.
+            size: (height, width) that the labels are brought back to there, as a call brings them
+                back to a frame's (nearest, 255 beside a crop); by default they have the network's.
+                On a GPU this takes PyTorch.
 
         Returns:
             (H, W) uint8 on that device, (N, H, W) of a frame with that axis; on a CPU a NumPy
             array, on a GPU an object with `__dlpack__` and `__cuda_array_interface__`. It is
-            finished, and the next call of the segmenter writes over it: copy it to keep it.
+            finished, and the next call of the segmenter may write over it: copy it to keep it.
 
         Raises:
             UsageError: if the frame is elsewhere, or of another type, shape or layout.
+            MissingPackage: if `size` is given on a GPU, and PyTorch is not installed.
         """
+        if size is not None and min(size) < 1:
+            raise UsageError(f"labels have a size (height, width) of 1 or more, not {size}")
         self._check_process()
         chosen = self._pick([frame])
         with chosen._lock:
-            return chosen.backend.label_on_device(frame)
+            labels = chosen.backend.label_on_device(frame)
+            if size is None:
+                return labels
+            if isinstance(labels, np.ndarray):
+                maps = labels.reshape(-1, *labels.shape[-2:])
+                back = np.stack([restore_labels(each, size, self.card.fit) for each in maps])
+                return back.reshape(*labels.shape[:-2], *size)
+            if not find_spec("torch"):
+                raise MissingPackage(
+                    'labels are resized on the GPU by PyTorch: pip install "rtseg[export]", or '
+                    "leave `size` out"
+                )
+            from .letterbox_torch import restore_on_device
+
+            return restore_on_device(labels, size, self.card.fit)
 
     def at(self, size: tuple[int, int]) -> Segmenter:
         """This artifact for frames of another of its sizes, (height, width).
@@ -462,54 +483,3 @@ def _restore(labels: NDArray[np.uint8], size: tuple[int, int], fit: Fit) -> NDAr
     # The backend writes its next labels over these, which the caller may still hold; a resize has
     # made an array of its own.
     return restored.copy() if np.shares_memory(restored, labels) else restored
-
-
-def check_camera_frame(frame: NDArray[np.generic], card: Card) -> NDArray[np.uint8]:
-    """A camera's bytes as the artifact takes them, contiguous and writable.
-
-    Raises UsageError for another shape or type.
-    """
-    frame, (height, width) = np.asarray(frame), card.camera_size or card.size
-    if frame.shape != card.frame_shape or frame.dtype != np.uint8:
-        raise UsageError(
-            f"this artifact takes {card.input} frames of a {height}x{width} camera, uint8 "
-            f"{card.frame_shape}, not {frame.dtype} {frame.shape}: have the camera deliver those, "
-            "or export again for what it delivers (--input, --camera-size)"
-        )
-    return np.require(frame, requirements=["C", "W"])
-
-
-def as_bgr(frame: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """`frame` as contiguous, writable (H, W, 3) uint8 BGR, since OpenVINO takes nothing that it
-    could not write to; ValueError where that would lose something."""
-    frame = np.asarray(frame)
-    if frame.size == 0:
-        raise UsageError(f"the frame is empty, of shape {frame.shape}: was the image read at all?")
-    if frame.ndim not in (2, 3) or (frame.ndim == 3 and frame.shape[2] not in (1, 3, 4)):
-        raise UsageError(
-            f"a frame has shape (H, W, 3), not {frame.shape}: pass one image, channels last"
-        )
-    frame = _as_uint8(frame)
-    if frame.ndim == 2 or frame.shape[2] == 1:
-        frame = np.repeat(frame.reshape(*frame.shape[:2], 1), 3, axis=2)
-    return np.require(frame[:, :, :3], requirements=["C", "W"])
-
-
-def _as_uint8(frame: NDArray[Any]) -> NDArray[np.uint8]:
-    if frame.dtype == np.uint8:
-        return frame
-    if frame.dtype.kind in "iuf" and _whole_bytes(frame):
-        return frame.astype(np.uint8)
-    raise UsageError(
-        f"a frame holds uint8 values 0..255, not {frame.dtype} that does not convert exactly: "
-        "scale it to 0..255, round it and convert it with .astype(np.uint8)"
-    )
-
-
-def _whole_bytes(frame: NDArray[np.generic]) -> bool:
-    """Whether all values are whole numbers in 0..255, and not a black and white image in 0..1."""
-    if not np.isfinite(frame).all() or frame.min() < 0 or frame.max() > 255:
-        return False
-    of_unit_range = frame.dtype.kind == "f" and 0 < frame.max() <= 1
-    # 0 and 1 alone may be an image scaled to 0..1: taken as bytes, it would be black.
-    return not of_unit_range and bool((frame == np.floor(frame)).all())

@@ -149,7 +149,7 @@ def compare_camera(
     there = on_device(job, taken[0])
     lanes = {
         "from_host": Lane({"frame_to_labels": ours.frame_to_labels}),
-        "from_device": Lane({"frame_to_labels": lambda: ours.segmenter.on_device(there)}),
+        "from_device": Lane({"frame_to_labels": lambda: ours.segmenter.on_device(there, camera)}),
         "by_opencv": Lane({"frame_to_labels": lambda: theirs.segmenter(to_bgr(taken[0], kind))}),
     }
     race(list(lanes.values()), job.plan.limits)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..data.letterbox import Fit, fit_frame, restore_labels
 from ..errors import ArtifactError, RtsegError
-from ..runtime.segmenter import as_bgr
+from ..runtime.frame_checks import as_bgr
 from .contestant import Frame, Frames, Laps, random_frame
 from .result import Subject
 from .timing import device_ms

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from fake_cuda import CLASSES, SIZE, World, picture, pretend, write_engine
 from numpy.typing import NDArray
-from rtseg.errors import UsageError
+from rtseg.data.camera_formats import from_bgr
+from rtseg.data.letterbox import restore_labels
+from rtseg.data.scenes import scene
+from rtseg.errors import MissingPackage, UsageError
 from rtseg.models.loading import Model
 from rtseg.runtime import Segmenter, load
 from rtseg.runtime.backends import device_arrays as module
@@ -216,3 +219,67 @@ def test_pytorchs_way_on_a_gpu(artifacts: dict[str, Any], monkeypatch: pytest.Mo
             segment.on_device(SharedArray(1, (64, 128, 3), np.uint8, (CUDA, 1)))
         with pytest.raises(UsageError, match="not int32"):
             segment.on_device(torch.zeros(64, 128, 3, dtype=torch.int32))
+
+
+# Cameras of 1080p and 4K, whose aspect is another than the network's; one that is cut; one of the
+# network's size; one that is reduced.
+RESTORED = [(1080, 1920), (2160, 3840), (1200, 1200), (200, 1500), (64, 128), (37, 83)]
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "crop", "stretch"])
+@pytest.mark.parametrize("size", RESTORED)
+def test_labels_come_back_on_the_device_as_they_do_on_the_host(
+    size: tuple[int, int], fit: Any
+) -> None:
+    pytest.importorskip("torch")
+    from rtseg.runtime.letterbox_torch import restore_on_device
+
+    maps = np.random.default_rng(1).integers(0, CLASSES, (2, 64, 128), np.uint8)
+    expected = [restore_labels(each, size, fit) for each in maps]
+    shared = SharedArray(maps.ctypes.data, maps.shape, np.uint8, (CPU, 0))
+    np.testing.assert_array_equal(restore_on_device(shared, size, fit).numpy(), expected)
+    np.testing.assert_array_equal(restore_on_device(shared.first(), size, fit).numpy(), expected[0])
+
+
+@pytest.mark.parametrize("kind", ["bgr", "nv12", "yuyv", "bayer_rggb"])
+def test_labels_of_a_cameras_frame_have_its_size_on_the_device(
+    kind: Any, nano: Model, tmp_path: Any
+) -> None:
+    """As a call gives them, on a CPU and of what a GPU would give."""
+    pytest.importorskip("onnxruntime")
+    from rtseg.export import export
+
+    camera = (108, 192)
+    (made,) = export(nano, (64, 128), "onnx", input=kind, camera_size=camera, out=tmp_path)
+    frame = np.ascontiguousarray(from_bgr(scene(camera, 3), kind))
+    with load(made.path, "onnxruntime", "cpu") as segment:
+        expected = segment(frame)
+        np.testing.assert_array_equal(segment.on_device(frame, size=camera), expected)
+        several: Any = segment.on_device(frame[None], size=camera)
+        np.testing.assert_array_equal(several[0], expected)
+        inner: Any = segment.on_device(frame)
+        assert inner.shape == (64, 128)
+        with pytest.raises(UsageError, match="of 1 or more"):
+            segment.on_device(frame, size=(0, 10))
+
+
+def test_an_engines_labels_come_back_by_pytorch(
+    world: World, engine: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    image = picture(3)[0]
+    give = engine.backend.label_on_device
+
+    def near(frame: object) -> SharedArray:
+        """The pretended GPU's memory is the host's, and DLPack says so."""
+        labels: Any = give(frame)
+        facts = labels.__cuda_array_interface__
+        return SharedArray(facts["data"][0], facts["shape"], np.uint8, (CPU, 0))
+
+    monkeypatch.setattr(engine.backend, "label_on_device", near)
+    labels: Any = engine.on_device(OnGpu(world, image).dlpack(), size=(40, 70))
+    expected = restore_labels(image[..., 0] % CLASSES, (40, 70), engine.card.fit)
+    np.testing.assert_array_equal(labels.numpy(), expected)
+    monkeypatch.setattr("rtseg.runtime.segmenter.find_spec", lambda name: None)
+    with pytest.raises(MissingPackage, match="resized on the GPU by PyTorch"):
+        engine.on_device(OnGpu(world, image).dlpack(), size=(40, 70))

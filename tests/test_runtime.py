@@ -22,8 +22,8 @@ from rtseg.models.loading import Model
 from rtseg.runtime import Segmenter, load, read_card, segmenter
 from rtseg.runtime.artifact import append_card, read_sealed, sidecar
 from rtseg.runtime.backends.backend import choose, open_backend
+from rtseg.runtime.frame_checks import as_bgr
 from rtseg.runtime.onnx_metadata import GRAPH, METADATA, field, split_card
-from rtseg.runtime.segmenter import as_bgr
 
 SIZE = 64, 128
 

@@ -230,7 +230,12 @@ def check_layout(
             f"{found}: resize or convert it there, or call the segmenter with one in host memory"
         )
     contiguous = tuple(int(np.prod(found[axis + 1 :])) for axis in range(len(found)))
-    if strides is not None and strides != contiguous:
+    # Of an axis of length 1 it is never taken: `frame[None]` has 0 there in NumPy.
+    wrong = (
+        length > 1 and taken != whole
+        for length, taken, whole in zip(found, strides or contiguous, contiguous, strict=True)
+    )
+    if any(wrong):
         raise UsageError(
             f"a frame on the device is contiguous, and this one has strides {strides}, not "
             f"{contiguous}: copy it (`.contiguous()` in PyTorch, `cupy.ascontiguousarray`)"

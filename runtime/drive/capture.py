@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...data.camera_formats import CameraFormat, to_bgr
 from ...data.frames import AGE_SOURCES, Frame, Unreadable
-from ..segmenter import as_bgr
+from ..frame_checks import as_bgr
 from .clock import LoopClock
 from .picture_faults import WITHHELD, PictureJudge, PictureLimits
 from .stats import FrameCounters
