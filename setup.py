@@ -45,6 +45,8 @@ ROS2 = [  # DDS, Zenoh, bags
     "eclipse-zenoh>=1.5",
     "rosbags>=0.10",
 ]
+# Compiles on x86, runs on the chip; its wheels need Python 3.11 and a glibc of 2.35.
+QNN = ['onnxruntime-qnn>=2.7; platform_system == "Linux" and python_version >= "3.11"']
 TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it is asked for
 SIGN = ["cryptography>=42"]
 AV = ["av>=14"]  # times of network streams that OpenCV hides
@@ -191,6 +193,7 @@ setup(
         "fleet": FLEET,
         "drive": DRIVE,
         "ros2": ROS2,
+        "qnn": [*QNN, *CPU],
         "weights": WEIGHTS,
         "all": [*ALL, *WEIGHTS],
         "all-gpu": [*MOST, *GPU, *TRITON, *WEIGHTS],

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from ..data.classes import ClassSet
 
 ROOT = Path(__file__).parents[1]
-FILES = (".engine", ".onnx", ".xml", ".safetensors", ".pth", ".pt")  # artifacts and checkpoints
+FILES = (
+    ".engine",
+    ".onnx",
+    ".xml",
+    ".qnn",
+    ".safetensors",
+    ".pth",
+    ".pt",
+)  # artifacts and checkpoints
 
 
 def complete_models(incomplete: str) -> list[str]:
@@ -183,6 +191,7 @@ class Target(str, Enum):
     tensorrt = "tensorrt"
     openvino = "openvino"
     torch = "torch"
+    qnn = "qnn"
     triton = "triton"
 
 

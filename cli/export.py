@@ -32,6 +32,7 @@ PROOF = "Proof"
 INT8 = "int8 and fp8"
 CAMERA = "The camera's frames, straight into the graph"
 ENGINES = "TensorRT engines"
+NPUS = "NPUs"
 OWN = "A network of your own"
 ZOO = "The whole zoo"
 
@@ -121,6 +122,10 @@ def export(
         bool,
         in_group(ENGINES, "--label-kernel", help="Make labels by a GPU kernel behind the engine."),
     ] = False,
+    soc: Annotated[
+        str | None,
+        in_group(NPUS, help="Qualcomm chip that --to qnn is for: sm8550, qcm6490, ..."),
+    ] = None,
     optimization_level: Annotated[
         int | None, in_group(ENGINES, min=0, max=5, help="How long the builder searches: 0 to 5.")
     ] = None,
@@ -182,6 +187,7 @@ def export(
     rtseg export csfcn_nano --size 512x1024 --batch 4 --to tensorrt
     rtseg export csfcn_nano --size 512x1024 --size 768x1536 --one-file --to tensorrt
     rtseg export csfcn_nano --to openvino --precision int8 --calib drives/frames
+    rtseg export csfcn_nano --size 360x480 --to qnn --soc sm8550
     rtseg export csfcn_tiny --size 512x1024 --input nv12 --camera-size 1080x1920
     rtseg export nets.py:make --classes cityscapes --normalize imagenet --size 512x1024
     rtseg export nets.py:make --preprocess nets.py:prepare --normalize imagenet --size 512x1024
@@ -265,6 +271,7 @@ def export(
             compute_capability=compute_capability or (),
             gpu=gpu,
             label_kernel=label_kernel,
+            soc=soc,
             builder=BuilderOptions(
                 optimization_level,
                 workspace,

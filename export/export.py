@@ -76,6 +76,7 @@ def export(
     compute_capability: Sequence[str] = (),
     gpu: str | None = None,
     label_kernel: bool = False,
+    soc: str | None = None,
     builder: BuilderOptions | None = None,
     log: str = "warning",
     progress: Progress = lambda step, share: None,
@@ -90,9 +91,9 @@ def export(
     Args:
         model: what `load_model` gives, or takes; plain, not deployed.
         size: (height, width) in pixels, or several; by default that of the training.
-        to: "onnx", "onnxruntime" (in int8 a form of its own), "openvino", "tensorrt", "torch", or
-            several of them; "triton" puts those of them that it serves, ONNX at least, into a model
-            repository in `out`.
+        to: "onnx", "onnxruntime" (in int8 a form of its own), "openvino", "tensorrt", "torch",
+            "qnn" (Qualcomm's NPU), or several of them; "triton" puts those of them that it serves,
+            ONNX at least, into a model repository in `out`.
         precision: "fp32", "fp16", "int8" or "fp8", of the graph, or "auto", the fastest of the
             first three that passes on this machine; int8 and fp8 need `calib`, and are proven on
             the frames that this holds out; for weights that ship they need nothing. fp8 is for
@@ -123,6 +124,8 @@ def export(
             that it cannot run on is warned of.
         label_kernel: engines end before their last upsampling, and a GPU kernel beside them makes
             the labels; their names end in `_kernel`.
+        soc: the chip that a context binary for Qualcomm's HTP is for ("sm8550"), or QNN's number of
+            it.
         builder: options of TensorRT's builder, which the card keeps.
         log: level of the log of TensorRT's builder.
         progress: called with what is being done and the share of it that is done, 0..1.
@@ -153,6 +156,10 @@ def export(
     _check(model, sizes, targets, precision, output)
     if precision == AUTO and TRITON in wanted:
         raise ExportError("a model for Triton runs on another machine: name its precision")
+    if ("qnn" in targets) != (soc is not None):
+        raise ExportError("--soc names the chip of --to qnn: give both, or neither")
+    if "qnn" in targets:
+        _check_qnn(soc, precision, output, input != "bgr" or camera_size is not None)
     if precision == "fp8":
         _check_fp8([*compute_capability, *([gpu] if gpu else [])])
     _check_batch(batch)
@@ -160,6 +167,7 @@ def export(
         converts = input != "bgr" or camera_size is not None
         ranged = precision == AUTO and find_stored_ranges(model) is not None
         integer = "onnxruntime" in targets and (precision == "int8" or ranged)
+        integer = integer or "qnn" in targets
         _check_one_file(sizes, TRITON in wanted, converts, integer)
     check_fit(fit or model.fit)
     for each in [camera_size] if camera_size else sizes:
@@ -188,7 +196,7 @@ def export(
             model, sizes, targets, out, progress, batch=batch, output=output, fit=fit, input=input,
             camera_size=camera_size, frames=frames, labels=labels, proof_frames=proof_frames,
             compute_capability=compute_capability, gpu=gpu, label_kernel=label_kernel,
-            builder=builder, log=log, one_file=one_file,
+            builder=builder, log=log, one_file=one_file, soc=soc,
         )  # fmt: skip
     artifacts: list[Artifact] = []
     sizes = list(dict.fromkeys(sizes))
@@ -201,7 +209,7 @@ def export(
                 macs = tuple(count(model.network, size).macs for size in group)
                 card = card.model_copy(update={"sizes": tuple(group), "size_macs": macs})
             proofs = {size: given or draw_frames(max(DRAWN, batch), size) for size in group}
-            job = ExportJob(model, card, proofs, folder, progress)
+            job = ExportJob(model, card, proofs, folder, progress, soc)
             if set(targets) - {"torch"}:
                 job.make_graph(picked, "onnxruntime" in targets)
             made = [
@@ -295,6 +303,19 @@ def _check(
             raise ExportError(f"{target} needs its package: {BACKENDS[TARGETS[target][1]].install}")
 
 
+def _check_qnn(soc: str | None, precision: str, output: str, takes_camera: bool) -> None:
+    from .qnn import find_soc
+
+    find_soc(soc)
+    for wrong, what in (
+        (precision not in ("int8", AUTO), "is for int8: add --precision int8, and --calib DIR"),
+        (output != "labels", "gives labels only: leave --output out"),
+        (takes_camera, "takes BGR frames of its own size: leave --input and --camera-size out"),
+    ):
+        if wrong:
+            raise ExportError(f"a context binary for Qualcomm's HTP {what}")
+
+
 def _check_fp8(wanted: Sequence[str]) -> None:
     for gpu in wanted:
         answer = supported(gpu, "tensorrt", precision="fp8")
@@ -316,7 +337,7 @@ def _check_one_file(sizes: Sequence[Size], triton: bool, camera: bool, integer: 
     for wrong, what in (
         (triton, "Triton would take frames of any size, and such a file is right at its own only"),
         (camera, "a conversion from a camera's format or size is of one size"),
-        (integer, "the graph of int8 for ONNX Runtime is made for one size"),
+        (integer, "the graph of int8 for ONNX Runtime and for qnn is made for one size"),
     ):
         if wrong and len(set(sizes)) > 1:
             raise ExportError(f"{what}: export a file for each, without --one-file")

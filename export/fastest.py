@@ -56,6 +56,8 @@ def list_candidates(model: Model, target: str) -> list[str]:
     """
     if target == "tensorrt":
         return ["fp16"]
+    if target == "qnn":
+        return ["int8"]
     if target in ("openvino", "onnxruntime") and find_stored_ranges(model) is not None:
         return ["int8", "fp32"]
     return ["fp32"]
@@ -109,7 +111,11 @@ def export_fastest(
         log.info(line)
     options |= {"progress": progress, "one_file": one_file}
     made: list[Artifact] = []
-    for precision in ("fp32", "fp16"):  # no choice: one export, whose targets share its graph
+    for precision in (
+        "fp32",
+        "fp16",
+        "int8",
+    ):  # no choice: one export, whose targets share its graph
         if single := [t for t in targets if list_candidates(model, t) == [precision]]:
             kernel = label_kernel and "tensorrt" in single
             for each in export(

@@ -56,6 +56,7 @@ class IntegerForm:
         layers: names of the nodes that may be in int8.
         ranges: largest magnitude by tensor, of what layers read and give.
         reads_bytes: whether the first layer may read the frame's bytes as they come.
+        also: tensors to round besides, of known range.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class IntegerForm:
         layers: Collection[str],
         ranges: Mapping[str, float],
         reads_bytes: bool = True,
+        also: Collection[str] = (),
     ):
         self.model = copy.deepcopy(plain)
         self.graph = self.model.graph
         self.layers, self.ranges, self.reads_bytes = set(layers), ranges, reads_bytes
+        self.also = tuple(also)
         self.makers: dict[str, onnx.NodeProto] = {
             name: node for node in self.graph.node for name in node.output
         }
@@ -131,6 +134,7 @@ class IntegerForm:
     def _find_points(self) -> set[str]:
         """Tensors that are rounded: what layers read, and what that is made of."""
         waiting = [node.input[0] for node in self.graph.node if self._is_layer(node)]
+        waiting += self.also
         found: set[str] = set()
         while waiting:
             name = waiting.pop()

@@ -35,6 +35,7 @@ TARGETS = {  # target: file ending, backend that runs it
     "openvino": (".xml", "openvino"),
     "tensorrt": (".engine", "tensorrt"),
     "torch": (".safetensors", "torch"),
+    "qnn": (".qnn", "qnn"),
 }
 ONNX_LIMIT = 2**31  # bytes; protobuf holds no more
 Size = tuple[int, int]  # (height, width) in pixels
@@ -50,6 +51,7 @@ class ExportJob:
         proofs: by size, the frames to prove it on there.
         folder: that files are made in.
         progress: called with what is being done and the share of it that is done, 0..1.
+        soc: the chip that a context binary is for.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class ExportJob:
         proofs: Mapping[Size, ProofFrames],
         folder: Path,
         progress: Progress,
+        soc: str | None = None,
     ):
+        self.soc = soc
         self.network, self.card, self.folder = model.network.eval(), card, folder
         sizes = "_".join(map(text_of, card.all_sizes))
         self.stem = f"{card.model}_{sizes}_{card.precision}"
@@ -172,6 +176,11 @@ class ExportJob:
     def _make_form(self, target: str) -> tuple[onnx.ModelProto | None, Card]:
         """The graph as a target takes it, and the card of that."""
         card = self.card
+        if target == "qnn":
+            from .qnn import to_integer_logits
+
+            card = card.model_copy(update={"soc": self.soc})
+            return to_integer_logits(self.in_float[0], card, self.ranges)
         if target != "onnxruntime" or card.int8 is None:
             return self.graph, card
         from .quantize import to_integer_form
@@ -186,7 +195,8 @@ class ExportJob:
         """Write the artifact for a target without a compiler of its own, prove it, and write it
         again with the proof in its card."""
         self.step(target)
-        path = self.folder / (self.stem + TARGETS[target][0])
+        chip = f"_{self.soc}" if target == "qnn" else ""
+        path = self.folder / (self.stem + chip + TARGETS[target][0])
         # Twice: the proof runs on the file as it will be served, and then goes into its card.
         graph, card = self._make_form(target)
         held = self._write(target, path, graph, card)
@@ -197,6 +207,8 @@ class ExportJob:
             ways = [(None, {"precision": "fp32"})]
             if _cpu_has_bf16():
                 ways.append(("bf16", {"precision": "bf16"}))
+        if target == "qnn":
+            self.warnings += _warn_simulated(self.soc)
         results = tuple(
             parity.prove_artifact(
                 path,
@@ -236,6 +248,11 @@ class ExportJob:
             save_checkpoint(self.network, path, metadata={"card": text})
             return {}  # weights as they were trained; the backend converts them when it loads them
         assert graph is not None
+        if target == "qnn":
+            from .qnn import write_qnn
+
+            write_qnn(graph, path, card)
+            return census(graph)
         if TARGETS[target][1] == "onnxruntime":
             write_artifact(path, graph, card)
             return census(graph)
@@ -287,6 +304,17 @@ class ExportJob:
             self.warnings + built.warnings,
             self.costs,
         )
+
+
+def _warn_simulated(soc: str | None) -> tuple[str, ...]:
+    from ..runtime.backends.qnn import is_simulated
+
+    if not is_simulated():
+        return ()
+    return (
+        f"proven in the HTP's simulation on x86, not on {soc}: there, rtseg eval FILE DATASET with "
+        "labels of yours",
+    )
 
 
 def _cpu_has_bf16() -> bool:

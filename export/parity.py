@@ -138,7 +138,8 @@ def prove_artifact(
         return result
     # The backend that will serve the file, not a session of our own: its settings count too.
     runner = open_backend(backend, path, device, None, **options)
-    scores = BACKENDS[backend].load().open_scores(path, **options)
+    kind = BACKENDS[backend].load()
+    scores = kind.open_scores(path, **options)
 
     # Of the logits that the labels are made of, where they can be read, not of a probe's.
     meter = ErrorMeter(runner.arithmetic)
@@ -152,6 +153,9 @@ def prove_artifact(
     def answer(frame: Image, wanted: bool) -> Answer:
         wanted = wanted or not card.gives_labels
         read = scores(frame) if scores and wanted else None
+        if read is not None and kind.gives_coarse and card.coarse is not None:
+            whole = [expected.upsample_coarse(each, card.coarse.enlarge) for each in read]
+            read = np.stack(whole)
         if read is not None and not card.gives_labels:
             return None, read
         return read_labels(runner, card, frame), read

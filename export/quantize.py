@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -260,7 +260,11 @@ def check_integer_form(graph: onnx.ModelProto, card: Card) -> None:
 
 
 def to_integer_form(
-    graph: onnx.ModelProto, facts: Int8Facts, ranges: Mapping[str, float], reads_bytes: bool
+    graph: onnx.ModelProto,
+    facts: Int8Facts,
+    ranges: Mapping[str, float],
+    reads_bytes: bool,
+    also: Collection[str] = (),
 ) -> tuple[onnx.ModelProto, Int8Facts]:
     """A float32 graph in int8 as ONNX Runtime's kernels want it, and what its card says then.
 
@@ -269,11 +273,12 @@ def to_integer_form(
         facts: of the graph in int8.
         ranges: largest magnitude by tensor.
         reads_bytes: whether the first layer may take the frame as it comes.
+        also: tensors to round besides, of known range.
     """
     plain = infer_shapes(graph)
     found = find_layers(plain)
     nodes = {layer.node for layer in found if layer.name not in facts.excluded}
-    made, done = IntegerForm(plain, nodes, ranges, reads_bytes).build()
+    made, done = IntegerForm(plain, nodes, ranges, reads_bytes, also).build()
     kept = [layer for layer in found if layer.node in done]
     described = _describe_layers(plain, found, kept)
     return _clean(made), facts.model_copy(update=dict(described))

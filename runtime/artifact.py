@@ -125,12 +125,15 @@ class CoarseLogits(_Facts):
 
     tensor: its name in the graph; enlarge: what follows it there, a shuffle of (1, K, factor^2, h,
     w) or a resize of (1, K, h, w). parts: of an ONNX file, the ends of the model's head, of the
-    graph's tag and of what `tensor` and the outputs but "labels" are made of, in bytes.
+    graph's tag and of what `tensor` and the outputs but "labels" are made of, in bytes. scale,
+    zero: of logits that an NPU gives as integers, one for all classes.
     """
 
     tensor: str
     enlarge: Enlargement
     parts: tuple[int, int, int] | None = None
+    scale: float | None = None
+    zero: int | None = None
 
 
 class Card(_Facts):
@@ -151,9 +154,9 @@ class Card(_Facts):
     trained: False for random weights. license: of the weights, trained_on: the name of their data
     set, as their checkpoint says. macs: multiply-adds of one frame. preprocess: of a network from
     outside the zoo, where its user gave theirs. proof: None until the artifact was run against
-    the reference. files: SHA-256 by file name; for ONNX and weights the
-    one entry "" is of the file without its card. format: 1, which had no digest of the card
-    itself, is not read.
+    the reference. soc: the chip that an NPU's file is for. files: SHA-256 by file name; for ONNX
+    and weights the one entry "" is of the file without its card. format: 1, which had no digest of
+    the card itself, is not read.
     """
 
     format: Literal[2] = 2
@@ -191,6 +194,7 @@ class Card(_Facts):
     engine: EngineFacts | None = None
     int8: Int8Facts | None = None
     fp8: Int8Facts | None = None
+    soc: str | None = None
     files: dict[str, str] = {}
 
     @model_validator(mode="after")

@@ -67,12 +67,14 @@ class Backend(ABC):
 
     A call is `upload`, `compute` and `download` in turn; they are apart so that each can be timed,
     with `synchronize` between them where work is only queued. names: outputs of its artifact.
+    gives_coarse: whether `open_scores` reads them before the last resize.
     """
 
     card: Card
     info: Info
     names: Sequence[str]
     can_open_lanes = False
+    gives_coarse = False
 
     def __call__(self, image: Image) -> Labels:
         """image (*card.input_shape) uint8 -> labels (N, H, W) uint8 of the card's size."""
@@ -276,6 +278,10 @@ BACKENDS = {
     "torch": BackendSpec(
         module="pytorch", cls="PyTorch", packages=("torch",), extra="export",
         suffixes=(".safetensors",), devices={"cuda": 1, "cpu": None}, precisions=GRAPHS,
+    ),
+    "qnn": BackendSpec(
+        module="qnn", cls="Qnn", packages=("onnxruntime_qnn",), extra="qnn", suffixes=(".qnn",),
+        devices={"cpu": None}, precisions={"int8": ("int8", None)},
     ),
 }  # fmt: skip
 
