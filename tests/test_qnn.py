@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from rtseg.models.loading import Model
 from rtseg.runtime.artifact import Int8Facts, read_card
 
 SIZE = (96, 160)
+BACKEND = "rtseg.runtime.backends.qnn"
 REAL = importlib.util.find_spec("onnxruntime_qnn") is not None
 
 
@@ -83,16 +85,16 @@ def run(model: onnx.ModelProto, frame: Any) -> Any:
 
 
 @pytest.fixture
-def plug_in(monkeypatch: pytest.MonkeyPatch) -> Any:
+def plug_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A plug-in whose context binary is the graph itself, and whose HTP is ONNX Runtime's CPU."""
     if not REAL:
         fake = types.ModuleType("onnxruntime_qnn")
         fake.__spec__ = ModuleSpec("onnxruntime_qnn", None)
         fake.__version__ = "0"  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "onnxruntime_qnn", fake)
-        monkeypatch.delitem(sys.modules, "rtseg.runtime.backends.qnn", raising=False)
+        sys.modules.pop(BACKEND, None)
     monkeypatch.setattr(export_qnn.metadata, "version", lambda name: "0")
-    from rtseg.runtime.backends import qnn
+    qnn = importlib.import_module(BACKEND)
 
     def open_session(
         model: bytes, what: str, provider: Mapping[str, str] | None = None,
@@ -105,7 +107,9 @@ def plug_in(monkeypatch: pytest.MonkeyPatch) -> Any:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(qnn, "open_session", open_session)
-    return qnn
+    yield qnn
+    if not REAL:  # nobody else meets a backend on a plug-in that is not there
+        del sys.modules[BACKEND]
 
 
 def test_it_is_exported_proven_and_loaded(plug_in: Any, nano: Model, tmp_path: Path) -> None:
