@@ -114,7 +114,9 @@ def list_notes(artifacts: Sequence[Artifact]) -> list[str]:
         name, engine = artifact.path.name, artifact.card.engine
         if artifact.chosen:
             notes[artifact.chosen] = None
-        notes[f"proven on {artifact.frames}"] = None
+        was_run = artifact.status != "built, not proven"
+        proof = "proven" if was_run else f"{name}: not run here; its first load proves it"
+        notes[f"{proof} on {artifact.frames}"] = None
         if artifact.card.preprocess:
             notes[str(artifact.card.preprocess)] = None
         notes |= dict.fromkeys(f"warning: {warning}" for warning in artifact.warnings)

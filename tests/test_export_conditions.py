@@ -149,6 +149,11 @@ def test_the_proof_says_what_its_frames_were(nano: Model, tmp_path: Path) -> Non
     assert "0.22 times its scale" in proof.warnings[0]
     assert "the proof's frames are far darker" in proof.warnings[1]
     assert "proven on 3 of 9 frames given" in list_notes(artifacts)
+    result = replace(artifacts[0].results[0], status="not run", why="no GPU")
+    path = Path("net.engine")
+    notes = list_notes([replace(artifacts[0], path=path, results=(result,))])
+    assert "net.engine: not run here; its first load proves it on 3 of 9 frames given" in notes
+    assert not any(note.startswith("proven") for note in notes)
     for number in (1, 2, 3):
         for what in ("float32 reference", "proof of onnx"):
             assert steps[f"csfcn_nano_64x128_fp32: {what}, frame {number} of 3"] == number / 3
