@@ -96,9 +96,10 @@ class NetworkStream:
                 return av.open(self.where, options=self.options, timeout=limits, hwaccel=decoder)
             except (av.FFmpegError, OSError) as error:
                 if decoder is None:
+                    why = error.strerror or error  # FFmpeg's whole text has the address again
                     raise OSError(
-                        f"the camera {self.where} cannot be opened ({error}): is its address "
-                        "right, and is it on?"
+                        f"the camera {self.where} cannot be opened ({why}): is its address right, "
+                        "and is it on?"
                     ) from error
         raise AssertionError(decoders)
 

@@ -35,8 +35,9 @@ def test_a_session_needs_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_stream_that_is_not_there_says_so() -> None:
     pytest.importorskip("av", reason='needs PyAV: pip install "rtseg[av]"')
-    with pytest.raises(OSError, match="is its address right, and is it on"):
+    with pytest.raises(OSError, match="is its address right, and is it on") as told:
         next(iter(Camera("tcp://127.0.0.1:9")))
+    assert str(told.value).count("tcp://127.0.0.1:9") == 1
 
 
 @pytest.fixture
