@@ -165,6 +165,7 @@ setup(
         "rtseg": ["py.typed"],
         "rtseg.data": ["class_maps/*.yaml"],
         "rtseg.demo": ["page/*", "frames/*"],
+        "rtseg.export": ["*.json"],
         "rtseg.models": ["costs.json"],
         "rtseg.train": ["recipes/*.yaml"],
     },

@@ -35,6 +35,7 @@ from .replay import replay
 from .sbom import sbom
 from .sign import sign
 from .submit import submit
+from .targets import targets
 from .train import train
 
 app = typer.Typer(
@@ -50,7 +51,7 @@ data = typer.Typer(
 )
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(quickstart, doctor, models, export, inspect, check, sign, sbom),
+    *(quickstart, doctor, models, targets, export, inspect, check, sign, sbom),
     *(predict, demo, drive, incident, replay, fleet),
     *(pareto, pseudo_label, train),
 )

@@ -1,0 +1,72 @@
+"""`rtseg targets`: predicts what an NPU will make of a network."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+from typer import Argument, Option
+
+from ..errors import UsageError
+from ._console import note, show
+from ._options import Json, complete_models, parse_size
+
+
+def targets(
+    model: Annotated[
+        str | None,
+        Argument(help="As `rtseg export` takes it.", autocompletion=complete_models),
+    ] = None,
+    device: Annotated[str, Option(help="qnn, rknn, axelera or hailo8.")] = "qnn",
+    size: Annotated[str | None, Option(help="HxW; by default that of the training.")] = None,
+    scored: Annotated[
+        bool, Option("--score", help="Hold predictions against Qualcomm's published times.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict what an NPU refuses of a network, where to cut it, and what int8 risks.
+
+    rtseg targets csfcn_nano --device rknn
+    rtseg targets --score
+    """
+    if (model is None) != scored:
+        raise UsageError("name a model, or give --score: one of the two")
+    from ..export.targets import predict, score
+    from ..reporting import Table
+
+    if model is None:
+        rows = score()
+        cells = [
+            [row["model"], "faster" if row["predicted_faster"] else "slower",
+             f"{row['published_speedup']:.2f}x", "right" if row["right"] else "wrong"]
+            for row in rows
+        ]  # fmt: skip
+        header = ["model", "int8 predicted", "published", ""]
+        title = "int8 beside float on a QCS8550, by Qualcomm AI Hub's table"
+        show(json.dumps(rows, indent=2), Table(header, cells, title, words=header), as_json)
+        note(f"{sum(row['right'] for row in rows)} of {len(rows)} predictions are right")
+        return
+    from ..resolve import load_source
+
+    source = load_source(model)
+    report = predict(source, parse_size(size) if size else source.trained_size, device)
+    host = "the last resize and the argmax: rtseg.labels.exact_labels"
+    if not report.exact_labels:
+        host = ", ".join(f"{number} {kind}" for kind, number in report.host.items())
+    faster = {True: "faster than float", False: "slower than float", None: "not known"}
+    facts = [
+        ["chip", report.chip],
+        ["refused", "\n".join(f"{kind}, {why}: {', '.join(names[:3])}"
+                              for kind, (why, names) in report.refused.items()) or "nothing"],
+        ["not known", ", ".join(report.unknown) or "-"],
+        ["cut at", ", ".join(report.cut)],
+        ["on the chip", f"{report.share:.0%} of the multiply-adds"],
+        ["on the host", host],
+        ["int8", "\n".join([faster[report.int8_faster], *report.slow])],
+        ["one scale a layer", "\n".join(
+            f"{risk.layer}: {risk.starved:.0%} of channels below 8 steps, spread {risk.spread:.0f}x"
+            for risk in report.risks)],
+        ["by", "\n".join(report.sources)],
+    ]  # fmt: skip
+    show(json.dumps(report.as_dict(), indent=2), Table(("", ""), facts, words=("",)), as_json)
+    note("predicted by what the makers publish; nothing was compiled for the chip")
