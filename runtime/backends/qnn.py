@@ -151,7 +151,7 @@ def open_session(
         settings.add_session_config_entry(key, value)
     with stdout_to_stderr():
         settings.add_provider_for_devices(
-            find_devices(), {"backend_type": "htp"} | (provider or {})
+            find_devices(), {"backend_type": "htp", **(provider or {})}
         )
         try:
             return onnxruntime.InferenceSession(model, settings)
