@@ -72,6 +72,29 @@ def test_everything_is_made_of_it_and_answers(
     assert engine.card.engine.layers > 20
 
 
+@pytest.mark.slow  # a minute of one core, most of it the race
+def test_the_script_writes_its_page(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """As its command is typed, on small frames; what is absent is left out, with the reason."""
+    script, page = load_script("own_end_to_end"), tmp_path / "page.md"
+    for path in open_source(shared_data / "camvid/val").paths[:48:2]:
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        small = script.cv2.resize(script.read_image(path), SIZE[::-1])
+        script.cv2.imwrite(str(tmp_path / "frames" / path.name), small)
+    words = f"{tmp_path}/frames --size 64x96 --networks unet segformer --steps 30"
+    words += f" --drive-frames 3 --seconds 0.05 -o {page}"
+    monkeypatch.setattr(sys, "argv", ["own_end_to_end.py", *words.split()])
+    monkeypatch.setattr(script, "find_spec", lambda name: False)  # neither engine nor transformers
+    script.main()
+    text = page.read_text()
+    # Processors with bfloat16 have rows more.
+    assert {"unet_64x96_fp32.onnx", "unet_64x96_int8.xml"} <= set(text.replace("|", " ").split())
+    assert "SegFormer-B0 of transformers: left out, transformers is not installed" in text
+    assert "3 of 3" in text
+    assert "64x96, 30 steps of teaching" in text
+
+
 @pytest.mark.slow  # eight processes, one of which starts Ray
 @pytest.mark.skipif(not find_spec("tensorrt_rtx"), reason="needs tensorrt_rtx for the engine")
 @pytest.mark.skipif(not find_spec("ray"), reason='needs Ray: pip install "rtseg[fleet]"')
