@@ -24,7 +24,7 @@ def targets(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Predict what an NPU refuses of a network, where to cut it, and what int8 risks.
+    """Predict what an NPU refuses of a network, and where to cut it.
 
     rtseg targets csfcn_nano --device rknn
     rtseg targets --score
