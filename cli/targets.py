@@ -24,7 +24,7 @@ def targets(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Predict what an NPU refuses of a network, and where to cut it.
+    """Predict what an NPU refuses of a network.
 
     rtseg targets csfcn_nano --device rknn
     rtseg targets --score
