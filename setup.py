@@ -67,7 +67,7 @@ def ask_weights() -> str:
     folder = HERE / "models" / "pretrained"
     if (folder / "pyproject.toml").is_file():
         return f"rtseg-weights @ {folder.as_uri()}"
-    return "rtseg-weights>=0.1"
+    return "rtseg-weights>=0.2"
 
 
 WEIGHTS = [ask_weights()]

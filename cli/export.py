@@ -190,7 +190,8 @@ def export(
     rtseg export csfcn_nano --size 360x480 --to qnn --soc sm8550
     rtseg export csfcn_tiny --size 512x1024 --input nv12 --camera-size 1080x1920
     rtseg export nets.py:make --classes cityscapes --normalize imagenet --size 512x1024
-    rtseg export nets.py:make --preprocess nets.py:prepare --normalize imagenet --size 512x1024
+    rtseg export nets.py:make --preprocess nets.py:prepare --classes cityscapes \
+        --normalize imagenet --size 512x1024
     rtseg export theirs.onnx --classes classes.yaml --normalize imagenet --precision fp16
     rtseg export --all --size 512x1024 --no-keep -o zoo
     """

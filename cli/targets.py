@@ -15,7 +15,10 @@ from ._options import Json, complete_models, parse_size
 def targets(
     model: Annotated[
         str | None,
-        Argument(help="As `rtseg export` takes it.", autocompletion=complete_models),
+        Argument(
+            help="A name that `rtseg models` lists, or a checkpoint.",
+            autocompletion=complete_models,
+        ),
     ] = None,
     device: Annotated[str, Option(help="qnn, rknn, axelera or hailo8.")] = "qnn",
     size: Annotated[str | None, Option(help="HxW; by default that of the training.")] = None,
@@ -64,7 +67,8 @@ def targets(
         ["on the host", host],
         ["int8", "\n".join([faster[report.int8_faster], *report.slow])],
         ["one scale a layer", "\n".join(
-            f"{risk.layer}: {risk.starved:.0%} of channels below 8 steps, spread {risk.spread:.0f}x"
+            f"{risk.layer}: {risk.starved:.0%} of channels below 8 steps, spread "
+            + ("-" if risk.spread is None else f"{risk.spread:.0f}x")
             for risk in report.risks)],
         ["by", "\n".join(report.sources)],
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,15 @@ class NetworkStream:
         raise OSError(f"the camera {self.where} gives no frames: {packets.ended}")
 
 
+@cache
+def warn_of_pyav(version: str) -> None:
+    """Once, however often the stream is opened."""
+    log.warning(
+        "software decodes the stream: PyAV %s does not tell which pictures of a GPU are damaged; "
+        'pip install "av>=%d"', version, FIRST_WITH_FLAGS,
+    )  # fmt: skip
+
+
 def find_decoder() -> Any | None:
     """FFmpeg's decoder of a GPU here, of NVIDIA's or of one that VAAPI reaches, if this PyAV knows
     it; a codec that it does not know, software decodes. A PyAV that would not say which of a GPU's
@@ -153,10 +163,7 @@ def find_decoder() -> Any | None:
         return None
     # Earlier ones lose a picture's flags on its way from the GPU (PyAV-Org/PyAV#2321).
     if int(av.__version__.partition(".")[0]) < FIRST_WITH_FLAGS:
-        log.warning(
-            "software decodes the stream: PyAV %s does not tell which pictures of a GPU are "
-            'damaged; pip install "av>=%d"', av.__version__, FIRST_WITH_FLAGS,
-        )  # fmt: skip
+        warn_of_pyav(av.__version__)
         return None
     return HWAccel(kind, allow_software_fallback=True)
 

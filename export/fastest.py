@@ -87,6 +87,7 @@ def export_fastest(
     progress: Progress,
     label_kernel: bool = False,
     one_file: bool = False,
+    soc: str | None = None,
     **options: Any,
 ) -> list[Artifact]:
     """Export in each precision worth trying, and keep the fastest that passes its proof.
@@ -101,6 +102,7 @@ def export_fastest(
         progress: as of `export`.
         label_kernel: as of `export`; for the engines alone.
         one_file: as of `export`.
+        soc: as of `export`; for QNN alone.
         **options: of `export`.
 
     Raises:
@@ -111,15 +113,13 @@ def export_fastest(
         log.info(line)
     options |= {"progress": progress, "one_file": one_file}
     made: list[Artifact] = []
-    for precision in (
-        "fp32",
-        "fp16",
-        "int8",
-    ):  # no choice: one export, whose targets share its graph
+    # No choice: one export, whose targets share its graph.
+    for precision in ("fp32", "fp16", "int8"):
         if single := [t for t in targets if list_candidates(model, t) == [precision]]:
             kernel = label_kernel and "tensorrt" in single
+            chip = soc if "qnn" in single else None
             for each in export(
-                model, sizes, single, precision, out=out, label_kernel=kernel, **options
+                model, sizes, single, precision, out=out, label_kernel=kernel, soc=chip, **options
             ):
                 made.append(replace(each, chosen=_explain(each, precision, {}, {})))
     sizes = list(dict.fromkeys(sizes))

@@ -89,7 +89,8 @@ class ExportJob:
                 size,
                 card.fit,
                 self._count("float32 reference"),
-                model.preprocess,
+                # It makes pictures of one size.
+                model.preprocess if size == model.trained_size else None,
                 pictures,
             )
             # The same answers, of the frames as the artifact takes them.

@@ -286,8 +286,10 @@ def run_reference(
         image = fit_frame(frame, size, fit)
         given, other = normalize_frame(image, network), None
         if own_input:
-            theirs, exact = own_input.read(name, pictures[place] if pictures else frame)
-            given, other = (theirs, None) if exact else (given, theirs)
+            picture = pictures[place] if pictures else frame
+            theirs, exact = own_input.read(name, picture)
+            # A camera's picture is resized with OpenCV's rounding, which no artifact repeats.
+            given, other = (theirs, None) if exact and picture is frame else (given, theirs)
         with torch.inference_mode():
             full, chosen = _answer(network, given, size)
             if other is not None:

@@ -7,6 +7,7 @@ maker's published times, and `score` says how many of our predictions they bear 
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -37,7 +38,7 @@ class LayerRisk:
 
     layer: str
     starved: float
-    spread: float
+    spread: float | None
 
 
 @dataclass(frozen=True)
@@ -206,13 +207,16 @@ def measure_risks(graph: onnx.ModelProto) -> list[LayerRisk]:
     risks = []
     for layer in find_layers(graph):
         weight = numpy_helper.to_array(held[nodes[layer.node].input[1]])
-        if nodes[layer.node].op_type == "MatMul":
+        node = nodes[layer.node]
+        if node.op_type == "MatMul" or (
+            node.op_type == "Gemm" and not attributes(node).get("transB", 0)
+        ):
             weight = weight.T
         channels = np.abs(weight.reshape(len(weight), -1)).max(1)
         largest, middle = float(channels.max()), float(np.median(channels))
         starved = float(np.mean(channels < STEPS * largest / 127))
-        risks.append(LayerRisk(layer.name, starved, largest / middle if middle else float("inf")))
-    return sorted(risks, key=lambda risk: (-risk.starved, -risk.spread))[:SHOWN]
+        risks.append(LayerRisk(layer.name, starved, largest / middle if middle else None))
+    return sorted(risks, key=lambda risk: (-risk.starved, -(risk.spread or math.inf)))[:SHOWN]
 
 
 def score(size: tuple[int, int] = (256, 512)) -> list[dict[str, Any]]:

@@ -60,7 +60,7 @@ def load_function(what: str) -> Callable[..., Any]:
             f"a function is named package.module:callable or file.py:callable, not {what!r}"
         )
     found = getattr(_import(place), name, None)
-    if not callable(found) or isinstance(found, nn.Module):
+    if not callable(found):
         raise UsageError(f"{place} has no function {name!r}")
     return found
 

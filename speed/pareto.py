@@ -78,7 +78,8 @@ class ParetoPoint:
 @dataclass(frozen=True)
 class ParetoFront:
     """The points, fastest first, and what there is to say of int8: `int8` is whether it pays.
-    left_out: precisions that no file holds the parity bar in, and why."""
+    left_out: precisions (also as "int8 in onnxruntime") that no file holds the parity bar in, and
+    why."""
 
     model: str
     size: tuple[int, int]

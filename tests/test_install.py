@@ -44,7 +44,7 @@ def test_no_extra_brings_both_packages_of_onnx_runtime(script: dict[str, Any]) -
     assert not base & {"onnxruntime", "onnxruntime-gpu"}
     on_cpu = {extra for extra, needs in extras.items() if "onnxruntime" in names(needs)}
     on_gpu = {extra for extra, needs in extras.items() if "onnxruntime-gpu" in names(needs)}
-    assert on_cpu == {"cpu", "all", "dev"}
+    assert on_cpu == {"cpu", "all", "dev", "qnn"}
     assert on_gpu == {"gpu", "all-gpu"}
     assert names(extras["all"]) - names(extras["all-gpu"]) == {"onnxruntime"}
 
@@ -113,7 +113,7 @@ def test_the_weights_are_a_distribution_of_their_own(
     told = {folder / "pyproject.toml", folder / "README.md"}
     assert taken == {path for path in folder.iterdir() if path.is_file()} - told
     monkeypatch.setitem(script["ask_weights"].__globals__, "HERE", tmp_path)
-    assert script["ask_weights"]() == "rtseg-weights>=0.1"  # built of a source distribution
+    assert script["ask_weights"]() == "rtseg-weights>=0.2"  # built of a source distribution
 
 
 def left_over(folder: Path) -> Path:

@@ -507,6 +507,7 @@ READERS = {"safe_load", "load", "full_load", "unsafe_load", "parse", "compose", 
 OWN = {  # reads of files that the package itself wrote or ships
     "cli/_options.py",
     "cli/models.py",
+    "export/targets.py",
     "install.py",
     "models/zoo.py",
     "runtime/backends/onnxruntime.py",

@@ -119,6 +119,7 @@ def test_a_pyav_that_loses_a_pictures_flags_gets_no_gpu(
     monkeypatch.setattr("av.codec.hwaccel.hwdevices_available", lambda: ["cuda"])
     monkeypatch.setattr(network_stream, "gpus", lambda: ["one"])
     monkeypatch.setattr(av, "__version__", version)
+    network_stream.warn_of_pyav.cache_clear()  # which is said once, by whatever ran before
     assert (network_stream.find_decoder() is not None) == decodes
     assert ('pip install "av>=18"' in caplog.text) != decodes
     monkeypatch.setattr(network_stream, "gpus", list)

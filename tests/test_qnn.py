@@ -135,6 +135,14 @@ def test_it_is_exported_proven_and_loaded(plug_in: Any, nano: Model, tmp_path: P
         rtseg.load(artifact.path)
 
 
+def test_a_chip_is_for_its_target_alone(plug_in: Any, nano: Model, tmp_path: Path) -> None:
+    given = {"precision": "auto", "soc": "sm8550", "out": tmp_path, "proof_frames": 1}
+    made = rtseg.export(nano, (360, 480), ["onnx", "qnn"], **given)
+    assert [artifact.path.name for artifact in made] == [
+        "csfcn_nano_360x480_fp32.onnx", "csfcn_nano_360x480_int8_sm8550.qnn",
+    ]  # fmt: skip
+
+
 def test_refused_operators_are_named(
     plug_in: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -150,15 +150,16 @@ def open_session(
     for key, value in {"session.disable_cpu_ep_fallback": "1", **(entries or {})}.items():
         settings.add_session_config_entry(key, value)
     with stdout_to_stderr():
-        settings.add_provider_for_devices(
-            find_devices(), {"backend_type": "htp", **(provider or {})}
-        )
         try:
+            settings.add_provider_for_devices(
+                find_devices(), {"backend_type": "htp", **(provider or {})}
+            )
             return onnxruntime.InferenceSession(model, settings)
         except Exception as error:  # the package raises classes of its own, without a common base
-            reason = str(error).strip().splitlines()[0][:300]
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            version = onnxruntime_qnn.__version__
             raise ArtifactError(
-                f"onnxruntime-qnn {onnxruntime_qnn.__version__} cannot load {what}: {reason}"
+                f"onnxruntime-qnn {version} cannot load {what}: {lines[0][:300]}"
             ) from error
 
 

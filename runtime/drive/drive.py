@@ -212,24 +212,26 @@ class Drive:
             )
         loop, systemd = self.loop, Systemd()
         with self._signals():
-            asked = self._start()
-            end_ns = None if duration_s is None else loop.began_ns + int(duration_s * 1e9)
-            while not (ended := self._ended(end_ns)):
-                self.clock.wait(self.loops.wake_s())
-                self.loops.step()
-                self.loops.start_recordings()
-                systemd.tell(self.clock.now_ns(), self._note(on_state))
-            systemd.stopping()
-            last = replace(self.snapshot(), ended=ended)
-            self._over = ended
-            # Before the worker goes, whose memory is what matters.
-            self._usage.add(self._at_s(), loop.supervisor.processes())
-            if asked is not None:
-                asked.close()
-            ending_ns = self.clock.now_ns()
-            self._finish(STOP_S if self._stopped_by else FLUSH_S)
-            for item, *before in reversed(self._borrowed):  # as the caller had them
-                item.certifies, item.picks_size = before
+            try:
+                asked = self._start()
+                end_ns = None if duration_s is None else loop.began_ns + int(duration_s * 1e9)
+                while not (ended := self._ended(end_ns)):
+                    self.clock.wait(self.loops.wake_s())
+                    self.loops.step()
+                    self.loops.start_recordings()
+                    systemd.tell(self.clock.now_ns(), self._note(on_state))
+                systemd.stopping()
+                last = replace(self.snapshot(), ended=ended)
+                self._over = ended
+                # Before the worker goes, whose memory is what matters.
+                self._usage.add(self._at_s(), loop.supervisor.processes())
+                if asked is not None:
+                    asked.close()
+                ending_ns = self.clock.now_ns()
+                self._finish(STOP_S if self._stopped_by else FLUSH_S)
+            finally:
+                for item, *before in reversed(self._borrowed):  # as the caller had them
+                    item.certifies, item.picks_size = before
         return report_cameras(
             self.loops,
             self._histories,
