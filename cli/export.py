@@ -109,7 +109,9 @@ def export(
     calibration: Annotated[
         Method, in_group(INT8, help="How ranges are derived from them.")
     ] = Method.percentile,
-    calib_frames: Annotated[int, in_group(INT8, min=8, help="How many of them to use.")] = 32,
+    calib_frames: Annotated[
+        int, in_group(INT8, min=8, help="How many of them to calibrate on.")
+    ] = 32,
     compute_capability: Annotated[
         list[str] | None,
         in_group(ENGINES, help="GPU generation, such as 8.6; may be repeated."),

@@ -41,7 +41,7 @@ def incident(
     if file.is_dir():
         file = find_newest(file)
     if not file.is_file():
-        raise UsageError(f"there is no {file}")
+        raise UsageError(f"no such file or folder: {file}")
     done = replay_incident(file, model or ())
     show(json.dumps(done.to_dict(), indent=2), Group(*done.tables()), as_json)
     if why := done.failure():

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..data.files import move_file, write_atomically
 from ..data.limits import read_json_object
+from ..errors import RtsegError
 from ..reporting import Table
-from ..runtime.artifact import Card
+from ..runtime.artifact import Card, read_card
 from .conditions import text_of
 from .parity import ParityResult
 from .sensitivity import LayerCost
@@ -103,7 +104,7 @@ def build_table(artifacts: Sequence[Artifact]) -> Table:
     header = ["file", "run by", "MiB", "agree %", "borders %", "mIoU %", "logits", "verdict"]
     files = {a.card.weights_from for a in artifacts if a.card.weights_from.endswith(".onnx")}
     against = f"{files.pop()} in ONNX Runtime" if files else "PyTorch"
-    title = f"Labels and mIoU against float32 {against}, which are no accuracy"
+    title = f"Labels and mIoU against float32 {against}; they are not accuracy"
     return Table(header, rows, title, words=["run by", "verdict"], optional=["borders %", "MiB"])
 
 
@@ -150,6 +151,7 @@ def _percent(share: float | None) -> str:
 def publish(artifact: Artifact, out: Path) -> Artifact:
     """Move an artifact's files from the scratch folder to `out`, under `.failed` if it failed."""
     path, suffix = artifact.path, "" if artifact.passed else ".failed"
+    _tell_of_other_weights(out / (path.name + suffix), artifact)
     # Whatever begins with its name: log, reference, card, kernel.
     own = [p for p in path.parent.iterdir() if p.name.startswith(path.name)]
     # Weights of OpenVINO, the one file that does not begin with the artifact's whole name.
@@ -160,6 +162,18 @@ def publish(artifact: Artifact, out: Path) -> Artifact:
         move_file(each, out / (each.name + suffix))
     logger.info("%s: %s", artifact.status, path.name)
     return replace(artifact, path=out / (path.name + suffix))
+
+
+def _tell_of_other_weights(path: Path, artifact: Artifact) -> None:
+    """File names say network, size and precision, not which weights."""
+    if not path.is_file():
+        return
+    try:
+        old = read_card(path)
+    except RtsegError:  # it is no artifact that could be missed
+        return
+    if old.weights != artifact.card.weights:
+        logger.warning("%s of other weights (%s) is replaced", path, old.weights_from)
 
 
 def write_report(out: Path, artifacts: Sequence[Artifact]) -> None:

@@ -166,7 +166,7 @@ def _explain(
         if name != best
     ]
     others += [f"{name} did not pass: {why}" for name, why in refused.items()]
-    why = "; ".join(others) or f"the form for {artifact.target} here"
+    why = "; ".join(others) or f"the form of --to {artifact.target} that fits this machine"
     return f"{artifact.path.name}: {best} chosen; {why}"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.safetensors_header import read_tensor_header
 from ..errors import ArtifactError
-from .artifact import read_card
+from .artifact import read_card, read_sealed
 
 
 def describe(path: Path) -> dict[str, object]:
@@ -60,6 +60,12 @@ def describe(path: Path) -> dict[str, object]:
         "tools": card.tools,
         "proof": card.proof.model_dump() if card.proof else "built, not proven",
     }
+    try:
+        for name in card.files:
+            read_sealed(path, card, name)
+        facts["intact"] = "yes, as its digests say"
+    except ArtifactError as error:
+        facts["intact"] = f"NO: {error}"
     if card.preprocess:
         facts["preprocess"] = card.preprocess.model_dump()
     if card.engine:

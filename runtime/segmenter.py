@@ -299,7 +299,11 @@ class Segmenter:
             return "its card bounds no error of its logits: export it again, to onnx or openvino"
         if self.bound is None:
             known = ", ".join(each.arithmetic for each in proof.bounds)
-            return f"its error is known in {known}, not in {backend.arithmetic}: load it so"
+            name = proof.bounds[0].arithmetic.partition(" ")[0]
+            return (
+                f"its error is known in {known}, not in {backend.arithmetic}: load it there "
+                f"(--backend {name})"
+            )
         if self.card.coarse is None and backend.info.name != "torch":
             return "its labels are no argmax of resized logits, so no lead can be read"
         return 'the graph makes its labels: load it with argmax="runtime", on a CPU with numba'

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from ..data.classes import Color
@@ -264,9 +265,11 @@ def start_masks(old: ReplaySide, new: ReplaySide) -> MaskComparison:
         UsageError: the classes are others.
     """
     if old.classes != new.classes:
+        several = zip_longest(old.classes, new.classes, fillvalue="none")
+        place, was, now = next((i, a, b) for i, (a, b) in enumerate(several) if a != b)
         raise UsageError(
-            f"{new.file} has {len(new.classes)} classes and {old.file} has {len(old.classes)}, or "
-            "others: that is no update, score both with rtseg eval"
+            f"class {place} is {was} in {old.file} and {now} in {new.file}: that is no update, "
+            "score both with rtseg eval"
         )
     return MaskComparison(new.classes)
 

@@ -78,7 +78,7 @@ def at_least(bar: str, limit: float | None, value: float, what: str) -> BarCheck
     """A share that may not be lower. what: it is of, for people."""
     text = f"{what}: {value:.3%}"
     if limit is None:
-        return BarCheck(bar, limit, value, None, text)
+        return BarCheck(bar, limit, value, None, f"{text}; this bar is switched off")
     # Written so that NaN fails.
     return BarCheck(bar, limit, value, value >= limit, f"{text}, at least {limit:.2%} must")
 
@@ -91,5 +91,5 @@ def at_most(
         return BarCheck(bar, limit, None, None, f"not judged: {why}")
     text = f"{what}: {value:.3f}{unit}" + (f" ({why})" if why else "")
     if limit is None:
-        return BarCheck(bar, limit, value, None, text)
+        return BarCheck(bar, limit, value, None, f"{text}; this bar is switched off")
     return BarCheck(bar, limit, value, value <= limit, f"{text}, at most {limit:g}{unit} may be")

@@ -19,7 +19,9 @@ from rtseg.export.artifacts import list_notes
 from rtseg.export.graph import census
 from rtseg.models import FrameToLabels, build, deploy
 from rtseg.models.loading import Model, load_model
+from rtseg.models.random_weights import build_untrained
 from rtseg.runtime import load, read_card
+from rtseg.runtime.description import describe
 
 Frames = list[tuple[str, np.ndarray[Any, Any]]]
 
@@ -144,6 +146,22 @@ def test_an_artifact_below_the_bar_is_kept_as_failed(
     assert [p.name for p in tmp_path.glob("*.onnx*")] == ["csfcn_nano_64x128_fp32.onnx.failed"]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["csfcn_nano_64x128_fp32.onnx.failed"]["status"] == "failed"
+
+
+def test_other_weights_of_the_same_name_are_told(
+    nano: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file's name has no weights in it, so the second export takes the first one's place."""
+    (made,) = export(nano, (64, 96), precision="fp32", out=tmp_path)
+    assert "is replaced" not in caplog.text
+    assert str(describe(made.path)["intact"]).startswith("yes")
+    other = replace(nano, network=build_untrained("csfcn_nano", 11), weights_from="random, seed 0")
+    export(replace(other, trained=False), (64, 96), precision="fp32", out=tmp_path)
+    assert f"{made.path} of other weights ({nano.weights_from}) is replaced" in caplog.text
+    content = bytearray(made.path.read_bytes())
+    content[len(content) // 2] ^= 1
+    made.path.write_bytes(content)
+    assert str(describe(made.path)["intact"]).startswith("NO: ")
 
 
 def test_labels_of_the_frames_prove_the_miou(nano: Model, tmp_path: Path) -> None:

@@ -155,7 +155,9 @@ def test_weights_that_ship_are_exported_in_the_fastest_form_by_default(nano, for
     assert [a.path.name for a in made] == ["x_fp16.tensorrt", "x_int8.xml", "x_fp32.onnx"]
     # Targets with nothing to choose share an export.
     assert asked == ["fp32", "fp16", "int8", "fp32"]
-    assert made[2].chosen == "x_fp32.onnx: fp32 chosen; the form for onnx here"
+    assert (
+        made[2].chosen == "x_fp32.onnx: fp32 chosen; the form of --to onnx that fits this machine"
+    )
     assert set(json.loads((tmp_path / "report.json").read_text())) == {a.path.name for a in made}
 
 

@@ -296,7 +296,9 @@ def find_newest(folder: Path) -> Path:
             return box.incidents[-1]
     found = keep_newest(folder, PATTERN, MOST_INCIDENTS)
     if not found:
-        raise UsageError(f"{folder} holds no incident")
+        raise UsageError(
+            f"{folder} holds no incident: a drive that ends well leaves none; SIGUSR1 makes one"
+        )
     return found[-1]
 
 
