@@ -70,7 +70,8 @@ def targets(
             f"{risk.layer}: {risk.starved:.0%} of channels below 8 steps, spread "
             + ("-" if risk.spread is None else f"{risk.spread:.0f}x")
             for risk in report.risks)],
-        ["by", "\n".join(report.sources)],
     ]  # fmt: skip
     show(json.dumps(report.as_dict(), indent=2), Table(("", ""), facts, words=("",)), as_json)
-    note("predicted by what the makers publish; nothing was compiled for the chip")
+    note("predicted by what the makers publish; nothing was compiled for the chip:")
+    for source in report.sources:  # too long for a table's cell
+        note(source)
