@@ -73,5 +73,5 @@ def targets(
     ]  # fmt: skip
     show(json.dumps(report.as_dict(), indent=2), Table(("", ""), facts, words=("",)), as_json)
     note("predicted by what the makers publish; nothing was compiled for the chip:")
-    for source in report.sources:  # too long for a table's cell
-        note(source)
+    for url in report.sources:  # too long for a table's cell
+        note(url)
