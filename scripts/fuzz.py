@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -33,10 +34,11 @@ from rtseg.data.ros.ros_messages import Header, Image
 from rtseg.data.scenes import scene
 from rtseg.data.soft_labels import load_class_map, read_probabilities
 from rtseg.errors import RtsegError
-from rtseg.runtime.artifact import read_card
+from rtseg.runtime.artifact import Card, append_card, read_card
 from rtseg.runtime.description import describe
 from rtseg.runtime.drive.faults import read_plan
 from rtseg.runtime.sinks.shared_memory import RingReader
+from rtseg.speed.replay_side import RECORD, ReplaySide, read_recorded
 
 FOUND = Path("fuzz-findings")
 MODULES = ("rtseg.data", "rtseg.runtime", "rtseg.models", "rtseg.train")
@@ -160,17 +162,34 @@ def _recipe_sample() -> bytes:
     return (RECIPES / "csfcn_nano_camvid.yaml").read_bytes()
 
 
-def _card_sample() -> bytes:
-    """A file that ends as an ONNX artifact does."""
-    from rtseg.runtime.artifact import Card, append_card
-
+def _card() -> Card:
     facts = {
         "model": "csfcn_tiny", "size": (32, 64), "precision": "fp32", "outputs": ("labels",),
         "classes": ("road", "car"), "palette": ((0, 0, 0), (9, 9, 9)), "class_set": "two",
         "mean": (0, 0, 0), "std": (1, 1, 1), "weights": "w", "weights_from": "random",
         "trained": False, "macs": 1, "params": 1, "tools": {},
     }  # fmt: skip
-    return append_card(bytes(200), Card.model_validate(facts))
+    return Card.model_validate(facts)
+
+
+def _beside(path: Path) -> object:
+    """The card beside an artifact that has no room for one in it."""
+    artifact = path.with_suffix("")
+    artifact.write_bytes(b"content")
+    return read_card(artifact)
+
+
+def _baseline(path: Path) -> object:
+    return read_recorded(path.rename(path.with_name(RECORD)).parent)
+
+
+def _baseline_sample() -> bytes:
+    side = ReplaySide(
+        "net", "net.onnx", "d", "fp32", (32, 64), ("road", "car"), "onnxruntime", "1", "cpu", 2,
+        "cpu", "3.11", [[1.5, 2.0]], [0.0, 0.1], 3.5, [0.9, 0.8],
+    )  # fmt: skip
+    frames = [{"name": "0001", "pixels": "d"}]
+    return json.dumps({"format": 1, "side": asdict(side), "frames": frames}).encode()
 
 
 TARGETS = {
@@ -184,7 +203,9 @@ TARGETS = {
     "mcap": Target(".mcap", lambda path: list(McapLog(path)), _mcap),
     "ros-image": Target(".cdr", lambda path: Image.decode(path.read_bytes()), _ros_image),
     "ros-bag": Target(".db3", lambda path: list(RosBag(path)), _ros_bag),
-    "onnx-card": Target(".onnx", read_card, _card_sample),
+    "onnx-card": Target(".onnx", read_card, lambda: append_card(bytes(200), _card())),
+    "card-beside": Target(".qnn.json", _beside, lambda: _card().to_json().encode()),
+    "replay-baseline": Target(".json", _baseline, _baseline_sample),
     "safetensors": Target(".safetensors", describe, _weights),
     "weights": Target(".safetensors", _checkpoint, _weights),
     "pickle": Target(".pth", _checkpoint, _pickle),

@@ -218,7 +218,7 @@ def read_recorded(folder: Path) -> RecordedSide:
         side.memory_mib = [float(each) for each in side.memory_mib]
         side.certified = [float(each) for each in side.certified] if side.certified else None
         frames = [{key: str(each[key]) for key in ("name", "pixels")} for each in facts["frames"]]
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:  # 1e999 is infinite
         raise UsageError(_NO_BASELINE.format(folder=folder)) from error
     if not side.rounds:
         raise UsageError(_NO_BASELINE.format(folder=folder))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -317,41 +317,42 @@ def test_the_known_frame_waits_for_room(artifact: Artifact) -> None:
         assert not repetition.due(1, False)  # no artifact, no known frame
 
 
-def test_the_known_digest_is_kept_and_held_to(
+@pytest.fixture
+def proved(
     artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with load(artifact.path, "onnxruntime", "cpu") as segment:
-        digest = known_frame.prove(segment, "nano")
-        assert known_frame.prove(segment, "nano") == digest
-        (kept,) = (tmp_path / "rtseg" / "known-frames").iterdir()
-        record = json.loads(kept.read_text())
-        assert record["labels"] == digest
-        forged = json.dumps(record | {"labels": "0" * 64})
-        for malformed in ("", digest, forged):  # a crash left it, or somebody: as if it were absent
-            kept.write_text(malformed)
-            for _ in range(2):
-                assert known_frame.prove(segment, "nano") == digest
-            assert json.loads(kept.read_text()) == record
-        write_record(kept, {"of": record["of"], "labels": "0" * 64})
-        with pytest.raises(ArtifactError, match=r"nano gives other labels .*delete"):
-            known_frame.prove(segment, "nano")
-
-
-def test_a_first_load_that_was_wrong_is_not_held_to(
-    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> Iterator[tuple[Segmenter, str, Path]]:
+    """A Segmenter that answered the known frame once, the digest, and where that is kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with load(artifact.path, "onnxruntime", "cpu") as segment:
         digest = known_frame.prove(segment, "nano")
         (kept,) = (tmp_path / "rtseg" / "known-frames").iterdir()
-        record = json.loads(kept.read_text())
-        wrong = {"of": record["of"], "labels": "0" * 64}
-        write_record(kept, wrong | {"loads": 1})
-        assert [known_frame.prove(segment, "nano") for _ in range(2)] == [digest] * 2
-        write_record(kept, wrong | {"loads": 2})
-        with pytest.raises(ArtifactError, match="nano gives other labels"):
-            known_frame.prove(segment, "nano")
+        yield segment, digest, kept
+
+
+def test_the_known_digest_is_kept_and_held_to(proved: tuple[Segmenter, str, Path]) -> None:
+    segment, digest, kept = proved
+    assert known_frame.prove(segment, "nano") == digest
+    record = json.loads(kept.read_text())
+    assert record["labels"] == digest
+    forged = json.dumps(record | {"labels": "0" * 64})
+    for malformed in ("", digest, forged):  # a crash left it, or somebody: as if it were absent
+        kept.write_text(malformed)
+        for _ in range(2):
+            assert known_frame.prove(segment, "nano") == digest
+        assert json.loads(kept.read_text()) == record
+    write_record(kept, {"of": record["of"], "labels": "0" * 64})
+    with pytest.raises(ArtifactError, match=r"nano gives other labels .*delete"):
+        known_frame.prove(segment, "nano")
+
+
+def test_a_first_load_that_was_wrong_is_not_held_to(proved: tuple[Segmenter, str, Path]) -> None:
+    segment, digest, kept = proved
+    wrong = {"of": json.loads(kept.read_text())["of"], "labels": "0" * 64}
+    write_record(kept, wrong | {"loads": 1})
+    assert [known_frame.prove(segment, "nano") for _ in range(2)] == [digest] * 2
+    write_record(kept, wrong | {"loads": 2})
+    with pytest.raises(ArtifactError, match="nano gives other labels"):
+        known_frame.prove(segment, "nano")
 
 
 def test_what_is_not_granted_is_said() -> None:

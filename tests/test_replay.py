@@ -305,7 +305,10 @@ def test_a_folder_that_is_no_baseline_is_left_alone(
         replay(str(frames), str(artifact), str(tmp_path))
 
 
-@pytest.mark.parametrize("damage", [{"rounds": []}, {"rounds": [["x"]]}, {"size": 3}, {"new": 1}])
+@pytest.mark.parametrize(
+    "damage",
+    [{"rounds": []}, {"rounds": [["x"]]}, {"size": 3}, {"size": [float("inf"), 1]}, {"new": 1}],
+)
 def test_a_damaged_baseline_is_refused_in_one_line(
     artifact: Path, frames: Path, tmp_path: Path, damage: dict[str, object]
 ) -> None:
