@@ -33,7 +33,7 @@ from .replay_side import (
 )
 from .timing import Now, Ratio
 
-BLOCK = 8  # frames of a turn, held in memory
+BLOCK = 8  # frames of a turn, held in memory; the last of a log has up to 15
 RUNS = 200  # timed frames a side
 LONGER = 5  # times as many at most, where the ratio of the times is not decided by then
 STEP = 5  # blocks between two looks at it
@@ -346,17 +346,20 @@ def _passes(recording: Recording, skipped: list[int]) -> Iterator[tuple[list[Fra
 
 
 def _blocks(recording: Recording, skipped: list[int]) -> Iterator[list[Frame]]:
+    """Of BLOCK frames, the last one of up to twice as many: what slows the first calls of a turn
+    slows both sides alike, so that short turns would make a slower update look less so."""
     block: list[Frame] = []
+    following: list[Frame] = []
     for item in recording:
         if isinstance(item, Unreadable):
             skipped[0] += 1
             continue
-        block.append(item)
-        if len(block) == BLOCK:
+        (following if len(block) == BLOCK else block).append(item)
+        if len(following) == BLOCK:
             yield block
-            block = []
+            block, following = following, []
     if block:
-        yield block
+        yield block + following
 
 
 def judge(done: ReplayResult, bars: ReplayBars) -> list[BarCheck]:
