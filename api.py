@@ -246,6 +246,7 @@ def open_labeler(
                 window=window,
                 precision=precision,
                 aspect=source.fit,
+                pad_color=source.pad_color,
             )
         if class_map is not None:
             segment = _map_labels(segment, names, class_map, expected)

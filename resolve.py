@@ -87,6 +87,7 @@ def read_own_options(
     output: str | None,
     preprocess: str | None = None,
     fit: str | None = None,
+    pad_color: tuple[int, ...] | None = None,
 ) -> dict[str, object]:
     """What the command line says of a network of the user's own, as `load_model` takes it.
 
@@ -99,6 +100,7 @@ def read_own_options(
         output: key or place of the logits.
         preprocess: where to find the user's own, "package.module:callable" or "file.py:callable".
         fit: how frames of another aspect come to the size, which that is held against.
+        pad_color: likewise, of what is beside them, in RGB.
 
     Raises:
         UsageError: both ways are used, a number is none, or the name is unknown.
@@ -107,7 +109,8 @@ def read_own_options(
     if output is not None:
         found["output"] = output
     if preprocess is not None:
-        found |= {"preprocess": preprocess, **({"fit": fit} if fit else {})}
+        given = {"preprocess": preprocess, "fit": fit, "pad_color": pad_color}
+        found |= {name: value for name, value in given.items() if value is not None}
     if normalize is None and mean is None and std is None and order is None:
         return found
     from .models.own import Normalization, find_normalization

@@ -217,6 +217,7 @@ class Fit(str, Enum):
     """How frames of another aspect ratio are fitted to a size."""
 
     letterbox = "letterbox"
+    letterbox_center = "letterbox_center"
     crop = "crop"
     stretch = "stretch"
 
@@ -253,6 +254,16 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def parse_sizes(texts: list[str] | None) -> list[tuple[int, int]]:
     return [parse_size(text) for text in texts or ()]
+
+
+def parse_color(text: str) -> tuple[int, ...]:
+    """Of "114,114,114", what `check_fit` looks at."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise UsageError(
+            f"a color is R,G,B, each a whole number 0..255, such as 114,114,114, not {text!r}"
+        ) from error
 
 
 def _require_signature(key: str | None) -> str | None:

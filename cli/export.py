@@ -24,6 +24,7 @@ from ._options import (
     Weights,
     complete_models,
     in_group,
+    parse_color,
     parse_size,
     parse_sizes,
 )
@@ -75,6 +76,10 @@ def export(
     fit: Annotated[
         Fit | None,
         Option(help="How frames of another aspect ratio are fitted."),
+    ] = None,
+    pad_color: Annotated[
+        str | None,
+        Option(help="R,G,B beside letterboxed frames, such as 114,114,114; by default black."),
     ] = None,
     input: Annotated[
         CameraFormat,
@@ -242,8 +247,9 @@ def export(
     from ..export.tensorrt import BuilderOptions
     from ..resolve import load_source, read_own_options
 
+    color = parse_color(pad_color) if pad_color else None
     own = read_own_options(
-        *(sizes, normalize, mean, std, order, logits, preprocess, fit.value if fit else None)
+        *(sizes, normalize, mean, std, order, logits, preprocess, fit.value if fit else None, color)
     )
     source = load_source(model, weights, classes, ignore_keys or (), **own)
     note(
@@ -265,6 +271,7 @@ def export(
             out=out,
             output=output.value,
             fit=fit.value if fit else None,
+            pad_color=color,  # type: ignore[arg-type]
             input=input.value,
             camera_size=parse_size(camera_size) if camera_size else None,
             frames=frames,

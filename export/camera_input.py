@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ..data.camera_formats import PACKED, PLANAR, to_bgr
-from ..data.letterbox import Size, find_view, fit_frame, fit_size
+from ..data.letterbox import Color, Size, find_place, find_view, fit_frame
 from ..errors import ExportError
 from ..models.onnx_graph import attributes
 from ..runtime.artifact import Card
@@ -77,7 +77,7 @@ def find_conversion_faults(
     for place, frame in enumerate(frames):
         batch = np.repeat(frame[None], card.batch, axis=0)
         ours = session.run([PIXELS], {"frame": batch})[0][-1].transpose(1, 2, 0)
-        theirs = fit_frame(to_bgr(frame, card.input), card.size, card.fit)
+        theirs = fit_frame(to_bgr(frame, card.input), card.size, card.fit, card.pad_color)
         if (worst := np.abs(ours - theirs).max()) > 1:
             found.append(f"frame {place}'s colors are off from OpenCV's by {worst:.0f} levels")
     return found
@@ -247,7 +247,8 @@ def _fit(nodes: _Front, pixels: str, card: Card) -> str:
         return nodes.add("Identity", [pixels], PIXELS)
     rows, columns = find_view(camera, size, card.fit)
     pixels = nodes.cut(pixels, (rows, columns), camera, "view")
-    inside = fit_size(camera, size, card.fit)
+    place = find_place(camera, size, card.fit)
+    inside = tuple(part.stop - part.start for part in place)
     target = nodes.keep("camera/size", (card.batch, 3, *inside))
     pixels = nodes.add(
         "Resize", [pixels, "", "", target], "camera/resized",
@@ -258,5 +259,17 @@ def _fit(nodes: _Front, pixels: str, card: Card) -> str:
     if inside == size:
         return _to_levels(nodes, pixels, PIXELS)
     pixels = _to_levels(nodes, pixels, "camera/fitted")
-    rest = nodes.keep("camera/rest", [0, 0, 0, 0, 0, 0, size[0] - inside[0], size[1] - inside[1]])
-    return nodes.add("Pad", [pixels, rest], PIXELS)
+    before = [part.start for part in place]
+    after = [side - part.stop for side, part in zip(size, place, strict=True)]
+    rest = nodes.keep("camera/rest", [0, 0, *before, 0, 0, *after])
+    return _pad(nodes, pixels, rest, card.pad_color or (0, 0, 0))
+
+
+def _pad(nodes: _Front, pixels: str, rest: str, color: Color) -> str:
+    if len(set(color)) == 1:  # one number is all that a Pad takes
+        level = nodes.keep("camera/pad_level", color[0], np.float32)
+        return nodes.add("Pad", [pixels, rest, level], PIXELS)
+    bgr = nodes.keep("camera/pad_color", np.reshape(color[::-1], (1, 3, 1, 1)), np.float32)
+    above = nodes.add("Sub", [pixels, bgr], "camera/above_pad")
+    padded = nodes.add("Pad", [above, rest], "camera/padded")
+    return nodes.add("Add", [padded, bgr], PIXELS)

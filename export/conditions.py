@@ -89,7 +89,7 @@ def compare_calibration(
     frames = [frame for _, frame in picked.used]
     found = _compare_light("the calibration frames", frames, card)
     # Fitted as the proof's frames are, which may have black beside them.
-    fitted = (fit_frame(frame, card.size, card.fit) for frame in frames)
+    fitted = (fit_frame(frame, card.size, card.fit, card.pad_color) for frame in frames)
     ours, theirs = measure_light(fitted), measure_light(expected.reference.frames)
     if abs(ours.mean - theirs.mean) > FAR_LIGHT:
         found.append(

@@ -22,7 +22,7 @@ from .. import __version__
 from ..data.camera_formats import CameraFormat, check_format
 from ..data.classes import ClassSet
 from ..data.files import check_writable, scratch_folder
-from ..data.letterbox import Fit, check_fit
+from ..data.letterbox import Color, Fit, check_fit, is_letterbox
 from ..errors import ArtifactError, ExportError, ProofError
 from ..models import VARIANTS, Network, count, digest
 from ..models.loading import Model, is_shipped, load_model
@@ -67,6 +67,7 @@ def export(
     out: str | os.PathLike[str] = "artifacts",
     output: str = "labels",
     fit: Fit | None = None,
+    pad_color: Color | None = None,
     input: CameraFormat = "bgr",
     camera_size: Size | None = None,
     frames: str | os.PathLike[str] | Frames | None = None,
@@ -108,8 +109,10 @@ def export(
         classes: of a network, as `load_model` takes them.
         out: folder for the artifacts.
         output: "labels", "logits" or "both".
-        fit: "letterbox", "crop" or "stretch", how frames of another aspect come to the size; by
-            default the model's own.
+        fit: "letterbox", "letterbox_center", "crop" or "stretch", how frames of another aspect
+            come to the size; by default the model's own.
+        pad_color: RGB, 0..255, of what is beside letterboxed frames; by default the model's own,
+            black where it names none.
         input: format of the frames that the graph takes: "bgr", "nv12", "nv21", "yuyv", "uyvy" or
             "bayer_rggb", "bayer_bggr", "bayer_gbrg", "bayer_grbg"; its name joins the files'.
         camera_size: (height, width) in pixels of the camera's picture, which the graph brings to
@@ -133,7 +136,7 @@ def export(
     Raises:
         ExportError: before anything is written, for a bad size, batch, target, precision, class
             set or calibration frames.
-        UsageError: likewise, for a bad `fit`, `input` or `camera_size`.
+        UsageError: likewise, for a bad `fit`, `pad_color`, `input` or `camera_size`.
         ProofError: an artifact falls below the bar (the report is written), or no int8 graph
             reaches it.
     """
@@ -169,7 +172,9 @@ def export(
         integer = "onnxruntime" in targets and (precision == "int8" or ranged)
         integer = integer or "qnn" in targets
         _check_one_file(sizes, TRITON in wanted, converts, integer)
-    check_fit(fit or model.fit)
+    fit = fit or model.fit
+    pad_color = pad_color or (model.pad_color if is_letterbox(fit) else None)
+    check_fit(fit, pad_color)
     for each in [camera_size] if camera_size else sizes:
         check_format(input, each)
     if "torch" in targets and (input != "bgr" or camera_size):
@@ -193,16 +198,17 @@ def export(
     check_writable(out)
     if precision == AUTO:
         return export_fastest(
-            model, sizes, targets, out, progress, batch=batch, output=output, fit=fit, input=input,
-            camera_size=camera_size, frames=frames, labels=labels, proof_frames=proof_frames,
-            compute_capability=compute_capability, gpu=gpu, label_kernel=label_kernel,
-            builder=builder, log=log, one_file=one_file, soc=soc,
+            model, sizes, targets, out, progress, batch=batch, output=output, fit=fit,
+            pad_color=pad_color, input=input, camera_size=camera_size, frames=frames,
+            labels=labels, proof_frames=proof_frames, compute_capability=compute_capability,
+            gpu=gpu, label_kernel=label_kernel, builder=builder, log=log, one_file=one_file,
+            soc=soc,
         )  # fmt: skip
     artifacts: list[Artifact] = []
     sizes = list(dict.fromkeys(sizes))
     for group in [sizes] if one_file else [[size] for size in sizes]:
         with scratch_folder(out, "export") as folder:
-            card = make_card(model, group[0], precision, output, fit or model.fit, batch)
+            card = make_card(model, group[0], precision, output, fit, batch, pad_color)
             camera = camera_size if camera_size != group[0] else None  # nothing to resize
             card = card.model_copy(update={"input": input, "camera_size": camera})
             if len(group) > 1:
@@ -350,6 +356,7 @@ def make_card(
     output: str,
     fit: Fit = "letterbox",
     batch: int = 1,
+    pad_color: Color | None = None,
 ) -> Card:
     """The card of an export that has not been proven yet."""
     info, cost = model.network.info, count(model.network, size)
@@ -360,6 +367,7 @@ def make_card(
         batch=batch,
         trained_size=model.trained_size,
         fit=fit,
+        pad_color=pad_color if any(pad_color or ()) else None,  # black is what None says
         precision=precision,  # type: ignore[arg-type]
         outputs=OUTPUTS[output],  # type: ignore[arg-type]
         classes=model.classes.names,

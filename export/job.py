@@ -92,6 +92,7 @@ class ExportJob:
                 # It makes pictures of one size.
                 model.preprocess if size == model.trained_size else None,
                 pictures,
+                card.pad_color,
             )
             # The same answers, of the frames as the artifact takes them.
             answer = self.answers[size]

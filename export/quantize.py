@@ -117,7 +117,9 @@ def quantize(
         what = f"calibration ({calibration.method}) on {len(calibration.used)} frames"
         progress(f"{what}, {text_of(plain.card.size)}" if len(plains) > 1 else what, 0.0)
         # Fitted as the runtime will, black bars included: ranges are of what the network reads.
-        frames = [fit_frame(frame, plain.card.size, card.fit) for _, frame in calibration.used]
+        frames = [
+            fit_frame(f, plain.card.size, card.fit, card.pad_color) for _, f in calibration.used
+        ]
         for name, span in measure_ranges(plain.graph, KINDS, frames, calibration.method).items():
             # Of shape () or (1,), by the method.
             ranges[name] = max(ranges.get(name, 0.0), float(np.max(span.range_value[1])))

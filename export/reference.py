@@ -17,7 +17,7 @@ from torch.nn import functional
 from ..data.camera_formats import to_bgr
 from ..data.frames import SHIPPED_FRAMES, open_source
 from ..data.images import read_gray, read_image
-from ..data.letterbox import Fit, find_view, fit_frame, fit_labels, fit_size
+from ..data.letterbox import Color, Fit, find_place, find_view, fit_frame, fit_labels
 from ..data.scenes import scenes
 from ..errors import ExportError, UsageError
 from ..models import Network
@@ -142,23 +142,24 @@ def as_camera_sees(
     taken = [card.encode(frame) for _, frame in proof.frames]
     names = [name for name, _ in proof.frames]
     whole = [to_bgr(frame, card.input) for frame in taken]
-    seen = [_resize_exactly(picture, card.size, card.fit) for picture in whole]
+    seen = [_resize_exactly(picture, card) for picture in whole]
     size = card.camera_size or card.size
     truth = [None if each is None else fit_labels(each, size, card.fit) for each in proof.truth]
     return replace(proof, frames=list(zip(names, seen, strict=True)), truth=truth), taken, whole
 
 
-def _resize_exactly(picture: NDArray[np.uint8], size: tuple[int, int], fit: Fit) -> LabelMap:
+def _resize_exactly(picture: NDArray[np.uint8], card: Card) -> NDArray[np.uint8]:
     """What `fit_frame` does, without OpenCV's rounding of the weights: that moves a tenth of the
     values by a level, and labels with them, for which an artifact cannot be blamed."""
-    camera = (picture.shape[0], picture.shape[1])
+    size, camera = card.size, (picture.shape[0], picture.shape[1])
     if camera == size:
         return picture
-    view = torch.from_numpy(picture[find_view(camera, size, fit)]).permute(2, 0, 1)[None]
-    height, width = fit_size(camera, size, fit)
-    levels = functional.interpolate(view.double(), (height, width), mode="bilinear")[0] + 0.5
-    whole = np.zeros((*size, 3), np.uint8)
-    whole[:height, :width] = levels.floor().byte().permute(1, 2, 0).numpy()
+    view = torch.from_numpy(picture[find_view(camera, size, card.fit)]).permute(2, 0, 1)[None]
+    place = find_place(camera, size, card.fit)
+    sides = tuple(part.stop - part.start for part in place)
+    levels = functional.interpolate(view.double(), sides, mode="bilinear")[0] + 0.5
+    whole = np.full((*size, 3), (card.pad_color or (0, 0, 0))[::-1], np.uint8)
+    whole[place] = levels.floor().byte().permute(1, 2, 0).numpy()
     return whole
 
 
@@ -256,6 +257,7 @@ def run_reference(
     progress: Progress = lambda step, share: None,
     preprocess: Preprocess | None = None,
     pictures: Sequence[NDArray[np.uint8]] = (),
+    pad_color: Color | None = None,
 ) -> ReferenceOutputs:
     """Run the plain network in float32 on the frames, brought to `size` as the runtime will.
 
@@ -269,12 +271,13 @@ def run_reference(
             ours up to a resize's rounding, which no artifact can be blamed for, ours counts and
             the labels of both are compared.
         pictures: that it takes, where those are not the frames.
+        pad_color: beside letterboxed frames, in RGB; None: black.
 
     Raises:
         UsageError: it does something else than the export.
     """
     info = network.info
-    own_input = preprocess and OwnInput(preprocess, network, size, fit)
+    own_input = preprocess and OwnInput(preprocess, network, size, fit, pad_color)
     agreed: list[float] = []
     fitted, labels, margins = [], [], []
     logits: list[Logits | None] = []
@@ -283,7 +286,7 @@ def run_reference(
     kept = set(spread(len(proof.frames), max(2, LOGITS_LIMIT // one)))
     for place, (name, frame) in enumerate(proof.frames):
         progress(f"frame {place + 1} of {len(proof.frames)}", (place + 1) / len(proof.frames))
-        image = fit_frame(frame, size, fit)
+        image = fit_frame(frame, size, fit, pad_color)
         given, other = normalize_frame(image, network), None
         if own_input:
             picture = pictures[place] if pictures else frame

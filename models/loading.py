@@ -15,7 +15,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from ..data.classes import CITYSCAPES, CLASS_SETS, ClassSet, load_class_set
-from ..data.letterbox import Fit, check_fit
+from ..data.letterbox import Color, Fit, check_fit
 from ..data.shipped import SHIPPED, find_pretrained, refuse_absent
 from ..errors import CheckpointError, UsageError
 from .checkpoints import (
@@ -33,7 +33,7 @@ from .checkpoints import (
 from .factories import is_factory, load_module
 from .identify import ALIKE, class_entries, identify_checkpoint, identify_variant
 from .network import Network
-from .own import OwnOptions, find_normalization, load_own_weights, wrap_module
+from .own import Normalization, OwnOptions, find_normalization, load_own_weights, wrap_module
 from .preprocessing import Preprocess, find_preprocess
 from .random_weights import SEED, build_untrained
 from .registry import VARIANTS, build, find_variant
@@ -56,7 +56,8 @@ class Model:
         trained: False for random weights.
         trained_size: (height, width) in pixels of the training; where nothing names it, the
             size of the variant.
-        fit: "letterbox", "crop" or "stretch", how frames of another aspect come to its size.
+        fit: "letterbox", "letterbox_center", "crop" or "stretch", how frames of another aspect
+            come to its size; pad_color: RGB, of what is beside letterboxed ones; None: black.
         license: of the weights; trained_on: the name of the data set: what their file says.
         preprocess: of a network from outside the zoo, the user's own, see `OwnOptions`.
     """
@@ -70,6 +71,7 @@ class Model:
     license: str | None = None
     trained_on: str | None = None
     preprocess: Preprocess | None = None
+    pad_color: Color | None = None
 
 
 def load_model(
@@ -154,10 +156,7 @@ def _open_own(
         state = unwrap_state_dict(read_checkpoint(Path(weights)), str(weights))
         load_own_weights(network.module, state, str(weights))
     classes = classes or _ask_classes(network.info.num_classes, numbered)
-    fit = own.get("fit", "letterbox")
-    check_fit(fit)
-    preprocess = find_preprocess(own.get("preprocess"), normalization, size, fit)
-    model = replace(_with_classes(network, classes), fit=fit, preprocess=preprocess)
+    model = _with_preprocess(_with_classes(network, classes), normalization, size, own)
     origin = "memory" if weights is None else Path(weights).name
     return replace(model, weights_from=origin, trained_size=size)
 
@@ -189,11 +188,17 @@ def _open_file(
     if network.info.name in VARIANTS:  # it may be one, and says nothing of that
         network.info = replace(network.info, name=f"{network.info.name}_onnx")
     classes = classes or _ask_classes(network.info.num_classes, numbered)
-    fit = own.get("fit", "letterbox")
-    check_fit(fit)
-    preprocess = find_preprocess(own.get("preprocess"), normalization, size, fit)
-    model = replace(_with_classes(network, classes), fit=fit, preprocess=preprocess)
+    model = _with_preprocess(_with_classes(network, classes), normalization, size, own)
     return replace(model, weights_from=path.name, trained_size=size)
+
+
+def _with_preprocess(
+    model: Model, normalization: Normalization, size: tuple[int, int], own: OwnOptions
+) -> Model:
+    fit, pad_color = own.get("fit", "letterbox"), own.get("pad_color")
+    check_fit(fit, pad_color)
+    preprocess = find_preprocess(own.get("preprocess"), normalization, size, fit, pad_color)
+    return replace(model, fit=fit, pad_color=pad_color, preprocess=preprocess)
 
 
 def _with_classes(what: Network | Model, classes: ClassSet | None) -> Model:

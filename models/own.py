@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..data.letterbox import Fit
+from ..data.letterbox import Color, Fit
 from ..errors import UsageError
 from .checkpoints import refuse_broken, refuse_misfit
 from .factories import find_line, first_line
@@ -104,9 +104,10 @@ class OwnOptions(TypedDict, total=False):
         normalize: a name of NORMALIZATIONS, or a Normalization; required.
         name: for files and reports; by default its class's.
         output: where the logits are in what it returns: a key, an attribute or an index.
-        fit: "letterbox" (the default), "crop" or "stretch", how frames of another aspect than the
-            size's come to it; letterboxed ones lie at the top left, over black, of cropped ones
-            only the middle is seen.
+        fit: "letterbox" (the default), "letterbox_center", "crop" or "stretch", how frames of
+            another aspect than the size's come to it; letterboxed ones lie at the top left or in
+            the middle, over black, of cropped ones only the middle is seen.
+        pad_color: RGB, 0..255, in place of black, such as (114, 114, 114).
         preprocess: what makes its input of a camera's frame, (H, W, 3) uint8 BGR -> (1, 3, h, w),
             or where to find it, "package.module:callable" or "file.py:callable": every export is
             held against it.
@@ -117,6 +118,7 @@ class OwnOptions(TypedDict, total=False):
     name: str
     output: str | int
     fit: Fit
+    pad_color: Color | None
     preprocess: str | Callable[[NDArray[np.uint8]], object]
 
 

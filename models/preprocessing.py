@@ -9,7 +9,7 @@ and the float32 reference reads what the user's preprocessing makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.letterbox import ASPECT_TOLERANCE, Fit, find_view, fit_frame, fit_size
+from ..data.letterbox import ASPECT_TOLERANCE, Color, Fit, find_place, find_view, fit_frame
 from ..data.scenes import scenes
 from ..errors import UsageError
 from .factories import find_line, first_line, load_function
 from .network import Network
-from .own import Normalization
+from .own import NORMALIZATIONS, Normalization, OwnOptions
 
 Size = tuple[int, int]
 Frame = NDArray[np.uint8]  # (H, W, 3) BGR
@@ -42,7 +42,13 @@ EXACT = 0.02  # levels; float32 in another order
 LETTERBOX = "bilinear with padding (letterbox, the frame at the top left)"
 MIDDLE = "bilinear with padding (letterbox, the frame in the middle)"
 CROPPED = "bilinear of the frame's middle (cropped to the aspect)"
-RULES = {"bilinear": "stretch", LETTERBOX: "letterbox", CROPPED: "crop"}  # what `fit` they are
+# What `fit` they are.
+RULES: dict[str, Fit] = {
+    "bilinear": "stretch",
+    LETTERBOX: "letterbox",
+    MIDDLE: "letterbox_center",
+    CROPPED: "crop",
+}
 # Of a fit to thousands of pixels; either moves a bright pixel by a level.
 SAME_STD = 0.004  # relative
 SAME_MEAN = 0.003  # in units of 0..1
@@ -79,14 +85,22 @@ class OwnInput:
         network: from outside the zoo.
         size: (height, width) of its input in pixels.
         fit: how a frame of another aspect comes to that.
+        pad_color: of what is beside it, in RGB; None: black.
 
     Attributes:
         frames: that were compared.
         largest: difference of a pixel, in levels of 255.
     """
 
-    def __init__(self, function: Preprocess, network: Network, size: Size, fit: Fit):
-        self.function, self.size, self.fit = function, size, fit
+    def __init__(
+        self,
+        function: Preprocess,
+        network: Network,
+        size: Size,
+        fit: Fit,
+        pad_color: Color | None = None,
+    ):
+        self.function, self.size, self.fit, self.pad_color = function, size, fit, pad_color
         self.normalization = _normalization_of(network)
         self.frames, self.largest = 0, 0.0
 
@@ -98,9 +112,11 @@ class OwnInput:
             UsageError: it differs by more than a resize rounds; each step that does is named.
         """
         theirs = run_preprocess(self.function, frame, self.size)
-        off = measure(theirs, frame, self.normalization, self.fit)
+        ours = (self.normalization, self.fit, self.pad_color)
+        off = measure(theirs, frame, *ours)
         if not off <= LEVELS:
-            raise _differs(theirs, frame, self.normalization, self.fit, f" {name!r}", off)
+            where = f"a frame {name!r} of {frame.shape[0]}x{frame.shape[1]}"
+            raise _refuse(where, *explain(theirs, frame, *ours))
         self.frames, self.largest = self.frames + 1, max(self.largest, off)
         rgb = theirs if self.normalization.order == "rgb" else theirs[..., ::-1]
         image = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))[None]
@@ -108,7 +124,11 @@ class OwnInput:
 
 
 def find_preprocess(
-    what: str | Preprocess | None, normalization: Normalization, size: Size, fit: Fit
+    what: str | Preprocess | None,
+    normalization: Normalization,
+    size: Size,
+    fit: Fit,
+    pad_color: Color | None = None,
 ) -> Preprocess | None:
     """The user's preprocessing, or where to find it, as a function that passed
     `check_preprocess`; None if there is none.
@@ -119,12 +139,16 @@ def find_preprocess(
     if what is None:
         return None
     found: Preprocess = load_function(what) if isinstance(what, str) else what
-    check_preprocess(normalization, size, found, fit)
+    check_preprocess(normalization, size, found, fit, pad_color)
     return found
 
 
 def check_preprocess(
-    normalization: Normalization, size: Size, preprocess: Preprocess, fit: Fit = "letterbox"
+    normalization: Normalization,
+    size: Size,
+    preprocess: Preprocess,
+    fit: Fit = "letterbox",
+    pad_color: Color | None = None,
 ) -> None:
     """Compare the user's `preprocess` with what the exported graph does to the same frame.
 
@@ -133,18 +157,27 @@ def check_preprocess(
         size: (height, width) of the network's input in pixels.
         preprocess: as `OwnInput` takes it.
         fit: how a frame of another aspect comes to `size`.
+        pad_color: of what is beside it, in RGB; None: black.
 
     Raises:
         UsageError: naming each step that differs and what it is on either side.
     """
+    lines: dict[str, str] = {}  # by the step that they name
+    sizes, options = [], OwnOptions()
     # A frame of the network's own aspect tells how it is resized, the others what becomes of the
     # aspect: one that is wider, one that is higher.
     for height, width in ((18, 18), (18, 27), (27, 18)):
         (frame,) = scenes(1, (size[0] * height // 12, size[1] * width // 12))
         theirs = run_preprocess(preprocess, frame, size)
-        off = measure(theirs, frame, normalization, fit)
+        off = measure(theirs, frame, normalization, fit, pad_color)
         if not off <= LEVELS:
-            raise _differs(theirs, frame, normalization, fit, "", off)
+            told, mends = explain(theirs, frame, normalization, fit, pad_color)
+            for line in told:
+                lines.setdefault(line.partition(":")[0], line)
+            options = OwnOptions(**(mends | options))
+            sizes.append(f"{frame.shape[0]}x{frame.shape[1]}")
+    if lines:
+        raise _refuse(f"a frame of {' or '.join(sizes)}", list(lines.values()), options)
 
 
 def run_preprocess(preprocess: Preprocess, frame: Frame, size: Size) -> Pixels:
@@ -176,26 +209,63 @@ def run_preprocess(preprocess: Preprocess, frame: Frame, size: Size) -> Pixels:
     return np.ascontiguousarray(array)
 
 
-def measure(theirs: Pixels, frame: Frame, ours: Normalization, fit: Fit) -> float:
+def measure(
+    theirs: Pixels, frame: Frame, ours: Normalization, fit: Fit, pad_color: Color | None = None
+) -> float:
     """The largest difference of a pixel from what the export reads of `frame`, in levels of 255."""
     size = (theirs.shape[0], theirs.shape[1])
-    image = fit_frame(frame, size, fit).astype(np.float32)
+    image = fit_frame(frame, size, fit, pad_color).astype(np.float32)
     wanted = image[..., ::-1] if ours.order == "rgb" else image
     mean, std = (np.array(each, np.float32) for each in (ours.mean, ours.std))
     return float(np.abs((theirs * std + mean) / np.float32(ours.scale) - wanted).max())
 
 
-def _differs(
-    theirs: Pixels, frame: Frame, ours: Normalization, fit: Fit, which: str, off: float
-) -> UsageError:
-    differences = explain(theirs, frame, ours, fit) or [
-        f"pixels by up to {off:.3g} of 255 levels, by no step known here: is anything random, or "
-        "computed in half precision?"
-    ]
+def _refuse(frames: str, lines: Sequence[str], options: OwnOptions) -> UsageError:
+    """The error that names what differs, and the options that would do as the user's does."""
+    advice = ""
+    if options:
+        advice = (
+            f". If the network was trained with yours, export it with {_as_flags(options)} (in "
+            f"Python, {_as_keywords(options)}); if not, change yours"
+        )
     return UsageError(
-        f"your preprocessing is not what this export would do to a frame{which} of "
-        f"{frame.shape[0]}x{frame.shape[1]}: " + "; ".join(differences)
+        f"your preprocessing is not what this export would do to {frames}: {'; '.join(lines)}"
+        + advice
     )
+
+
+def _as_flags(options: OwnOptions) -> str:
+    flags = [f"--fit {options['fit']}"] if "fit" in options else []
+    if color := options.get("pad_color"):
+        flags.append("--pad-color " + ",".join(map(str, color)))
+    if (normalize := options.get("normalize")) is not None:
+        flags.append(_name_normalization(normalize))
+    return " ".join(flags)
+
+
+def _name_normalization(normalize: str | Normalization) -> str:
+    if isinstance(normalize, str):
+        return f"--normalize {normalize}"
+    order = f" --order {normalize.order}" if normalize.order != "rgb" else ""
+    named = _find_name(*normalize.rgb)
+    if named:
+        return f"--normalize {named}{order}"
+    mean, std = (",".join(f"{v:.5g}" for v in values) for values in (normalize.mean, normalize.std))
+    return f"--mean {mean} --std {std}{order}"
+
+
+def _as_keywords(options: OwnOptions) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
+
+
+def _find_name(mean: Sequence[float], std: Sequence[float]) -> str | None:
+    """The usual normalization that this is, of RGB in 0..1."""
+    for name, known in NORMALIZATIONS.items():
+        if np.allclose(known.rgb[0], mean, rtol=0, atol=SAME_MEAN) and np.allclose(
+            known.rgb[1], std, rtol=SAME_STD, atol=0
+        ):
+            return name
+    return None
 
 
 def _normalization_of(network: Network) -> Normalization:
@@ -205,45 +275,93 @@ def _normalization_of(network: Network) -> Normalization:
     return Normalization((mean[2], mean[1], mean[0]), (std[2], std[1], std[0]), "bgr")
 
 
-def explain(theirs: Pixels, frame: Frame, ours: Normalization, fit: Fit = "letterbox") -> list[str]:
-    """A line for each step in which `theirs`, (h, w, 3) float32, differs from what `ours` makes of
-    `frame` that was brought to (h, w) by `fit`; none if they are the same."""
+def explain(
+    theirs: Pixels,
+    frame: Frame,
+    ours: Normalization,
+    fit: Fit = "letterbox",
+    pad_color: Color | None = None,
+) -> tuple[list[str], OwnOptions]:
+    """(a line for each step in which `theirs`, (h, w, 3) float32, differs from what `ours` makes of
+    `frame` that was brought to (h, w) by `fit`; the options of `load_model` that an export would do
+    as `theirs` with, as far as it can)."""
     size = (theirs.shape[0], theirs.shape[1])
-    whole = fit_size((frame.shape[0], frame.shape[1]), size, fit) == size
-    rows, columns = find_view((frame.shape[0], frame.shape[1]), size, fit)
-    cropped = (rows.stop - rows.start, columns.stop - columns.start) != frame.shape[:2]
-    expected = CROPPED if cropped else "bilinear" if whole else LETTERBOX
+    camera = (frame.shape[0], frame.shape[1])
+    rows, columns = find_view(camera, size, fit)
+    changed = (rows.stop - rows.start, columns.stop - columns.start) != camera
+    rows, columns = find_place(camera, size, fit)
+    changed |= (rows.stop - rows.start, columns.stop - columns.start) != size
+    expected = next(way for way, rule in RULES.items() if rule == (fit if changed else "stretch"))
     found = identify(theirs, frame, expected)
     if found.resize == "unknown":
         return [
-            f"no resize known here explains it ({found.residual:.0%} of it is left): resize the "
-            "frames bilinearly to the network's size, without cropping or augmentation"
-        ]
-    lines = []
+            f"resize: no way known here explains yours ({found.residual:.0%} of it is left), this "
+            f"export's is {expected}: do the same in yours, without augmentation"
+        ], {}
+    lines, options = [], OwnOptions()
     if found.resize != expected:
         rule = RULES.get(found.resize)
-        hint = f'; if frames shall come so, say fit="{rule}", --fit {rule}' if rule else ""
+        hint = "" if rule else ", as every export's: resize with cv2.INTER_LINEAR in yours"
         if rule == fit:  # it only fits another aspect
             hint = f" of frames whose aspect is within {ASPECT_TOLERANCE:.0%} of the network's"
+        elif rule:
+            options["fit"] = rule
         lines.append(f"resize: yours is {found.resize}, this export's {expected}{hint}")
     if found.order != ours.order:
         lines.append(f"order: yours is {found.order}, this export's {ours.order}")
-    return lines + _explain_padding(found) + _explain_values(found, ours)
+    lines += _explain_padding(found, pad_color, options)
+    values = _explain_values(found, ours)
+    if (values or found.order != ours.order) and (known := _as_option(found, ours)):
+        options["normalize"] = known
+    lines += values
+    if not lines:
+        off = measure(theirs, frame, ours, fit, pad_color)
+        lines = [
+            f"pixels: yours are off by up to {off:.3g} of 255 levels, by no step known here: is "
+            "anything random, or computed in half precision?"
+        ]
+    return lines, options
 
 
-def _explain_padding(found: Found) -> list[str]:
-    if found.padding is None or max(map(abs, found.padding)) <= LEVELS:
+def _as_option(found: Found, ours: Normalization) -> str | Normalization | None:
+    """The normalization that was found; none that nobody trains with."""
+    step = 1 if found.order == "rgb" else -1
+    mean, std = found.mean[::step], found.std[::step]
+    if (named := _find_name(mean, std)) and found.order == "rgb":
+        return named
+    if named:
+        usual = NORMALIZATIONS[named].rgb
+        return Normalization(usual[0][::-1], usual[1][::-1], "bgr")
+    if min(std) < 1 / 256:  # pixels in 0..255, divided by what is meant for those in 0..1
+        return None
+    exact = (
+        tuple(float(f"{v:.4f}") for v in found.mean),
+        tuple(float(f"{v:.4g}") for v in found.std),
+    )
+    return Normalization(*exact, found.order)  # type: ignore[arg-type]
+
+
+def _explain_padding(found: Found, pad_color: Color | None, options: OwnOptions) -> list[str]:
+    """What differs beside a letterboxed frame; the color that mends it goes to `options`."""
+    if found.padding is None:
         return []
-    color = "(" + ", ".join(f"{value:.0f}" for value in found.padding) + ")"
-    mean = 255 * np.array(found.mean)
-    if np.allclose(found.padding, mean, atol=LEVELS):  # what normalization makes 0
+    step = 1 if found.order == "rgb" else -1
+    theirs, ours = np.array(found.padding[::step]), np.array(pad_color or (0, 0, 0))
+    if np.abs(theirs - ours).max() <= LEVELS:
+        return []
+    color = tuple(int(value) for value in theirs.round())
+    if not all(0 <= value <= 255 for value in color):
+        hint = ", which no pixel has: pad the frame before it is normalized"
+    else:
+        hint = ""
+        options["pad_color"] = (color[0], color[1], color[2])
+    if np.allclose(found.padding, 255 * np.array(found.mean), atol=LEVELS):  # normalization's 0
         return [
-            f"padding: yours is 0 after the normalization, which is the mean color {color}, this "
-            "export's is black (0, 0, 0): pad the frame before it is normalized"
+            f"padding: yours is 0 after the normalization, which is the mean color {color} of "
+            f"0..255 in RGB, this export's is {tuple(ours.tolist())}{hint}"
         ]
     return [
-        f"padding: yours is {color} of 0..255, this export's is black (0, 0, 0): pad with 0 before "
-        "the normalization"
+        f"padding: yours is {color} of 0..255 in RGB, this export's is {tuple(ours.tolist())}{hint}"
     ]
 
 
@@ -253,12 +371,12 @@ def _explain_values(found: Found, ours: Normalization) -> list[str]:
     theirs = np.array(found.std)
     lines = []
     ratio = theirs / std
-    for factor, name in (
-        (1 / 255, "0..255, this export's 0..1"),
-        (255, "0..1, this export's 0..255"),
+    for factor, name, hint in (
+        (1 / 255, "0..255, this export's 0..1", "divide them by 255 before mean and std"),
+        (255, "0..1, this export's 0..255", "do not divide them by 255"),
     ):
         if np.allclose(ratio, factor, rtol=SAME_STD):
-            return [f"scale: your pixels are {name}"]
+            return [f"scale: your pixels are {name}: {hint}"]
     if not np.allclose(ratio, 1, rtol=0, atol=SAME_STD):
         lines.append(f"std: yours is {_shown(found.std)}, this export's {_shown(std)} (of 0..1)")
     if not np.allclose(found.mean, mean, rtol=0, atol=SAME_MEAN):

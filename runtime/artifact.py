@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from ..data.camera_formats import CameraFormat, check_format, frame_shape, from_bgr
 from ..data.classes import ClassSet
 from ..data.files import digest_of
-from ..data.letterbox import Fit, fit_frame
+from ..data.letterbox import Color, Fit, check_fit, fit_frame
 from ..data.limits import check_json, check_limit, parse_json, read_limited
 from ..data.onnx_scan import scan_onnx
 from ..data.safetensors_header import read_tensor_header
@@ -148,15 +148,15 @@ class Card(_Facts):
     the card for one. Empty where `size` is the only one.
     trained_size: likewise, what the weights were trained at. fit: how a frame of another aspect
     comes to that size (`data/letterbox.py`); `stretch` in files of versions that named none.
-    outputs: "labels" (uint8, N x H x W), "logits" (the network's own, float), "coarse" (of an
-    engine: what its label kernel reads, float; `enlarge` names what that replaces). mean,
-    std: of RGB in 0..1; they are inside the graph already. weights: digest of the network's state.
-    trained: False for random weights. license: of the weights, trained_on: the name of their data
-    set, as their checkpoint says. macs: multiply-adds of one frame. preprocess: of a network from
-    outside the zoo, where its user gave theirs. proof: None until the artifact was run against
-    the reference. soc: the chip that an NPU's file is for. files: SHA-256 by file name; for ONNX
-    and weights the one entry "" is of the file without its card. format: 1, which had no digest of
-    the card itself, is not read.
+    pad_color: in RGB, of what is beside it; None: black. outputs: "labels" (uint8, N x H x W),
+    "logits" (the network's own, float), "coarse" (of an engine: what its label kernel reads, float;
+    `enlarge` names what that replaces). mean, std: of RGB in 0..1; they are inside the graph
+    already. weights: digest of the network's state. trained: False for random weights. license: of
+    the weights, trained_on: the name of their data set, as their checkpoint says. macs:
+    multiply-adds of one frame. preprocess: of a network from outside the zoo, where its user gave
+    theirs. proof: None until the artifact was run against the reference. soc: the chip that an
+    NPU's file is for. files: SHA-256 by file name; for ONNX and weights the one entry "" is of the
+    file without its card. format: 1, which had no digest of the card itself, is not read.
     """
 
     format: Literal[2] = 2
@@ -167,6 +167,7 @@ class Card(_Facts):
     size_macs: tuple[int, ...] = ()
     trained_size: tuple[int, int] | None = None
     fit: Fit = "stretch"
+    pad_color: Color | None = None
     precision: Precision
     outputs: tuple[Literal["labels", "logits", "coarse"], ...]
     enlarge: Enlargement | None = None
@@ -210,12 +211,12 @@ class Card(_Facts):
             (len(self.palette) != len(self.classes), f"{len(self.palette)} colors of classes"),
             (not all(0 <= v <= 255 for color in self.palette for v in color), "colors"),
             (not self.outputs, "no outputs"),
+            (not all(1 <= v <= LARGEST for v in self.camera_size or ()), "camera_size"),
         ):
             if wrong:
                 raise ValueError(f"{what} cannot be right")
-        if not all(1 <= side <= LARGEST for side in self.camera_size or ()):
-            raise ValueError(f"camera_size {self.camera_size} cannot be right")
         check_format(self.input, self.camera_size or self.size)
+        check_fit(self.fit, self.pad_color)
         return self
 
     @property
@@ -233,7 +234,7 @@ class Card(_Facts):
         is where the artifact takes any picture."""
         if not self.takes_camera:
             return picture
-        whole = fit_frame(picture, self.camera_size or self.size, self.fit)
+        whole = fit_frame(picture, self.camera_size or self.size, self.fit, self.pad_color)
         return np.require(from_bgr(whole, self.input), requirements=["C", "W"])
 
     @property

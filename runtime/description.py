@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..data.letterbox import is_letterbox
 from ..data.safetensors_header import read_tensor_header
 from ..errors import ArtifactError
 from .artifact import read_card, read_sealed
@@ -44,6 +45,7 @@ def describe(path: Path) -> dict[str, object]:
         "sizes": [f"{high}x{wide}" for high, wide in card.all_sizes],
         "batch": card.batch,
         "fit": card.fit,
+        "pad_color": list(card.pad_color or (0, 0, 0)) if is_letterbox(card.fit) else None,
         "precision": card.precision,
         "class_set": card.class_set,
         "classes": list(card.classes),

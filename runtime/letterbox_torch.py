@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ..data.classes import IGNORE
-from ..data.letterbox import Fit, Size, find_view, fit_size
+from ..data.letterbox import Fit, Size, find_place, find_view
 
 
 def restore_on_device(labels: Any, frame: Size, fit: Fit) -> Tensor:
@@ -44,15 +44,14 @@ def _find_places(
     labels: Size, frame: Size, fit: Fit, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The rows and the columns of the labels that those of the frame are taken of."""
-    view = find_view(frame, labels, fit)
-    sides = zip(fit_size(frame, labels, fit), view, strict=True)
+    sides = zip(find_place(frame, labels, fit), find_view(frame, labels, fit), strict=True)
     # By OpenCV itself, so that its rule for the nearest pixel is not written down twice.
     rows, columns = (
         cv2.resize(
-            np.arange(side, dtype=np.float32)[:, None],
+            np.arange(place.start, place.stop, dtype=np.float32)[:, None],
             (1, part.stop - part.start),
             interpolation=cv2.INTER_NEAREST_EXACT,
         ).astype(np.int64)[:, 0]
-        for side, part in sides
+        for place, part in sides
     )
     return torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)

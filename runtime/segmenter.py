@@ -232,7 +232,8 @@ class Segmenter:
         if card.takes_camera:
             return check_camera_frame(frame, card), card.camera_size or card.size
         image = as_bgr(frame)
-        return fit_frame(image, card.size, card.fit), (image.shape[0], image.shape[1])
+        fitted = fit_frame(image, card.size, card.fit, card.pad_color)
+        return fitted, (image.shape[0], image.shape[1])
 
     def _fill(self, fitted: Sequence[NDArray[np.uint8]]) -> Image:
         """The network's input, (N, H, W, 3)."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.letterbox import Fit, fit_frame, restore_labels
+from ..data.letterbox import Color, Fit, fit_frame, restore_labels
 from ..errors import ArtifactError, RtsegError
 from ..runtime.frame_checks import as_bgr
 from .contestant import Frame, Frames, Laps, random_frame
@@ -74,10 +74,12 @@ class Eager:
         trained: bool = False,
         fit: Fit = "letterbox",
         batch: int = 1,
+        pad_color: Color | None = None,
     ):
         import torch
 
         self.fit: Fit = fit
+        self.pad_color = pad_color
         self.batch = batch
         self.torch, self.size, self.frames = torch, size, itertools.cycle(frames)
         self.laps: list[dict[str, float]] = []
@@ -208,7 +210,7 @@ class Eager:
         """A batch of frames -> labels (H, W) uint8 of each; `stop(stage)` is called where a stage
         ends."""
         frames = [as_bgr(frame) for frame in frames]
-        fitted = np.stack([fit_frame(frame, self.size, self.fit) for frame in frames])
+        fitted = np.stack([fit_frame(f, self.size, self.fit, self.pad_color) for f in frames])
         stop("preprocess")
         with self._settings():
             uploaded = self.torch.from_numpy(fitted).to(self.device)

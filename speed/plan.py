@@ -102,13 +102,13 @@ class PeerEntry:
         on = device if device and device.startswith(self.device) else self.device
         # Only a busy machine asks for fewer threads: on a quiet one eager gets all of them.
         watch = NoiseWatch()
-        fit = self.contest.card.fit
+        card = self.contest.card
         with as_artifact_error(kind.title):
             if issubclass(kind, PlainExport) and kind is not OriginalFile:
-                kind = kind.of(source, size, self.contest.card.batch)
+                kind = kind.of(source, size, card.batch)
             peer = kind(
-                network, size, weights, macs, frames, on, threads, source.trained, fit,
-                self.contest.card.batch,
+                network, size, weights, macs, frames, on, threads, source.trained, card.fit,
+                card.batch, card.pad_color,
             )  # fmt: skip
             peer.frame_to_labels()
         if on == "cpu" and kind is Eager and not watch.noise().quiet:
@@ -361,6 +361,7 @@ def _original_of(path: Path, card: Card) -> Model | None:
                     size=card.size,
                     normalize=normalize,
                     fit=card.fit,
+                    pad_color=card.pad_color,
                 )
                 if digest(model.network) == card.weights:
                     return model

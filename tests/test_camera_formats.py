@@ -32,14 +32,19 @@ CAMERAS = {  # name: size of the picture, of the network, and how one comes to t
     "same": (SIZE, SIZE, "stretch"),
     "black below": ((108, 192), SIZE, "letterbox"),
     "black beside": ((96, 96), SIZE, "letterbox"),
+    "gray around": ((108, 192), SIZE, "letterbox_center"),
+    "a color around": ((96, 96), SIZE, "letterbox_center"),
     "middle": ((60, 200), SIZE, "crop"),
     "larger": ((38, 70), SIZE, "stretch"),
 }
 
 
+PADS = {"gray around": (114, 114, 114), "a color around": (250, 3, 114)}
+
+
 def card_of(kind: str, camera: str = "same", batch: int = 1) -> Card:
     picture, size, fit = CAMERAS[camera]
-    facts = {"size": size, "input": kind, "fit": fit, "batch": batch}
+    facts = {"size": size, "input": kind, "fit": fit, "batch": batch, "pad_color": PADS.get(camera)}
     return CARD.model_copy(update=facts | {"camera_size": None if camera == "same" else picture})
 
 
@@ -68,7 +73,7 @@ def test_a_graphs_pixels_are_opencvs(kind: str, camera: str) -> None:
     # Noise has every value beside every other: nothing is hidden by smooth surfaces.
     frame = noise(card.frame_shape)
     (pixels,) = open_session(graph).run(["pixels"], {"frame": frame[None]})
-    expected = fit_frame(to_bgr(frame, card.input), card.size, card.fit)
+    expected = fit_frame(to_bgr(frame, card.input), card.size, card.fit, card.pad_color)
     error = np.abs(pixels[0].transpose(1, 2, 0) - expected)
     assert error.max() <= 1
     # Color conversion is exact; OpenCV rounds the weights of its resize.
@@ -83,7 +88,7 @@ def test_every_frame_of_a_batch_is_converted() -> None:
         frames = noise(card.input_shape)
         (pixels,) = open_session(graph).run(["pixels"], {"frame": frames})
         for frame, ours in zip(frames, pixels, strict=True):
-            theirs = fit_frame(to_bgr(frame, card.input), card.size, card.fit)
+            theirs = fit_frame(to_bgr(frame, card.input), card.size, card.fit, card.pad_color)
             assert np.abs(ours.transpose(1, 2, 0) - theirs).max() <= 1
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rtseg.data.classes import CAMVID
 from rtseg.data.datasets import Sample
-from rtseg.data.letterbox import check_fit, fit_frame, fit_labels, fit_size, restore_labels
+from rtseg.data.letterbox import check_fit, find_place, fit_frame, fit_labels, restore_labels
 from rtseg.errors import UsageError
 from rtseg.runtime import Segmenter
 from speed_parts import CARD
@@ -31,7 +31,24 @@ GRAY = (0.2, 0.4, 0.6)  # RGB
     ],
 )
 def test_how_much_of_the_input_is_the_frame(frame: Any, model: Any, fit: Any, size: Any) -> None:
-    assert fit_size(frame, model, fit) == size
+    rows, columns = find_place(frame, model, fit)
+    assert (rows.start, columns.start) == (0, 0)
+    assert (rows.stop, columns.stop) == size
+
+
+def test_the_frame_lies_in_the_middle_and_its_labels_come_back() -> None:
+    frame = np.full((2, 8, 3), 200, np.uint8)
+    assert find_place((2, 8), (5, 4), "letterbox_center") == (slice(2, 3), slice(0, 4))
+    fitted = fit_frame(frame, (5, 4), "letterbox_center", (1, 2, 3))
+    assert fitted[:, 0].tolist() == [[3, 2, 1]] * 2 + [[200] * 3] + [[3, 2, 1]] * 2  # BGR
+    labels = np.arange(20, dtype=np.uint8).reshape(5, 4)
+    back = restore_labels(labels, (2, 8), "letterbox_center")
+    assert back.tolist() == [[8, 8, 9, 9, 10, 10, 11, 11]] * 2
+    high = restore_labels(labels.T.copy(), (8, 2), "letterbox_center")
+    assert high.tolist() == np.transpose(back).tolist()
+    assert fit_labels(np.full((2, 8), 5, np.uint8), (5, 4), "letterbox_center")[:, 0].tolist() == [
+        *(255, 255, 5, 255, 255)
+    ]
 
 
 def test_the_rest_is_black_and_the_frame_is_whole() -> None:
@@ -70,8 +87,25 @@ def test_a_crop_sees_the_middle_and_leaves_the_rest_unlabeled() -> None:
 
 
 def test_a_fit_that_is_none_is_told() -> None:
-    with pytest.raises(UsageError, match="stretch, letterbox, crop, not 'zoom'"):
+    with pytest.raises(UsageError, match="stretch, letterbox, letterbox_center, crop, not 'zoom'"):
         check_fit("zoom")
+
+
+@pytest.mark.parametrize(
+    ("fit", "color", "says"),
+    [
+        ("letterbox", (114, 114), "whole number 0..255"),
+        ("letterbox_center", (0, 0, 256), "whole number 0..255"),
+        ("letterbox", (0.5, 0.5, 0.5), "whole number 0..255"),
+        ("stretch", (114, 114, 114), "nothing does with fit stretch"),
+        ("crop", (0, 0, 0), "nothing does with fit crop"),
+    ],
+)
+def test_a_pad_color_that_is_none_is_told(fit: str, color: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        check_fit(fit, color)
+    with pytest.raises(ValueError, match=r"pad.color"):
+        CARD.model_validate(CARD.model_dump() | {"fit": fit, "pad_color": color})
 
 
 class Red:

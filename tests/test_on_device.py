@@ -226,7 +226,7 @@ def test_pytorchs_way_on_a_gpu(artifacts: dict[str, Any], monkeypatch: pytest.Mo
 RESTORED = [(1080, 1920), (2160, 3840), (1200, 1200), (200, 1500), (64, 128), (37, 83)]
 
 
-@pytest.mark.parametrize("fit", ["letterbox", "crop", "stretch"])
+@pytest.mark.parametrize("fit", ["letterbox", "letterbox_center", "crop", "stretch"])
 @pytest.mark.parametrize("size", RESTORED)
 def test_labels_come_back_on_the_device_as_they_do_on_the_host(
     size: tuple[int, int], fit: Any

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, Run, as_json
 from rtseg import load_model
+from rtseg.cli._options import parse_color
+from rtseg.data.letterbox import Fit
 from rtseg.errors import CheckpointError, ExportError, UsageError
 from rtseg.export import export
 from rtseg.export.graph import to_onnx
@@ -239,8 +241,9 @@ def prepare(
     std: Any = IMAGENET.std,
     way: int = cv2.INTER_LINEAR,
     pad: bool = False,
-    color: int = 0,
+    color: Any = 0,
     pad_last: bool = False,
+    middle: bool = False,
     crop: bool = False,
     corners: bool = False,
 ) -> Any:
@@ -261,8 +264,10 @@ def prepare(
             factor = min(height / frame.shape[0], width / frame.shape[1])
             h, w = round(frame.shape[0] * factor), round(frame.shape[1] * factor)
             inner = cv2.resize(frame, (w, h))
-            image = np.full((height, width, 3), color, np.uint8)
-            image[: inner.shape[0], : inner.shape[1]] = inner
+            image = np.empty((height, width, 3), np.uint8)
+            image[:] = color
+            top, left = ((height - h) // 2, (width - w) // 2) if middle else (0, 0)
+            image[top : top + h, left : left + w] = inner
         else:
             image = cv2.resize(frame, (width, height), interpolation=way)
         if order == "rgb":
@@ -284,14 +289,27 @@ def test_the_same_preprocessing_passes() -> None:
 @pytest.mark.parametrize(
     ("fit", "way", "says"),
     [
-        ("letterbox", {}, 'yours is bilinear, this export\'s bilinear with pad.*fit="stretch"'),
-        ("stretch", {"pad": True}, "yours is bilinear with padding.*, this export's bilinear"),
+        (
+            "letterbox",
+            {},
+            "yours is bilinear, this export's bilinear with pad.*--fit stretch .*fit='stretch'",
+        ),
+        (
+            "stretch",
+            {"pad": True},
+            "yours is bilinear with padding.*, this export's bilinear.*--fit letterbox ",
+        ),
         (
             "stretch",
             {"crop": True},
-            r"yours is .*\(cropped.*, this export's bilinear; .*--fit crop",
+            r"yours is .*\(cropped.*, this export's bilinear\. .*--fit crop ",
         ),
         ("crop", {"pad": True}, r"yours is .*with padding.*, this export's .*\(cropped"),
+        (
+            "letterbox",
+            {"pad": True, "middle": True},
+            r"yours is .*in the middle\), this export's .*at the top left.*--fit letterbox_center ",
+        ),
     ],
 )
 def test_another_rule_for_another_aspect_is_named(fit: Any, way: Any, says: str) -> None:
@@ -325,13 +343,21 @@ def test_a_planted_fault_is_named(fault: dict[str, Any], named: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "named"),
     [
-        ({"color": 114}, "padding: yours is (114, 114, 114) of 0..255, this export's is black"),
+        (
+            {"color": 114},
+            "padding: yours is (114, 114, 114) of 0..255 in RGB, this export's is (0, 0, 0). If "
+            "the network was trained with yours, export it with --pad-color 114,114,114 (in "
+            "Python, pad_color=(114, 114, 114)); if not, change yours",
+        ),
         (
             {"pad_last": True},
-            "padding: yours is 0 after the normalization, which is the mean color (124, 116, 104)",
+            "padding: yours is 0 after the normalization, which is the mean color (124, 116, 104) "
+            "of 0..255 in RGB, this export's is (0, 0, 0). If the network was trained with yours, "
+            "export it with --pad-color 124,116,104 (",
         ),
+        ({"color": (30, 20, 10)}, "yours is (10, 20, 30) of 0..255 in RGB"),  # BGR, as frames are
     ],
-    ids=["gray", "after normalization"],
+    ids=["gray", "after normalization", "a color"],
 )
 def test_a_color_beside_the_frame_is_named(fault: dict[str, Any], named: str) -> None:
     """It is told alone: scale, mean and order are read off the frame itself."""
@@ -339,6 +365,91 @@ def test_a_color_beside_the_frame_is_named(fault: dict[str, Any], named: str) ->
         check_preprocess(IMAGENET, SIZE, prepare(pad=True, **fault), "letterbox")
     assert named in str(error.value)
     assert not re.search("order:|scale:|mean:|std:|resize:", str(error.value))
+
+
+def test_padding_that_no_pixel_has_is_told_to_be_mended() -> None:
+    def outside(frame: np.ndarray[Any, Any]) -> Any:
+        image = prepare(pad=True)(frame)
+        bars = image[0, 0] == image[0, 0, -1, -1]
+        return torch.where(bars, -9.0, image)
+
+    with pytest.raises(UsageError, match=r"no pixel has: pad the frame before it is normalized$"):
+        check_preprocess(IMAGENET, SIZE, outside, "letterbox")
+
+
+def read_advice(message: str) -> tuple[Normalization, Fit, Any]:
+    """What the options that an error names mean to the command that is given them."""
+    words = re.findall(r"export it with (.*) \(in Python", message)[0].split()
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    own: dict[str, Any] = read_own_options(
+        [SIZE],
+        *(given.pop(name, None) for name in ("--normalize", "--mean", "--std", "--order")),
+        *(None, "x", given.pop("--fit", None)),
+        parse_color(given.pop("--pad-color", "0,0,0")),
+    )
+    assert not given
+    normalization = own.get("normalize", IMAGENET)
+    return normalization, own.get("fit", "letterbox"), own["pad_color"]
+
+
+GRAY = {"pad": True, "middle": True, "color": 114}
+CAFFE = {"order": "bgr", "scale": 1.0, "mean": (103.939, 116.779, 123.68), "std": (1, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    {
+        "gray": ({"pad": True, "color": 114}, "--pad-color 114,114,114"),
+        "gray, in the middle": (GRAY, "--fit letterbox_center --pad-color 114,114,114"),
+        "mean color": ({"pad": True, "pad_last": True}, "--pad-color 124,116,104"),
+        "order": (
+            {"pad": True, "order": "bgr", "mean": IMAGENET.mean[::-1], "std": IMAGENET.std[::-1]},
+            "--normalize imagenet --order bgr",
+        ),
+        "order alone": (
+            {"pad": True, "order": "bgr"},
+            "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --order bgr",
+        ),
+        "mean": (
+            {"pad": True, "mean": (0.5, 0.5, 0.5)},
+            "--mean 0.5,0.5,0.5 --std 0.229,0.224,0.225",
+        ),
+        "0..1": ({"pad": True, "mean": (0, 0, 0), "std": (1, 1, 1)}, "--normalize unit"),
+        "0..255": (
+            {"pad": True, "scale": 1.0, "mean": (0, 0, 0), "std": (1, 1, 1)},
+            "--normalize none",
+        ),
+        "Caffe": (
+            {"pad": True, **CAFFE},
+            "--mean 0.4076,0.458,0.485 --std 0.003922,0.003922,0.003922 --order bgr",
+        ),
+        "all": (
+            {**GRAY, **CAFFE, "color": (10, 20, 30)},
+            "--fit letterbox_center --pad-color 30,20,10 --mean 0.4076,0.458,0.485 --std "
+            "0.003922,0.003922,0.003922 --order bgr",
+        ),
+    }.values(),
+)
+def test_an_export_with_the_options_that_an_error_names_does_the_same(
+    fault: dict[str, Any], advice: str
+) -> None:
+    with pytest.raises(UsageError) as error:
+        check_preprocess(IMAGENET, SIZE, prepare(**fault), "letterbox")
+    assert f"export it with {advice} (in Python" in str(error.value)
+    normalization, fit, color = read_advice(str(error.value))
+    check_preprocess(normalization, SIZE, prepare(**fault), fit, color)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"way": cv2.INTER_NEAREST}, {"corners": True}, {"scale": 1.0}],
+    ids=["nearest", "half pixel", "not divided"],
+)
+def test_what_no_option_mends_is_told_to_be_changed(fault: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as error:
+        check_preprocess(IMAGENET, SIZE, prepare(**fault), "stretch")
+    assert "export it with" not in str(error.value)
+    assert re.search(r"with cv2\.INTER_LINEAR in yours$|divide them by 255", str(error.value))
 
 
 def test_a_normalization_that_is_nearly_the_same_is_named() -> None:

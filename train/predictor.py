@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from ..data.classes import IGNORE
-from ..data.letterbox import Fit, find_view, fit_size
+from ..data.letterbox import Color, Fit, find_place, find_view
 from ..data.transforms import fitting_factor
 from ..models import Network, NetworkInfo
 
@@ -51,6 +51,7 @@ class Predictor:
         fit: (short, long) side that the frame is fitted into, keeping its ratio.
         aspect: how a frame of another aspect comes to `size`, as an artifact does it; labels beside
             a crop are 255.
+        pad_color: of what is beside a letterboxed frame, in RGB, black by default.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class Predictor:
         precision: str = "fp32",
         fit: tuple[int, int] | None = None,
         aspect: Fit = "letterbox",
+        pad_color: Color | None = None,
     ):
         self.network = channels_last(network.eval())
         self.device = next(chain(network.parameters(), network.buffers())).device
         self.size, self.scales, self.flip = size, tuple(scales), flip
         self.window, self.precision, self.fit = window, precision, fit
         self.aspect: Fit = aspect
+        self.pad_color = pad_color or (0, 0, 0)
         if window is not None:
             network.info.check_size(*window)
 
@@ -88,8 +91,8 @@ class Predictor:
         image = torch.from_numpy(np.ascontiguousarray(frame)).to(self.device)
         image = normalize(image[None], self.network.info)
         views = [
-            resize(self._logits(view, flip)[..., :high, :wide], (height, width))
-            for view, flip, (high, wide) in self._views(image)
+            resize(self._logits(view, flip)[..., rows, columns], (height, width))
+            for view, flip, (rows, columns) in self._views(image)
         ]
         # A single view stays in logits: softmax would not change their argmax.
         if len(views) == 1:
@@ -103,8 +106,8 @@ class Predictor:
             scores = scores.softmax(dim=0)
         return np.asarray(scores.cpu().numpy())
 
-    def _views(self, image: Tensor) -> Iterator[tuple[Tensor, bool, tuple[int, int]]]:
-        """The image at every size, as it is and mirrored, and how much of the view it is."""
+    def _views(self, image: Tensor) -> Iterator[tuple[Tensor, bool, tuple[slice, slice]]]:
+        """The image at every size, as it is and mirrored, and where in the view it lies."""
         base: Sequence[float] = self.size or image.shape[-2:]
         if self.fit:
             factor = fitting_factor(image.shape[-2:], self.fit)
@@ -112,21 +115,23 @@ class Predictor:
         step = self.network.info.multiple
         for scale in self.scales:
             height, width = (max(1, math.ceil(side * scale / step)) * step for side in base)
-            own = fit_size(
+            place = find_place(
                 (image.shape[-2], image.shape[-1]),
                 (height, width),
                 self.aspect if self.size else "stretch",
             )
+            own = tuple(part.stop - part.start for part in place)
             view = resize(image, own)
             if own != (height, width):
-                # Black before normalizing, as the artifact's frame is; zeros after it would be the
-                # mean color.
-                black = normalize(image.new_zeros(1, height, width, 3), self.network.info)
-                black[..., : own[0], : own[1]] = view
-                view = black
-            yield view, False, own
+                # Before normalizing, as in the artifact's frame: zeros after it would be the mean
+                # color.
+                color = image.new_tensor(self.pad_color[::-1])  # BGR, as frames are
+                rest = normalize(color.expand(1, height, width, 3), self.network.info)
+                rest[(..., *place)] = view
+                view = rest
+            yield view, False, place
             if self.flip:
-                yield view.flip(-1), True, own
+                yield view.flip(-1), True, place
 
     def _logits(self, view: Tensor, mirrored: bool) -> Tensor:
         with autocast(self.device, self.precision):

@@ -44,6 +44,7 @@ CONFIRM = 3  # frames in a row that disagree are a fault; one may be chance
 RECOVERED = 3  # frames in a row that agree, after which all is well again
 STUCK_S = 120.0  # of the reference's work on one frame
 IDLE_S = 0.5
+SAME = ("weights", "size", "fit", "pad_color")  # of the cards of both
 RECHECK = 10  # frames of the reference, after which it repeats the known frame
 
 
@@ -459,7 +460,7 @@ def open_proof(
     levels = {}
     for path in artifacts:
         served = read_card(path)
-        if (served.weights, served.size, served.fit) == (card.weights, card.size, card.fit):
+        if all(getattr(served, name) == getattr(card, name) for name in SAME):
             levels[path.name] = VerifiedLevel(served, FileWatch(path))
     if artifacts[0].name not in levels:
         what = "weights" if read_card(artifacts[0]).weights != card.weights else "a size or fit"
