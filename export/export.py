@@ -26,6 +26,7 @@ from ..data.letterbox import Color, Fit, check_fit, is_letterbox
 from ..errors import ArtifactError, ExportError, ProofError
 from ..models import VARIANTS, Network, count, digest
 from ..models.loading import Model, is_shipped, load_model
+from ..models.preprocessing import check_sizes
 from ..reporting import Progress
 from ..runtime.artifact import (
     LARGEST,
@@ -175,6 +176,8 @@ def export(
     fit = fit or model.fit
     pad_color = pad_color or (model.pad_color if is_letterbox(fit) else None)
     check_fit(fit, pad_color)
+    if model.preprocess is not None:
+        check_sizes(model.preprocess, model.network, sizes, fit, pad_color)
     for each in [camera_size] if camera_size else sizes:
         check_format(input, each)
     if "torch" in targets and (input != "bgr" or camera_size):

@@ -89,8 +89,7 @@ class ExportJob:
                 size,
                 card.fit,
                 self._count("float32 reference"),
-                # It makes pictures of one size.
-                model.preprocess if size == model.trained_size else None,
+                model.preprocess,
                 pictures,
                 card.pad_color,
             )

@@ -110,7 +110,7 @@ class OwnOptions(TypedDict, total=False):
         pad_color: RGB, 0..255, in place of black, such as (114, 114, 114).
         preprocess: what makes its input of a camera's frame, (H, W, 3) uint8 BGR -> (1, 3, h, w),
             or where to find it, "package.module:callable" or "file.py:callable": every export is
-            held against it.
+            held against it. For several sizes it takes `size`, (height, width), too.
     """
 
     size: Size

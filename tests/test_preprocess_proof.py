@@ -169,6 +169,41 @@ def test_gray_beside_the_frame_is_exported_and_proven_from_the_cameras_bytes(
     assert (labels[0] == labels[1]).mean() > 0.99
 
 
+@pytest.mark.parametrize("one_file", [False, True])
+def test_one_that_takes_a_size_is_held_against_every_size(tmp_path: Path, one_file: bool) -> None:
+    sizes = [SIZE, (96, 144)]
+    asked: set[tuple[int, int]] = set()
+
+    def preprocess(frame: Frame, size: tuple[int, int]) -> object:
+        asked.add(size)
+        image = cv2.resize(frame, size[::-1])[..., ::-1].astype(np.float32) / 255
+        if size == fault:
+            image = image[..., ::-1]
+        return ((image - IMAGENET.mean) / IMAGENET.std).transpose(2, 0, 1)
+
+    fault = (0, 0)
+    model = open_tiny(preprocess)
+    assert asked == {SIZE}
+    made = export(model, sizes, out=tmp_path, one_file=one_file)
+    assert asked == set(sizes)
+    for artifact in made:
+        assert artifact.card.preprocess is not None
+        assert artifact.card.preprocess.largest < 0.01
+    fault = sizes[1]
+    with pytest.raises(UsageError, match="order: yours is bgr, this export's rgb"):
+        export(model, sizes, out=tmp_path / "none", one_file=one_file)
+    assert not (tmp_path / "none").exists()
+
+
+def test_one_of_a_single_size_is_told_before_anything_is_built(tmp_path: Path) -> None:
+    model = open_tiny(prepare())
+    with pytest.raises(UsageError, match=r"of one size, and 64x96 and 96x144 .*frame, size\)"):
+        export(model, [SIZE, (96, 144)], out=tmp_path / "none")
+    with pytest.raises(UsageError, match=r"gives \(1, 3, 64, 96\)|gives \(64, 96, 3\)"):
+        export(model, (96, 144), out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("fit", ["letterbox", "letterbox_center"])
 @pytest.mark.parametrize("color", [(114, 114, 114), (10, 200, 30)])
 def test_labels_are_the_networks_of_the_users_own_picture(
