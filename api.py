@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ def evaluate(
     corrupt: bool | Sequence[str] = False,
     temporal: bool = False,
     steady: bool = False,
+    images: int | None = None,
     seen: Seen = lambda index: None,
     **view: Any,
 ) -> Evaluation:
@@ -62,6 +64,7 @@ def evaluate(
         corrupt: measure mIoU on corrupted frames too: True for all `CORRUPTIONS`, or their names.
         temporal: measure flicker between consecutive frames of a sequence too.
         steady: with `temporal`: hold uncertain labels steady, as `SteadyLabels` does.
+        images: how many frames to score, spread over the split; by default all.
         seen: called with the index of each frame that is done, once for each corruption too.
         view: options of `open_labeler`.
 
@@ -74,9 +77,13 @@ def evaluate(
         raise UsageError("labels are held steady along a sequence: add --temporal to --steady")
     if temporal and reliability is not None:
         raise UsageError("--temporal and --reliability are measured one at a time")
+    if temporal and images is not None:
+        raise UsageError("flicker is of whole sequences: leave --images or --temporal out")
     corruptions = check_corruptions(CORRUPTIONS if corrupt is True else corrupt or ())
     if isinstance(data, str):
         data = open_dataset(data, root, split, classes)
+    if images is not None:
+        data = sample_frames(data, images)
     leads = steady or reliability is not None  # are read, where the model's card bounds their error
     if leads and isinstance(model, (str, os.PathLike)) and is_artifact(model):
         asked = view.get("backend"), view.get("device")
@@ -100,6 +107,16 @@ def evaluate(
 
             write_png(Path(worst), draw_worst_frames(result, segment, data))
     return result
+
+
+def sample_frames(data: SegmentationData, images: int) -> SegmentationData:
+    """A data set of at most so many of its frames, spread over it."""
+    if images < 1:
+        raise UsageError(f"--images is 1 or more, not {images}")
+    part = copy(data)
+    last, count = len(data) - 1, min(images, len(data))
+    part.files = [data.files[round(i * last / max(1, count - 1))] for i in range(count)]
+    return part
 
 
 def _evaluate_confidence(

@@ -112,7 +112,14 @@ def steps(
             if speed := progress.tasks[0].speed:
                 progress.update(task, rate=f"{speed:.1f}")
 
-        yield advance
+        try:
+            yield advance
+        except BaseException:
+            if not progress.tasks[0].completed:  # an error in what was asked leaves its line alone
+                progress.live.transient = True
+                progress.live.stop()
+                progress.disable = True  # or it ends in an empty line where there is no terminal
+            raise
 
 
 @contextmanager

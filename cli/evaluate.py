@@ -48,6 +48,10 @@ def evaluate(
     precision: Computed = "fp32",
     backend: Backend = None,
     device: Device = None,
+    images: Annotated[
+        int | None,
+        Option(min=1, help="Score so many frames, spread over the split; by default all."),
+    ] = None,
     worst: Annotated[Path | None, Option(help="Picture of the worst frames to write.")] = None,
     reliability: Annotated[
         Path | None,
@@ -84,7 +88,8 @@ def evaluate(
     rtseg eval csfcn_tiny camvid --root data/camvid
     rtseg eval artifacts/csfcn_nano_360x480_fp32.onnx camvid --root data/camvid
     rtseg eval artifacts/csfcn_nano_360x480_fp32.xml camvid --root data/camvid --reliability out.png
-    rtseg eval csfcn_nano camvid --root data/camvid --corrupt --temporal
+    rtseg eval csfcn_nano camvid --root data/camvid --corrupt --images 20
+    rtseg eval csfcn_nano camvid --root data/camvid --temporal
     """
     from ..api import evaluate as run
     from ..api import open_dataset
@@ -93,7 +98,7 @@ def evaluate(
 
     data = open_dataset(dataset, root, split, classes)
     passes = 1 + len(CORRUPTIONS) * corrupt
-    with steps("eval", len(data) * passes) as advance:
+    with steps("eval", min(images or len(data), len(data)) * passes) as advance:
         result = run(
             model,
             data,
@@ -112,6 +117,7 @@ def evaluate(
             corrupt=corrupt,
             temporal=temporal,
             steady=steady,
+            images=images,
             seen=advance,
         )
     title = f"{model} on {dataset} {split}, run by {result.backend} in {result.precision}"

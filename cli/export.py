@@ -240,7 +240,7 @@ def export(
         return
     from ..export import export as run
     from ..export.artifacts import build_table as build_artifact_table
-    from ..export.artifacts import list_notes
+    from ..export.artifacts import describe_next, list_notes
     from ..export.calibrate import Calibration
     from ..export.export import AUTO
     from ..export.fastest import announce, pick_default
@@ -300,4 +300,4 @@ def export(
     )
     for line in list_notes(artifacts):
         note(line)
-    note(f"written to {out}; next: rtseg bench {artifacts[0].path}")
+    note(describe_next(artifacts, out))

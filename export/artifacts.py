@@ -20,7 +20,7 @@ from .sensitivity import LayerCost
 logger = logging.getLogger("rtseg")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Artifact:
     """An exported file.
 
@@ -41,6 +41,16 @@ class Artifact:
     warnings: tuple[str, ...] = ()
     costs: tuple[LayerCost, ...] = ()
     chosen: str = ""
+
+    def __repr__(self) -> str:
+        card, weights = self.card, "" if self.card.trained else ", random weights"
+        sizes = " and ".join(map(text_of, card.all_sizes))
+        sizes += f", batch {card.batch}" if card.batch > 1 else ""
+        return (
+            f"<Artifact {self.path}\n"
+            f"  {card.model} for {self.target}, {card.precision}, {sizes}{weights}\n"
+            f"  {self.status} on {self.frames}>"
+        )
 
     @property
     def status(self) -> str:
@@ -132,6 +142,20 @@ def list_notes(artifacts: Sequence[Artifact]) -> list[str]:
                 f"{', '.join(engine.compute_capabilities)}"
             ] = None
     return list(notes)
+
+
+def describe_next(artifacts: Sequence[Artifact], out: Path) -> str:
+    """The last line: where they are, what their weights say, and what to do next."""
+    card = artifacts[0].card
+    if not card.trained:
+        hint = "RANDOM weights: the proof shows equality, the labels mean nothing; trained ones: "
+        hint += "--weights FILE"
+    elif card.weights_from == "memory":
+        hint = "the weights that it came with, no --weights: if they are untrained, the proof "
+        hint += "shows equality, and the labels mean nothing"
+    else:
+        hint = ""
+    return f"written to {out}; next: rtseg bench {artifacts[0].path}" + (hint and f"; {hint}")
 
 
 def _is_left_out(result: ParityResult) -> bool:

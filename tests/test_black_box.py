@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import Run
 from rtseg.data.frames import Frame
 from rtseg.data.mcap_reader import McapLog
 from rtseg.data.scenes import scene
@@ -27,7 +29,7 @@ from rtseg.runtime.drive.report import DriveSnapshot
 from rtseg.runtime.incident import replay_incident
 from rtseg.runtime.provenance import ServedArtifact, describe_provenance, find_differences
 from rtseg.runtime.sinks import black_box
-from rtseg.runtime.sinks.black_box import BlackBox, find_newest
+from rtseg.runtime.sinks.black_box import BlackBox, find_incidents
 from rtseg.runtime.sinks.incident_file import HEALTH, MACHINE, RESULT, STATUS, read_incident
 
 SIZE = 64, 128
@@ -133,6 +135,30 @@ def test_a_mask_that_was_disturbed_is_named(artifact: Path, tmp_path: Path) -> N
     done = replay_incident(box.incidents[0])
     assert [(each.frame_id, each.pixels) for each in done.differing] == [(4, 2)]
     assert "1 of 1 masks differ: nothing that is recorded differs" in done.failure()
+
+
+def test_a_folder_lists_its_incidents_and_replays_the_newest_or_all(
+    artifact: Path, tmp_path: Path, rtseg: Run
+) -> None:
+    folder = tmp_path / "box"
+    box = BlackBox(folder, 600.0, artifacts=[ServedArtifact(artifact, "onnxruntime", "cpu")])
+    image = scene(SIZE, 0)
+    with load(artifact, "onnxruntime", "cpu") as segment:
+        box(make_result(0, image, segment(image), artifact.name))
+    box.keep("asked")
+    box.close()
+    (first,) = box.incidents
+    newest = first.with_name("incident_20990101T000000Z_again.mcap")
+    shutil.copy(first, newest)
+    done = rtseg("incident", str(folder), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["file"] == newest.name
+    assert f"also there: rtseg incident {first}" in done.stderr
+    done = rtseg("incident", str(folder), "--all", "--json")
+    assert [each["file"] for each in json.loads(done.stdout)] == [first.name, newest.name]
+    assert "also there" not in done.stderr
+    done = rtseg("incident", str(first), "--all")
+    assert (done.returncode, "--all is for a black box's folder" in done.stderr) == (2, True)
 
 
 def test_another_file_or_library_is_named(
@@ -263,7 +289,7 @@ def test_a_box_without_room_is_one_line(tmp_path: Path, bad: dict[str, float]) -
 
 def test_no_incident_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no incident"):
-        find_newest(tmp_path)
+        find_incidents(tmp_path)
     (tmp_path / "x.mcap").write_bytes(b"nothing")
     with pytest.raises(UsageError, match="is no incident"):
         read_incident(tmp_path / "x.mcap")
@@ -340,16 +366,16 @@ def test_the_last_seconds_survive_a_killed_drive(artifact: Path, tmp_path: Path)
             assert process.poll() is None
             time.sleep(0.1)
         with pytest.raises(UsageError, match="another drive's black box"):
-            find_newest(tmp_path)
+            find_incidents(tmp_path)
     finally:
         process.kill()
         process.wait()
     left = [path for path in tmp_path.glob("ring/*") if path.stat().st_size]
     written = sum(topics(path).get(RESULT, 0) for path in left)
-    kept = find_newest(tmp_path)
+    (kept,) = find_incidents(tmp_path)
     assert "cut-off" in kept.name
     assert not list(tmp_path.glob("ring/*"))
     done = replay_incident(kept)
     assert done.frames == written > 5
     assert done.failure() == ""
-    assert find_newest(tmp_path) == kept  # a second look makes no second file
+    assert find_incidents(tmp_path) == [kept]  # a second look makes no second file

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 from rtseg.cli import _console, app, inspect
-from rtseg.errors import ArtifactError
+from rtseg.errors import ArtifactError, UsageError
 from rtseg.reporting import Table
 
 
@@ -42,6 +42,31 @@ def test_facts_of_a_file_are_for_people() -> None:
     assert inspect._text("betas", (0.9, 0.9990000001)) == "0.9, 0.999"
     assert inspect._text("digests", {"": "6885"}) == "file: 6885"
     assert inspect._text("bytes", 3235126) == "3,235,126"
+
+
+def run_into_an_error(moves: int) -> None:
+    with _console.steps("eval", 10) as advance:
+        for _ in range(moves):
+            advance()
+        raise UsageError("no such class")
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["terminal", "pipe"])
+def test_a_bar_that_never_moved_leaves_an_error_alone(
+    ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for moves in (0, 1):
+        text = io.StringIO()
+        console = Console(file=text, width=100, force_terminal=not ends, color_system=None)
+        monkeypatch.setattr(_console, "stderr", lambda console=console: console)
+        with pytest.raises(UsageError):
+            run_into_an_error(moves)
+        last = text.getvalue().rpartition("eval")[2]
+        if ends:  # nothing at all, not even an empty line
+            assert bool(text.getvalue()) == bool(moves)
+        else:  # the line is erased
+            assert ("\x1b[2K" in last) == (not moves)
 
 
 class Terminal(io.StringIO):

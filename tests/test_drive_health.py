@@ -143,7 +143,8 @@ def test_health_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "run" / "health.json"
     Drive(frames(20), lambda image: image[..., 0].copy(), every_frame=True, health=path).run()
     facts = json.loads(path.read_text())
-    assert (facts["state"], facts["ended"]) == ("running", "source ended")
+    assert (facts["state"], facts["ended"]) == ("ended", "source ended")
+    assert facts["reasons"] == ["source ended"]
     assert facts["frames"]["captured"] == 20
 
 

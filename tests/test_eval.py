@@ -9,9 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from rtseg.api import sample_frames
 from rtseg.data.classes import CAMVID, CITYSCAPES
+from rtseg.data.corruptions import CORRUPTIONS
 from rtseg.data.datasets import open_data
-from rtseg.errors import DataError
+from rtseg.errors import DataError, UsageError
 from rtseg.models import build
 from rtseg.train.evaluate import (
     Confusion,
@@ -76,6 +78,31 @@ def test_any_function_can_be_evaluated(data):
     assert facts["iou"].keys() == set(CAMVID.names)
     counted = sum(int((sample.label != 255).sum()) for sample in data)
     assert sum(map(sum, facts["confusion"])) == counted
+
+
+def test_some_frames_are_spread_over_the_split(data):
+    whole = [int(data[i].image.sum()) for i in range(len(data))]
+    assert [int(each.image.sum()) for each in sample_frames(data, 3)] == [
+        *(whole[0], whole[2], whole[5])
+    ]
+    assert len(sample_frames(data, 1)) == 1
+    assert len(sample_frames(data, 99)) == len(data) == 6
+    with pytest.raises(UsageError, match="--images is 1 or more"):
+        sample_frames(data, 0)
+
+
+def test_a_command_scores_some_frames_under_every_corruption(tmp_path, rtseg):
+    root = write_camvid(tmp_path / "camvid")
+    command = ["eval", "csfcn_nano:camvid", "camvid", "--root", str(root), "--images", "2"]
+    done = rtseg(*command, "--corrupt", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["images"], len(facts["corruptions"])) == (2, len(CORRUPTIONS))
+    done = rtseg(*command, "--temporal")
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        "rtseg: flicker is of whole sequences: leave --images or --temporal out"
+    )
 
 
 def test_a_class_that_never_occurs_is_null(data):

@@ -19,6 +19,7 @@ from rtseg.data.letterbox import restore_labels
 from rtseg.data.scenes import scenes
 from rtseg.errors import UsageError
 from rtseg.export import export
+from rtseg.export.artifacts import describe_next
 from rtseg.export.reference import ProofFrames, run_reference
 from rtseg.models.factories import load_function
 from rtseg.models.loading import Model
@@ -57,6 +58,15 @@ def test_the_card_says_that_it_was_checked(tmp_path: Path) -> None:
     assert (found.frames, found.agreement) == (4, 1.0)
     assert found.largest < 0.01
     assert artifact.as_dict()["preprocess"] == describe(artifact.path)["preprocess"]
+    assert repr(artifact).splitlines() == [
+        f"<Artifact {artifact.path}",
+        "  tiny for onnx, fp32, 64x96",
+        "  proven on 4 of 4 frames given>",
+    ]
+    assert describe_next([artifact], tmp_path).endswith(
+        "; the weights that it came with, no --weights: if they are untrained, the proof shows "
+        "equality, and the labels mean nothing"
+    )
     assert export(open_tiny(None), out=tmp_path / "plain")[0].card.preprocess is None
 
 

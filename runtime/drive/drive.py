@@ -33,7 +33,7 @@ from .loop import Loop
 from .messages import Health
 from .picture_faults import PictureLimits
 from .realtime import RealtimeOptions, apply_realtime
-from .report import DriveReport, DriveSnapshot
+from .report import DriveReport, DriveSnapshot, end_snapshot
 from .stats import FrameCounters
 from .steady_masks import SteadyMasks
 from .supervisor import Supervisor
@@ -249,7 +249,8 @@ class Drive:
 
     def snapshot(self) -> DriveSnapshot:
         """State, counters and times now, and why it ended, if it did; from any thread."""
-        return replace(snapshot_cameras(self.loops), ended=self._over)
+        now = snapshot_cameras(self.loops)
+        return end_snapshot(now, self._over) if self._over else now
 
     def _start(self) -> HealthPoint | None:
         loop, asked = self.loop, self.health_at

@@ -152,6 +152,7 @@ class HealthPoint:
     ) -> None:
         if error is not None:
             self._now = replace(self._now, state="failed", reasons=(str(error) or repr(error),))
+            self.snapshot = self._before  # a drive that was ended by it tells nothing of it
         self.close()
 
 

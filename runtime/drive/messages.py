@@ -32,6 +32,7 @@ class State(str, Enum):
         degraded: masks come, but something is wrong.
         stale: no frames come.
         failed: frames come and no mask can be made of them.
+        ended: the drive is over, and the reason says why.
     """
 
     starting = "starting"
@@ -39,6 +40,7 @@ class State(str, Enum):
     degraded = "degraded"
     stale = "stale"
     failed = "failed"
+    ended = "ended"
 
 
 PICTURES = ("labels", "image", "certified", "confidence", "network", "logits")

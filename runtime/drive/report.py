@@ -19,6 +19,7 @@ from .continuous_proof import ProofCounts
 from .faults import IN_WORKER, Fault, FaultPlan
 from .health import History, StateChange, assess_health
 from .loop import Loop
+from .messages import State
 from .quality import LevelChange
 from .stats import FrameCounts, TimeSummary
 from .steady_masks import HeldSummary
@@ -325,6 +326,15 @@ def _fate(row: FaultOutcome) -> list[object]:
     times = (row.noticed_after_s, row.running_again_after_s)
     told = ["never" if each is None else each for each in times]
     return [row.fault, row.at_s, row.seconds, row.state, "; ".join(row.reasons), *told]
+
+
+def end_snapshot(last: DriveSnapshot, why: str) -> DriveSnapshot:
+    """The last one of a drive, once it is over: `ended`, and why."""
+    cameras = {name: end_snapshot(each, each.ended or why) for name, each in last.cameras.items()}
+    before = last.reasons if last.state != State.running.value else ()
+    return replace(
+        last, state=State.ended.value, reasons=(why, *before), ended=why, cameras=cameras
+    )
 
 
 def take_snapshot(loop: Loop) -> DriveSnapshot:

@@ -281,25 +281,22 @@ class BlackBox:
         self._held.close()
 
 
-def find_newest(folder: Path) -> Path:
-    """The newest incident in a black box, made of what a drive that was killed left there, if it
-    left something.
+def find_incidents(folder: Path) -> list[Path]:
+    """The incidents in a black box, the newest last, one of them made of what a drive that was
+    killed left there, if it left something.
 
     Raises:
         UsageError: there is none, or a drive is still writing.
         OSError: the folder cannot be written to.
     """
     if list(folder.glob("ring/*.partial")):
-        box = BlackBox(folder)
-        box.close()
-        if box.incidents:
-            return box.incidents[-1]
+        BlackBox(folder).close()
     found = keep_newest(folder, PATTERN, MOST_INCIDENTS)
     if not found:
         raise UsageError(
             f"{folder} holds no incident: a drive that ends well leaves none; SIGUSR1 makes one"
         )
-    return found[-1]
+    return found
 
 
 def _read_machine() -> dict[str, object]:
