@@ -176,8 +176,11 @@ def export(
     fit = fit or model.fit
     pad_color = pad_color or (model.pad_color if is_letterbox(fit) else None)
     check_fit(fit, pad_color)
-    if model.preprocess is not None:
-        check_sizes(model.preprocess, model.network, sizes, fit, pad_color)
+    # As it was loaded it was compared already.
+    loaded = (model.trained_size, model.fit, model.pad_color)
+    others = [size for size in sizes if (size, fit, pad_color) != loaded]
+    if model.preprocess is not None and others:
+        check_sizes(model.preprocess, model.network, others, fit, pad_color)
     for each in [camera_size] if camera_size else sizes:
         check_format(input, each)
     if "torch" in targets and (input != "bgr" or camera_size):

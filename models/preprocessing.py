@@ -148,7 +148,7 @@ def check_sizes(
     fit: Fit,
     pad_color: Color | None,
 ) -> None:
-    """As `check_preprocess`, at each size.
+    """As `check_preprocess`, at each of some sizes other than that it was loaded with.
 
     Raises:
         UsageError: it differs at one of them, or makes pictures of one size.
@@ -157,13 +157,12 @@ def check_sizes(
         try:
             check_preprocess(_normalization_of(network), size, preprocess, fit, pad_color)
         except UsageError as error:
-            if len(sizes) == 1 or takes_size(preprocess):
+            if takes_size(preprocess):
                 raise
-            several = " and ".join(f"{height}x{width}" for height, width in sizes)
             raise UsageError(
-                f"your preprocess makes pictures of one size, and {several} are asked for: give it "
-                "a parameter, preprocess(frame, size), which is (height, width), or export each "
-                f"size in a run of its own ({error})"
+                f"your preprocess has to make pictures of {size[0]}x{size[1]} too: give it a "
+                "parameter, preprocess(frame, size), which is (height, width), or export each size "
+                f"in a run of its own ({error})"
             ) from error
 
 
@@ -191,7 +190,6 @@ def run_preprocess(preprocess: Preprocess, frame: Frame, size: Size) -> Pixels:
         raise UsageError(
             f"your preprocess gives {tuple(array.shape)}, the network takes (3, {size[0]}, "
             f"{size[1]}): resize, padding or the order of axes differ"
-            + ("" if given else "; for several sizes give it a parameter, preprocess(frame, size)")
         )
     if not np.isfinite(array).all():
         raise UsageError("your preprocess gives NaN or infinite values")
