@@ -47,6 +47,8 @@ ROS2 = [  # DDS, Zenoh, bags
 ]
 # Compiles on x86, runs on the chip; its wheels need Python 3.11 and a glibc of 2.35.
 QNN = ['onnxruntime-qnn>=2.7; platform_system == "Linux" and python_version >= "3.11"']
+# Lowers and runs; its Python runtime needs PyTorch.
+EXECUTORCH = ["executorch>=1.5"]
 TRAIN = [*EXPORT, "PyYAML>=6", "matplotlib>=3.8"]  # and tensorboard, where it is asked for
 SIGN = ["cryptography>=42"]
 AV = ["av>=14"]  # times of network streams that OpenCV hides
@@ -195,6 +197,7 @@ setup(
         "drive": DRIVE,
         "ros2": ROS2,
         "qnn": [*QNN, *CPU],
+        "executorch": [*EXECUTORCH, *EXPORT, *CPU],
         "weights": WEIGHTS,
         "all": [*ALL, *WEIGHTS],
         "all-gpu": [*MOST, *GPU, *TRITON, *WEIGHTS],

@@ -20,6 +20,7 @@ FILES = (
     ".onnx",
     ".xml",
     ".qnn",
+    ".pte",
     ".safetensors",
     ".pth",
     ".pt",
@@ -192,6 +193,7 @@ class Target(str, Enum):
     openvino = "openvino"
     torch = "torch"
     qnn = "qnn"
+    executorch = "executorch"
     triton = "triton"
 
 

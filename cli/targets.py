@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from ..errors import UsageError
 from ._console import note, show
 from ._options import Json, complete_models, parse_size
+
+if TYPE_CHECKING:
+    from ..export.targets import LayerRisk
+    from ..reporting import Table
 
 
 def targets(
@@ -25,6 +31,12 @@ def targets(
     scored: Annotated[
         bool, Option("--score", help="Hold predictions against Qualcomm's published times.")
     ] = False,
+    calib: Annotated[
+        Path | None,
+        Option(
+            help="Folder of real frames that ranges are measured on; shipped weights have some."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict what an NPU refuses of a network.
@@ -52,7 +64,7 @@ def targets(
     from ..resolve import load_source
 
     source = load_source(model)
-    report = predict(source, parse_size(size) if size else source.trained_size, device)
+    report = predict(source, parse_size(size) if size else source.trained_size, device, calib)
     host = "the last resize and the argmax: rtseg.labels.exact_labels"
     if not report.exact_labels:
         host = ", ".join(f"{number} {kind}" for kind, number in report.host.items())
@@ -66,12 +78,28 @@ def targets(
         ["on the chip", f"{report.share:.0%} of the multiply-adds"],
         ["on the host", host],
         ["int8", "\n".join([faster[report.int8_faster], *report.slow])],
-        ["one scale a layer", "\n".join(
-            f"{risk.layer}: {risk.starved:.0%} of channels below 8 steps, spread "
-            + ("-" if risk.spread is None else f"{risk.spread:.0f}x")
-            for risk in report.risks)],
     ]  # fmt: skip
     show(json.dumps(report.as_dict(), indent=2), Table(("", ""), facts, words=("",)), as_json)
+    if not as_json:
+        show("", _tabulate_risks(report.risks), False)
+        note(f"signal to noise: {report.measured or 'not known without frames, --calib FOLDER'}")
     note("predicted by what the makers publish; nothing was compiled for the chip:")
     for url in report.sources:  # too long for a table's cell
         note(url)
+
+
+def _tabulate_risks(risks: Sequence[LayerRisk]) -> Table:
+    from ..export.targets import pick_worst
+    from ..reporting import Table
+
+    def times(spread: float | None) -> str:
+        return "-" if spread is None else f"{spread:.0f}x"
+
+    rows = [
+        [risk.layer, "-" if risk.sqnr_db is None else f"{risk.sqnr_db:.0f}",
+         times(risk.input_spread), f"{risk.starved:.0%}", times(risk.spread)]
+        for risk in pick_worst(risks)
+    ]  # fmt: skip
+    header = ["layer", "signal to noise, dB", "input spread", "starved", "weight spread"]
+    title = "In int8: expected noise; channels below 8 steps if weights have one scale a layer"
+    return Table(header, rows, title, words=header[:1])

@@ -102,7 +102,8 @@ def build_table(artifacts: Sequence[Artifact]) -> Table:
                 [
                     artifact.path.name,
                     f"{result.backend} {result.precision}"
-                    + (f" {result.size}" if artifact.card.sizes else ""),
+                    + (f" {result.size}" if artifact.card.sizes else "")
+                    + (f", argmax in the {result.argmax}" if result.argmax else ""),
                     f"{_mebibytes(artifact.path):.1f}" if first else "",
                     _percent(result.agreement),
                     _percent(result.band_agreement),

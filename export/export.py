@@ -26,6 +26,7 @@ from ..data.letterbox import Color, Fit, check_fit, is_letterbox
 from ..errors import ArtifactError, ExportError, ProofError
 from ..models import VARIANTS, Network, count, digest
 from ..models.loading import Model, is_shipped, load_model
+from ..models.onnx_file import OnnxNetwork
 from ..models.preprocessing import check_sizes
 from ..reporting import Progress
 from ..runtime.artifact import (
@@ -40,7 +41,7 @@ from ..runtime.support import find_capability, supported
 from .artifacts import Artifact, publish, write_report
 from .calibrate import Calibration, CalibrationFrames
 from .graph import DTYPES
-from .job import TARGETS, ExportJob
+from .job import TARGETS, WITHOUT_GRAPH, ExportJob
 from .reference import MOST_FRAMES, Frames, draw_frames, gather_frames
 from .stored_ranges import find_stored_ranges, pick_calibration
 from .tensorrt import BuilderOptions
@@ -94,8 +95,8 @@ def export(
         model: what `load_model` gives, or takes; plain, not deployed.
         size: (height, width) in pixels, or several; by default that of the training.
         to: "onnx", "onnxruntime" (in int8 a form of its own), "openvino", "tensorrt", "torch",
-            "qnn" (Qualcomm's NPU), or several of them; "triton" puts those of them that it serves,
-            ONNX at least, into a model repository in `out`.
+            "qnn" (Qualcomm's NPU), "executorch" (Android, Arm Linux), or several of them; "triton"
+            puts those of them that it serves, ONNX at least, into a model repository in `out`.
         precision: "fp32", "fp16", "int8" or "fp8", of the graph, or "auto", the fastest of the
             first three that passes on this machine; int8 and fp8 need `calib`, and are proven on
             the frames that this holds out; for weights that ship they need nothing. fp8 is for
@@ -164,6 +165,8 @@ def export(
         raise ExportError("--soc names the chip of --to qnn: give both, or neither")
     if "qnn" in targets:
         _check_qnn(soc, precision, output, input != "bgr" or camera_size is not None)
+    if "executorch" in targets:
+        _check_executorch(model, precision, input != "bgr" or camera_size is not None)
     if precision == "fp8":
         _check_fp8([*compute_capability, *([gpu] if gpu else [])])
     _check_batch(batch)
@@ -172,7 +175,7 @@ def export(
         ranged = precision == AUTO and find_stored_ranges(model) is not None
         integer = "onnxruntime" in targets and (precision == "int8" or ranged)
         integer = integer or "qnn" in targets
-        _check_one_file(sizes, TRITON in wanted, converts, integer)
+        _check_one_file(sizes, TRITON in wanted, converts, integer, "executorch" in targets)
     fit = fit or model.fit
     pad_color = pad_color or (model.pad_color if is_letterbox(fit) else None)
     check_fit(fit, pad_color)
@@ -222,7 +225,7 @@ def export(
                 card = card.model_copy(update={"sizes": tuple(group), "size_macs": macs})
             proofs = {size: given or draw_frames(max(DRAWN, batch), size) for size in group}
             job = ExportJob(model, card, proofs, folder, progress, soc)
-            if set(targets) - {"torch"}:
+            if set(targets) - WITHOUT_GRAPH:
                 job.make_graph(picked, "onnxruntime" in targets)
             made = [
                 job.make_engine(engine, label_kernel)
@@ -328,6 +331,16 @@ def _check_qnn(soc: str | None, precision: str, output: str, takes_camera: bool)
             raise ExportError(f"a context binary for Qualcomm's HTP {what}")
 
 
+def _check_executorch(model: Model, precision: str, takes_camera: bool) -> None:
+    for wrong, what in (
+        (isinstance(model.network, OnnxNetwork), "is made of a PyTorch network: choose onnx"),
+        (precision not in ("fp32", AUTO), "is in fp32 here: add --precision fp32"),
+        (takes_camera, "takes BGR frames of its own size: leave --input and --camera-size out"),
+    ):
+        if wrong:
+            raise ExportError(f"an ExecuTorch program {what}")
+
+
 def _check_fp8(wanted: Sequence[str]) -> None:
     for gpu in wanted:
         answer = supported(gpu, "tensorrt", precision="fp8")
@@ -343,13 +356,16 @@ def _check_batch(batch: int) -> None:
         )
 
 
-def _check_one_file(sizes: Sequence[Size], triton: bool, camera: bool, integer: bool) -> None:
+def _check_one_file(
+    sizes: Sequence[Size], triton: bool, camera: bool, integer: bool, executorch: bool
+) -> None:
     if len(set(sizes)) > MOST_SIZES:
         raise ExportError(f"one file takes up to {MOST_SIZES} sizes, not {len(set(sizes))}")
     for wrong, what in (
         (triton, "Triton would take frames of any size, and such a file is right at its own only"),
         (camera, "a conversion from a camera's format or size is of one size"),
         (integer, "the graph of int8 for ONNX Runtime and for qnn is made for one size"),
+        (executorch, "an ExecuTorch program is made for one size"),
     ):
         if wrong and len(set(sizes)) > 1:
             raise ExportError(f"{what}: export a file for each, without --one-file")

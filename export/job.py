@@ -14,6 +14,7 @@ from ..errors import ExportError
 from ..models import save_checkpoint
 from ..models.loading import Model
 from ..reporting import Progress
+from ..runtime.argmax import compiled_available
 from ..runtime.artifact import Card, Precision, digest_of_tensors, read_card, sidecar
 from ..runtime.backends.backend import ORT_FORM
 from ..runtime.preprocess_facts import PreprocessFacts
@@ -36,7 +37,9 @@ TARGETS = {  # target: file ending, backend that runs it
     "tensorrt": (".engine", "tensorrt"),
     "torch": (".safetensors", "torch"),
     "qnn": (".qnn", "qnn"),
+    "executorch": (".pte", "executorch"),
 }
+WITHOUT_GRAPH = {"torch", "executorch"}  # targets that are no form of the ONNX graph
 ONNX_LIMIT = 2**31  # bytes; protobuf holds no more
 Size = tuple[int, int]  # (height, width) in pixels
 logger = logging.getLogger("rtseg")
@@ -177,6 +180,10 @@ class ExportJob:
     def _make_form(self, target: str) -> tuple[onnx.ModelProto | None, Card]:
         """The graph as a target takes it, and the card of that."""
         card = self.card
+        if target == "executorch":
+            from .executorch import with_coarse
+
+            return None, with_coarse(self.network, card)
         if target == "qnn":
             from .qnn import to_integer_logits
 
@@ -202,6 +209,11 @@ class ExportJob:
         graph, card = self._make_form(target)
         held = self._write(target, path, graph, card)
         ways: list[tuple[Precision | None, dict[str, Any]]] = [(None, {})]
+        if target == "executorch" and card.coarse is not None:
+            # The method that apps call, and the one that the runtime reads where numba is.
+            ways = [(None, {"argmax": "graph"})]
+            if compiled_available() and card.outputs == ("labels",):
+                ways.append((None, {"argmax": "runtime"}))
         # OpenVINO computes in bfloat16 where the processor can, unless it is told not to: both ways
         # are proven, and the card tells the runtime whether it may.
         if target == "openvino":
@@ -248,6 +260,11 @@ class ExportJob:
             text = card.model_copy(update={"files": files}).to_json()
             save_checkpoint(self.network, path, metadata={"card": text})
             return {}  # weights as they were trained; the backend converts them when it loads them
+        if target == "executorch":
+            from .executorch import write_executorch
+
+            write_executorch(self.network, path, card)
+            return {}
         assert graph is not None
         if target == "qnn":
             from .qnn import write_qnn

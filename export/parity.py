@@ -70,6 +70,7 @@ class ParityResult:
         miou_change, iou_change: of the accuracy, where frames have true labels.
         census: values that the file holds, by data type.
         bound: of the logits' error; the fields of an `ErrorBound`.
+        argmax: where it was taken, of a file that is proven both ways.
     """
 
     file: str
@@ -91,6 +92,7 @@ class ParityResult:
     bound: dict[str, Any] | None = None
     faults: list[str] = field(default_factory=list)
     why: str | None = None
+    argmax: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -131,6 +133,7 @@ def prove_artifact(
     result = ParityResult(
         path.name, backend, precision, "failed", text_of(card.size), census=census
     )
+    result.argmax = str(options["argmax"]) if "argmax" in options else None
     if card.sizes:
         options["size"] = card.size
     if not installed(backend):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -17,28 +17,43 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from numpy.typing import NDArray
 
+from ..data.letterbox import fit_frame
 from ..errors import ExportError
 from ..models.loading import Model
 from ..models.onnx_graph import attributes, node_macs
+from .calibrate import Calibration, pick_frames
 from .graph import find_coarse, find_layers, to_onnx
+from .reference import read_shipped_frames
+from .rounding_risk import LEVELS, expect_sqnr, measure_signals, spread_of, weights_of
+from .stored_ranges import find_stored_ranges
 
 HERE = Path(__file__).parent
 STEPS = 8  # fewer steps of int8 than that, and a channel's weights are hardly told apart
-SHOWN = 5
+FRAMES = 4  # of those that ship; ranges come with the weights
 # Bytes to floats in the network's layout: a camera's driver or the compiler does them, too.
 BEFORE = ("Cast", "Transpose", "Sub")
 
 
 @dataclass(frozen=True)
 class LayerRisk:
-    """Of a layer's weights in int8 with one scale a layer: the share of its output channels that
-    are left less than STEPS steps, and the largest channel's magnitude over the median's."""
+    """What a layer may lose in int8.
+
+    Attributes:
+        layer: its name.
+        starved: of its weights with one scale a layer, the share of output channels that are left
+            less than STEPS steps.
+        spread: the largest magnitude of such a channel over the median channel's.
+        input_spread: likewise of what it reads, over frames; None where none were measured.
+        sqnr_db: signal to rounding noise of its result that `expect_sqnr` expects; likewise.
+    """
 
     layer: str
     starved: float
     spread: float | None
+    input_spread: float | None = None
+    sqnr_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,8 @@ class NpuReport:
         exact_labels: whether that is the last resize and the argmax alone.
         int8_faster: whether int8 is expected to be faster than float there; None: not known.
         slow: why not.
-        risks: layers that lose most to one scale a layer, the worst first.
+        risks: of all layers, those that lose most to one scale a layer first.
+        measured: the frames that say what layers read; "" if there were none.
     """
 
     device: str
@@ -70,6 +86,7 @@ class NpuReport:
     int8_faster: bool | None
     slow: tuple[str, ...]
     risks: tuple[LayerRisk, ...]
+    measured: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,24 +99,58 @@ def read_rules() -> dict[str, dict[str, Any]]:
     return rules
 
 
-def predict(model: Model, size: tuple[int, int], device: str) -> NpuReport:
+@dataclass(frozen=True)
+class MeasuredFrames:
+    """Frames (H, W, 3) uint8 BGR of the network's size; what they are; calibrated magnitudes by
+    tensor, those that it lacks are the largest on the frames."""
+
+    images: tuple[NDArray[np.uint8], ...]
+    origin: str
+    ranges: Mapping[str, float]
+
+
+def gather_frames(model: Model, size: tuple[int, int], calib: Path | None) -> MeasuredFrames | None:
+    """Real frames to measure what layers read: of a folder, or those that ship with the ranges of
+    the weights; None for weights without.
+
+    Raises:
+        ExportError: the folder holds too few frames that differ.
+    """
+    if calib is not None:
+        picked = pick_frames(Calibration(calib)).used
+        named, origin, ranges = picked, f"{len(picked)} frames of {calib}", {}
+    elif stored := find_stored_ranges(model):
+        named, ranges = list(read_shipped_frames().frames[:FRAMES]), stored.ranges
+        origin = f"ranges of {stored.source}, spread on {len(named)} shipped frames"
+    else:
+        return None
+    images = tuple(fit_frame(image, size, model.fit, model.pad_color) for _, image in named)
+    return MeasuredFrames(images, origin, ranges)
+
+
+def predict(
+    model: Model, size: tuple[int, int], device: str, calib: Path | None = None
+) -> NpuReport:
     """What a chip will make of a network, by the rules.
 
     Args:
         model: the network.
         size: (height, width) in pixels.
         device: a name in the rules.
+        calib: folder of real frames, that layers' ranges are measured on; by default those that
+            ship with the weights.
 
     Raises:
-        ExportError: the device is unknown.
+        ExportError: the device is unknown, or the folder's frames are too few.
     """
     if device not in read_rules():
         raise ExportError(f"--device is {', '.join(read_rules())}, not {device!r}")
+    frames = gather_frames(model, size, calib)
     graph = to_onnx(model.network.eval(), size, "fp32", ("labels",))
-    return judge(graph, device)
+    return judge(graph, device, frames)
 
 
-def judge(graph: onnx.ModelProto, device: str) -> NpuReport:
+def judge(graph: onnx.ModelProto, device: str, frames: MeasuredFrames | None = None) -> NpuReport:
     """`predict`, of a float32 graph from frame to labels."""
     rules = read_rules()[device]
     graph = onnx.shape_inference.infer_shapes(graph, strict_mode=True)
@@ -135,7 +186,7 @@ def judge(graph: onnx.ModelProto, device: str) -> NpuReport:
         tuple(sorted(unknown)), cut, done / max(1, sum(work.values())), dict(left),
         coarse is not None and not barred,
         not slow if "slow_in_int8" in rules else None, tuple(slow),
-        tuple(measure_risks(graph)),
+        tuple(measure_risks(graph, frames)), frames.origin if frames else "",
     )  # fmt: skip
 
 
@@ -200,23 +251,32 @@ def _find_frontier(graph: onnx.GraphProto, on_chip: set[str]) -> tuple[str, ...]
     return tuple(sorted(made & read))
 
 
-def measure_risks(graph: onnx.ModelProto) -> list[LayerRisk]:
-    """The layers that lose most to one scale for all of a layer's weights, the worst first."""
-    held = {each.name: each for each in graph.graph.initializer}
-    nodes = {node.name: node for node in graph.graph.node}
+def measure_risks(graph: onnx.ModelProto, frames: MeasuredFrames | None = None) -> list[LayerRisk]:
+    """What layers may lose in int8, those that lose most to one scale for all weights first.
+
+    Args:
+        graph: float32, with the shapes of its tensors.
+        frames: that show what layers read.
+    """
+    layers = find_layers(graph)
+    signals = measure_signals(graph, layers, frames.images) if frames else {}
+    sqnr = expect_sqnr(graph, layers, frames.ranges, signals) if frames else {}
     risks = []
-    for layer in find_layers(graph):
-        weight = numpy_helper.to_array(held[nodes[layer.node].input[1]])
-        node = nodes[layer.node]
-        if node.op_type == "MatMul" or (
-            node.op_type == "Gemm" and not attributes(node).get("transB", 0)
-        ):
-            weight = weight.T
-        channels = np.abs(weight.reshape(len(weight), -1)).max(1)
-        largest, middle = float(channels.max()), float(np.median(channels))
-        starved = float(np.mean(channels < STEPS * largest / 127))
-        risks.append(LayerRisk(layer.name, starved, largest / middle if middle else None))
-    return sorted(risks, key=lambda risk: (-risk.starved, -(risk.spread or math.inf)))[:SHOWN]
+    for layer in layers:
+        channels = np.abs(weights_of(graph, layer)).max((1, 2))
+        starved = float(np.mean(channels < STEPS * float(channels.max()) / LEVELS))
+        read = signals.get(layer.node)
+        risks.append(LayerRisk(
+            layer.name, starved, spread_of(channels), spread_of(read.peak) if read else None,
+            sqnr.get(layer.node),
+        ))  # fmt: skip
+    return sorted(risks, key=lambda risk: (-risk.starved, -(risk.spread or math.inf)))
+
+
+def pick_worst(risks: Sequence[LayerRisk], most: int = 5) -> list[LayerRisk]:
+    """Those with the least expected signal to noise, and those that lose most to one scale."""
+    noisy = sorted(risks, key=lambda risk: math.inf if risk.sqnr_db is None else risk.sqnr_db)
+    return list(dict.fromkeys([*(r for r in noisy[:most] if r.sqnr_db is not None), *risks[:most]]))
 
 
 def score(size: tuple[int, int] = (256, 512)) -> list[dict[str, Any]]:

@@ -160,6 +160,7 @@ _EXTRAS = {
     "onnxslim": ("exports", "export"),
     "onnxruntime": ("ONNX files", "cpu"),
     "openvino": ("OpenVINO files", "openvino"),
+    "executorch": ("ExecuTorch programs", "executorch"),
     "yaml": ("YAML files", "train"),
     "matplotlib": ("plots", "train"),
     "mcap": ("MCAP logs", "drive"),

@@ -446,13 +446,13 @@ def load(
     require_signature: str | os.PathLike[str] | None = None,
     **options: object,
 ) -> Segmenter:
-    """The Segmenter of an artifact: `.engine`, `.onnx`, `.xml` (OpenVINO), `.safetensors`, `.qnn`.
+    """The Segmenter of an artifact: `.engine`, `.onnx`, `.xml`, `.safetensors`, `.qnn` or `.pte`.
 
-    backend: "tensorrt", "onnxruntime", "openvino", "torch" or "qnn"; by default what the file and
-    this machine suggest. device: "cpu" or "cuda[:N]". size: (height, width), the one that every
-    frame is brought to, of an artifact that takes several; by default each frame of one of its
-    sizes is run at that, and every other at the first that it was exported at. options: as the
-    backend's class takes them, such as `threads`.
+    backend: "tensorrt", "onnxruntime", "openvino", "torch", "qnn" or "executorch"; by default what
+    the file and this machine suggest. device: "cpu" or "cuda[:N]". size: (height, width), the one
+    that every frame is brought to, of an artifact that takes several; by default each frame of one
+    of its sizes is run at that, and every other at the first that it was exported at. options: as
+    the backend's class takes them, such as `threads`.
 
     Raises ArtifactError if the file is damaged, was changed since it was exported, or cannot run
     here; its message says what to do.

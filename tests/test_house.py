@@ -23,7 +23,7 @@ SOURCES = [path for path in SOURCES if path.name != "setup.py"]
 TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 # Twins on purpose: `export/X.py` builds what `runtime/backends/X.py` runs.
-TWINS = {"argmax_kernel.py", "openvino.py", "qnn.py", "tensorrt.py"}
+TWINS = {"argmax_kernel.py", "executorch.py", "openvino.py", "qnn.py", "tensorrt.py"}
 # A folder beside them holds a module each; what a module is about is said by its folder.
 WORDLESS = re.compile(r"(What|How|Whether|Which|Where|When|Why)\b")
 

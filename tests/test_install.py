@@ -44,7 +44,7 @@ def test_no_extra_brings_both_packages_of_onnx_runtime(script: dict[str, Any]) -
     assert not base & {"onnxruntime", "onnxruntime-gpu"}
     on_cpu = {extra for extra, needs in extras.items() if "onnxruntime" in names(needs)}
     on_gpu = {extra for extra, needs in extras.items() if "onnxruntime-gpu" in names(needs)}
-    assert on_cpu == {"cpu", "all", "dev", "qnn"}
+    assert on_cpu == {"cpu", "all", "dev", "qnn", "executorch"}
     assert on_gpu == {"gpu", "all-gpu"}
     assert names(extras["all"]) - names(extras["all-gpu"]) == {"onnxruntime"}
 

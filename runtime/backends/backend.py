@@ -283,6 +283,10 @@ BACKENDS = {
         module="qnn", cls="Qnn", packages=("onnxruntime_qnn",), extra="qnn", suffixes=(".qnn",),
         devices={"cpu": None}, precisions={"int8": ("int8", None)},
     ),
+    "executorch": BackendSpec(
+        module="executorch", cls="ExecuTorch", packages=("executorch",), extra="executorch",
+        suffixes=(".pte",), devices={"cpu": None}, precisions={"fp32": ("fp32", None)},
+    ),
 }  # fmt: skip
 
 
