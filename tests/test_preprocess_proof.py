@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from conftest import Run
 from numpy.typing import NDArray
+from own_parts import IMAGENET, SIZE, Tiny, prepare
 from rtseg import load_model
 from rtseg.data.letterbox import restore_labels
 from rtseg.data.scenes import scenes
@@ -27,7 +28,6 @@ from rtseg.models.own import Normalization
 from rtseg.runtime import load, read_card
 from rtseg.runtime.description import describe
 from rtseg.train.predictor import Predictor
-from test_own_network import IMAGENET, SIZE, Tiny, prepare
 from torch import nn
 
 Frame = NDArray[np.uint8]
