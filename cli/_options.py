@@ -210,6 +210,7 @@ class Precision(str, Enum):
 class Method(str, Enum):
     """Calibration method of int8."""
 
+    auto = "auto"
     percentile = "percentile"
     entropy = "entropy"
     minmax = "minmax"

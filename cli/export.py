@@ -113,7 +113,7 @@ def export(
     ] = None,
     calibration: Annotated[
         Method, in_group(INT8, help="How ranges are derived from them.")
-    ] = Method.percentile,
+    ] = Method.auto,
     calib_frames: Annotated[
         int, in_group(INT8, min=8, help="How many of them to calibrate on.")
     ] = 32,

@@ -35,7 +35,7 @@ def pareto(
     classes: Classes = None,
     calibration: Annotated[
         Method, Option(help="How int8 ranges are derived from them.")
-    ] = Method.percentile,
+    ] = Method.auto,
     threads: Threads = None,
     runs: Annotated[int, Option(min=20, help="Runs of each way.")] = 200,
     images: Annotated[

@@ -33,6 +33,10 @@ METHODS = {
     "entropy": (CalibrationMethod.Entropy, {}),
     "minmax": (CalibrationMethod.MinMax, {}),
 }
+# "percentile" for signed bytes. Unsigned ones have twice the steps, so there the range is that of
+# "minmax": a value beyond it is cut, and cut values, not rounded ones, are what makes the largest
+# errors of logits.
+AUTO = "auto"
 FEWEST = 12  # frames in all, below which ranges are a matter of luck
 HELD_OUT = 3  # one in so many frames judges and does not calibrate
 # Measured on 240 x 320 gray pictures: street frames, by day and drawn, keep 0.76 to 0.95 of their
@@ -56,13 +60,14 @@ class Calibration:
 
     Attributes:
         folder: of real frames, with its subfolders.
-        method: "percentile", "entropy" or "minmax".
+        method: "percentile", "entropy", "minmax", or "auto": "minmax" for files whose bytes may be
+            unsigned (OpenVINO's, ONNX Runtime's own form), else "percentile".
         frames: how many of them to take.
         seed: of the picking.
     """
 
     folder: Path
-    method: str = "percentile"
+    method: str = AUTO
     frames: int = 32
     seed: int = 0
 
@@ -86,8 +91,10 @@ def pick_frames(wish: Calibration) -> CalibrationFrames:
         CalibrationError: the method is unknown, the folder does not exist or holds too few images,
             or its frames are blank, noise or all alike.
     """
-    if wish.method not in METHODS:
-        raise CalibrationError(f"calibration is {', '.join(METHODS)}, not {wish.method!r}")
+    if wish.method not in (*METHODS, AUTO):
+        raise CalibrationError(
+            f"calibration is {', '.join(METHODS)} or {AUTO}, not {wish.method!r}"
+        )
     paths = _draw_stretches(_images(wish.folder), wish)
     good: list[tuple[str, Image]] = []
     left_out = []

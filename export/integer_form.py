@@ -48,6 +48,17 @@ class First:
     shape: tuple[int, int, int, int]
 
 
+def is_never_negative(name: str, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a tensor is so by how it is made; makers: the node that gives each tensor."""
+    node = makers.get(name)
+    if node is None:
+        return False
+    if node.op_type in (*MOVES, *MEANS):
+        parts = node.input if node.op_type == "Concat" else node.input[:1]
+        return all(is_never_negative(part, makers) for part in parts)
+    return node.op_type in ("Relu", "Sigmoid", "Softmax")
+
+
 class IntegerForm:
     """Makes the integer form of a float graph.
 
@@ -185,21 +196,12 @@ class IntegerForm:
         found: dict[str, Rounding] = {}
         for names in groups.values():
             largest = max(self._range(name) or 0.0 for name in names) or 1.0
-            positive = all(self._is_positive(name) for name in names)
+            positive = all(is_never_negative(name, self.makers) for name in names)
             rounding = Rounding(
                 np.float32(largest / (255 if positive else 127)), 0 if positive else 128
             )
             found |= dict.fromkeys(names, rounding)
         return found
-
-    def _is_positive(self, name: str) -> bool:
-        node = self.makers.get(name)
-        if node is None:
-            return False
-        if node.op_type in (*MOVES, *MEANS):
-            parts = node.input if node.op_type == "Concat" else node.input[:1]
-            return all(self._is_positive(part) for part in parts)
-        return node.op_type in ("Relu", "Sigmoid", "Softmax")
 
     def _round(self, name: str, rounding: Rounding) -> None:
         """QuantizeLinear and DequantizeLinear behind a tensor, for all its readers."""

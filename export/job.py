@@ -78,6 +78,7 @@ class ExportJob:
         self.graphs: dict[Size, onnx.ModelProto] = {}  # that it was made of, by size
         self.in_float: list[onnx.ModelProto] = []  # those that became int8, and their ranges
         self.ranges: dict[str, float] = {}
+        self.unsigned_ranges: dict[str, float] = {}
         self.faults: list[str] = []  # of the graph, whatever file it is written to
         self.costs: tuple[LayerCost, ...] = ()
         told: list[str] = []
@@ -175,6 +176,7 @@ class ExportJob:
             self.warnings += tuple(compare_calibration(self.card, picked, self.expected))
         self.card = self.card.model_copy(update={self.card.precision: made.facts})
         self.costs, self.ranges, self.in_float = made.costs, made.ranges, graphs
+        self.unsigned_ranges = made.unsigned_ranges
         return list(made.graphs)
 
     def _make_form(self, target: str) -> tuple[onnx.ModelProto | None, Card]:
@@ -189,13 +191,22 @@ class ExportJob:
 
             card = card.model_copy(update={"soc": self.soc})
             return to_integer_logits(self.in_float[0], card, self.ranges)
-        if target != "onnxruntime" or card.int8 is None:
+        if target not in ("onnxruntime", "openvino") or card.int8 is None:
             return self.graph, card
         from .quantize import to_integer_form
+        from .unsigned_form import to_unsigned_form
 
-        graph, facts = to_integer_form(
-            self.in_float[0], card.int8, self.ranges, reads_bytes=not card.takes_camera
-        )
+        facts, ranges = card.int8, self.unsigned_ranges
+        if ranges != self.ranges:
+            facts = facts.model_copy(update={"method": "minmax"})
+        if target == "onnxruntime":
+            graph, facts = to_integer_form(
+                self.in_float[0], facts, ranges, reads_bytes=not card.takes_camera
+            )
+        else:
+            made = [to_unsigned_form(each, facts, ranges) for each in self.in_float]
+            graphs, facts = [graph for graph, _ in made], made[0][1]
+            graph = merge_sizes(graphs, card.sizes) if card.sizes else graphs[0]
         card = card.model_copy(update={"int8": facts})
         return take_camera(graph, card) if card.takes_camera else graph, card
 
@@ -279,7 +290,9 @@ class ExportJob:
 
         # The second time only the card beside it changes.
         if not path.exists():
-            to_openvino(self._graph_path, path, card.precision)
+            source = self.folder / "openvino.onnx"
+            write_atomically(source, graph.SerializeToString())
+            to_openvino(source, path, card.precision)
         files = {p.name: digest_of(p) for p in (path, path.with_suffix(".bin"))}
         card = card.model_copy(update={"files": files, "coarse": find_coarse(graph)})
         write_atomically(sidecar(path), card.to_json().encode())

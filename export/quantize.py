@@ -24,7 +24,7 @@ from ..models.onnx_graph import KINDS
 from ..reporting import Progress
 from ..runtime.artifact import Card, Int8Facts
 from . import parity, sensitivity
-from .calibrate import CalibrationFrames, as_spans, measure_ranges, silence_quantizer
+from .calibrate import AUTO, CalibrationFrames, as_spans, measure_ranges, silence_quantizer
 from .conditions import text_of
 from .float8 import to_float8
 from .graph import Layer, count_macs, find_layers
@@ -79,12 +79,14 @@ class SizedGraph:
 @dataclass(frozen=True)
 class QuantizedGraphs:
     """The int8 or fp8 graph of each size, what the card says of them, what each layer costs, and
-    the largest magnitude of each tensor that was measured, by its name."""
+    the ranges of the tensors that were measured, by name: those of the graphs, and those for forms
+    whose bytes may be unsigned."""
 
     graphs: Sequence[onnx.ModelProto]
     facts: Int8Facts
     costs: tuple[sensitivity.LayerCost, ...]
     ranges: dict[str, float]
+    unsigned_ranges: dict[str, float]
 
 
 def quantize(
@@ -112,27 +114,38 @@ def quantize(
     found = find_layers(first.graph)
     if not found:
         raise QuantizeError(f"{card.model} has no layer that {card.precision} could hold")
-    ranges: dict[str, float] = {}
-    for plain in plains:
-        what = f"calibration ({calibration.method}) on {len(calibration.used)} frames"
-        progress(f"{what}, {text_of(plain.card.size)}" if len(plains) > 1 else what, 0.0)
-        # Fitted as the runtime will, black bars included: ranges are of what the network reads.
-        frames = [
-            fit_frame(f, plain.card.size, card.fit, card.pad_color) for _, f in calibration.used
-        ]
-        for name, span in measure_ranges(plain.graph, KINDS, frames, calibration.method).items():
-            # Of shape () or (1,), by the method.
-            ranges[name] = max(ranges.get(name, 0.0), float(np.max(span.range_value[1])))
+    auto = calibration.method == AUTO
+    method = "percentile" if auto else calibration.method
+    ranges = _measure_widest(plains, calibration, method, progress)
+    largest = _measure_widest(plains, calibration, "minmax", progress) if auto else ranges
 
     graphs, kept, costs = _search(plains, found, ranges, progress)
     facts = Int8Facts(
-        method=calibration.method,
+        method=method,
         frames=len(calibration.used),
         held_out=len(first.expected.reference.frames),
-        **_describe_layers(first.graph, found, kept),
+        **describe_layers(first.graph, found, kept),
     )
     _finish(graphs, card)
-    return QuantizedGraphs(graphs, facts, sensitivity.mark_excluded(costs, facts.excluded), ranges)
+    marked = sensitivity.mark_excluded(costs, facts.excluded)
+    return QuantizedGraphs(graphs, facts, marked, ranges, largest)
+
+
+def _measure_widest(
+    plains: Sequence[SizedGraph], calibration: CalibrationFrames, method: str, progress: Progress
+) -> dict[str, float]:
+    """The range of each tensor, the widest of all sizes."""
+    ranges: dict[str, float] = {}
+    for plain in plains:
+        what = f"calibration ({method}) on {len(calibration.used)} frames"
+        progress(f"{what}, {text_of(plain.card.size)}" if len(plains) > 1 else what, 0.0)
+        # Fitted as the runtime will, black bars included: ranges are of what the network reads.
+        card = plain.card
+        frames = [fit_frame(f, card.size, card.fit, card.pad_color) for _, f in calibration.used]
+        for name, span in measure_ranges(plain.graph, KINDS, frames, method).items():
+            # Of shape () or (1,), by the method.
+            ranges[name] = max(ranges.get(name, 0.0), float(np.max(span.range_value[1])))
+    return ranges
 
 
 def _search(
@@ -166,7 +179,7 @@ def _round(
     plain: onnx.ModelProto, nodes: list[str], spans: TensorsData, card: Card
 ) -> onnx.ModelProto:
     """`plain` with what `nodes` read rounded to the card's precision."""
-    made = _insert_rounding(plain, nodes, spans)
+    made = insert_rounding(plain, nodes, spans)
     return to_float8(made, plain) if card.precision == "fp8" and nodes else made
 
 
@@ -235,11 +248,11 @@ def quantize_by_stored_ranges(
         method=stored.method,
         frames=stored.frames,
         held_out=len(first.expected.reference.frames),
-        **_describe_layers(first.graph, found, kept),
+        **describe_layers(first.graph, found, kept),
     )
     _finish(graphs, card)
     marked = sensitivity.mark_excluded(costs, facts.excluded)
-    return QuantizedGraphs(graphs, facts, marked, stored.ranges)
+    return QuantizedGraphs(graphs, facts, marked, stored.ranges, stored.ranges)
 
 
 def check_integer_form(graph: onnx.ModelProto, card: Card) -> None:
@@ -282,11 +295,11 @@ def to_integer_form(
     nodes = {layer.node for layer in found if layer.name not in facts.excluded}
     made, done = IntegerForm(plain, nodes, ranges, reads_bytes, also).build()
     kept = [layer for layer in found if layer.node in done]
-    described = _describe_layers(plain, found, kept)
+    described = describe_layers(plain, found, kept)
     return _clean(made), facts.model_copy(update=dict(described))
 
 
-def _describe_layers(
+def describe_layers(
     plain: onnx.ModelProto, found: Sequence[Layer], kept: Sequence[Layer]
 ) -> LayerFacts:
     return {
@@ -353,10 +366,10 @@ def infer_shapes(graph: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(target)
 
 
-def _insert_rounding(
+def insert_rounding(
     plain: onnx.ModelProto, nodes: list[str], spans: TensorsData
 ) -> onnx.ModelProto:
-    """`plain` with QuantizeLinear and DequantizeLinear around what `nodes` read."""
+    """`plain` with QuantizeLinear and DequantizeLinear around what `nodes` read, symmetrically."""
     if not nodes:
         return plain
     with silence_quantizer():

@@ -106,8 +106,9 @@ class Int8Facts(_Facts):
     """How a graph became int8, or fp8.
 
     method: of calibration; frames: that it saw; held_out: that it was judged on instead; layers:
-    how many are rounded, excluded: those left in float because they cost too much, or, in ONNX
-    Runtime's form, because only float reads what they give; share: of the multiply-adds that
+    how many are rounded, excluded: those left in float because they cost too much, in ONNX
+    Runtime's form because only float reads what they give, in OpenVINO's because they read the
+    frame; share: of the multiply-adds that
     rounded layers do.
     """
 

@@ -163,7 +163,7 @@ def _damaged(segment: Segmenter, frames: Sequence[Picture]) -> Iterator[tuple[st
 def run_network(
     name: str, given: argparse.Namespace, folder: Path, cases: Sequence[tuple[str, str | None]]
 ) -> Iterator[CertifiedCase]:
-    model, size = load_model(name, classes="camvid"), (360, 480)
+    model, size = load_model(name, given.weights, classes="camvid"), (360, 480)
     proof: dict[str, Any] = {"frames": given.proof, "labels": given.labels}
     unseen = read_frames(given.unseen, most=given.frames)
     expected = run_reference(model.network, unseen, size, model.fit)
@@ -198,8 +198,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=1000, help="of the unseen, at most")
     parser.add_argument("--proof-frames", type=int, default=24)
     parser.add_argument("--network", action="append", help="one of the cases; may be repeated")
+    parser.add_argument("--weights", type=Path, help="checkpoint of the one --network")
     parser.add_argument("-o", "--out", type=Path, default=Path("certified"), help="folder")
     given = parser.parse_args(arguments)
+    if given.weights and len(given.network or ()) != 1:
+        parser.error("--weights is of one network: name it by --network")
     logging.getLogger("rtseg").setLevel(logging.ERROR)
     done = []
     for name in dict.fromkeys(name for name, *_ in CASES):

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 from rtseg.data.images import read_image
+from rtseg.data.letterbox import fit_frame
 from rtseg.data.scenes import scenes
 from rtseg.errors import ExportError, ProofError
 from rtseg.export import calibrate, export, reference, sensitivity
@@ -21,9 +22,12 @@ from rtseg.export import quantize as quantize
 from rtseg.export.calibrate import Calibration, CalibrationError, CalibrationFrames, pick_frames
 from rtseg.export.export import make_card
 from rtseg.export.graph import Layer, census, find_layers, find_positions, to_onnx
+from rtseg.export.job import ExportJob
+from rtseg.export.unsigned_form import to_unsigned_form
 from rtseg.models.loading import Model, load_model
 from rtseg.models.onnx_graph import KINDS
 from rtseg.runtime import load, read_card
+from rtseg.runtime.artifact import Int8Facts
 from rtseg.system import read_system
 
 SIZE = 96, 160
@@ -137,7 +141,7 @@ def test_macs_of_a_layer_are_counted(plain: onnx.ModelProto) -> None:
 
 def test_only_what_layers_read_is_rounded(plain: onnx.ModelProto, spans: Any) -> None:
     found = find_layers(plain)
-    graph = quantize._insert_rounding(plain, [layer.node for layer in found], spans).graph
+    graph = quantize.insert_rounding(plain, [layer.node for layer in found], spans).graph
     makers = {output: node for node in graph.node for output in node.output}
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     inside = [
@@ -156,11 +160,81 @@ def test_only_what_layers_read_is_rounded(plain: onnx.ModelProto, spans: Any) ->
     assert all(scale.size > 1 for scale in scales)  # one for each channel
 
 
+def _facts(layers: int) -> Int8Facts:
+    return Int8Facts(method="minmax", frames=6, held_out=1, layers=layers, share=1.0)
+
+
+def test_what_is_never_negative_has_bytes_without_a_sign_for_openvino(
+    nano: Model, plain: onnx.ModelProto, spans: Any
+) -> None:
+    found = find_layers(plain)
+    ranges = {name: float(np.max(span.range_value[1])) for name, span in spans.items()}
+    facts = _facts(len(found))
+    made, described = to_unsigned_form(plain, facts, ranges)
+    assert described.excluded == ("backbone.stem.0.conv",)  # which reads the frame
+    assert described.layers == len(found) - 1
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    kinds = {}
+    for node in made.graph.node:
+        if node.op_type == "QuantizeLinear":
+            scale, zero = (weights[name] for name in node.input[1:])
+            steps = 255 if zero.dtype == np.uint8 else 127
+            assert zero == 0
+            assert scale == pytest.approx(ranges[node.input[0]] / steps, rel=1e-5)
+            kinds[node.input[0]] = steps
+    after = {node.output[0]: node.op_type for node in plain.graph.node}
+    assert {steps for name, steps in kinds.items() if after[name] == "Relu"} == {255}
+    assert {steps for name, steps in kinds.items() if after[name] == "Add"} == {127}
+    # The weights stay as they are elsewhere, and the result comes closer to float32's.
+    behind = [layer.node for layer in found if layer.name not in described.excluded]
+    signed = quantize.insert_rounding(plain, behind, spans)
+    expected = reference.run_reference(
+        nano.network, reference.draw_frames(2, SIZE), SIZE, progress=lambda *_: None
+    )
+    errors = [
+        proof.prove_graph(graph, make_card(nano, SIZE, "int8", "labels"), expected).logits_error
+        for graph in (made, signed)
+    ]
+    assert errors[0] < errors[1]
+
+
+def test_values_beyond_the_range_are_cut_in_no_file_for_cpus(
+    nano: Model, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut values make the largest errors of logits, which certified labels are bounded by."""
+    # The bar is not what is tested.
+    monkeypatch.setattr("rtseg.export.parity.ParityResult.passed", property(lambda result: True))
+    card, proofs = make_card(nano, SIZE, "int8", "labels"), {SIZE: reference.draw_frames(2, SIZE)}
+    job = ExportJob(nano, card, proofs, tmp_path, lambda step, share: None)
+    picked = pick_frames(Calibration(street))
+    job.make_graph(picked)
+    frames = [fit_frame(frame, SIZE, card.fit, card.pad_color) for _, frame in picked.used]
+    plain = quantize.infer_shapes(job.in_float[0])
+    spans = {
+        method: float(np.max(measured["relu_15"].range_value[1]))
+        for method in ("percentile", "minmax")
+        if (measured := calibrate.measure_ranges(plain, KINDS, frames, method))
+    }
+    assert spans["percentile"] < spans["minmax"]
+    for target, method, scale in (
+        ("onnx", "percentile", "relu_15_scale"),
+        ("openvino", "minmax", "relu_15_scale"),
+        ("onnxruntime", "minmax", "relu_15/scale"),
+    ):
+        graph, made = job._make_form(target)
+        assert graph is not None
+        assert made.int8 is not None
+        assert made.int8.method == method
+        (step,) = [each for each in graph.graph.initializer if each.name == scale]
+        steps = 127 if target == "onnx" else 255
+        assert numpy_helper.to_array(step) * steps == pytest.approx(spans[method], rel=1e-5)
+
+
 def test_a_layer_left_in_float_reads_its_input_in_full(plain: onnx.ModelProto, spans: Any) -> None:
     """Also where another layer reads the same tensor in int8."""
     found = {layer.name: layer.node for layer in find_layers(plain)}
     left = found["backbone.layer2.0.shortcut.conv"]
-    graph = quantize._insert_rounding(plain, [n for n in found.values() if n != left], spans).graph
+    graph = quantize.insert_rounding(plain, [n for n in found.values() if n != left], spans).graph
     inputs = {node.name: node.input[0] for node in graph.node}
     assert inputs[left] == {node.name: node.input[0] for node in plain.graph.node}[left]
     assert (
@@ -172,10 +246,10 @@ def test_noise_is_the_layers_own_error(plain: onnx.ModelProto, spans: Any) -> No
     """Against the layer's result when it alone is rounded, which its inputs then are not."""
     found = find_layers(plain)
     frames = scenes(2, SIZE, seed=30)
-    every = quantize._insert_rounding(plain, [layer.node for layer in found], spans)
+    every = quantize.insert_rounding(plain, [layer.node for layer in found], spans)
     measured = sensitivity.measure_noise(plain, every, found, frames)
     layer = found[9]
-    alone = quantize._insert_rounding(plain, [layer.node], spans)
+    alone = quantize.insert_rounding(plain, [layer.node], spans)
     (output,) = (n.output[0] for n in plain.graph.node if n.name == layer.node)
     ours, reference = (_results(graph, output, frames) for graph in (alone, plain))
     expected = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
@@ -204,11 +278,12 @@ def test_the_whole_export(nano: Model, street: Path, tmp_path: Path) -> None:
         calib=Calibration(street), progress=lambda step, share: steps.append(step),
     )  # fmt: skip
     assert [artifact.status for artifact in artifacts] == ["proven", "proven"]
-    for artifact in artifacts:
+    for artifact, method in zip(artifacts, ("percentile", "minmax"), strict=True):
         facts = read_card(artifact.path).int8
         assert facts is not None
-        assert (facts.method, facts.frames, facts.held_out) == ("percentile", 16, 8)
+        assert (facts.method, facts.frames, facts.held_out) == (method, 16, 8)
         assert facts.layers + len(facts.excluded) == len(artifact.costs)
+        assert "backbone.stem.0.conv" in facts.excluded or method == "percentile"
         assert facts.share > 0.5
         with load(artifact.path) as segment:
             assert segment.info.precision == "int8"
@@ -303,7 +378,7 @@ def test_noise_in_place_of_frames_is_caught_by_the_proof(nano: Model, shared_dat
     for frames in (noisy, real):
         spans = calibrate.measure_ranges(plain, KINDS, frames, "percentile")
         verdict = proof.prove_graph(
-            quantize._insert_rounding(plain, nodes, spans), _card(nano, size), expected
+            quantize.insert_rounding(plain, nodes, spans), _card(nano, size), expected
         )
         passed.append(verdict.passed)
     assert passed == [False, True]
@@ -328,7 +403,7 @@ def test_an_int8_engine_builds(
     from rtseg.export.tensorrt import build_engine
 
     path = tmp_path / "graph.onnx"
-    graph = quantize._insert_rounding(plain, [layer.node for layer in find_layers(plain)], spans)
+    graph = quantize.insert_rounding(plain, [layer.node for layer in find_layers(plain)], spans)
     onnx.save(graph, path)
     built = build_engine(path, tmp_path / "x.engine", _card(nano))
     assert built.census["int8"] == census(graph)["int8"] - _zero_points(graph)

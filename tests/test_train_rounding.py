@@ -143,7 +143,7 @@ def spans(plain):
 def test_it_computes_what_the_exported_graph_computes(nano, plain, spans, monkeypatch, name):
     """With one layer in int8, and the range that calibration gave it."""
     layer = next(layer for layer in find_layers(plain) if layer.name == name)
-    graph = quantize._insert_rounding(plain, [layer.node], spans)
+    graph = quantize.insert_rounding(plain, [layer.node], spans)
     network = copy.deepcopy(nano.network)
     others = {other for other, _ in network.named_modules()} - {name}
     monkeypatch.setattr(rounding, "position_layers", lambda *_: others)
