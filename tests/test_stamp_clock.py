@@ -13,6 +13,7 @@ from rtseg.data.camera import Camera
 from rtseg.data.frames import Frame
 from rtseg.data.playback import Paced
 from rtseg.data.stamp_clock import Placed, StampClock, place_recorded
+from rtseg.runtime.drive.stream_watch import StreamWatch
 
 MS = 1_000_000
 SECOND = 1000 * MS
@@ -185,6 +186,23 @@ def test_a_camera_tells_the_drivers_stamp(
     assert found.age_source == source
     assert found.received_ns is not None
     assert least_ms <= (found.received_ns - found.captured_ns) / 1e6 <= least_ms + 1
+
+
+def test_frames_that_waited_in_the_drivers_queue_are_as_old_as_they_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OpenCV hides V4L2's queue, and the driver's stamps tell how full it is."""
+    monkeypatch.setattr(cv2, "VideoCapture", Buffers)
+    frames, watch = iter(Camera("0")), StreamWatch()
+    for waited_ms in (33.0, 33.0, 200.0, 250.0):
+        monkeypatch.setattr(Buffers, "ago_ms", waited_ms)
+        frame = next(frames)
+        assert isinstance(frame, Frame)
+        assert frame.received_ns is not None
+        assert (frame.received_ns - frame.captured_ns) / 1e6 == pytest.approx(waited_ms, abs=1)
+        found = watch.note(frame, frame.received_ns, time.time_ns(), 33.0)
+    frames.close()  # type: ignore[attr-defined]
+    assert dict(found)["lag"] in [f"the stream is {ms} ms behind" for ms in (216, 217, 218)]
 
 
 def test_a_log_is_played_as_old_as_it_was_recorded() -> None:
