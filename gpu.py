@@ -24,8 +24,7 @@ THROTTLES = {
     0x40: "heat (hardware)",
     0x80: "power brake",
 }
-
-
+A_CLOCK_THAT_WAS_SET = 0x2  # NVML's bit for a limit that somebody chose
 CLOCK_STEPS = 0.02  # of the clock: one of NVIDIA's steps, 15 MHz, is half of it
 
 
@@ -213,12 +212,14 @@ def gpu_energy_j() -> float | None:
 class GpuClocks:
     """Of a GPU as it is now, most of the time idle; None where the driver does not tell.
 
-    sm_clock_mhz: of at most `max_sm_clock_mhz`; throttled: reasons why it is held down.
+    sm_clock_mhz: of at most `max_sm_clock_mhz`; throttled: reasons why it is held down;
+    set_by_user: whether a clock that somebody set holds it.
     """
 
     sm_clock_mhz: int | None
     max_sm_clock_mhz: int | None
     throttled: tuple[str, ...]
+    set_by_user: bool = False
 
     def __str__(self) -> str:
         facts = [
@@ -234,11 +235,62 @@ def read_clocks(gpu: Gpu) -> GpuClocks | None:
         handle = _ask(nvml, _handle, nvml, gpu) if nvml is not None else None
         if handle is None:
             return None
+        bits = _read_reasons(nvml, handle) or 0
         return GpuClocks(
             _ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
             _ask(nvml, nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM),
-            _name_reasons(_read_reasons(nvml, handle) or 0),
+            _name_reasons(bits),
+            bool(bits & A_CLOCK_THAT_WAS_SET),
         )
+
+
+@dataclass
+class ClockAtRest:
+    """A GPU's clock before this process gave it anything to do.
+
+    No driver tells whether a clock is locked. One that is stays where it is; one that is not falls
+    while the GPU rests, and rises with its first work.
+    """
+
+    gpu: Gpu
+    sm_clock_mhz: int
+
+    @classmethod
+    def read(cls, index: int = 0) -> ClockAtRest | None:
+        """Of the GPU with CUDA's number `index`; None where no driver tells."""
+        gpu = next((gpu for gpu in gpus() if gpu.index == index), None)
+        clocks = read_clocks(gpu) if gpu is not None else None
+        if gpu is None or clocks is None or clocks.sm_clock_mhz is None:
+            return None
+        return cls(gpu, clocks.sm_clock_mhz)
+
+    def find_lock_missing(self) -> str | None:
+        """Right behind the first work: one line where the clock is not locked, with the command
+        that locks it."""
+        clocks = read_clocks(self.gpu)
+        warm = clocks.sm_clock_mhz if clocks is not None else None
+        if clocks is None or warm is None or clocks.set_by_user:
+            return None
+        if not _differ(self.sm_clock_mhz, warm):
+            return None
+        return (
+            f"{self.gpu.name}: its clock was {self.sm_clock_mhz} MHz at rest and is {warm} MHz "
+            f"after the warm-up, so it is not locked, and times move with it: "
+            f"{_advise_lock(self.gpu.pci, warm)}"
+        )
+
+
+def _differ(one: int, other: int) -> bool:
+    """Whether two clocks are more than a few of their steps apart."""
+    return abs(one - other) > CLOCK_STEPS * max(one, other)
+
+
+def _advise_lock(pci: str, mhz: int) -> str:
+    which = f" -i {pci}" if pci else ""
+    return (
+        f"lock it with `sudo nvidia-smi{which} --lock-gpu-clocks={mhz}`, and afterwards "
+        "--reset-gpu-clocks"
+    )
 
 
 def _read_reasons(nvml: Any, handle: object) -> int | None:
@@ -291,8 +343,7 @@ class GpuState:
         """Whether the clock moved under the load by more than a few of its steps."""
         if self.sm_clock_range_mhz is None:
             return False
-        low, high = self.sm_clock_range_mhz
-        return high - low > CLOCK_STEPS * high
+        return _differ(*self.sm_clock_range_mhz)
 
     def warning(self, title: str) -> str | None:
         """One line on clocks that spoil figures, with what steadies them."""
@@ -301,13 +352,9 @@ class GpuState:
             parts.append(f"the GPU's clocks were held down by {', '.join(self.throttled)}")
         if self.clocks_moved and self.sm_clock_range_mhz:
             low, high = self.sm_clock_range_mhz
-            which = f" -i {self.pci}" if self.pci else ""
             # The lowest that was seen is one that it holds.
-            parts.append(
-                f"the GPU's clock moved between {low} and {high} MHz: lock it with "
-                f"`sudo nvidia-smi{which} --lock-gpu-clocks={low}`, and afterwards "
-                "--reset-gpu-clocks"
-            )
+            advice = _advise_lock(self.pci, low)
+            parts.append(f"the GPU's clock moved between {low} and {high} MHz: {advice}")
         return f"{title}: {'; '.join(parts)}" if parts else None
 
 

@@ -6,7 +6,7 @@ camera's picture has another size, what `data/letterbox.py` does to it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,10 +73,25 @@ def find_conversion_faults(
     last = next(i for i, node in enumerate(graph.node) if PIXELS in node.output)
     del graph.node[last + 1 :], graph.output[:]
     graph.output.append(helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, None))
-    session, found = open_session(probe), []
+    session = open_session(probe)
+
+    def convert(batch: NDArray[np.uint8]) -> NDArray[np.generic]:
+        pixels: NDArray[np.generic] = session.run([PIXELS], {"frame": batch})[0]
+        return pixels.transpose(0, 2, 3, 1)
+
+    return compare_colors(convert, frames, card)
+
+
+def compare_colors(
+    convert: Callable[[NDArray[np.uint8]], NDArray[np.generic]],
+    frames: Sequence[NDArray[np.uint8]],
+    card: Card,
+) -> list[str]:
+    """As `find_conversion_faults`, of what makes BGR (N, H, W, 3) of the card's frames."""
+    found = []
     for place, frame in enumerate(frames):
         batch = np.repeat(frame[None], card.batch, axis=0)
-        ours = session.run([PIXELS], {"frame": batch})[0][-1].transpose(1, 2, 0)
+        ours = convert(batch)[-1].astype(np.float32)
         theirs = fit_frame(to_bgr(frame, card.input), card.size, card.fit, card.pad_color)
         if (worst := np.abs(ours - theirs).max()) > 1:
             found.append(f"frame {place}'s colors are off from OpenCV's by {worst:.0f} levels")

@@ -186,11 +186,6 @@ def export(
         check_sizes(model.preprocess, model.network, others, fit, pad_color)
     for each in [camera_size] if camera_size else sizes:
         check_format(input, each)
-    if "torch" in targets and (input != "bgr" or camera_size):
-        raise ExportError(
-            f"a torch artifact holds weights alone, and no conversion from {input}: choose onnx, "
-            "openvino or tensorrt"
-        )
     if label_kernel and ("tensorrt" not in targets or output != "labels"):
         raise ExportError("a label kernel is for engines that give labels only: add --to tensorrt")
     if isinstance(calib, (str, os.PathLike)):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import torch
+from numpy.typing import NDArray
 
 from ..data.files import digest_of, write_atomically
 from ..errors import ExportError
@@ -17,11 +20,12 @@ from ..reporting import Progress
 from ..runtime.argmax import compiled_available
 from ..runtime.artifact import Card, Precision, digest_of_tensors, read_card, sidecar
 from ..runtime.backends.backend import ORT_FORM
+from ..runtime.camera_torch import CameraFrames
 from ..runtime.preprocess_facts import PreprocessFacts
 from . import parity
 from .artifacts import Artifact
 from .calibrate import CalibrationFrames
-from .camera_input import find_conversion_faults, take_camera
+from .camera_input import compare_colors, find_conversion_faults, take_camera
 from .conditions import compare_calibration, find_missing_classes, find_warnings, text_of
 from .graph import census, find_coarse, to_onnx, write_artifact
 from .reference import ProofFrames, ReferenceOutputs, as_camera_sees, run_reference
@@ -233,6 +237,10 @@ class ExportJob:
                 ways.append(("bf16", {"precision": "bf16"}))
         if target == "qnn":
             self.warnings += _warn_simulated(self.soc)
+        faults = list(self.faults)
+        if target == "torch" and card.takes_camera:
+            frames = list(self.asked[card.size].reference.frames)
+            faults += compare_colors(_convert_by_pytorch(card), frames, card)
         results = tuple(
             parity.prove_artifact(
                 path,
@@ -248,7 +256,7 @@ class ExportJob:
             for size, expected in self.asked.items()
         )
         for result in results:
-            result.fail(self.faults)
+            result.fail(faults)
         proof = parity.summarize(results, self.expected, self.warnings)
         self._write(target, path, graph, card.model_copy(update={"proof": proof}))
         return Artifact(
@@ -346,6 +354,11 @@ def _warn_simulated(soc: str | None) -> tuple[str, ...]:
         f"proven in the HTP's simulation on x86, not on {soc}: there, rtseg eval FILE DATASET with "
         "labels of yours",
     )
+
+
+def _convert_by_pytorch(card: Card) -> Callable[[NDArray[np.uint8]], NDArray[np.generic]]:
+    convert = CameraFrames(card)
+    return lambda frames: convert(torch.from_numpy(frames)).numpy()
 
 
 def _cpu_has_bf16() -> bool:

@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import importlib
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -81,6 +82,16 @@ def import_package(flavour: Flavour) -> ModuleType:
         raise MissingPackage(
             f"{flavour} is installed but does not load ({error}): {install_line(flavour)} again"
         ) from error
+
+
+def preload_cuda(onnxruntime: Any) -> str:
+    """Load the CUDA and cuDNN that pip installed, where the loader would not look; returns what
+    ONNX Runtime prints of those that are missing, in one line."""
+    said = io.StringIO()
+    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+        with contextlib.redirect_stdout(said):
+            onnxruntime.preload_dlls()
+    return " ".join(said.getvalue().split())[:300]
 
 
 def install_line(flavour: Flavour) -> str:

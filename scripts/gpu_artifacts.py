@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .gpu_job import Job, Skip, this_gpu, use_tests
 from .gpu_race import QUICK, Race
+from .gpu_suite import EXPORT, find_missing
 
 if TYPE_CHECKING:
     from ..runtime.packages import Flavour, Package
@@ -129,6 +130,7 @@ def pretend_engine(folder: Path) -> Path:
 def export_for(job: Job, target: str, **options: Any) -> Path:
     """An artifact of the plan's network in fp16 for `target`, proven where that can be done; an
     ONNX file that is there already is taken."""
+    refuse_missing(EXPORT)
     from ..export import export
 
     plan, name = job.plan, "-".join(map(str, (target, *options.values())))
@@ -142,15 +144,25 @@ def export_for(job: Job, target: str, **options: Any) -> Path:
 def onnxruntime(job: Job) -> None:
     """ONNX Runtime on the device, ours by each option, in one race with PyTorch's backend and all
     peers."""
-    import onnxruntime as package
-
     with closing(Race(job, job.plan.engine, job.plan.engine_size)) as race:
         enter_quick(race)
         with job.part(backend="onnxruntime"):
-            if not job.dry and "CUDAExecutionProvider" not in package.get_available_providers():
-                raise Skip("this ONNX Runtime was built without CUDA: install onnxruntime-gpu")
+            refuse_without_cuda(job)
             path = export_for(job, "onnx")
             for options in ({},) if job.dry else ({}, {"cuda_graph": True}, {"prefer_nhwc": True}):
                 title = " ".join(["ours in onnxruntime", *options])
                 race.enter_artifact(title, path, "onnxruntime", **options)
         finish(race)
+
+
+def refuse_missing(modules: Sequence[str]) -> None:
+    if missing := find_missing(modules):
+        raise Skip(f"not installed: {', '.join(missing)}")
+
+
+def refuse_without_cuda(job: Job) -> None:
+    refuse_missing(EXPORT)
+    import onnxruntime
+
+    if not job.dry and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise Skip("this ONNX Runtime was built without CUDA: install onnxruntime-gpu")

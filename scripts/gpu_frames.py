@@ -15,6 +15,7 @@ from .gpu_artifacts import (
     installed_packages,
     pretend_engine,
     refuse_unsupported,
+    refuse_without_cuda,
 )
 from .gpu_job import Job
 from .gpu_race import write_weights
@@ -48,14 +49,15 @@ def in_flight(job: Job) -> None:
         with job.part(backend="tensorrt"):
             compare_flows(job, open_pretended(folder), backend="tensorrt")
         return
-    for package in installed_packages():
-        with job.part(backend="tensorrt", flavour=package.flavour):
-            path = build(job, package)
-            for graph in (True, False):
-                each = opened(path, "tensorrt", cuda_graph=graph)
-                compare_flows(
-                    job, each, backend="tensorrt", flavour=package.flavour, cuda_graph=graph
-                )
+    with job.part(backend="tensorrt"):
+        for package in installed_packages():
+            with job.part(backend="tensorrt", flavour=package.flavour):
+                path = build(job, package)
+                for graph in (True, False):
+                    each = opened(path, "tensorrt", cuda_graph=graph)
+                    compare_flows(
+                        job, each, backend="tensorrt", flavour=package.flavour, cuda_graph=graph
+                    )
 
 
 def build(job: Job, package: Any, **options: Any) -> Path:
@@ -116,10 +118,9 @@ def cameras(job: Job) -> None:
 
 def makers(job: Job) -> dict[str, Callable[..., Path]]:
     """By backend that runs here, what exports for it."""
-    import onnxruntime
-
-    found: dict[str, Callable[..., Path]] = {}
-    if job.dry or "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    found: dict[str, Callable[..., Path]] = {"torch": partial(write_weights_for, job)}
+    with job.part(backend="onnxruntime"):
+        refuse_without_cuda(job)
         found["onnxruntime"] = partial(export_for, job, "onnx")
     if not job.dry:
         with job.part(backend="tensorrt"):
@@ -128,6 +129,16 @@ def makers(job: Job) -> dict[str, Callable[..., Path]]:
                     refuse_unsupported(job, package)
                     found.setdefault("tensorrt", partial(build, job, package))
     return found
+
+
+def write_weights_for(
+    job: Job, input: CameraFormat = "bgr", camera_size: Size | None = None
+) -> Path:
+    from ..models.loading import load_model
+
+    plan, folder = job.plan, job.rows.parent
+    model, precision = load_model(plan.engine), plan.precisions[0]
+    return write_weights(model, plan.engine_size, precision, folder, input, camera_size)
 
 
 def compare_camera(
@@ -154,8 +165,10 @@ def compare_camera(
     }
     race(list(lanes.values()), job.plan.limits)
     rounds = {way: lane.rounds["frame_to_labels"] for way, lane in lanes.items()}
-    onnx = export_for(job, "onnx", input=kind, camera_size=camera)
-    with load(onnx, "onnxruntime", "cpu") as cpu:
+    exact, runtime = path, "torch"
+    if backend != "torch":
+        exact, runtime = export_for(job, "onnx", input=kind, camera_size=camera), "onnxruntime"
+    with load(exact, runtime, "cpu") as cpu:
         turned = [np.count_nonzero(cpu(frame) != ours.segmenter(frame)) for frame in taken]
     job.row(
         backend=backend, input=kind, camera=camera, labels_differ=int(sum(turned)),

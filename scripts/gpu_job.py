@@ -84,6 +84,11 @@ class Job:
     def dry(self) -> bool:
         return self.device == "cpu"
 
+    @property
+    def index(self) -> int:
+        """CUDA's number of the GPU."""
+        return int(self.device.partition(":")[2] or 0)
+
     def left(self) -> float:
         return self.ends - time.monotonic()
 
@@ -133,5 +138,4 @@ def use_tests() -> None:
 def this_gpu(job: Job) -> Gpu:
     from ..gpu import gpus
 
-    index = int(job.device.partition(":")[2] or 0)
-    return next(gpu for gpu in gpus() if gpu.index == index)
+    return next(gpu for gpu in gpus() if gpu.index == job.index)

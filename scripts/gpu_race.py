@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ..data.camera_formats import CameraFormat
     from ..models import Network
     from ..models.loading import Model
     from ..speed.contestant import Contestant
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 QUICK = ("eager", "onnxruntime")  # peers that open in seconds
 SLOW = ("tensorrt", "compile", "torch_tensorrt", "torch2trt")  # the likeliest to end well first
+WATCHED_S = 0.2  # of a row, its clocks and power
 RESAMPLES = 200  # of a handful of rounds, which have few different draws
 
 
@@ -102,8 +104,9 @@ class Race:
                 self.run()
 
     def _timed(self, entry: Entry) -> dict[str, Any]:
-        """Its times, those of each peer over its own, the GPU's own clock beside the wall's, and
-        what shares of the machine are taken of."""
+        """Its times, those of each peer over its own, the GPU's own clock beside the wall's, the
+        GPU's state under it, and what shares of the machine are taken of."""
+        from ..gpu import watch_gpu
         from ..speed.timing import Timing, ratio
 
         subject, lane = entry.each.subject, entry.lane
@@ -113,6 +116,9 @@ class Race:
             **{call: asdict(Timing.of(lane.times(call))) for call in lane.calls},
             "device_ms": entry.each.device_ms(),
         }
+        if not self.job.dry:
+            state = watch_gpu(entry.each.frame_to_labels, self.job.index, WATCHED_S)
+            facts |= {"gpu": asdict(state), "doubt": state.warning(subject.title)} if state else {}
         if subject.size == self.size:  # a dry run's pretended engine is of another network
             facts["work"] = self._work(subject)
         for name, other in self.opened.items():
@@ -201,7 +207,14 @@ def open_peer(job: Job, model: Model, size: tuple[int, int], name: str, frames: 
         return kind(network, size, weights, macs, frames, on, None, model.trained, fit)
 
 
-def write_weights(model: Model, size: tuple[int, int], precision: str, folder: Path) -> Path:
+def write_weights(
+    model: Model,
+    size: tuple[int, int],
+    precision: str,
+    folder: Path,
+    input: CameraFormat = "bgr",
+    camera: tuple[int, int] | None = None,
+) -> Path:
     """Weights with a card, as `rtseg export --to torch` writes them, without its ONNX packages and
     without a proof: the suite compares the labels itself."""
     import torch
@@ -211,10 +224,13 @@ def write_weights(model: Model, size: tuple[int, int], precision: str, folder: P
     from ..runtime.artifact import Card, digest_of_tensors
 
     info, cost = model.network.info, count(model.network, size)
-    path = folder / f"{info.name}_{size[0]}x{size[1]}_{precision}.safetensors"
+    camera = None if camera == size else camera
+    start = f"{info.name}_{size[0]}x{size[1]}_{precision}"
+    path = folder / f"{start}_{input}_{camera}.safetensors".replace(" ", "")
     save_checkpoint(model.network, path)
     card = Card(
         model=info.name, size=size, trained_size=model.trained_size, fit=model.fit,
+        input=input, camera_size=camera,
         precision=precision, outputs=("labels",),  # type: ignore[arg-type]
         classes=model.classes.names, palette=model.classes.palette,
         label_ids=model.classes.label_ids, class_set=model.classes.name,

@@ -23,7 +23,7 @@ def add_shares(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         if row is ceilings:
             continue
-        if "bytes_per_s" in row:
+        if row.get("bytes_per_s"):
             row["of_bandwidth"] = round(row["bytes_per_s"] / ceilings["bytes_per_s"], 4)
         if "work" in row and row["work"]["arithmetic"] in ceilings["macs_per_s"]:
             row["roofline"] = _roofline(row, ceilings)

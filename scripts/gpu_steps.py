@@ -16,25 +16,47 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import gpu_artifacts, gpu_frames, gpu_kernels, gpu_networks, gpu_training
 from .gpu_job import Job, Skip
 
+if TYPE_CHECKING:
+    from ..gpu import ClockAtRest
+
 SKIPPED = 75
+LOAD_S = 1.0  # after which a clock is as high as it will be
 
 
 def machine(job: Job) -> None:
     """What it is, what is installed, what could run on each GPU."""
     import torch
 
-    from ..gpu import gpus
+    from ..gpu import ClockAtRest, gpus, read_clocks
     from ..system import read_system
 
+    at_rest = None if job.dry else ClockAtRest.read(job.index)
     job.row(**asdict(read_system()), cuda_of_torch=torch.version.cuda, plan=asdict(job.plan))
     for gpu in gpus():
-        job.row(**asdict(gpu))
-    if not job.dry and not torch.cuda.is_available():
-        raise Skip("PyTorch finds no GPU")
+        clocks = read_clocks(gpu)
+        job.row(**asdict(gpu), clocks=asdict(clocks) if clocks else None)
+    if at_rest is not None:
+        watch_lock(job, at_rest)
+
+
+def watch_lock(job: Job, at_rest: ClockAtRest) -> None:
+    """A row: whether the clock stays under load where it was at rest."""
+    import torch
+
+    matrix = torch.ones(2048, 2048, device=job.device)
+    until = time.monotonic() + LOAD_S
+    while time.monotonic() < until:
+        matrix.mm(matrix)
+        torch.cuda.synchronize(job.device)
+    doubt = at_rest.find_lock_missing()
+    job.row(clock_at_rest_mhz=at_rest.sm_clock_mhz, clock_is_not_locked=doubt)
+    if doubt:
+        job.row(why=doubt)  # which the suite prints
 
 
 STEPS: dict[str, Callable[[Job], None]] = {
@@ -79,6 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     ends = time.monotonic() + given.seconds
     job = Job(given.device, given.rows, given.out, ends, given.camvid)
+    from ..errors import MissingPackage
+
     try:
         if not job.dry:
             import torch
@@ -86,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not torch.cuda.is_available():
                 raise Skip("PyTorch finds no GPU here")
         STEPS[given.step](job)
-    except Skip as reason:
+    except (Skip, MissingPackage) as reason:
         job.row(why=str(reason))
         return SKIPPED
     return 0

@@ -60,7 +60,7 @@ STEPS = (
     Step("tensorrt", 10, EXPORT),
     Step("onnxruntime", 6, EXPORT),
     Step("in_flight", 2, TORCH),
-    Step("cameras", 5, EXPORT),
+    Step("cameras", 5, TORCH),
     Step("training", 6, (*TORCH, "yaml", "matplotlib")),
 )
 
@@ -108,7 +108,7 @@ class Suite:
         return self.records
 
     def _run(self, step: Step, limit: float, log: IO[str]) -> Record:
-        if missing := [name for name in step.modules if not _importable(name)]:
+        if missing := find_missing(step.modules):
             return Record(step.name, "skipped", f"not installed: {', '.join(missing)}")
         if limit < LEAST_S:
             return Record(step.name, "out of time", f"only {max(0.0, limit):.1f} s were left")
@@ -142,11 +142,16 @@ class Suite:
         beside.replace(path)  # a reader, or a suite that is killed, never leaves half of it
 
 
-def _importable(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
+def find_missing(modules: Sequence[str]) -> list[str]:
+    """Those of the packages that do not import."""
+
+    def is_there(name: str) -> bool:
+        try:
+            return importlib.util.find_spec(name) is not None
+        except (ImportError, ValueError):
+            return False
+
+    return [name for name in modules if not is_there(name)]
 
 
 def _supervise(command: list[str], limit: float, log: IO[str], scratch: str) -> tuple[str, str]:

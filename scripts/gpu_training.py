@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 from .gpu_job import ROOT, Job, Skip, use_tests
 
 PACKED_BYTES = 40_000_000  # that CamVid may have, packed
+WORKER_BYTES = 32_000_000  # of batches that a worker has on their way, with room to spare
 
 
 def training(job: Job) -> None:
@@ -24,7 +26,7 @@ def training(job: Job) -> None:
 
         if not torch.cuda.is_available():
             raise Skip("PyTorch finds no GPU")
-    workers = 0 if job.dry else max(1, min(12, (os.cpu_count() or 2) - 2))
+    workers = 0 if job.dry else count_workers()
     changes = [*data, f"data.workers={workers}", "log_every=1", "schedule.epochs=null"]
     if job.dry:
         changes += ["augment.crop=[32,64]", "val_size=[32,64]", "batch=2", "precision=fp32"]
@@ -43,6 +45,13 @@ def training(job: Job) -> None:
     best = outcome.folder / "best.safetensors"
     if best.is_file():
         (job.out / "csfcn_nano_camvid.safetensors").write_bytes(best.read_bytes())
+
+
+def count_workers(shared: Path = Path("/dev/shm")) -> int:
+    """Of the loader; batches come through shared memory, of which a container may have 64 MB, and a
+    worker that finds none dies without a word."""
+    room = shutil.disk_usage(shared).free // WORKER_BYTES if shared.is_dir() else 12
+    return max(0, min(12, (os.cpu_count() or 2) - 2, room))
 
 
 def run_for(changes: list[str], iterations: int) -> list[str]:

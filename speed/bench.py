@@ -10,11 +10,11 @@ from functools import cache
 from typing import Any
 
 from ..errors import UsageError
-from ..gpu import gpus
+from ..gpu import ClockAtRest, gpus
 from ..reporting import Progress, Table
 from ..system import read_system, usable_cores
 from .config import BenchConfig, listed
-from .host import Host
+from .host import Host, gpu_index
 from .plan import Contest, plan
 from .result import BenchResult, Report, latency_tables
 from .roofline import Ceilings, measure_ceilings
@@ -101,7 +101,7 @@ class Setup:
             started=self.started,
             settings=settings,
             absent=self.host.absent,
-            warnings=[*self.warnings, *([busy] if busy else []), *warnings],
+            warnings=[*self.warnings, *([busy] if busy else []), *self.host.doubts, *warnings],
             notes=notes,
             answer=answer,
             rows=rows,
@@ -111,12 +111,14 @@ class Setup:
 def set_up(config: BenchConfig, progress: Progress = lambda step, share: None) -> Setup:
     """Plan and export what is to be measured. Raises what `bench` does."""
     started = utc_now()
+    # Before exports and ceilings, which may use the GPU.
+    at_rest = None if config.device == "cpu" else ClockAtRest.read(gpu_index(config.device))
     contests, skipped = plan(config, progress)
     threads = config.threads or usable_cores()
     ceilings = _ceilings(config.device, threads, progress) if config.roofline else {}
-    return Setup(
-        Host(config, read_system(), threads, progress, ceilings), contests, skipped, started
-    )
+    host = Host(config, read_system(), threads, progress, ceilings)
+    host.at_rest.extend([at_rest] if at_rest else [])
+    return Setup(host, contests, skipped, started)
 
 
 def measure_latency(setup: Setup) -> Report:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from ..errors import ArtifactError, MissingPackage
-from ..gpu import GpuState, watch_gpu
+from ..gpu import ClockAtRest, GpuState, watch_gpu
 from ..reporting import Progress
 from ..system import SystemInfo
 from ..usage import Noise, NoiseWatch, PeakMemory
@@ -20,6 +21,8 @@ from .plan import Contest, Entry, PeerEntry
 from .result import STAGES, Absent, BenchResult, Speedup
 from .roofline import Ceilings, Share, Work, share
 from .timing import Histogram, Lane, Timing, WarmUp, race, ratio, warm_up
+
+log = logging.getLogger("rtseg")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Host:
         threads: on the CPU, the same for every contestant.
         ceilings: by kind of device, {} where they were not asked for.
         absent: rows that could not be measured, noises: what else ran; both grow meanwhile.
+        at_rest: the GPU's clock before anything ran on it. doubts: a line if it is not locked.
     """
 
     config: BenchConfig
@@ -53,6 +57,8 @@ class Host:
     ceilings: dict[str, Ceilings] = field(default_factory=dict)
     absent: list[Absent] = field(default_factory=list)
     noises: list[Noise] = field(default_factory=list)
+    at_rest: list[ClockAtRest] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
     @contextmanager
     def open_all(self, contest: Contest) -> Iterator[list[Opened]]:
@@ -106,7 +112,16 @@ class Host:
         # Before the race: threads, caches and clocks settle on the call that is timed.
         warmed = warm_up(contestant.frame_to_labels)
         contestant.network()
-        return Opened(contestant, warmed, peak.host_mib(), peak.device_mib())
+        opened = Opened(contestant, warmed, peak.host_mib(), peak.device_mib())
+        if opened.kind == "cuda":
+            self._doubt_clock()
+        return opened
+
+    def _doubt_clock(self) -> None:
+        """Once, and at once: who reads it may lock the clock before minutes of timing."""
+        if self.at_rest and (line := self.at_rest.pop().find_lock_missing()):
+            log.warning(line)
+            self.doubts.append(line)
 
     def frames_of(self, contest: Contest) -> Frames:
         return self.config.frames or contest.scenes()
@@ -202,9 +217,8 @@ class Host:
     def _gpu_state(self, contestant: Contestant) -> GpuState | None:
         if contestant.subject.threads:
             return None
-        index = (self.config.device or "").partition(":")[2]  # of "cuda:1"
         # After the race, under the row's own load: reading clocks during it would disturb it.
-        return watch_gpu(contestant.frame_to_labels, int(index or 0))
+        return watch_gpu(contestant.frame_to_labels, gpu_index(self.config.device))
 
     def _share(self, each: Opened, network: Timing, work: Work | None) -> Share | None:
         ceilings = self.ceilings.get(each.kind)
@@ -212,6 +226,12 @@ class Host:
             return None
         subject = each.contestant.subject
         return share(work, subject, network.p50_ms / subject.batch, ceilings)
+
+
+def gpu_index(device: str | None) -> int:
+    """The N of "cuda:N"; 0 for anything else, which the backend refuses."""
+    index = (device or "").partition(":")[2]
+    return int(index) if index.isdecimal() else 0
 
 
 def _lane(contestant: Contestant) -> Lane:

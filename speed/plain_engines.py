@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtifactError
@@ -15,7 +17,23 @@ if TYPE_CHECKING:
     from ..models import Network
 
 
-class PlainTensorRT(PlainExport):
+class _OnOwnStream(Eager):
+    """On the default stream TensorRT synchronizes at every run, and says so in its log: a peer is
+    run as its documents advise, on another."""
+
+    _stream: Any = None
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        cuda = self.torch.cuda
+        if self._stream is None:
+            self._stream = cuda.Stream(self.device)
+            self._stream.wait_stream(cuda.current_stream(self.device))  # which has made the weights
+        with super()._settings(), cuda.stream(self._stream):
+            yield
+
+
+class PlainTensorRT(_OnOwnStream, PlainExport):
     """TensorRT with its builder's defaults on a half-precision export: float32 where its builder
     would choose is no option, since releases from 11 on, and RTX, take the graph's own types."""
 
@@ -70,7 +88,7 @@ class PlainTensorRT(PlainExport):
         return labels
 
 
-class _HalfEngine(Eager):
+class _HalfEngine(_OnOwnStream):
     """A TensorRT engine that a converter makes of the PyTorch network, in float16."""
 
     precision, kinds = "fp16", ("cuda",)

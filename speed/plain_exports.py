@@ -12,6 +12,7 @@ import numpy as np
 from ..data.files import staged
 from ..errors import ArtifactError
 from ..resolve import export_cache
+from ..runtime.packages import preload_cuda
 from .baselines import Eager, as_artifact_error
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class PlainOnnxRuntime(PlainExport):
         options.intra_op_num_threads = self.threads
         providers: list[Any] = ["CPUExecutionProvider"]
         if self.device.type == "cuda":
+            preload_cuda(runtime)
             wanted = "CUDAExecutionProvider"
             providers.insert(0, (wanted, {"device_id": self.device.index or 0}))
         with as_artifact_error(self.backend):
@@ -67,6 +69,9 @@ class PlainOnnxRuntime(PlainExport):
                 "says what is missing"
             )
         return session
+
+    def device_ms(self) -> float | None:
+        return None  # it computes in a stream of its own, which PyTorch's events do not see
 
     def _file(self, network: Network) -> str | bytes:
         return str(self.plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..models import Network
     from .result import Subject
 
+log = logging.getLogger("rtseg")
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}  # of a weight
 SIDES = (512, 1024, 2048)  # of the square matrices; which one is fastest depends on the caches
 GPU_SIDES = (4096, 8192)
@@ -219,7 +221,14 @@ def measure_ceilings(
         name, trials = "cpu", _on_cpu(threads, sides or SIDES)
         copied = _cpu_copy(threads, copy_bytes)
     for precision, what, macs, call in trials:
-        rate = macs / fastest(call, seconds, now)
+        try:
+            rate = macs / fastest(call, seconds, now)
+        except RuntimeError as error:
+            if not on_gpu:
+                raise
+            # cuBLAS has not every product on every GPU; the others are ceilings all the same.
+            log.warning("no ceiling in %s by %s: %s", precision, what, str(error).split("\n")[0])
+            continue
         if rate > rates.get(precision, 0):
             rates[precision], by[precision] = rate, what
     return Ceilings(

@@ -19,6 +19,8 @@ Call = Callable[[], object]
 Now = Callable[[], int]  # nanoseconds, never going back
 Progress = Callable[[float], None]  # takes the share done, 0..1
 MS = 1e-6  # of a nanosecond
+CYCLES_A_MS = 3e6  # of the fastest GPUs' clocks
+LONGEST_HOLD_MS = 100.0
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _turn(lane: Lane, block_ms: float, now: Now) -> None:
         lane.aside()
 
 
-def device_ms(call: Call, device: str, runs: int = 20) -> float | None:
+def device_ms(call: Call, device: str, runs: int = 20, before: Call | None = None) -> float | None:
     """The median time of `call` on a GPU's own clock: what the wall's has more is launching and
     waiting.
 
@@ -202,6 +204,7 @@ def device_ms(call: Call, device: str, runs: int = 20) -> float | None:
         call: queues its work on PyTorch's current stream.
         device: "cpu" or "cuda[:N]".
         runs: how many calls are timed.
+        before: queued in front of each, untimed.
 
     Returns:
         Milliseconds by CUDA events; None on a CPU, and without a PyTorch that uses the GPU.
@@ -212,11 +215,21 @@ def device_ms(call: Call, device: str, runs: int = 20) -> float | None:
 
     if not torch.cuda.is_available():
         return None
+    hold: Any = torch.cuda._sleep
     with torch.cuda.device(device):
+        call()
+        torch.cuda.synchronize()
+        queued_ms = _timed(call, time.perf_counter_ns)
+        torch.cuda.synchronize()
         times = []
         for _ in range(runs):
             event: Any = torch.cuda.Event
             begin, end = event(enable_timing=True), event(enable_timing=True)
+            if before is not None:
+                before()
+            # A GPU that has nothing else to do begins at once, and would wait for each launch:
+            # the time of small kernels would be that of the host.
+            hold(int(min(2 * queued_ms, LONGEST_HOLD_MS) * CYCLES_A_MS))
             begin.record()
             call()
             end.record()

@@ -192,8 +192,9 @@ class PretendedDriver:
         self.shared = value
         return (0,)
 
-    def cuLaunchKernel(self, kernel, x, y, z, *rest):
-        _threads, _, _, _, stream, arguments, _extra = rest
+    def cuLaunchKernel(
+        self, kernel, x, y, z, threads, threads_y, threads_z, shared, stream, arguments, extra
+    ):
         count, run = kernel
         pointers = (ctypes.c_void_p * count).from_address(arguments)
         given = [ctypes.c_uint64.from_address(pointer).value for pointer in pointers]

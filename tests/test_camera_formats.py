@@ -18,7 +18,7 @@ from rtseg.data.frames import Frame
 from rtseg.data.letterbox import fit_frame
 from rtseg.data.playback import Paced, request_format
 from rtseg.data.scenes import scene
-from rtseg.errors import ExportError, UsageError
+from rtseg.errors import ExportError, ProofError, UsageError
 from rtseg.export import camera_input, export
 from rtseg.export.parity import open_session
 from rtseg.models.loading import Model
@@ -79,6 +79,23 @@ def test_a_graphs_pixels_are_opencvs(kind: str, camera: str) -> None:
     # Color conversion is exact; OpenCV rounds the weights of its resize.
     assert (error > 0).mean() <= (0.2 if card.camera_size else 0)
     assert camera_input.find_conversion_faults(graph, [frame], card) == []
+
+
+@pytest.mark.parametrize("camera", CAMERAS)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_pytorchs_pixels_are_opencvs(kind: str, camera: str) -> None:
+    torch = pytest.importorskip("torch")
+    from rtseg.runtime.camera_torch import CameraFrames
+
+    card = card_of(kind, camera, batch=2)
+    frames = noise(card.input_shape)
+    pixels = CameraFrames(card)(torch.from_numpy(frames)).numpy()
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (2, *SIZE, 3))
+    for frame, ours in zip(frames, pixels, strict=True):
+        expected = fit_frame(to_bgr(frame, card.input), card.size, card.fit, card.pad_color)
+        error = np.abs(ours.astype(int) - expected)
+        assert error.max() <= 1
+        assert (error > 0).mean() <= (0.2 if card.camera_size else 0)
 
 
 def test_every_frame_of_a_batch_is_converted() -> None:
@@ -176,10 +193,34 @@ def test_frames_of_another_shape_are_told(made: dict[str, Path]) -> None:
         assert segment.label_picture(scene((90, 120), 0)).shape == (90, 120)
 
 
-def test_torch_artifacts_take_no_cameras_format(nano: Model, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="a torch artifact holds weights alone"):
-        export(nano, (64, 128), "torch", out=tmp_path / "out", input="nv12")
-    assert not (tmp_path / "out").exists()
+def test_pytorchs_colors_that_are_wrong_fail_the_proof(
+    nano: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rtseg.runtime import camera_torch
+
+    monkeypatch.setattr(camera_torch, "LUMA", round(camera_torch.LUMA * 1.02))
+    with pytest.raises(ProofError, match=r"frame 0's colors are off from OpenCV's by \d levels"):
+        export(nano, (64, 128), "torch", "fp32", out=tmp_path, input="nv12")
+
+
+@pytest.mark.parametrize("kind", ["bgr", "nv12", "yuyv", "bayer_gbrg"])
+@pytest.mark.parametrize("argmax", ["graph", "runtime"])
+def test_torch_artifacts_take_a_cameras_bytes(
+    kind: Any, argmax: str, nano: Model, tmp_path: Path
+) -> None:
+    """Converted on the network's device; the labels are those of the graph that does it."""
+    if argmax == "runtime":
+        pytest.importorskip("numba")
+    ours, graph = export(
+        nano, (64, 128), ["torch", "onnx"], "fp32", out=tmp_path, input=kind, camera_size=(108, 192)
+    )
+    assert ours.status == "proven"
+    with load(ours.path, "torch", "cpu", argmax=argmax) as segment, load(graph.path) as other:
+        frame = segment.card.encode(scene((108, 192), 5))
+        assert frame.shape == segment.card.frame_shape
+        labels = segment(frame)
+        assert labels.shape == (108, 192)
+        assert (labels == other(frame)).mean() > 0.999
 
 
 def test_references_of_every_format_travel(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def run_suite(folder: Path, *options: str, **environment: str) -> dict[str, Any]
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("suite") / "results"
-    return folder, run_suite(folder, "--budget", "900")
+    return folder, run_suite(folder, "--budget", "3600")  # a busy machine is slow
 
 
 def test_every_step_runs_without_a_gpu(dry_run: tuple[Path, dict[str, Any]]) -> None:
@@ -127,7 +128,12 @@ def test_the_dry_run_has_frames_in_flight_and_of_cameras(
     ]
     assert cpu["labels_differ"] == pretended["labels_differ"] == 0
     assert len(pretended["gains"]) == 3
-    assert [row["input"] for row in steps["cameras"]["rows"]] == ["bgr", "nv12", "bayer_rggb"]
+    kinds = [(row["backend"], row["input"]) for row in steps["cameras"]["rows"]]
+    assert kinds == [
+        (backend, kind)
+        for backend in ("torch", "onnxruntime")
+        for kind in ("bgr", "nv12", "bayer_rggb")
+    ]
     for row in steps["cameras"]["rows"]:
         assert row["labels_differ"] == 0
         assert all(row[way]["runs"] > 0 for way in ("from_host", "from_device", "by_opencv"))
@@ -155,11 +161,16 @@ def test_a_bare_machine_runs_what_it_can_and_says_what_it_lacks(tmp_path: Path) 
         "PathFinder.find_spec = find_others\n"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    only = ("torch", "tensorrt", "onnxruntime")
+    only = ("torch", "tensorrt", "onnxruntime", "cameras")
     steps = run_suite(tmp_path / "results", "--only", *only, PYTHONPATH=path)["steps"]
-    assert [steps[name]["status"] for name in only] == ["done", "skipped", "skipped"]
+    assert [steps[name]["status"] for name in only] == [
+        "done", "skipped", "skipped", "done",
+    ]  # fmt: skip
     assert steps["tensorrt"]["why"] == "not installed: onnx, onnxscript, onnxslim, onnxruntime"
     assert all("failed" not in row for row in steps["torch"]["rows"])
+    lacking, *rows = sorted(steps["cameras"]["rows"], key=lambda row: "absent" not in row)
+    assert lacking["absent"] == "not installed: onnx, onnxscript, onnxslim, onnxruntime"
+    assert {row["backend"] for row in rows} == {"torch"}
 
 
 # The budget.
@@ -335,6 +346,118 @@ def test_engines_of_every_kind_race_with_every_peer(tmp_path: Path, monkeypatch:
     # An end after the first engine would have left its ratios too.
     first = [row for row in rows if row.get("heat") == 1 and not row.get("peer")]
     assert [against(row) for row in first] == [{"eager", "onnxruntime"}] * 2
+
+
+def test_the_machines_row_says_that_its_clock_is_not_locked(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Read before the first work; the line is the step's, and the suite prints it."""
+    import torch
+    from rtseg.scripts import gpu_steps
+    from test_system import gpu_of, nvml_of
+
+    ran, real = [], torch.ones
+    clock = {"nvmlDeviceGetClockInfo": lambda *_: 1980 if ran else 210}
+    monkeypatch.setitem(sys.modules, "pynvml", nvml_of(gpu_of(0), **clock))
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: ran.append(1) or real(8, 8))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(gpu_steps, "LOAD_S", 0.01)
+    job = job_of(tmp_path)
+    gpu_steps.machine(job)
+    here, one, lock, why = rows_of(job)
+    assert here["plan"]["engine"] == "csfcn_nano"
+    assert (one["name"], one["clocks"]["sm_clock_mhz"]) == (gpu_of(0).name, 210)
+    assert lock["clock_at_rest_mhz"] == 210
+    assert "--lock-gpu-clocks=1980" in lock["clock_is_not_locked"] == why["why"]
+
+
+def test_a_timed_row_has_the_gpus_state_under_it(tmp_path: Path, monkeypatch: Any) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from rtseg.scripts import gpu_race
+    from test_system import Clock, gpu_of, nvml_of
+
+    pretend(monkeypatch, tmp_path)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml_of(gpu_of(0), clock=Clock()))
+    monkeypatch.setattr(gpu_race, "WATCHED_S", 0.01)
+    job = job_of(tmp_path, engine_size=SIZE)
+    race = gpu_race.Race(job, "csfcn_nano", SIZE)
+    race.enter_artifact("rtx", write_engine(tmp_path), "tensorrt")
+    race.run()
+    race.close()
+    (row,) = rows_of(job)
+    assert (row["gpu"]["sm_clock_mhz"], row["gpu"]["power_w"]) == (1500, 200)
+    assert "held down by heat (software)" in row["doubt"]
+
+
+def test_steps_that_lack_a_package_are_skipped_with_the_cure(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    import torch
+    from rtseg.errors import MissingPackage
+    from rtseg.scripts import gpu_steps
+
+    def absent(api: str = "runtime") -> Any:
+        raise MissingPackage("engines need cuda-bindings: pip install cuda-bindings")
+
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda_module, "_bindings", absent)
+    rows = tmp_path / "rows.jsonl"
+    assert gpu_steps.main(["driver", "--rows", str(rows)]) == gpu_suite.SKIPPED
+    assert "cuda-bindings" in json.loads(rows.read_text())["why"]
+
+
+def test_what_takes_no_cameras_here_is_told(tmp_path: Path, monkeypatch: Any) -> None:
+    """A machine with the CPU's ONNX Runtime and no TensorRT."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from rtseg.scripts import gpu_frames
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("rtseg.runtime.packages.find_package", lambda flavour: None)
+    job = job_of(tmp_path)
+    assert gpu_frames.makers(job).keys() == {"torch"}
+    assert {row["backend"]: row["absent"] for row in rows_of(job)} == {
+        "onnxruntime": "this ONNX Runtime was built without CUDA: install onnxruntime-gpu",
+        "tensorrt": "neither tensorrt nor tensorrt_rtx is installed",
+    }
+
+
+@pytest.mark.parametrize(("free_mb", "workers"), [(0, 0), (64, 2), (8000, 6)])
+def test_a_loader_has_no_more_workers_than_shared_memory_holds(
+    free_mb: int, workers: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from rtseg.scripts import gpu_training
+
+    room = SimpleNamespace(free=free_mb * 1_000_000)
+    monkeypatch.setattr(gpu_training.shutil, "disk_usage", lambda folder: room)
+    monkeypatch.setattr(gpu_training.os, "cpu_count", lambda: 8)
+    assert gpu_training.count_workers(tmp_path) == workers
+    assert gpu_training.count_workers(tmp_path / "absent") == 6
+
+
+def test_packages_that_were_brought_along_are_found_by_the_steps(tmp_path: Path) -> None:
+    """After the machine's own, of which the first has the same name."""
+    import zipfile
+
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "brought-1-py3-none-any.whl", "w") as archive:
+        archive.writestr("brought.py", "HERE = 'wheel'")
+        archive.writestr("json/__init__.py", "raise ImportError('the machine has its own')")
+    program = (
+        "import os, pathlib, subprocess, sys\n"
+        "from rtseg.scripts import gpu_suite, gpu_steps\n"
+        f"gpu_suite.prepare_path(pathlib.Path({str(wheels)!r}), pathlib.Path({str(tmp_path)!r}))\n"
+        "import brought, json\n"
+        "print(brought.HERE, gpu_suite.find_missing(['brought']))\n"
+        "step = 'import sys; from rtseg.scripts import gpu_steps; "
+        'gpu_steps.Job = lambda *_: sys.exit(__import__("brought").HERE); '
+        'gpu_steps.main(["machine", "--rows", "x"])\'\n'
+        "sys.exit(subprocess.run([sys.executable, '-c', step]).returncode)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "wheel []\n"
+    assert done.stderr == "wheel\n"
 
 
 # Shares of the ceilings.

@@ -115,7 +115,7 @@ def test_onnx_runtime_asks_for_it_on_cuda(
         SessionOptions=backend.onnxruntime.SessionOptions,
     )  # fmt: skip
     monkeypatch.setattr(backend, "onnxruntime", fake)
-    monkeypatch.setattr(backend, "_preload_cuda", lambda: "")
+    monkeypatch.setattr(backend, "preload_cuda", lambda package: "")
     monkeypatch.setattr(backend.OnnxRuntime, "_bind", lambda self: None)  # no memory of a GPU here
     monkeypatch.setattr(backend, "read_card", lambda path: card)
     monkeypatch.setattr(backend, "read_sealed", lambda path, card: path.read_bytes())

@@ -154,7 +154,7 @@ class Gpus:
     """Two pretended GPUs, of which the first is the current one."""
 
     def __init__(self) -> None:
-        self.current, self.used = 0, []
+        self.current, self.used, self.modes = 0, [], []
 
     @contextlib.contextmanager
     def select(self, index: int) -> Any:
@@ -167,6 +167,10 @@ class Gpus:
         self.used.append(self.current)
         yield
 
+    def capture(self, graph: object, stream: object, capture_error_mode: str) -> Any:
+        self.modes.append(capture_error_mode)
+        return self.use()
+
     def replay(self) -> None:
         self.used.append(self.current)
 
@@ -175,13 +179,27 @@ def test_the_second_gpus_graph_is_captured_and_replayed_on_it(
     artifact: Path, monkeypatch: Any
 ) -> None:
     gpus, backend = Gpus(), PyTorch(artifact, "cpu")
+    searched, run, steps = [], backend._run, []
+
+    def record() -> Any:
+        searched.append(torch.backends.cudnn.benchmark)
+        steps.append("run")
+        return run()
+
+    monkeypatch.setattr(backend, "_run", record)
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: gpus.select(1))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: steps.append("wait"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "stream", gpus.use)
-    monkeypatch.setattr(torch.cuda, "graph", gpus.use)
+    monkeypatch.setattr(torch.cuda, "graph", gpus.capture)
     backend._record_graphs(choose=False)
+    # The other stream waits for the weights, the capture for the warm-up.
+    assert steps[:6] == ["wait", "run", "run", "run", "wait", "run"]
+    # The warm-up, the capture, and what its replay is held against, with the same algorithms.
+    assert searched == [True] * 5
+    assert torch.backends.cudnn.benchmark is False
+    assert gpus.modes == ["thread_local"]
     backend.graph = gpus
     backend.compute()
     assert set(gpus.used) == {1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,6 +71,45 @@ def test_a_default_backend_that_does_not_load_is_left_out_and_named(monkeypatch,
     assert "| csfcn_nano | 4x8 | fake | does not run here |" in report.to_markdown()
     assert json.loads(report.to_json())["absent"][0]["why"] == "does not run here"
     assert backend.closed
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_a_clock_that_is_not_locked_is_told_before_anything_is_timed(
+    on_gpu, monkeypatch, backend, caplog
+):
+    """Once, whatever the number of rows, and not for rows on a CPU."""
+    asked, timed = [], []
+
+    class AtRest:
+        @classmethod
+        def read(cls, index):
+            asked.append(index)
+            return cls()
+
+        def find_lock_missing(self):
+            assert "compute" in backend.log  # warm
+            return "the clock is not locked: lock it"
+
+    def time_few(lanes, *_, **__):
+        timed.append([record.message for record in caplog.records])
+        few_rounds(lanes)
+
+    threads = None if on_gpu else 2
+    monkeypatch.setattr(FakeBackend, "info", replace(FakeBackend.info, threads=threads))
+    monkeypatch.setattr(bench_module, "ClockAtRest", AtRest)
+    monkeypatch.setattr(host_module, "race", time_few)
+    monkeypatch.setattr(host_module, "watch_gpu", lambda *_: None)
+    report = bench_of(monkeypatch, [FakeEntry(backend), FakeEntry(FakeBackend())], device="cuda:1")
+    expected = ["the clock is not locked: lock it"] * on_gpu
+    assert timed == [expected]
+    assert [line for line in report.warnings if "clock" in line] == expected
+    assert asked == [1]
+
+
+def test_a_cpu_s_bench_asks_no_gpu(monkeypatch, backend):
+    monkeypatch.setattr(host_module, "race", lambda lanes, *_, **__: few_rounds(lanes))
+    monkeypatch.setattr(bench_module, "ClockAtRest", None)
+    assert bench_of(monkeypatch, [FakeEntry(backend)], device="cpu").warnings[0] == "as planned"
 
 
 def few_rounds(lanes: list[Lane]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 
 import onnx
@@ -218,6 +219,40 @@ def test_torch_tensorrt_is_asked_as_its_present_versions_want(monkeypatch):
     assert half.weight.dtype is torch.float16
 
 
+def test_a_tensorrt_peer_runs_on_a_stream_of_its_own(monkeypatch):
+    """On the default one TensorRT synchronizes at every run, and the peer would look slow."""
+    now, waited = ["default"], []
+
+    class Stream:
+        def __init__(self, device):
+            assert device == "cuda:1"
+
+        def wait_stream(self, other):
+            waited.append(other)
+
+    @contextmanager
+    def use(stream):
+        now.append(stream)
+        yield
+        now.pop()
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", use)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: now[-1])
+    for kind in (peers.PlainTensorRT, peers.TorchTensorRT, peers.Torch2Trt):
+        peer = object.__new__(kind)
+        peer.torch, peer.threads, peer.device = torch, 1, "cuda:1"
+        waited.clear()
+        used = []
+        for _ in range(2):
+            with peer._settings():
+                used.append(now[-1])
+                assert torch.is_inference_mode_enabled()
+        assert used == [peer._stream] * 2
+        assert waited == ["default"]  # its weights were made there
+        assert now == ["default"]
+
+
 class FakeSession:
     """An ONNX Runtime session that has the providers which it was made with, or fewer."""
 
@@ -250,6 +285,8 @@ def on_cuda(monkeypatch):
     runtime = ModuleType("onnxruntime")
     runtime.InferenceSession = FakeSession
     runtime.SessionOptions = SimpleNamespace
+    runtime.preload_dlls = lambda: runtime.preloaded.append(1) or print("no cuDNN")
+    runtime.preloaded = []
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     peer = object.__new__(peers.PlainOnnxRuntime)
     peer.torch, peer.size, peer.threads, peer.plain = torch, SIZE, 1, "plain.onnx"
@@ -257,8 +294,10 @@ def on_cuda(monkeypatch):
     return peer
 
 
-def test_plain_onnx_runtime_is_given_the_image_where_it_lies(on_cuda, monkeypatch):
+def test_plain_onnx_runtime_is_given_the_image_where_it_lies(on_cuda, monkeypatch, capsys):
     on_cuda.model = on_cuda._prepare(None)
+    assert sys.modules["onnxruntime"].preloaded == [1]
+    assert capsys.readouterr().out == ""  # which may be JSON
     assert on_cuda.model.asked[0] == ("CUDAExecutionProvider", {"device_id": 1})
     labels = torch.zeros((1, *SIZE), dtype=torch.int64)
     image = torch.zeros(1, 3, *SIZE)
@@ -267,6 +306,7 @@ def test_plain_onnx_runtime_is_given_the_image_where_it_lies(on_cuda, monkeypatc
     assert on_cuda.model.bound["input"][:3] == ("image", "cuda", 1)
     assert on_cuda.model.bound["input"][-1] == image.data_ptr()
     assert on_cuda.model.bound["output"][-1] == labels.data_ptr()
+    assert on_cuda.device_ms() is None, "its stream is not PyTorch's"
 
 
 def test_plain_onnx_runtime_that_fell_back_to_the_cpu_is_no_row(on_cuda, monkeypatch):

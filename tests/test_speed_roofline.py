@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -175,10 +176,41 @@ def test_a_gpus_own_clock_is_read_by_events(monkeypatch):
     assert device_ms(lambda: None, "cpu") is None
     pretend_cuda(monkeypatch)
 
+    held = []
+
     def call():
+        time.sleep(0.002)  # that the host takes to queue it
         Event.now += 2.0
 
+    def before():
+        Event.now += 5.0
+
+    def hold(cycles):
+        held.append(cycles)
+        Event.now += 7.0
+
+    monkeypatch.setattr(torch.cuda, "_sleep", hold)
     assert device_ms(call, "cuda:1", runs=3) == 2.0
+    assert device_ms(call, "cuda:1", runs=3, before=before) == 2.0
+    # Longer than the host takes, at the clock of any GPU: it has nothing to wait for.
+    assert min(held) > 0.002 * 3e9
+    assert len(held) == 6
+
+
+def test_a_product_that_a_gpu_lacks_leaves_the_other_ceilings(monkeypatch, caplog):
+    def refused():
+        raise RuntimeError("cublasLt has no such product\nlong trace")
+
+    pretend_cuda(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    trials = [("int8", "PyTorch 8", 8**3, refused), ("fp16", "PyTorch 8", 8**3, lambda: None)]
+    monkeypatch.setattr(roofline, "_torch", lambda *_: trials)
+    found = roofline.measure_ceilings(1, "cuda", 0.001, (8,), 1 << 12)
+    assert found.macs_per_s.keys() == {"fp16"}
+    assert "no ceiling in int8 by PyTorch 8: cublasLt has no such product" in caplog.text
+    monkeypatch.setattr(roofline, "_on_cpu", lambda *_: trials)
+    with pytest.raises(RuntimeError):
+        roofline.measure_ceilings(1, "cpu", 0.001, (8,), 1 << 12)
 
 
 def test_copies_are_measured_each_way_and_from_both_kinds_of_memory(monkeypatch):

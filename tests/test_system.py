@@ -270,6 +270,47 @@ def test_clocks_now_are_told_with_what_holds_them_down(monkeypatch):
     assert gpu.read_clocks(gpu_of(0)) is None
 
 
+@pytest.mark.parametrize(
+    ("at_rest", "warm", "bits", "locked"),
+    [
+        (210, 1980, 0x0, False),
+        (1980, 1980, 0x0, True),
+        (1980, 1965, 0x0, True),  # a step of the clock
+        (345, 1200, 0x2, True),  # the driver says that a clock which somebody set holds it
+        (345, 1200, 0x4, False),
+        (None, 1980, 0x0, True),  # not told
+        (210, None, 0x0, True),
+    ],
+)
+def test_a_clock_that_rises_with_the_first_work_is_not_locked(
+    monkeypatch, at_rest, warm, bits, locked
+):
+    told, here = iter([at_rest, warm]), gpu_of(1)
+
+    def clock(*_):
+        if (value := next(told)) is None:
+            raise NvmlError
+        return value
+
+    facts = {"nvmlDeviceGetCurrentClocksThrottleReasons": bits, "nvmlDeviceGetClockInfo": clock}
+    use(monkeypatch, nvml_of(gpu_of(0), here, **facts))
+    rest = gpu.ClockAtRest.read(1)
+    line = rest.find_lock_missing() if rest else None
+    if locked:
+        assert line is None
+    else:
+        assert f"its clock was {at_rest} MHz at rest and is {warm} MHz after the warm-up" in line
+        assert f"`sudo nvidia-smi -i {here.pci} --lock-gpu-clocks={warm}`" in line
+
+
+def test_without_a_driver_no_clock_is_doubted(monkeypatch):
+    monkeypatch.setattr(gpu, "_gpus_of_libcuda", list)
+    use(monkeypatch, None)
+    assert gpu.ClockAtRest.read() is None
+    rest = gpu.ClockAtRest(gpu_of(0), 210)
+    assert rest.find_lock_missing() is None
+
+
 def test_what_the_driver_does_not_tell_is_none(monkeypatch):
     clock = Clock()
     silent = nvml_of(

@@ -139,11 +139,15 @@ class Cuda:
         return int(facts.device) if facts.type in on_gpu else None
 
     def time_ms(self, work: Callable[[], None], stream: int, runs: int) -> list[float]:
-        """Milliseconds of each run of what `work` queues on `stream`, by the GPU's own clock."""
+        """Milliseconds of each run of what `work` queues on `stream`, by the GPU's own clock.
+
+        Each follows an untimed one, during which the host queues it: launching is not in its time.
+        """
         begin, end = (self._call("cudaEventCreate") for _ in range(2))
         times = []
         try:
             for _ in range(runs):
+                work()
                 self._call("cudaEventRecord", begin, stream)
                 work()
                 self._call("cudaEventRecord", end, stream)

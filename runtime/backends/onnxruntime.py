@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import json
 import logging
 import platform
@@ -23,7 +22,7 @@ from ...gpu import Gpu, gpus
 from ...system import usable_cores
 from ..argmax import LabelMaker
 from ..artifact import Card, coarse_graph, read_card, read_sealed
-from ..packages import INSTALL_CUDA
+from ..packages import INSTALL_CUDA, preload_cuda
 from ..support import INSTALL_ORT, supported
 from ..verify import prove_half, this_processor
 from .backend import (
@@ -174,7 +173,7 @@ class OnnxRuntime(Backend):
         ONNX Runtime gives nodes that CUDA does not take to the CPU, and says nothing. So it is
         first told not to.
         """
-        missing = _preload_cuda()
+        missing = preload_cuda(onnxruntime)
         facts = {name: "1" for name, asked in wanted.items() if asked}
         provider = ("CUDAExecutionProvider", {"device_id": self.index, **facts})
         strict = self._options(threads)
@@ -392,16 +391,6 @@ def _parse_device(device: str | None) -> tuple[str, int]:
             f'this ONNX Runtime has no CUDA: {INSTALL_CUDA}, or load with device="cpu"'
         )
     return kind, int(index or 0)
-
-
-def _preload_cuda() -> str:
-    """Load the CUDA and cuDNN that pip installed, where the loader would not look; returns what
-    ONNX Runtime prints of those that are missing, in one line."""
-    said = io.StringIO()
-    if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
-        with contextlib.redirect_stdout(said):
-            onnxruntime.preload_dlls()
-    return " ".join(said.getvalue().split())[:300]
 
 
 def _first_line(error: Exception) -> str:

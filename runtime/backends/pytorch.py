@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ..argmax_torch import (
     median_ms,
 )
 from ..artifact import Card, read_card
+from ..camera_torch import CameraFrames
 from ..support import supported
 from .backend import (
     Backend,
@@ -54,7 +56,8 @@ class PyTorch(Backend):
     """Weights with a card (`rtseg export --to torch`), run in their deployed form.
 
     On CUDA the whole graph from frame to labels is captured once and replayed, with pinned host
-    buffers. On a CPU half precision falls back to float32, which is faster there.
+    buffers, and with the algorithms of cuDNN that are the fastest at load. On a CPU half precision
+    falls back to float32, which is faster there.
 
     device: "cpu" or "cuda[:N]"; by default CUDA where torch has it. threads: on the CPU.
 
@@ -99,6 +102,7 @@ class PyTorch(Backend):
         self.frame = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         self.staging = pinned_like(self.frame) if on_gpu else None
         self.graph: Any = None
+        self._camera = CameraFrames(card).to(self.device) if card.takes_camera else None
         self._maker: Maker | None = None
         self._head: str | None = None
         why = (
@@ -152,7 +156,7 @@ class PyTorch(Backend):
         self.module.outputs = ("coarse",)
         try:
             with torch.inference_mode(), bypass_layer(self.module.network, self._head):
-                (coarse,) = self.module(self.frame)
+                (coarse,) = self.module(self._pixels())
                 return coarse
         finally:
             self.module.outputs = self.card.outputs
@@ -161,8 +165,15 @@ class PyTorch(Backend):
         with torch.inference_mode():
             if self._maker is not None:
                 return (self._maker(self._coarse()),)
-            results: tuple[torch.Tensor, ...] = self.module(self.frame)
+            results: tuple[torch.Tensor, ...] = self.module(self._pixels())
             return results
+
+    def _pixels(self) -> torch.Tensor:
+        """The last frame as the network reads it."""
+        if self._camera is None:
+            return self.frame
+        pixels: torch.Tensor = self._camera(self.frame)
+        return pixels
 
     def _record_graphs(self, choose: bool) -> list[tuple[str, str]]:
         # Streams, graphs and kernels go to the current device, which need not be ours.
@@ -193,7 +204,8 @@ class PyTorch(Backend):
         A graph captured on another device than its kernels' is empty and replays without an error.
         """
         self.frame.random_(0, 256)
-        expected = [each.float() for each in self._run()]
+        with search_algorithms():  # those of the graph
+            expected = [each.float() for each in self._run()]
         for result in self.results:
             result.fill_(255)  # no class, so that results left from the capture do not pass
         self._replay(self.graph)
@@ -210,14 +222,18 @@ class PyTorch(Backend):
     def _recorded(self) -> tuple[object, tuple[torch.Tensor, ...]]:
         """(the graph of `_run`, its results)."""
         stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # libraries choose and allocate on their first runs
-                self._run()
+        # Weights may still be converted on the current stream, for which that one does not wait.
         torch.cuda.synchronize(self.device)
-        graph = torch.cuda.CUDAGraph()
-        # In that stream: all others' captures share one, and with it cuBLAS's scratch memory.
-        with torch.cuda.graph(graph, stream=stream):
-            results = self._run()
+        with search_algorithms():
+            with torch.cuda.stream(stream):
+                for _ in range(3):  # libraries choose and allocate on their first runs
+                    self._run()
+            torch.cuda.synchronize(self.device)
+            graph = torch.cuda.CUDAGraph()
+            # In that stream: all others' captures share one, and with it cuBLAS's scratch memory.
+            # Thread-local: another thread may allocate meanwhile, as a second network's loading.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                results = self._run()
         return graph, results
 
     @property
@@ -335,7 +351,9 @@ class PyTorch(Backend):
     def open_scores(cls, path: Path, **options: object) -> Scores:
         card = read_card(path)
         network = load_checkpoint(build(card.model, len(card.classes)), path)
-        whole = FrameToLabels(network, ("logits",))
+        whole: torch.nn.Module = FrameToLabels(network, ("logits",))
+        if card.takes_camera:
+            whole = torch.nn.Sequential(CameraFrames(card), whole)
 
         def scores(image: Image) -> NDArray[np.generic]:
             with torch.inference_mode():
@@ -391,6 +409,17 @@ class TorchLane(PyTorch):
     def close(self) -> None:
         self.stream.synchronize()  # a frame may be on its way into what is freed
         super().close()
+
+
+@contextlib.contextmanager
+def search_algorithms() -> Iterator[None]:
+    """cuDNN takes the fastest of its algorithms for each layer, by trying them once a process."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def pinned_like(tensor: torch.Tensor) -> torch.Tensor:
