@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..speed.timing import Limits
 
 ROOT = Path(__file__).resolve().parents[1]
+NO_TIME = "no time was left"
 STEADY = 1000  # frames over which memory has to stay where it is
 
 
@@ -99,10 +100,14 @@ class Job:
 
     @contextmanager
     def part(self, **named: Any) -> Iterator[None]:
-        """A part of the step; if it fails, that is its row, and the next one goes on."""
+        """A part of the step; if it fails, that is its row, and the next one goes on.
+
+        Raises:
+            Skip: no time is left, which ends the step.
+        """
         if self.left() < 1:
-            self.row(**named, absent="no time was left")
-            return
+            self.row(**named, absent=NO_TIME)
+            raise Skip(NO_TIME)
         began = time.monotonic()
         try:
             yield

@@ -273,7 +273,7 @@ def test_labels_left_from_an_earlier_run_do_not_pass(
 def job_of(folder: Path, **plan: Any) -> Any:
     from rtseg.scripts.gpu_job import DRY, Job
 
-    job = Job("cuda", folder / "rows.jsonl", folder, time.monotonic() + 60)
+    job = Job("cuda", folder / "rows.jsonl", folder, time.monotonic() + 3600)
     job.plan = replace(DRY, **plan)
     return job
 
@@ -369,6 +369,26 @@ def test_the_machines_row_says_that_its_clock_is_not_locked(
     assert (one["name"], one["clocks"]["sm_clock_mhz"]) == (gpu_of(0).name, 210)
     assert lock["clock_at_rest_mhz"] == 210
     assert "--lock-gpu-clocks=1980" in lock["clock_is_not_locked"] == why["why"]
+
+
+def test_a_step_whose_time_is_over_ends_with_its_rows(tmp_path: Path, monkeypatch: Any) -> None:
+    from rtseg.scripts import gpu_steps
+
+    def run(job: Any) -> None:
+        with job.part(model="first"):
+            job.row(model="first", ms=1)
+        job.ends = 0
+        with job.part(model="second"):
+            raise AssertionError("it began without time")
+
+    monkeypatch.setitem(gpu_steps.STEPS, "torch", run)
+    rows = tmp_path / "rows.jsonl"
+    arguments = ["torch", "--device", "cpu", "--rows", str(rows)]
+    assert gpu_steps.main(arguments) == gpu_suite.SKIPPED
+    last = "no time was left"
+    assert [json.loads(line) for line in rows.read_text().splitlines()] == [
+        {"model": "first", "ms": 1}, {"model": "second", "absent": last}, {"why": last},
+    ]  # fmt: skip
 
 
 def test_a_timed_row_has_the_gpus_state_under_it(tmp_path: Path, monkeypatch: Any) -> None:
