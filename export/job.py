@@ -28,6 +28,7 @@ from .calibrate import CalibrationFrames
 from .camera_input import compare_colors, find_conversion_faults, take_camera
 from .conditions import compare_calibration, find_missing_classes, find_warnings, text_of
 from .graph import census, find_coarse, to_onnx, write_artifact
+from .grid_gather import gather_samples
 from .reference import ProofFrames, ReferenceOutputs, as_camera_sees, run_reference
 from .sensitivity import LayerCost
 from .several_sizes import merge_sizes
@@ -207,6 +208,7 @@ class ExportJob:
             graph, facts = to_integer_form(
                 self.in_float[0], facts, ranges, reads_bytes=not card.takes_camera
             )
+            graph = gather_samples(graph)
         else:
             made = [to_unsigned_form(each, facts, ranges) for each in self.in_float]
             graphs, facts = [graph for graph, _ in made], made[0][1]
