@@ -272,7 +272,8 @@ def drive(
         if other and os.path.samefile(other, artifacts[0]) and not uses_gpu(device):
             raise UsageError(
                 f"{artifacts[0]} would be verified with itself, on the same processor, and agree "
-                "whatever is wrong with it: give another export of its weights, such as in fp32"
+                "whatever is wrong with it: give another export of its weights, of another backend "
+                "or precision"
             )
         recheck = pace.every if other else None
         task = build_artifact_task(

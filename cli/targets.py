@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from ..errors import UsageError
-from ._console import note, show
+from ._console import note, show, working
 from ._options import Json, complete_models, parse_size
 
 if TYPE_CHECKING:
@@ -46,11 +46,13 @@ def targets(
     """
     if (model is None) != scored:
         raise UsageError("name a model, or give --score: one of the two")
-    from ..export.targets import predict, score
+    from ..export.targets import check_device, predict, score
     from ..reporting import Table
 
     if model is None:
-        rows = score()
+        with working() as step:
+            step("judging the networks of the table")
+            rows = score()
         cells = [
             [row["model"], "faster" if row["predicted_faster"] else "slower",
              f"{row['published_speedup']:.2f}x", "right" if row["right"] else "wrong"]
@@ -61,10 +63,14 @@ def targets(
         show(json.dumps(rows, indent=2), Table(header, cells, title, words=header), as_json)
         note(f"{sum(row['right'] for row in rows)} of {len(rows)} predictions are right")
         return
+    check_device(device)
     from ..resolve import load_source
 
-    source = load_source(model)
-    report = predict(source, parse_size(size) if size else source.trained_size, device, calib)
+    with working() as step:
+        step(f"loading {model}")
+        source = load_source(model)
+        step(f"judging each layer of {model}")
+        report = predict(source, parse_size(size) if size else source.trained_size, device, calib)
     host = "the last resize and the argmax: rtseg.labels.exact_labels"
     if not report.exact_labels:
         host = ", ".join(f"{number} {kind}" for kind, number in report.host.items())

@@ -208,6 +208,9 @@ def load_class_set(source: str | Path) -> ClassSet:
     if not isinstance(entries, list) or not 2 <= len(entries) <= IGNORE:
         raise UsageError(f"{path} should be a list of 2 to 255 entries {ENTRY}")
     rows = [_entry(entry, number, path) for number, entry in enumerate(entries)]
+    for number, (name, _) in enumerate(rows):
+        if (first := [each for each, _ in rows].index(name)) < number:
+            raise UsageError(f"{path}: classes {first} and {number} are both called {name!r}")
     # A data set's classes.yaml is called by its folder: `classes` would be every set's name.
     name = path.stem if path.stem != "classes" else path.resolve().parent.name
     return ClassSet(name, tuple(name for name, _ in rows), tuple(color for _, color in rows))

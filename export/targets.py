@@ -143,11 +143,16 @@ def predict(
     Raises:
         ExportError: the device is unknown, or the folder's frames are too few.
     """
-    if device not in read_rules():
-        raise ExportError(f"--device is {', '.join(read_rules())}, not {device!r}")
+    check_device(device)
     frames = gather_frames(model, size, calib)
     graph = to_onnx(model.network.eval(), size, "fp32", ("labels",))
     return judge(graph, device, frames)
+
+
+def check_device(device: str) -> None:
+    """Raises ExportError if there are no rules for it."""
+    if device not in read_rules():
+        raise ExportError(f"--device is {', '.join(read_rules())}, not {device!r}")
 
 
 def judge(graph: onnx.ModelProto, device: str, frames: MeasuredFrames | None = None) -> NpuReport:

@@ -357,7 +357,8 @@ def pick_output(result: object, output: str | int | None = None) -> Tensor:
     if len(maps) == 1:
         return next(iter(maps.values()))
     raise UsageError(
-        f"the network returns {_listed(named)}: say which holds the logits, output=NAME"
+        f"the network returns {_listed(named)}: say which holds the logits: --logits NAME, in "
+        "Python output=NAME"
     )
 
 

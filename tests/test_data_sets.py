@@ -227,6 +227,7 @@ def test_load_class_set_by_name_and_file(tmp_path):
         ("- {name: road, shade: [1, 2, 3]}\n- kerb", "unknown key 'shade'"),
         ("- {color: [1, 2, 3]}\n- kerb", "class 0: write a name"),
         ("- {name: road, color: [1, 2, 300]}\n- kerb", "each 0..255"),
+        ("- road\n- {name: road, color: [1, 2, 3]}", "classes 0 and 1 are both called 'road'"),
         ("- {name: road", "is not valid YAML"),
     ],
 )

@@ -203,6 +203,10 @@ def test_the_page_tells_what_the_report_does() -> None:
         ({}, ""),
         ({"ended": "source lost", "reasons": ["unplugged"]}, "the source is lost: unplugged"),
         ({"frames": FrameCounts(3, 0, {"starting": 3})}, "no frame was answered"),
+        (
+            {"frames": FrameCounts(), "ended": "duration", "reasons": ["not ready yet"]},
+            "no frame was answered: not ready yet; a first start compiles and can take minutes",
+        ),
         ({"injected": InjectionReport(False, 0, 0, ())}, "a fault went unnoticed"),
         ({"sinks": [SinkCounts("page", failed=2, last_error="no viewer")]}, ""),
         (

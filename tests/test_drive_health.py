@@ -213,6 +213,7 @@ def test_a_start_that_fails_is_told_in_the_file(tmp_path: Path) -> None:
     point.__exit__(UsageError, UsageError("no model is called so"), None)
     facts = json.loads(path.read_text())
     assert (facts["state"], facts["reasons"]) == ("failed", ["no model is called so"])
+    assert facts["ended"] == "no model is called so"
 
 
 def test_the_command_says_starting_while_it_exports(tmp_path: Path) -> None:

@@ -151,7 +151,8 @@ class HealthPoint:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._now = replace(self._now, state="failed", reasons=(str(error) or repr(error),))
+            why = str(error) or repr(error)
+            self._now = replace(self._now, state="failed", reasons=(why,), ended=why)
             self.snapshot = self._before  # a drive that was ended by it tells nothing of it
         self.close()
 

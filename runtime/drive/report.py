@@ -187,7 +187,9 @@ class DriveReport(DriveSnapshot):
         if self.ended == "source lost":
             return f"the source is lost: {'; '.join(self.reasons)}"
         if not self.frames.published:
-            return f"no frame was answered: {'; '.join(self.reasons)}"
+            early = self.ended == "duration" and not self.frames.captured
+            hint = "; a first start compiles and can take minutes: let it last longer" * early
+            return f"no frame was answered: {'; '.join(self.reasons)}{hint}"
         if self.injected is not None and not self.injected.passed:
             return "a fault went unnoticed or lasted, or a frame is not accounted for"
         if broken := [sink for sink in self.sinks if sink.records and sink.failed]:
