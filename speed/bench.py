@@ -116,8 +116,7 @@ def set_up(config: BenchConfig, progress: Progress = lambda step, share: None) -
     contests, skipped = plan(config, progress)
     threads = config.threads or usable_cores()
     ceilings = _ceilings(config.device, threads, progress) if config.roofline else {}
-    host = Host(config, read_system(), threads, progress, ceilings)
-    host.at_rest.extend([at_rest] if at_rest else [])
+    host = Host(config, read_system(), threads, progress, ceilings, at_rest=at_rest)
     return Setup(host, contests, skipped, started)
 
 

@@ -39,7 +39,7 @@ class Opened:
         return "cpu" if self.contestant.subject.threads else "cuda"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Host:
     """Runs contests on this machine.
 
@@ -47,7 +47,8 @@ class Host:
         threads: on the CPU, the same for every contestant.
         ceilings: by kind of device, {} where they were not asked for.
         absent: rows that could not be measured, noises: what else ran; both grow meanwhile.
-        at_rest: the GPU's clock before anything ran on it. doubts: a line if it is not locked.
+        at_rest: the GPU's clock before anything ran on it, where a driver tells it. doubts: a line
+            if it is not locked.
     """
 
     config: BenchConfig
@@ -57,8 +58,9 @@ class Host:
     ceilings: dict[str, Ceilings] = field(default_factory=dict)
     absent: list[Absent] = field(default_factory=list)
     noises: list[Noise] = field(default_factory=list)
-    at_rest: list[ClockAtRest] = field(default_factory=list)
+    at_rest: ClockAtRest | None = None
     doubts: list[str] = field(default_factory=list)
+    _doubted: bool = field(default=False, init=False)
 
     @contextmanager
     def open_all(self, contest: Contest) -> Iterator[list[Opened]]:
@@ -119,7 +121,10 @@ class Host:
 
     def _doubt_clock(self) -> None:
         """Once, and at once: who reads it may lock the clock before minutes of timing."""
-        if self.at_rest and (line := self.at_rest.pop().find_lock_missing()):
+        if self.at_rest is None or self._doubted:
+            return
+        self._doubted = True
+        if line := self.at_rest.find_lock_missing():
             log.warning(line)
             self.doubts.append(line)
 
