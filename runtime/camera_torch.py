@@ -28,6 +28,7 @@ class CameraFrames(nn.Module):
     factors: Tensor
     beside: Tensor
     places: Tensor
+    pairs: Tensor
     rows: Tensor
     columns: Tensor
 
@@ -43,6 +44,8 @@ class CameraFrames(nn.Module):
             pattern = card.input.removeprefix("bayer_")
             cell = torch.tensor([[letter == own for own in pattern] for letter in "bgr"])
             facts["places"] = cell.view(3, 2, 2).int().repeat(1, height // 2, width // 2)
+            # Where a missing color has two neighbors of it, else four.
+            facts["pairs"] = _sum_around(facts["places"]) == 2
             # OpenCV gives the outermost pixels the colors of their inner neighbors.
             facts["rows"], facts["columns"] = (
                 torch.arange(side).clamp(1, side - 2) for side in (height, width)
@@ -75,9 +78,9 @@ class CameraFrames(nn.Module):
     def _of_bayer(self, mosaic: Tensor) -> Tensor:
         """Bilinear, as OpenCV: each missing color is the mean of its two or four neighbors."""
         own = mosaic.unsqueeze(1)
-        summed, count = _sum_around(own * self.places), _sum_around(self.places)
-        # Two neighbors or four: rounded to the nearest, a half up.
-        mean = torch.where(count == 2, (summed + 1) >> 1, (summed + 2) >> 2)
+        summed = _sum_around(own * self.places)
+        # Rounded to the nearest, a half up.
+        mean = torch.where(self.pairs, (summed + 1) >> 1, (summed + 2) >> 2)
         colors = torch.where(self.places == 1, own, mean)
         inside = colors.index_select(2, self.rows).index_select(3, self.columns)
         return inside.permute(0, 2, 3, 1)
