@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,6 +108,7 @@ def test_the_faster_recording_is_kept(
     said = dict(backend._capture(choose))
     assert recorded == (["runtime", "graph"] if choose else ["runtime"])
     assert (said["argmax"], said["cuda_graph"]) == (best, "on")
+    assert said["cudnn"] == "benchmark"
     assert f"runtime {1e3 * runtime:.3f}" in said["argmax_ms"]
     assert (backend._maker is not None) == (best == "runtime")
     assert backend.graph.seconds == seconds[best]
@@ -205,6 +207,27 @@ def test_the_second_gpus_graph_is_captured_and_replayed_on_it(
     assert set(gpus.used) == {1}
     assert gpus.current == 0
     backend.close()
+
+
+def test_two_threads_that_search_at_once_leave_cudnns_switch_as_it_was() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def search() -> None:
+        with module.search_algorithms():
+            entered.set()
+            leave.wait(60)
+
+    other = threading.Thread(target=search)
+    try:
+        with module.search_algorithms():
+            other.start()
+            assert not entered.wait(0.2)
+        assert entered.wait(60)
+        assert torch.backends.cudnn.benchmark is True
+    finally:
+        leave.set()
+        other.join()
+    assert torch.backends.cudnn.benchmark is False
 
 
 class Stream:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -49,6 +50,7 @@ from .cuda import STRIPE
 from .device_arrays import check_layout, device_of, name_device
 
 log = logging.getLogger("rtseg")
+SEARCHING = threading.Lock()  # cuDNN's switch is the process's, not a thread's
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -56,8 +58,9 @@ class PyTorch(Backend):
     """Weights with a card (`rtseg export --to torch`), run in their deployed form.
 
     On CUDA the whole graph from frame to labels is captured once and replayed, with pinned host
-    buffers, and with the algorithms of cuDNN that are the fastest at load. On a CPU half precision
-    falls back to float32, which is faster there.
+    buffers, and with the algorithms of cuDNN that are the fastest at load, which another process
+    may choose otherwise, and so round otherwise. On a CPU half precision falls back to float32,
+    which is faster there.
 
     device: "cpu" or "cuda[:N]"; by default CUDA where torch has it. threads: on the CPU.
 
@@ -195,7 +198,12 @@ class PyTorch(Backend):
         self._maker = makers[best]
         self.graph, self.results = recorded[best]
         times = ", ".join(f"{way} {ms:.3f}" for way, ms in spent.items())
-        return [("argmax", best), ("argmax_ms", times), ("cuda_graph", self._prove_replay())]
+        return [
+            ("argmax", best),
+            ("argmax_ms", times),
+            ("cuda_graph", self._prove_replay()),
+            ("cudnn", "benchmark"),
+        ]
 
     @torch.inference_mode()
     def _prove_replay(self) -> str:
@@ -413,13 +421,15 @@ class TorchLane(PyTorch):
 
 @contextlib.contextmanager
 def search_algorithms() -> Iterator[None]:
-    """cuDNN takes the fastest of its algorithms for each layer, by trying them once a process."""
+    """cuDNN takes the fastest of its algorithms for each layer, by trying them once a process. One
+    thread at a time: another's search would be in these times, and would restore what it found."""
     cudnn = torch.backends.cudnn
-    before, cudnn.benchmark = cudnn.benchmark, True
-    try:
-        yield
-    finally:
-        cudnn.benchmark = before
+    with SEARCHING:
+        before, cudnn.benchmark = cudnn.benchmark, True
+        try:
+            yield
+        finally:
+            cudnn.benchmark = before
 
 
 def pinned_like(tensor: torch.Tensor) -> torch.Tensor:
