@@ -1,13 +1,10 @@
-"""The GPU suite without a GPU: all of it as a dry run, its time budget, and its driver step on a
-pretended GPU that misbehaves."""
+"""The GPU suite without a GPU: all of it as a dry run, and its driver step on a pretended GPU that
+misbehaves."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from fake_cuda import (
     COARSE_SHAPE,
     SIZE,
@@ -30,24 +26,11 @@ from labels_plain import plain
 from rtseg.gpu import Gpu
 from rtseg.runtime.backends import cuda as cuda_module
 from rtseg.runtime.packages import Package
-from rtseg.scripts import gpu_suite
-from rtseg.scripts.gpu_suite import LOG, RESULTS, STEPS, Step, Suite
+from rtseg.scripts.gpu_suite import RESULTS, STEPS, Step
+from suite_parts import job_of, rows_of, run_suite, suite
 
 pytest.importorskip("torch")
 RTX = {"tensorrt_rtx": Package("tensorrt_rtx", "1.7.1.116", 13)}
-PACKAGES = {"openvino", "onnx", "onnxruntime", "onnxscript", "onnxslim", "numba", "tensorrt_rtx"}
-
-
-def run_suite(folder: Path, *options: str, **environment: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "rtseg.scripts.gpu_suite", "--device", "cpu", "-o", folder]
-    done = subprocess.run(
-        [*command, *options], capture_output=True, text=True, env=os.environ | environment
-    )
-    log = (folder / LOG).read_text()
-    assert done.returncode == 0, done.stdout + log[-3000:]
-    results: dict[str, Any] = json.loads((folder / RESULTS).read_text())
-    results["steps"] = {step["step"]: step for step in results["steps"]}
-    return results
 
 
 @pytest.fixture(scope="module")
@@ -151,74 +134,6 @@ def test_the_dry_run_runs_the_kernels(dry_run: tuple[Path, dict[str, Any]]) -> N
     assert end == {"alive": 0, "modules": 0}
 
 
-def test_a_bare_machine_runs_what_it_can_and_says_what_it_lacks(tmp_path: Path) -> None:
-    """Only PyTorch and what cards need: the rest is not found."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "from importlib.machinery import PathFinder\n"
-        "find = PathFinder.find_spec\n"
-        "def find_others(name, path=None, target=None):\n"
-        f"    return None if name.partition('.')[0] in {PACKAGES} else find(name, path, target)\n"
-        "PathFinder.find_spec = find_others\n"
-    )
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    only = ("torch", "tensorrt", "onnxruntime", "cameras")
-    steps = run_suite(tmp_path / "results", "--only", *only, PYTHONPATH=path)["steps"]
-    assert [steps[name]["status"] for name in only] == [
-        "done", "skipped", "skipped", "done",
-    ]  # fmt: skip
-    assert steps["tensorrt"]["why"] == "not installed: onnx, onnxscript, onnxslim, onnxruntime"
-    assert all("failed" not in row for row in steps["torch"]["rows"])
-    lacking, *rows = sorted(steps["cameras"]["rows"], key=lambda row: "absent" not in row)
-    assert lacking["absent"] == "not installed: onnx, onnxscript, onnxslim, onnxruntime"
-    assert {row["backend"] for row in rows} == {"torch"}
-
-
-# The budget.
-
-
-def suite(folder: Path, budget_s: float, programs: dict[str, str]) -> Suite:
-    """Steps that are programs of Python; ROWS is the file for their rows."""
-
-    def command(step: Step, limit: float, rows: Path) -> list[str]:
-        program = f"import json, os, subprocess, sys, time\nROWS = {str(rows)!r}\n"
-        program += "def row(**facts):\n    open(ROWS, 'a').write(json.dumps(facts) + '\\n')\n"
-        return [sys.executable, "-c", program + programs[step.name]]
-
-    return Suite(folder, "cpu", budget_s, command)
-
-
-def test_a_slow_step_does_not_take_the_others_time(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(gpu_suite, "LEAST_S", 0.5)
-    programs = {
-        "slow": "row(part=1)\nsubprocess.Popen(['sleep', '333'])\ntime.sleep(60)",
-        "breaks": "row(part=1)\nsys.exit(3)",
-        "last": f"row(before=json.load(open({str(tmp_path / RESULTS)!r}))['steps'])",
-    }
-    steps = [Step("slow", 1), Step("breaks", 1), Step("last", 2), Step("absent", 1, ("nowhere",))]
-    began = time.monotonic()
-    records = suite(tmp_path, 10.0, programs).run(steps)
-    assert time.monotonic() - began < 10
-    assert [record.status for record in records] == ["out of time", "failed", "done", "skipped"]
-    slow, breaks, last, absent = records
-    assert slow.limit_s == 2.0
-    assert "ended after its 2 s" in slow.why
-    assert slow.rows == breaks.rows == [{"part": 1}]  # what was there when it ended is kept
-    assert breaks.why.startswith("it ended with status 3")
-    assert breaks.limit_s == pytest.approx(2.0, abs=0.2)  # an equal share of what is left
-    assert last.limit_s > 4
-    assert absent.why == "not installed: nowhere"
-    # The results were written after each step, and a later one could read them.
-    assert [step["step"] for step in last.rows[0]["before"]] == ["slow", "breaks"]
-    time.sleep(0.1)
-    assert "sleep 333" not in subprocess.run(["ps", "ax"], capture_output=True, text=True).stdout
-
-
-def test_without_time_steps_are_not_started(tmp_path: Path) -> None:
-    records = suite(tmp_path, 1.0, {"one": "row(ran=1)"}).run([Step("one", 1), Step("two", 1)])
-    assert [record.status for record in records] == ["out of time"] * 2
-    assert len(json.loads((tmp_path / RESULTS).read_text())["steps"]) == 2
-
-
 # The driver's step on a GPU that misbehaves.
 
 
@@ -268,18 +183,6 @@ def test_labels_left_from_an_earlier_run_do_not_pass(
 
 
 # What only a GPU's run of the suite calls, on pretended ones.
-
-
-def job_of(folder: Path, **plan: Any) -> Any:
-    from rtseg.scripts.gpu_job import DRY, Job
-
-    job = Job("cuda", folder / "rows.jsonl", folder, time.monotonic() + 3600)
-    job.plan = replace(DRY, **plan)
-    return job
-
-
-def rows_of(job: Any) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in job.rows.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("cuda_graph", [True, False])
@@ -371,26 +274,6 @@ def test_the_machines_row_says_that_its_clock_is_not_locked(
     assert "--lock-gpu-clocks=1980" in lock["clock_is_not_locked"] == why["why"]
 
 
-def test_a_step_whose_time_is_over_ends_with_its_rows(tmp_path: Path, monkeypatch: Any) -> None:
-    from rtseg.scripts import gpu_steps
-
-    def run(job: Any) -> None:
-        with job.part(model="first"):
-            job.row(model="first", ms=1)
-        job.ends = 0
-        with job.part(model="second"):
-            raise AssertionError("it began without time")
-
-    monkeypatch.setitem(gpu_steps.STEPS, "torch", run)
-    rows = tmp_path / "rows.jsonl"
-    arguments = ["torch", "--device", "cpu", "--rows", str(rows)]
-    assert gpu_steps.main(arguments) == gpu_suite.SKIPPED
-    last = "no time was left"
-    assert [json.loads(line) for line in rows.read_text().splitlines()] == [
-        {"model": "first", "ms": 1}, {"model": "second", "absent": last}, {"why": last},
-    ]  # fmt: skip
-
-
 def test_a_timed_row_has_the_gpus_state_under_it(tmp_path: Path, monkeypatch: Any) -> None:
     pytest.importorskip("tensorrt_rtx")
     from rtseg.scripts import gpu_race
@@ -407,24 +290,6 @@ def test_a_timed_row_has_the_gpus_state_under_it(tmp_path: Path, monkeypatch: An
     (row,) = rows_of(job)
     assert (row["gpu"]["sm_clock_mhz"], row["gpu"]["power_w"]) == (1500, 200)
     assert "held down by heat (software)" in row["doubt"]
-
-
-def test_steps_that_lack_a_package_are_skipped_with_the_cure(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
-    import torch
-    from rtseg.errors import MissingPackage
-    from rtseg.scripts import gpu_steps
-
-    def absent(api: str = "runtime") -> Any:
-        raise MissingPackage("engines need cuda-bindings: pip install cuda-bindings")
-
-    pytest.importorskip("onnx")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda_module, "_bindings", absent)
-    rows = tmp_path / "rows.jsonl"
-    assert gpu_steps.main(["driver", "--rows", str(rows)]) == gpu_suite.SKIPPED
-    assert "cuda-bindings" in json.loads(rows.read_text())["why"]
 
 
 def test_what_takes_no_cameras_here_is_told(tmp_path: Path, monkeypatch: Any) -> None:
@@ -453,31 +318,6 @@ def test_a_loader_has_no_more_workers_than_shared_memory_holds(
     monkeypatch.setattr(gpu_training.os, "cpu_count", lambda: 8)
     assert gpu_training.count_workers(tmp_path) == workers
     assert gpu_training.count_workers(tmp_path / "absent") == 6
-
-
-def test_packages_that_were_brought_along_are_found_by_the_steps(tmp_path: Path) -> None:
-    """After the machine's own, of which the first has the same name."""
-    import zipfile
-
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    with zipfile.ZipFile(wheels / "brought-1-py3-none-any.whl", "w") as archive:
-        archive.writestr("brought.py", "HERE = 'wheel'")
-        archive.writestr("json/__init__.py", "raise ImportError('the machine has its own')")
-    program = (
-        "import os, pathlib, subprocess, sys\n"
-        "from rtseg.scripts import gpu_suite, gpu_steps\n"
-        f"gpu_suite.prepare_path(pathlib.Path({str(wheels)!r}), pathlib.Path({str(tmp_path)!r}))\n"
-        "import brought, json\n"
-        "print(brought.HERE, gpu_suite.find_missing(['brought']))\n"
-        "step = 'import sys; from rtseg.scripts import gpu_steps; "
-        'gpu_steps.Job = lambda *_: sys.exit(__import__("brought").HERE); '
-        'gpu_steps.main(["machine", "--rows", "x"])\'\n'
-        "sys.exit(subprocess.run([sys.executable, '-c', step]).returncode)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "wheel []\n"
-    assert done.stderr == "wheel\n"
 
 
 # Shares of the ceilings.
@@ -573,35 +413,3 @@ def test_the_real_camvid_is_packed_small(shared_data: Path, tmp_path: Path) -> N
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len([path for path in files if path.suffix == ".jpg"]) == 367 + 101
     assert 10e6 < sum(path.stat().st_size for path in files) < 40e6
-
-
-@pytest.mark.parametrize(("megabytes", "code"), [((6, 6), 0), ((9, 9, 9), 1)])
-def test_the_wheels_script_holds_its_limit(
-    megabytes: tuple[int, ...], code: int, tmp_path: Path
-) -> None:
-    """A pip that writes wheels of these sizes; what it is asked for is what the suite may lack."""
-    pip = tmp_path / "pip.py"
-    pip.write_text(
-        f"#!{sys.executable}\n"
-        "import os, pathlib, sys\n"
-        "folder = pathlib.Path(sys.argv[sys.argv.index('-d') + 1])\n"
-        f"for number, size in enumerate({megabytes}):\n"
-        "    (folder / f'{number}.whl').write_bytes(os.urandom(size << 20))\n"
-        "(folder / 'asked').write_text(' '.join(sys.argv))\n"
-    )
-    pip.chmod(0o755)
-    script, folder = ROOT / "scripts" / "gpu_suite_wheels.sh", tmp_path / "wheels"
-    folder.mkdir()
-    (folder / "old.whl").write_bytes(bytes(30 << 20))  # of an earlier run: counts no more
-    done = subprocess.run(
-        ["bash", script, folder], capture_output=True, text=True, env=os.environ | {"PYTHON": pip}
-    )
-    assert done.returncode == code, done.stderr
-    total = sum(megabytes)
-    if code:
-        assert f"{total} MB of wheels are more than 20" in done.stderr
-    else:
-        assert f"{len(megabytes)} packages, {total} MB" in done.stdout
-    asked = (folder / "asked").read_text().split()
-    assert asked[1:4] == ["-m", "pip", "download"]
-    assert {"pydantic-core", "onnxslim", "psutil", "safetensors", "PyYAML"} <= set(asked)
