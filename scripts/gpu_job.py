@@ -20,11 +20,20 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_TIME = "no time was left"
+SKIPPED, OUT_OF_TIME = 75, 76  # exit statuses of a step that ends so
 STEADY = 1000  # frames over which memory has to stay where it is
 
 
 class Skip(Exception):
     """This step cannot run here; the message says why."""
+
+    status = SKIPPED
+
+
+class OutOfTime(Skip):
+    """This step could run here, but not in the time that it has."""
+
+    status = OUT_OF_TIME
 
 
 @dataclass(frozen=True)
@@ -103,14 +112,16 @@ class Job:
         """A part of the step; if it fails, that is its row, and the next one goes on.
 
         Raises:
-            Skip: no time is left, which ends the step.
+            OutOfTime: no time is left, here or in a part of this part, which ends the step.
         """
         if self.left() < 1:
             self.row(**named, absent=NO_TIME)
-            raise Skip(NO_TIME)
+            raise OutOfTime(NO_TIME)
         began = time.monotonic()
         try:
             yield
+        except OutOfTime:
+            raise
         except Exception as error:
             from ..errors import RtsegError
 

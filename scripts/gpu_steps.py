@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import gpu_artifacts, gpu_frames, gpu_kernels, gpu_networks, gpu_training
-from .gpu_job import Job, Skip
+from .gpu_job import SKIPPED, Job, Skip
 
 if TYPE_CHECKING:
     from ..gpu import ClockAtRest
 
-SKIPPED = 75
 LOAD_S = 1.0  # after which a clock is as high as it will be
 
 
@@ -112,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         STEPS[given.step](job)
     except (Skip, MissingPackage) as reason:
         job.row(why=str(reason))
-        return SKIPPED
+        return reason.status if isinstance(reason, Skip) else SKIPPED
     return 0
 
 

@@ -29,11 +29,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from .gpu_job import OUT_OF_TIME, SKIPPED
 from .gpu_shares import add_shares
 
 PACKAGE = Path(__file__).parents[1]  # not resolved: the link is called `rtseg`, its target need not
 RESULTS, LOG = "gpu_suite.json", "gpu_suite.log"
-SKIPPED = 75  # exit status of a step that cannot run here
+STATUSES = {0: "done", SKIPPED: "skipped", OUT_OF_TIME: "out of time"}  # by exit status
 MARGIN_S = 3.0  # between the end that a step is told and the one that it is held to
 LEAST_S = 4.0  # what a step needs to start at all
 
@@ -168,10 +169,8 @@ def _supervise(command: list[str], limit: float, log: IO[str], scratch: str) -> 
         with contextlib.suppress(ProcessLookupError):  # its children too, such as compilers
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    if code == 0:
-        return "done", ""
-    if code == SKIPPED:
-        return "skipped", ""
+    if code in STATUSES:
+        return STATUSES[code], ""
     return "failed", f"it ended with status {code}: see {LOG}"
 
 

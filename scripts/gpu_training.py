@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
-from .gpu_job import ROOT, Job, Skip, use_tests
+from .gpu_job import ROOT, Job, OutOfTime, Skip, use_tests
 
 PACKED_BYTES = 40_000_000  # that CamVid may have, packed
 WORKER_BYTES = 32_000_000  # of batches that a worker has on their way, with room to spare
@@ -37,7 +37,7 @@ def training(job: Job) -> None:
     rate = iterations_per_s(folder / "probe")
     count = 4 if job.dry else int(rate * 0.7 * (job.left() - 10))
     if count < probe and not job.dry:
-        raise Skip(f"{job.left():.0f} s were left, too few to train in")
+        raise OutOfTime(f"{job.left():.0f} s were left, too few to train in")
     began = time.monotonic()
     outcome = train("csfcn_nano_camvid", run_for(changes, count), out=folder / "run")
     seconds = round(time.monotonic() - began, 2)

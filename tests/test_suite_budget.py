@@ -15,8 +15,9 @@ import pytest
 from conftest import ROOT
 from rtseg.runtime.backends import cuda as cuda_module
 from rtseg.scripts import gpu_suite
+from rtseg.scripts.gpu_job import OUT_OF_TIME, SKIPPED, Skip
 from rtseg.scripts.gpu_suite import RESULTS, Step
-from suite_parts import run_suite, suite
+from suite_parts import job_of, rows_of, run_suite, suite
 
 pytest.importorskip("torch")
 PACKAGES = {"openvino", "onnx", "onnxruntime", "onnxscript", "onnxslim", "numba", "tensorrt_rtx"}
@@ -54,24 +55,48 @@ def test_without_time_steps_are_not_started(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / RESULTS).read_text())["steps"]) == 2
 
 
+def test_a_step_that_ends_itself_for_time_is_out_of_time(tmp_path: Path) -> None:
+    program = f"row(ms=1)\nrow(why='no time was left')\nsys.exit({OUT_OF_TIME})"
+    (record,) = suite(tmp_path, 60, {"one": program}).run([Step("one", 1)])
+    assert (record.status, record.why) == ("out of time", "no time was left")
+    assert record.rows == [{"ms": 1}]
+
+
 def test_a_step_whose_time_is_over_ends_with_its_rows(tmp_path: Path, monkeypatch: Any) -> None:
+    """At once, from parts of parts too: a row for the innermost, and nothing after it."""
     from rtseg.scripts import gpu_steps
 
     def run(job: Any) -> None:
         with job.part(model="first"):
             job.row(model="first", ms=1)
-        job.ends = 0
         with job.part(model="second"):
-            raise AssertionError("it began without time")
+            job.ends = 0
+            with job.part(model="second", precision="fp16"):
+                raise AssertionError("it began without time")
+            raise AssertionError("it went on without time")
 
     monkeypatch.setitem(gpu_steps.STEPS, "torch", run)
     rows = tmp_path / "rows.jsonl"
     arguments = ["torch", "--device", "cpu", "--rows", str(rows)]
-    assert gpu_steps.main(arguments) == gpu_suite.SKIPPED
+    assert gpu_steps.main(arguments) == OUT_OF_TIME
     last = "no time was left"
     assert [json.loads(line) for line in rows.read_text().splitlines()] == [
-        {"model": "first", "ms": 1}, {"model": "second", "absent": last}, {"why": last},
-    ]  # fmt: skip
+        {"model": "first", "ms": 1},
+        {"model": "second", "precision": "fp16", "absent": last},
+        {"why": last},
+    ]
+
+
+def test_a_part_that_cannot_run_here_leaves_the_next_one_to_run(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    with job.part(model="first"):
+        with job.part(model="first", precision="fp8"):
+            raise Skip("no such kernels")
+        job.row(model="first", ms=1)
+    assert rows_of(job) == [
+        {"model": "first", "precision": "fp8", "absent": "no such kernels"},
+        {"model": "first", "ms": 1},
+    ]
 
 
 # Packages.
@@ -113,7 +138,7 @@ def test_steps_that_lack_a_package_are_skipped_with_the_cure(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda_module, "_bindings", absent)
     rows = tmp_path / "rows.jsonl"
-    assert gpu_steps.main(["driver", "--rows", str(rows)]) == gpu_suite.SKIPPED
+    assert gpu_steps.main(["driver", "--rows", str(rows)]) == SKIPPED
     assert "cuda-bindings" in json.loads(rows.read_text())["why"]
 
 
