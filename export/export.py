@@ -183,7 +183,7 @@ def export(
     loaded = (model.trained_size, model.fit, model.pad_color)
     others = [size for size in sizes if (size, fit, pad_color) != loaded]
     if model.preprocess is not None and others:
-        check_sizes(model.preprocess, model.network, others, fit, pad_color)
+        check_sizes(model.preprocess, model.network, others, fit, pad_color, model.trained_size)
     for each in [camera_size] if camera_size else sizes:
         check_format(input, each)
     if label_kernel and ("tensorrt" not in targets or output != "labels"):

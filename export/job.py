@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class ExportJob:
         self.graphs: dict[Size, onnx.ModelProto] = {}  # that it was made of, by size
         self.in_float: list[onnx.ModelProto] = []  # those that became int8, and their ranges
         self.ranges: dict[str, float] = {}
-        self.unsigned_ranges: dict[str, float] = {}
+        self.find_unsigned_ranges: Callable[[], dict[str, float]] = dict
         self.faults: list[str] = []  # of the graph, whatever file it is written to
         self.costs: tuple[LayerCost, ...] = ()
         told: list[str] = []
@@ -181,7 +182,7 @@ class ExportJob:
             self.warnings += tuple(compare_calibration(self.card, picked, self.expected))
         self.card = self.card.model_copy(update={self.card.precision: made.facts})
         self.costs, self.ranges, self.in_float = made.costs, made.ranges, graphs
-        self.unsigned_ranges = made.unsigned_ranges
+        self.find_unsigned_ranges = cache(made.find_unsigned_ranges)
         return list(made.graphs)
 
     def _make_form(self, target: str) -> tuple[onnx.ModelProto | None, Card]:
@@ -201,7 +202,7 @@ class ExportJob:
         from .quantize import to_integer_form
         from .unsigned_form import to_unsigned_form
 
-        facts, ranges = card.int8, self.unsigned_ranges
+        facts, ranges = card.int8, self.find_unsigned_ranges()
         if ranges != self.ranges:
             facts = facts.model_copy(update={"method": "minmax"})
         if target == "onnxruntime":

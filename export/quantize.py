@@ -79,14 +79,14 @@ class SizedGraph:
 @dataclass(frozen=True)
 class QuantizedGraphs:
     """The int8 or fp8 graph of each size, what the card says of them, what each layer costs, and
-    the ranges of the tensors that were measured, by name: those of the graphs, and those for forms
-    whose bytes may be unsigned."""
+    the ranges of the tensors that were measured, by name: those of the graphs, and a function that
+    gives those for forms whose bytes may be unsigned."""
 
     graphs: Sequence[onnx.ModelProto]
     facts: Int8Facts
     costs: tuple[sensitivity.LayerCost, ...]
     ranges: dict[str, float]
-    unsigned_ranges: dict[str, float]
+    find_unsigned_ranges: Callable[[], dict[str, float]]
 
 
 def quantize(
@@ -117,7 +117,9 @@ def quantize(
     auto = calibration.method == AUTO
     method = "percentile" if auto else calibration.method
     ranges = _measure_widest(plains, calibration, method, progress)
-    largest = _measure_widest(plains, calibration, "minmax", progress) if auto else ranges
+
+    def find_unsigned_ranges() -> dict[str, float]:
+        return _measure_widest(plains, calibration, "minmax", progress) if auto else ranges
 
     graphs, kept, costs = _search(plains, found, ranges, progress)
     facts = Int8Facts(
@@ -128,7 +130,7 @@ def quantize(
     )
     _finish(graphs, card)
     marked = sensitivity.mark_excluded(costs, facts.excluded)
-    return QuantizedGraphs(graphs, facts, marked, ranges, largest)
+    return QuantizedGraphs(graphs, facts, marked, ranges, find_unsigned_ranges)
 
 
 def _measure_widest(
@@ -252,7 +254,7 @@ def quantize_by_stored_ranges(
     )
     _finish(graphs, card)
     marked = sensitivity.mark_excluded(costs, facts.excluded)
-    return QuantizedGraphs(graphs, facts, marked, stored.ranges, stored.ranges)
+    return QuantizedGraphs(graphs, facts, marked, stored.ranges, lambda: stored.ranges)
 
 
 def check_integer_form(graph: onnx.ModelProto, card: Card) -> None:

@@ -31,7 +31,6 @@ from .stored_ranges import find_stored_ranges
 
 HERE = Path(__file__).parent
 STEPS = 8  # fewer steps of int8 than that, and a channel's weights are hardly told apart
-FRAMES = 4  # of those that ship; ranges come with the weights
 # Bytes to floats in the network's layout: a camera's driver or the compiler does them, too.
 BEFORE = ("Cast", "Transpose", "Sub")
 
@@ -120,7 +119,7 @@ def gather_frames(model: Model, size: tuple[int, int], calib: Path | None) -> Me
         picked = pick_frames(Calibration(calib)).used
         named, origin, ranges = picked, f"{len(picked)} frames of {calib}", {}
     elif stored := find_stored_ranges(model):
-        named, ranges = list(read_shipped_frames().frames[:FRAMES]), stored.ranges
+        named, ranges = list(read_shipped_frames().frames), stored.ranges
         origin = f"ranges of {stored.source}, spread on {len(named)} shipped frames"
     else:
         return None

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from ..models.onnx_graph import KINDS
 from ..runtime.artifact import Int8Facts
 from .calibrate import as_spans
-from .graph import find_layers
+from .graph import count_macs, find_layers
 from .integer_form import is_never_negative
 from .quantize import (
     LEAST_SHARE,
@@ -42,7 +42,7 @@ def to_unsigned_form(
     kept = [layer for layer in found if layer.name not in facts.excluded]
     first = find_frame_readers(plain)
     behind = [layer for layer in kept if layer.node not in first]
-    if sum(layer.macs for layer in behind) >= LEAST_SHARE * sum(layer.macs for layer in kept):
+    if sum(layer.macs for layer in behind) >= LEAST_SHARE * count_macs(plain):
         kept = behind
     made = insert_rounding(plain, [layer.node for layer in kept], as_spans(ranges))
     makers = {name: node for node in plain.graph.node for name in node.output}

@@ -147,8 +147,9 @@ def check_sizes(
     sizes: Sequence[Size],
     fit: Fit,
     pad_color: Color | None,
+    loaded: Size,
 ) -> None:
-    """As `check_preprocess`, at each of some sizes other than that it was loaded with.
+    """As `check_preprocess`, at each of some sizes; loaded: that it was compared at already.
 
     Raises:
         UsageError: it differs at one of them, or makes pictures of one size.
@@ -157,7 +158,7 @@ def check_sizes(
         try:
             check_preprocess(_normalization_of(network), size, preprocess, fit, pad_color)
         except UsageError as error:
-            if takes_size(preprocess):
+            if takes_size(preprocess) or size == loaded:
                 raise
             raise UsageError(
                 f"your preprocess has to make pictures of {size[0]}x{size[1]} too: give it a "

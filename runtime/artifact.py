@@ -108,8 +108,7 @@ class Int8Facts(_Facts):
     method: of calibration; frames: that it saw; held_out: that it was judged on instead; layers:
     how many are rounded, excluded: those left in float because they cost too much, in ONNX
     Runtime's form because only float reads what they give, in OpenVINO's because they read the
-    frame; share: of the multiply-adds that
-    rounded layers do.
+    frame; share: of the multiply-adds that rounded layers do.
     """
 
     method: str

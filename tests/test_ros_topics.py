@@ -333,7 +333,7 @@ def test_compressed_images_and_a_reliable_reader(net: Net) -> None:
 
 @pytest.mark.parametrize(
     ("state", "level"),
-    [("running", 0), ("starting", 1), ("degraded", 1), ("failed", 2), ("stale", 3)],
+    list(zip([each.value for each in State], (1, 0, 1, 3, 2, 3), strict=True)),
 )
 def test_diagnostics_say_what_the_drive_says(state: str, level: int) -> None:
     snapshot = DriveSnapshot(

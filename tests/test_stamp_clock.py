@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import cv2
@@ -192,6 +193,8 @@ def test_frames_that_waited_in_the_drivers_queue_are_as_old_as_they_waited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """OpenCV hides V4L2's queue, and the driver's stamps tell how full it is."""
+    ticks = count(10**15, 10**4)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: next(ticks))
     monkeypatch.setattr(cv2, "VideoCapture", Buffers)
     frames, watch = iter(Camera("0")), StreamWatch()
     for waited_ms in (33.0, 33.0, 200.0, 250.0):

@@ -152,7 +152,11 @@ class HealthPoint:
     ) -> None:
         if error is not None:
             why = str(error) or repr(error)
-            self._now = replace(self._now, state="failed", reasons=(why,), ended=why)
+            try:
+                last = self.snapshot()  # with what it counted until then
+            except Exception:  # a drive that is half built
+                last = self._now
+            self._now = replace(last, state="failed", reasons=(why,), ended=why)
             self.snapshot = self._before  # a drive that was ended by it tells nothing of it
         self.close()
 

@@ -23,7 +23,9 @@ log = logging.getLogger("rtseg")
 DIAGNOSTICS = "/diagnostics"  # where ROS' aggregator and rqt look
 PERIOD_S = 1.0
 SOONEST_S = 0.1  # between two diagnostics
-LEVELS = {"running": 0, "starting": 1, "degraded": 1, "failed": 2, "stale": 3}  # ROS' own
+LEVELS = {  # ROS' own
+    "running": 0, "starting": 1, "degraded": 1, "failed": 2, "stale": 3, "ended": 3,
+}  # fmt: skip
 
 
 class RosTopics:
