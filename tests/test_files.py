@@ -348,7 +348,7 @@ def name_write(call: ast.Call, buffers: set[str]) -> str | None:
         return name
     if name in ("open", "ZipFile"):
         modes = [word for word in words if isinstance(word, str) and len(word) <= 3]
-        flags = ast.unparse(call)
+        flags = ast.unparse(call).replace("os.devnull, os.O_WRONLY", "")  # it keeps nothing
         wrong = any(set(mode) & set("wax+") for mode in modes)
         return (
             name if wrong or any(f"O_{flag}" in flags for flag in ("CREAT", "WR", "RDWR")) else None

@@ -121,7 +121,7 @@ def test_what_unrolls_is_named_with_its_nodes(caplog: pytest.LogCaptureFixture) 
         for number, text in enumerate(Path(__file__).read_text().splitlines(), 1)
         if text.endswith("# this line")
     )
-    assert f"test_own_network.py:{place} becomes 80 nodes" in line
+    assert f"test_own_graph.py:{place} becomes 80 nodes" in line
 
 
 class Branches(Tiny):
@@ -152,10 +152,10 @@ class Decomposes(Tiny):
 @pytest.mark.parametrize(
     ("module", "says"),
     [
-        (Branches, "cannot take Branches .*test_own_network.py:[0-9]+.*torch.where for `if`"),
-        (Reads, "cannot take Reads .*test_own_network.py:[0-9]+.*a constant for .item"),
-        (InNumPy, "cannot take InNumPy .*test_own_network.py:[0-9]+.*take NumPy out of forward"),
-        (Decomposes, r"linalg_svd has no form in ONNX \(.*test_own_network.py:[0-9]+\)"),
+        (Branches, "cannot take Branches .*test_own_graph.py:[0-9]+.*torch.where for `if`"),
+        (Reads, "cannot take Reads .*test_own_graph.py:[0-9]+.*a constant for .item"),
+        (InNumPy, "cannot take InNumPy .*test_own_graph.py:[0-9]+.*take NumPy out of forward"),
+        (Decomposes, r"linalg_svd has no form in ONNX \(.*test_own_graph.py:[0-9]+\)"),
     ],
 )
 def test_what_the_exporter_cannot_take_is_told_by_its_line(
