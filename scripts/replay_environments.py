@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,10 +21,8 @@ from typing import Any
 from unittest import mock
 
 import cv2
-import numpy as np
 import psutil
 import torch
-from numpy.typing import NDArray
 from rtseg.data.files import write_atomically
 from rtseg.data.frames import open_source
 from rtseg.errors import RtsegError
@@ -79,11 +78,13 @@ def plant_latency(call: Call) -> Call:
 
 
 def plant_memory(call: Call) -> Call:
-    """KEPT bytes more a frame."""
-    kept: list[NDArray[np.uint8]] = []
+    """KEPT bytes more a frame, mapped anew: what an earlier update gave back to this process' heap
+    would take them without growing."""
+    kept: list[mmap.mmap] = []
 
     def growing(frame: Any) -> Any:
-        kept.append(np.ones(KEPT, np.uint8))
+        kept.append(mmap.mmap(-1, KEPT))
+        kept[-1].write(b"1" * KEPT)
         return call(frame)
 
     return growing
