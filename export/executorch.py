@@ -7,10 +7,8 @@ a rule, and "coarse" what the last upsampling reads, for hosts that make the lab
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import re
-import warnings
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +22,7 @@ from ..models import FrameToLabels, Network, deploy
 from ..models.own import OwnNetwork
 from ..models.pipeline import run_to_last_upsample
 from ..runtime.artifact import Card, CoarseLogits, sidecar
+from .trace import silence_exporter
 
 FORWARD, COARSE = "forward", "coarse"
 
@@ -98,12 +97,11 @@ def _silenced() -> Iterator[None]:
     """Without what its libraries print and warn of as they load and lower."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with silence_exporter():
             yield
-        finally:
-            logging.disable(before)
+    finally:
+        logging.disable(before)
 
 
 def write_executorch(network: Network, path: Path, card: Card) -> None:

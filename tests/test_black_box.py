@@ -137,17 +137,23 @@ def test_a_mask_that_was_disturbed_is_named(artifact: Path, tmp_path: Path) -> N
     assert "1 of 1 masks differ: nothing that is recorded differs" in done.failure()
 
 
-def test_a_folder_lists_its_incidents_and_replays_the_newest_or_all(
-    artifact: Path, tmp_path: Path, rtseg: Run
-) -> None:
-    folder = tmp_path / "box"
+def keep_one(folder: Path, artifact: Path) -> Path:
+    """An incident of one mask."""
     box = BlackBox(folder, 600.0, artifacts=[ServedArtifact(artifact, "onnxruntime", "cpu")])
     image = scene(SIZE, 0)
     with load(artifact, "onnxruntime", "cpu") as segment:
         box(make_result(0, image, segment(image), artifact.name))
     box.keep("asked")
     box.close()
-    (first,) = box.incidents
+    (kept,) = box.incidents
+    return kept
+
+
+def test_a_folder_lists_its_incidents_and_replays_the_newest_or_all(
+    artifact: Path, tmp_path: Path, rtseg: Run
+) -> None:
+    folder = tmp_path / "box"
+    first = keep_one(folder, artifact)
     newest = first.with_name("incident_20990101T000000Z_again.mcap")
     shutil.copy(first, newest)
     done = rtseg("incident", str(folder), "--json")
@@ -166,13 +172,7 @@ def test_another_file_or_library_is_named(
 ) -> None:
     moved = tmp_path / artifact.name
     moved.write_bytes(artifact.read_bytes())
-    box = BlackBox(tmp_path / "box", 600.0, artifacts=[ServedArtifact(moved, "onnxruntime", "cpu")])
-    image = scene(SIZE, 0)
-    with load(artifact, "onnxruntime", "cpu") as segment:
-        box(make_result(0, image, segment(image), artifact.name))
-    box.keep("asked")
-    box.close()
-    (kept,) = box.incidents
+    kept = keep_one(tmp_path / "box", moved)
     (other,) = export(load_model("csfcn_nano:streets"), to="onnx", size=SIZE, out=tmp_path / "o")
     moved.write_bytes(Path(other.path).read_bytes())
     assert "is another file than then" in replay_incident(kept).failure()
