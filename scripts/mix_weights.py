@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rtseg.api import evaluate
 from rtseg.models import save_checkpoint
 from rtseg.models.checkpoints import read_metadata
-from rtseg.models.loading import load_model
+from rtseg.models.loading import Model, load_model
 from torch import Tensor
 
 
@@ -31,6 +32,40 @@ def mix(before: dict[str, Tensor], after: dict[str, Tensor], share: float) -> di
         else value
         for name, value in before.items()
     }
+
+
+def ship(
+    model: Model,
+    state: Mapping[str, Tensor],
+    data: tuple[str, Path],
+    out: Path,
+    told: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write weights as they ship, with the metrics that the rounded values have on `data`, a data
+    set's name and folder.
+
+    Args:
+        model: gets the weights.
+        state: of its network.
+        data: to measure on, clean and corrupted.
+        out: the file.
+        told: what the checkpoint that they came of says of itself; recipe and license go on.
+        facts: to add.
+
+    Returns:
+        What was measured.
+    """
+    # As it ships: what is measured are the rounded values.
+    rounded = {k: v.half().to(v.dtype) if v.is_floating_point() else v for k, v in state.items()}
+    model.network.load_state_dict(rounded)
+    found = evaluate(model, *data, corrupt=True).as_dict()
+    kept = ("miou", "iou", "pixel_accuracy", "images", "corruptions")
+    more = {key: told[key] for key in ("recipe", "revision", "license") if key in told}
+    metrics = {"split": "val"} | {key: found[key] for key in kept}
+    own = {"classes": model.classes.name, "metrics": metrics, "miou": found["miou"]}
+    save_checkpoint(model.network, out, dtype=torch.float16, metadata={**own, **more, **facts})
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,22 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--share is from 0 to 1, not {options.share:g}")
     model, after = load_model(options.before), load_model(options.after)
     mixed = mix(model.network.state_dict(), after.network.state_dict(), options.share)
-    # As it ships: what is measured are the rounded values.
-    rounded = {k: v.half().to(v.dtype) if v.is_floating_point() else v for k, v in mixed.items()}
-    model.network.load_state_dict(rounded)
-    result = evaluate(model, options.data, options.root, corrupt=True)
-    found = result.as_dict()
-    kept = ("miou", "iou", "pixel_accuracy", "images", "corruptions")
-    told = read_metadata(Path(options.after))
-    facts = {
-        "classes": model.classes.name,
-        "metrics": {"split": "val"} | {key: found[key] for key in kept},
-        "miou": found["miou"],
-        "mixed": {"before": options.before, "share": options.share},
-    }
-    facts |= {key: told[key] for key in ("recipe", "revision") if key in told}
-    save_checkpoint(model.network, options.out, dtype=torch.float16, metadata=facts)
-    print(json.dumps(result.corruptions | {"clean": found["miou"]}, indent=1))
+    mixed_of = {"mixed": {"before": options.before, "share": options.share}}
+    told, data = read_metadata(Path(options.after)), (options.data, options.root)
+    found = ship(model, mixed, data, options.out, told, mixed_of)
+    print(json.dumps(found["corruptions"] | {"clean": found["miou"]}, indent=1))
 
 
 if __name__ == "__main__":
