@@ -80,8 +80,7 @@ def replay(
             turn = _take_turn if in_turns else lambda side: True
             more = (lambda side: True) if in_turns else None
             side = record_side(log, model, record, config, advance, turn, more)
-        facts = {"record": str(record), "runs": side.runs}
-        show(json.dumps(facts), f"{side.title}: baseline in {record}", as_json)
+        report_baseline(side, record, as_json)
         return
     if not (against or against_python):
         raise UsageError("what does it replace? Give --against OLD, or --record FOLDER first")
@@ -91,6 +90,25 @@ def replay(
     if not against_python and len({each.resolve() for each in sides}) == 1:
         note(f"warning: {model} was held against itself: equal masks say nothing here")
     report_replay(done, model, out, as_json)
+
+
+def report_baseline(side: ReplaySide, folder: Path, as_json: bool) -> None:
+    from ..speed.replay_bars import ReplayBars
+    from ..speed.replay_figures import find_quantiles
+
+    p50, low, high = find_quantiles(side)["p50"]
+    facts = {"record": str(folder), "runs": side.runs, "p50_ms": [p50, low, high]}
+    text = f"{side.title}: baseline in {folder}, p50 {p50:.3g} ms (95 % {low:.3g} to {high:.3g})"
+    show(json.dumps(facts), text, as_json)
+    bar = ReplayBars().latency_ratio
+    if bar is not None and high > bar * low:
+        note(
+            f"warning: that interval is wider than the default latency_ratio, {bar:g}, so times "
+            "will hardly be decided against this baseline: record it again while the machine has "
+            "less to do"
+        )
+    if side.uncertified:
+        note(f"certified shares are not recorded: {side.uncertified}")
 
 
 def _run(

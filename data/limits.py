@@ -193,9 +193,17 @@ def parse_yaml(content: str | bytes, where: object, kind: Kind = UsageError) -> 
         raise
     # Values such as a date that there is none of are Python's own errors.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, OverflowError) as error:
-        raise kind(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise kind(f"{where} is not valid YAML: {_explain_yaml(error)}") from error
     except (RecursionError, AttributeError) as error:
         raise kind(f"{where} is no YAML that can be read") from error
+
+
+def _explain_yaml(error: Exception) -> str:
+    """What is wrong and where, without the parser's picture of the line, which needs more lines."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def read_yaml(path: Path, kind: Kind = UsageError) -> Any:

@@ -60,7 +60,7 @@ def find_variant(name: str) -> Variant:
     """
     if name not in VARIANTS:
         near = get_close_matches(name, VARIANTS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(VARIANTS)}"
+        hint = f"did you mean {near[0]!r}?" if near else "`rtseg models` lists them"
         raise UsageError(f"no model is called {name!r}: {hint}")
     return VARIANTS[name]
 

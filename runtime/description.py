@@ -45,7 +45,7 @@ def describe(path: Path) -> dict[str, object]:
         "sizes": [f"{high}x{wide}" for high, wide in card.all_sizes],
         "batch": card.batch,
         "fit": card.fit,
-        "pad_color": list(card.pad_color or (0, 0, 0)) if is_letterbox(card.fit) else None,
+        **({"pad_color": list(card.pad_color or (0, 0, 0))} if is_letterbox(card.fit) else {}),
         "precision": card.precision,
         "class_set": card.class_set,
         "classes": list(card.classes),

@@ -21,9 +21,11 @@ from .drive.engine import Picture
 from .drive.worker_process import describe_backend
 from .provenance import describe_provenance, find_differences
 from .segmenter import Segmenter, load
-from .sinks.incident_file import FRAME, LABELS, RESULT, IncidentRecord, read_incident
+from .sinks.black_box import BlackBox
+from .sinks.incident_file import FRAME, HEALTH, LABELS, RESULT, IncidentRecord, read_incident
 
 MOST_ROWS = 20  # of masks that differ, in a table
+TOO_FAST = "{} messages, a mask each or a status, which came faster than the box could write"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class IncidentReplay:
     Attributes:
         file, reason: of the incident.
         frames: that have a mask; exact: whose mask is the same bit for bit.
+        dropped: messages that came faster than the box could write, in the seconds of the incident.
         skipped: of artifacts that were not at hand, by their name.
         differing: masks that are not the same.
         differences: libraries, machine and engines that are others than then.
@@ -51,6 +54,7 @@ class IncidentReplay:
     reason: str
     frames: int = 0
     exact: int = 0
+    dropped: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
     differing: list[DifferingMask] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
@@ -78,6 +82,7 @@ class IncidentReplay:
         facts = [
             ("incident", f"{self.file}: {self.reason}"),
             ("masks", f"{self.frames}, {self.exact} of them the same bit for bit"),
+            *([("not kept", TOO_FAST.format(self.dropped))] if self.dropped else []),
             *(("not replayed", f"{name}: {why}") for name, why in self.skipped.items()),
             *(("differs from then", each) for each in self.differences),
         ]
@@ -114,7 +119,7 @@ def replay_incident(path: Path, models: Sequence[Path] = ()) -> IncidentReplay:
     artifacts = _find_artifacts(facts.get("artifacts", {}), models)
     with ExitStack() as opened:
         segmenters: dict[str, Segmenter | None] = {}
-        for mask in _pair_masks(records):
+        for mask in _pair_masks(_count_dropped(records, done)):
             if mask.level not in segmenters:
                 segmenters[mask.level] = _open(mask.level, artifacts, facts, done, opened)
             segment = segmenters[mask.level]
@@ -126,6 +131,21 @@ def replay_incident(path: Path, models: Sequence[Path] = ()) -> IncidentReplay:
             if pixels:
                 done.differing.append(DifferingMask(mask.frame_id, mask.level, pixels))
     return done
+
+
+def _count_dropped(
+    records: Iterator[IncidentRecord], done: IncidentReplay
+) -> Iterator[IncidentRecord]:
+    """The records as they are; `done` gets what the box's queue dropped between the first look at
+    the drive's counters and the last."""
+    first = None
+    for record in records:
+        if record.topic == HEALTH:
+            sinks = parse_json(record.data, record.topic).get("sinks", ())
+            count = sum(each["dropped"] for each in sinks if each["name"] == BlackBox.name)
+            first = count if first is None else first
+            done.dropped = count - first
+        yield record
 
 
 def _pair_masks(records: Iterator[IncidentRecord]) -> Iterator[_RecordedMask]:

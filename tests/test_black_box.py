@@ -31,6 +31,7 @@ from rtseg.runtime.provenance import ServedArtifact, describe_provenance, find_d
 from rtseg.runtime.sinks import black_box
 from rtseg.runtime.sinks.black_box import BlackBox, find_incidents
 from rtseg.runtime.sinks.incident_file import HEALTH, MACHINE, RESULT, STATUS, read_incident
+from rtseg.runtime.sinks.queue import SinkCounts
 
 SIZE = 64, 128
 LIMIT_S = 120.0  # reached by nothing but a defect, however busy the machine is
@@ -135,6 +136,25 @@ def test_a_mask_that_was_disturbed_is_named(artifact: Path, tmp_path: Path) -> N
     done = replay_incident(box.incidents[0])
     assert [(each.frame_id, each.pixels) for each in done.differing] == [(4, 2)]
     assert "1 of 1 masks differ: nothing that is recorded differs" in done.failure()
+
+
+def test_a_replay_says_what_the_box_was_too_slow_for(tmp_path: Path) -> None:
+    box = BlackBox(tmp_path, 600.0)
+    dropped = [3]
+    box.watch = lambda: DriveSnapshot(
+        state="running",
+        sinks=[SinkCounts("black box", dropped=dropped[0]), SinkCounts("page", dropped=9)],
+    )
+    image = scene(SIZE, 0)
+    box(make_result(1, image, np.zeros(SIZE, np.uint8), "a.onnx"))
+    dropped[0] = 8
+    box._looked_s = 0.0  # half a second later
+    box(make_result(2, image, np.zeros(SIZE, np.uint8), "a.onnx"))
+    box.keep("asked")
+    box.close()
+    done = replay_incident(box.incidents[0])
+    assert done.dropped == 5
+    assert "5 messages" in str(done.tables()[0].rows)
 
 
 def keep_one(folder: Path, artifact: Path) -> Path:

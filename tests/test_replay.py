@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import Run, as_json
 from rtseg.cli._console import JobUndecided
-from rtseg.cli.replay import report_replay
+from rtseg.cli.replay import report_baseline, report_replay
 from rtseg.data.files import digest_of
 from rtseg.data.frames import open_source
 from rtseg.data.images import write_png
@@ -308,6 +308,17 @@ def test_a_recorded_baseline_stands_for_the_old_side(
     assert refused(done, MASKS_ONLY) == []
     assert not done.interleaved
     assert done.old.digest == digest_of(artifact)
+
+
+def test_a_baseline_with_uneven_times_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_baseline(recorded_side([[10.0, 10.1]] * 10), tmp_path, as_json=False)
+    told = capsys.readouterr()
+    assert "p50 10" in told.out.replace("\n", " ")
+    assert "latency_ratio" not in told.err
+    report_baseline(recorded_side([[10.0], [30.0]] * 5), tmp_path, as_json=False)
+    assert "wider than the default latency_ratio, 1.1" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_other_frames_than_the_baseline_s_are_refused(
