@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from typing import Any
 
 from typer.core import TyperCommand
@@ -21,8 +22,10 @@ class Command(TyperCommand):
             formatter.write_text(words)
         if examples:
             with formatter.section("Examples"):
-                for line in examples:
-                    formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+                indent = " " * formatter.current_indent
+                for example in examples:
+                    for line in _fold(example, formatter.width - len(indent)):
+                        formatter.write(f"{indent}{line}\n")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -35,6 +38,23 @@ class Command(TyperCommand):
         for group in sorted(groups, key=lambda name: (name != "Arguments", name != "Options")):
             with formatter.section(group):
                 formatter.write_dl(groups[group])
+
+
+def _fold(example: str, width: int) -> list[str]:
+    """A command line on as many lines as it needs, each but the last one ending in a backslash."""
+    if len(example) <= width:
+        return [example]
+    # An option stays beside its value, and what is quoted stays whole: NUL is no place to break.
+    glued = re.sub(r"'[^']*'", lambda quoted: quoted[0].replace(" ", "\0"), example)
+    glued = re.sub(r"( --?\w[\w-]*) (?=[^-])", "\\1\0", glued)
+    lines = textwrap.wrap(
+        glued,
+        width - len(" \\"),
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return " \\\n".join(lines).replace("\0", " ").splitlines()
 
 
 def _split(text: str) -> tuple[str, list[str]]:

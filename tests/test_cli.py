@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -18,9 +19,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, as_json
+from rtseg.cli.app import app as front_door
 from rtseg.errors import ProofError, UsageError
 from rtseg.install import localize
 from rtseg.models import build, save_checkpoint
+from typer.main import get_command
+from typer.testing import CliRunner
 
 
 @pytest.fixture(autouse=True)
@@ -283,14 +287,29 @@ def test_help_is_grouped_and_as_wide_as_the_terminal(rtseg: Run) -> None:
     assert page.index("Options:") < page.index("Look:") < page.index("Live page:")
 
 
-def test_help_fits_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rtseg.cli.app import app
-    from typer.testing import CliRunner
+def pages(command: object, *names: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command and group below this one, itself first."""
+    yield names
+    for name, below in getattr(command, "commands", {}).items():
+        yield from pages(below, *names, name)
 
-    monkeypatch.setenv("COLUMNS", "80")
-    page = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).stdout
-    assert max(map(len, page.splitlines())) <= 80
-    assert not re.search(r"^  \w.*\.\.\.$", page, flags=re.MULTILINE)
+
+@pytest.mark.parametrize("words", list(pages(get_command(front_door))), ids=" ".join)
+def test_help_fits_eighty_columns(words: tuple[str, ...]) -> None:
+    def page(columns: int) -> str:
+        return (
+            CliRunner().invoke(front_door, [*words, "--help"], env={"COLUMNS": str(columns)}).stdout
+        )
+
+    def examples(text: str) -> list[list[str]]:
+        below = text.partition("\nExamples:\n")[2].partition("\n\n")[0]
+        return [shlex.split(line) for line in below.replace("\\\n", "").splitlines()]
+
+    narrow = page(80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert not re.search(r"^  \w.*\.\.\.$", narrow, flags=re.MULTILINE)
+    # What is folded can be pasted into a shell as it stands.
+    assert examples(narrow) == examples(page(160))
 
 
 def test_names_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
