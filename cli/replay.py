@@ -93,6 +93,7 @@ def replay(
 
 
 def report_baseline(side: ReplaySide, folder: Path, as_json: bool) -> None:
+    """Shows a recorded baseline's p50, and warns where it is too wide to decide anything."""
     from ..speed.replay_bars import ReplayBars
     from ..speed.replay_figures import find_quantiles
 

@@ -72,6 +72,7 @@ def read_pixels(model: Model, data: str, root: Path, split: str) -> list[Pixels]
         found = []
         for index in part:
             sample = frames[int(index)]
+            assert sample.label is not None  # of a split with labels
             label = sample.label[EVERY // 2 :: EVERY, EVERY // 2 :: EVERY]
             with torch.inference_mode():
                 scores = predictor.scores(sample.image)[0].float().numpy()
