@@ -60,6 +60,8 @@ SERVER = ["tritonclient>=2.41", "grpcio>=1.60"]  # to ask a Triton server
 TESTS = ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "playwright>=1.45", *SERVER, *TRITON]
 MOST = [*TRAIN, *OPENVINO, *TENSORRT_RTX, *DRIVE, *WEB, *SIGN, *AV]  # fleets apart: Ray is large
 ALL = [*MOST, *CPU]
+LINT = ["ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-psutil"]
+DEVELOP = [*FLEET, *ROS2, *TESTS, *DOCS, *LINT]  # in a checkout, where the weights are
 
 
 def ask_weights() -> str:
@@ -196,24 +198,15 @@ setup(
         "fleet": FLEET,
         "drive": DRIVE,
         "ros2": ROS2,
-        "qnn": [*QNN, *CPU],
+        "qnn": [*QNN, *CPU],  # its own package asks for the CPU's ONNX Runtime
         "executorch": [*EXECUTORCH, *EXPORT, *CPU],
         "weights": WEIGHTS,
         "all": [*ALL, *WEIGHTS],
         "all-gpu": [*MOST, *GPU, *TRITON, *WEIGHTS],
         "zoo-tests": ZOO_TESTS,
         "docs": [*EXPORT, *DOCS],
-        "dev": [  # for a checkout, where the weights are
-            *ALL,
-            *FLEET,
-            *ROS2,
-            *TESTS,
-            *DOCS,
-            "ruff>=0.9",
-            "mypy>=1.14",
-            "types-PyYAML",
-            "types-psutil",
-        ],
+        "dev": [*ALL, *DEVELOP],
+        "dev-gpu": [*MOST, *GPU, *TRITON, *DEVELOP],
     },
     entry_points={"console_scripts": ["rtseg=rtseg.cli:main"]},
 )

@@ -60,8 +60,8 @@ class Artifact:
 
     @property
     def passed(self) -> bool:
-        """No run fell below its bar. Computing in bfloat16 is optional: a fall there only means
-        that the runtime will not do it."""
+        """No run fell below its bar; that none could run here is no failure, see `status`.
+        Computing in bfloat16 is optional: a fall there only means that the runtime will not."""
         return all(r.status != "failed" for r in self.results if r.precision != "bf16")
 
     def as_dict(self) -> dict[str, object]:

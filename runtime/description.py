@@ -21,7 +21,7 @@ def describe(path: Path) -> dict[str, object]:
     if path.suffix in (".pth", ".pt"):
         raise ArtifactError(
             f"{path} is a pickled checkpoint, which does not describe itself: "
-            f"`rtseg export VARIANT --weights {path}` checks whether it fits"
+            f"`rtseg export {path}` recognizes its network by the names and shapes of its values"
         )
     if not path.is_file():
         raise ArtifactError(f"no file at {path}")

@@ -168,7 +168,7 @@ function drawHistogram(latency, deadline) {
     context.fillStyle = late ? "#ff8f70" : "#74b9ff";
     context.fillRect(bin * wide + 1, base - tall, wide - 2, tall);
   });
-  context.fillStyle = "#a7b0b7";
+  context.fillStyle = getComputedStyle(document.body).getPropertyValue("--faint");
   context.font = "22px system-ui, sans-serif";
   context.fillRect(0, base, width, 2);
   [0, 0.5, 1].forEach((share) => {
