@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
 from ..errors import UsageError
-
-if TYPE_CHECKING:
-    from ..data.classes import ClassSet
 
 ROOT = Path(__file__).parents[1]
 FILES = (
@@ -276,9 +273,3 @@ def _require_signature(key: str | None) -> str | None:
 
         require(key)
     return key
-
-
-def class_set(name: str | None) -> ClassSet | None:
-    from ..data.classes import load_class_set
-
-    return None if name is None else load_class_set(name)

@@ -26,7 +26,6 @@ from ._options import (
     Split,
     Threads,
     Weights,
-    class_set,
     complete_backends,
     complete_data,
     complete_models,
@@ -160,8 +159,6 @@ def _measured(
     ] = None,
 ) -> dict[str, Any]:
     """The fields of `BenchConfig` that every protocol takes."""
-    from ..data.frames import read_folder
-
     return {
         "models": model or [],
         "sizes": parse_sizes(size),
@@ -173,10 +170,10 @@ def _measured(
         "seconds": seconds,
         "runs": runs,
         "threads": threads,
-        "frames": [image for _, image in read_folder(frames)] if frames else None,
+        "frames": frames,
         "weights": weights,
         "calib": calib,
-        "classes": class_set(classes),
+        "classes": classes,
         "device": device,
     }
 

@@ -20,7 +20,7 @@ from ..data.signature import verify_signature
 from ..errors import BackendError, MissingPackage, UsageError
 from .argmax import Certificate
 from .artifact import Card, read_card, verify_artifact
-from .backends.backend import Backend, Image, Info, choose, open_backend
+from .backends.backend import Backend, Image, Info, choose, open_backend, refuse_network
 from .bounds import Details, ErrorBound
 from .frame_checks import as_bgr, check_camera_frame
 
@@ -460,6 +460,7 @@ def load(
     path = Path(path)
     if require_signature is not None:
         verify_signature(path, require_signature)
+    refuse_network(path)
     card = read_card(path)
     if size is not None:
         card.at(size)  # refused before anything is loaded

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from ..data.classes import ClassSet, load_class_set
+from ..data.frames import read_folder
 from ..errors import UsageError
 from .contestant import Frames
 from .peers import check_peers
 from .timing import Limits
 
 if TYPE_CHECKING:
-    from ..data.classes import ClassSet
     from ..models import Network
     from ..models.loading import Model
 
@@ -38,17 +40,19 @@ class BenchConfig:
         seconds, runs: each row is measured for the one or the other, whichever ends first.
         threads: on the CPU, by default `system.usable_cores()`, as the runtime's backends take.
         device: "cpu" or "cuda[:N]"; by default each backend's own.
-        frames: (H, W, 3) uint8 BGR of any size, by default drawn scenes of the model's size.
+        frames: (H, W, 3) uint8 BGR of any size, or a folder of images; by default drawn scenes of
+            the model's size.
         camera_hz: rate of the camera that every row is shown too; None for none.
         deadline_ms: from when a frame was due until it is missed, by default a period.
         stall_ms: frames are held up that long every 10 s at the camera's pace, as a check.
         roofline: whether to measure the machine's ceilings as well.
         calib: folder of frames that int8 is calibrated on.
         weights: checkpoint of the model, for a variant that is named and for the eager row.
-        classes: of networks that are exported, by default their own.
+        classes: of networks that are exported, or what `load_class_set` takes; by default their
+            own.
 
     Raises:
-        UsageError: if values do not fit each other.
+        UsageError: if values do not fit each other, or the folder holds no image.
         MissingPackage: if a peer that is named is not installed.
     """
 
@@ -62,14 +66,14 @@ class BenchConfig:
     runs: int = 100
     threads: int | None = None
     device: str | None = None
-    frames: Frames | None = None
+    frames: Frames | str | os.PathLike[str] | None = None
     camera_hz: float | None = 10.0
     deadline_ms: float | None = None
     stall_ms: float = 0.0
     roofline: bool = False
     calib: Path | None = None
     weights: Path | None = None
-    classes: ClassSet | None = None
+    classes: ClassSet | str | os.PathLike[str] | None = None
     batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -80,6 +84,12 @@ class BenchConfig:
         # Before anything is exported: a missing package would else be found an export later.
         check_peers(self.peers)
         Limits(self.runs, self.seconds)  # checks itself
+        # Read once, here: `replace` makes these settings anew for every row of a table.
+        if isinstance(self.frames, (str, os.PathLike)):
+            images = [image for _, image in read_folder(Path(self.frames))]
+            object.__setattr__(self, "frames", images)
+        if isinstance(self.classes, (str, os.PathLike)):
+            object.__setattr__(self, "classes", load_class_set(os.fspath(self.classes)))
 
     @property
     def limits(self) -> Limits:

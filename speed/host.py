@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 from ..errors import ArtifactError, MissingPackage
 from ..gpu import ClockAtRest, GpuState, watch_gpu
@@ -129,7 +130,8 @@ class Host:
             self.doubts.append(line)
 
     def frames_of(self, contest: Contest) -> Frames:
-        return self.config.frames or contest.scenes()
+        given = cast("Frames | None", self.config.frames)  # read by then, where it was a folder
+        return given or contest.scenes()
 
     def _peers(self, contest: Contest, opened: Sequence[Opened]) -> Iterator[PeerEntry]:
         """On a device of each kind that our rows ran on: an engine is compared on its own GPU."""

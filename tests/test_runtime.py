@@ -19,7 +19,7 @@ from rtseg.errors import ArtifactError, BackendError, MissingPackage
 from rtseg.export import Artifact, export
 from rtseg.install import localize
 from rtseg.models.loading import Model
-from rtseg.runtime import Segmenter, load, read_card, segmenter
+from rtseg.runtime import Drive, Segmenter, load, read_card, segmenter
 from rtseg.runtime.artifact import append_card, read_sealed, sidecar
 from rtseg.runtime.backends.backend import choose, open_backend
 from rtseg.runtime.frame_checks import as_bgr
@@ -276,6 +276,9 @@ def test_a_truncated_file_is_refused(artifacts: dict[str, Artifact], tmp_path: P
 def test_files_that_are_no_artifacts(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no artifact at"):
         load(tmp_path / "absent.onnx")
+    for take in (load, lambda name: Drive([], name)):
+        with pytest.raises(ArtifactError, match=r'no artifact at csf: .*rtseg\.export\("csf"\)'):
+            take("csf")
     plain = tmp_path / "plain.onnx"
     plain.write_bytes(b"\x08\x08" + field(GRAPH, bytes(300)))
     with pytest.raises(ArtifactError, match="carries no card"):

@@ -7,8 +7,11 @@ import shutil
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from rtseg.data.classes import CITYSCAPES
+from rtseg.data.images import write_png
 from rtseg.errors import ArtifactError, UsageError
 from rtseg.install import localize
 from rtseg.models import digest, save_checkpoint
@@ -59,7 +62,25 @@ def bench_of(monkeypatch, entries: list[FakeEntry], **options) -> Report:
     contest = plan.Contest(CARD, entries, None, plan.NO_TORCH)  # type: ignore[arg-type]
     monkeypatch.setattr(bench_module, "plan", lambda *_, **__: ([contest], ["as planned"]))
     short = {"seconds": 0.01, "runs": 5, "eager": False, "camera_hz": None, **options}
-    return bench_function(["any"], frames=frames_of((4, 8)), **short)
+    return bench_function(["any"], **{"frames": frames_of((4, 8)), **short})
+
+
+def test_frames_and_classes_are_read_where_their_place_is_given(tmp_path, monkeypatch, backend):
+    """As the command line takes them, and before anything is exported."""
+    seen = []
+    monkeypatch.setattr(host_module, "race", lambda lanes, *_, **__: few_rounds(lanes))
+    write_png(tmp_path / "a.png", np.full((4, 8, 3), 7, np.uint8))
+    entry = FakeEntry(backend)
+    opened = entry.open
+    monkeypatch.setattr(entry, "open", lambda frames, *a: seen.append(frames) or opened(frames, *a))
+    bench_of(monkeypatch, [entry], frames=str(tmp_path))
+    assert [frame.tolist() for frame in seen[0]] == [np.full((4, 8, 3), 7).tolist()]
+    assert BenchConfig(["any"], classes="cityscapes").classes == CITYSCAPES
+    with pytest.raises(UsageError, match="no class set is called"):
+        BenchConfig(["any"], classes="citiscapes")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UsageError, match=str(tmp_path)):
+        BenchConfig(["any"], frames=tmp_path)
 
 
 def test_a_default_backend_that_does_not_load_is_left_out_and_named(monkeypatch, backend):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -300,6 +301,24 @@ def default_backends(kind: str) -> list[str]:
         name: rank for name, s in BACKENDS.items() if (rank := s.devices.get(kind)) is not None
     }
     return sorted(filter(installed, ranks), key=ranks.__getitem__)
+
+
+def refuse_network(what: str | os.PathLike[str]) -> None:
+    """Say how to come by an artifact of what is no file and has no artifact's ending.
+
+    Args:
+        what: that was given as an artifact's path.
+
+    Raises:
+        ArtifactError: it may be a network's name, as the command line takes it.
+    """
+    path = Path(what)
+    if path.exists() or any(path.suffix in spec.suffixes for spec in BACKENDS.values()):
+        return
+    raise ArtifactError(
+        f"no artifact at {path}: a network is exported first, and this is the path that gives: "
+        f'rtseg.export("{path}")[0].path'
+    )
 
 
 def choose(path: Path, backend: str | None, device: str | None) -> str:

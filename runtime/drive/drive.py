@@ -17,6 +17,7 @@ from ...data.descriptors import RESERVE
 from ...errors import UsageError
 from ...usage import UsageLog
 from ..artifact import Card, read_card
+from ..backends.backend import refuse_network
 from ..segmenter import Segmenter
 from ..sinks.black_box import BlackBox
 from ..sinks.queue import Sink, SinkQueue
@@ -407,6 +408,7 @@ def _find_cards(*served: object) -> Iterator[tuple[str, Card]]:
             item = item.arguments.get("paths", [])
         for each in item if isinstance(item, (list, tuple)) else [item]:
             if isinstance(each, (str, os.PathLike)):
+                refuse_network(each)
                 yield str(each), read_card(Path(each))
             elif (card := getattr(each, "card", None)) is not None:
                 yield card.model, card
