@@ -1,4 +1,7 @@
-"""A network from outside the zoo: a small U-Net, exported, proven and run."""
+"""A network from outside the zoo: a small U-Net, exported, proven and run.
+
+python own_network.py artifacts
+"""
 
 import itertools
 import sys
@@ -15,9 +18,8 @@ MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class UNet(nn.Module):
@@ -34,10 +36,8 @@ class UNet(nn.Module):
         for down in self.down:
             maps.append(down(F.max_pool2d(maps[-1], 2)))
         x = maps.pop()
-        for up in self.up:
-            skip = maps.pop()
-            x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear")
-            x = up(torch.cat([skip, x], dim=1))
+        for up, skip in zip(self.up, reversed(maps), strict=True):
+            x = up(torch.cat([skip, F.interpolate(x, skip.shape[-2:], mode="bilinear")], dim=1))
         return self.head(x)
 
 

@@ -1,4 +1,7 @@
-"""An ONNX file that somebody else exported: taken as it is, proven against itself, and run."""
+"""An ONNX file that somebody else exported: taken as it is, proven against itself, and run.
+
+python own_onnx.py artifacts
+"""
 
 import sys
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import runpy
@@ -69,6 +70,7 @@ def run(name: str, *arguments: object, cwd: Path) -> str:
 def test_export_and_prove(tmp_path: Path) -> None:
     said = run("export_and_prove.py", tmp_path / "made", cwd=tmp_path)
     assert "onnxruntime fp32: passed, 100.0000%" in said
+    assert "MB: proven" in said
     assert (tmp_path / "made/csfcn_nano_360x480_fp32.onnx").is_file()
 
 
@@ -284,7 +286,8 @@ def test_foxglove_layout_shows_what_logs_hold(tmp_path: Path) -> None:
 def test_evaluate_artifact(artifact: Path, tmp_path: Path) -> None:
     write_camvid(tmp_path / "camvid")
     said = run("evaluate_artifact.py", artifact, "camvid", tmp_path / "camvid", cwd=tmp_path)
-    assert said.splitlines()[-1].startswith("mean")
+    assert re.search(r"^mean +\d+\.\d%$", said, flags=re.MULTILINE)
+    assert said.splitlines()[-1].startswith("hardest: ")
 
 
 def test_speed_table(tmp_path: Path) -> None:
@@ -317,3 +320,12 @@ def test_every_example_is_tested() -> None:
     assert [
         p.name for p in EXAMPLES.iterdir() if p.suffix in (".py", ".ipynb") and p.name not in tested
     ] == []
+
+
+@pytest.mark.parametrize("program", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_an_example_is_a_page_at_most_and_says_how_it_is_started(program: Path) -> None:
+    text = program.read_text()
+    assert 15 <= len(text.splitlines()) <= 60
+    says, _, usage = (ast.get_docstring(ast.parse(text)) or "").partition("\n\n")
+    assert says.endswith(".")
+    assert re.search(rf"^(python|ros2 launch) {re.escape(program.name)}( |$)", usage, re.MULTILINE)
