@@ -16,7 +16,7 @@ class Command(TyperCommand):
     """A command whose docstring ends in examples, lines that begin with `rtseg`."""
 
     def format_help_text(self, ctx: object, formatter: Any) -> None:
-        words, examples = _split(self.help or "")
+        words, examples = split_help(self.help or "")
         formatter.write_paragraph()
         with formatter.indentation():
             formatter.write_text(words)
@@ -57,7 +57,7 @@ def _fold(example: str, width: int) -> list[str]:
     return " \\\n".join(lines).replace("\0", " ").splitlines()
 
 
-def _split(text: str) -> tuple[str, list[str]]:
+def split_help(text: str) -> tuple[str, list[str]]:
     """(the words, the examples) of a docstring."""
     lines = text.splitlines()
     first = next(

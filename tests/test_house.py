@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rtseg
 from conftest import ROOT
+from rtseg.cli._help import split_help
+from rtseg.cli.app import app
+from typer.main import get_command
 
 SHELVES = (
     "cli", "data", "demo", "export", "fleet", "labels", "models", "runtime", "speed", "train",
@@ -21,7 +27,11 @@ SOURCES = sorted(
 )
 SOURCES = [path for path in SOURCES if path.name != "setup.py"]
 TREES = {path: ast.parse(path.read_text()) for path in SOURCES}
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
+     *(ROOT / "docs").rglob("*.md")]
+)  # fmt: skip
+FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 # Twins on purpose: `export/X.py` builds what `runtime/backends/X.py` runs.
 TWINS = {"argmax_kernel.py", "executorch.py", "openvino.py", "qnn.py", "tensorrt.py"}
 # A folder beside them holds a module each; what a module is about is said by its folder.
@@ -157,7 +167,7 @@ def test_module_docstrings_begin_with_a_noun_or_a_verb() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_paths_that_documents_name_exist(document: Path) -> None:
     """Files of the repository in backquotes, and links; a name with a capital stands for any."""
-    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    text = FENCE.sub("", document.read_text())
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"runs", "build"}
     named = {
         path
@@ -176,6 +186,82 @@ def test_paths_that_documents_name_exist(document: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
     missing += [link for link in links if not (document.parent / link).exists()]
     assert missing == []
+
+
+def shown_commands(text: str) -> Iterator[list[str]]:
+    """The words of each command in a document's blocks of shell."""
+    for language, block in FENCE.findall(text):
+        lines = block.replace("\\\n", " ").splitlines() if language in ("sh", "console") else []
+        for line in lines:
+            lexer = shlex.shlex(line, posix=True, punctuation_chars="();<>|&$")
+            lexer.whitespace_split = True
+            command: list[str] = []
+            for word in (*lexer, ";"):
+                if not set(word) <= set("();<>|&$"):
+                    command.append(word)
+                elif command:
+                    yield command
+                    command = []
+
+
+def parse_only(command: Any) -> Any:
+    """A command, or a group of them, that reads what it is given and does nothing."""
+    command.callback = lambda **given: None
+    for below in getattr(command, "commands", {}).values():
+        parse_only(below)
+    return command
+
+
+@cache
+def front_door() -> Any:
+    return parse_only(get_command(app))
+
+
+def check_command(words: list[str]) -> None:
+    """`rtseg` understands it to the last option's value; the files need not be there."""
+    with contextlib.suppress(FileNotFoundError):
+        front_door().main(words, prog_name="rtseg", standalone_mode=False)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_commands_that_documents_show_can_be_typed(document: Path) -> None:
+    """`rtseg` is asked; a program of ours, and any file of ours that a command names, is there."""
+    text = document.read_text()
+    for words in shown_commands(text):
+        options = [word.partition("=")[0] for word in words if word.startswith("--")]
+        if words[0] == "rtseg":
+            check_command(words[1:])
+        elif words[:2] == ["python", "-m"] and words[2].startswith("rtseg."):
+            assert (ROOT.joinpath(*words[2].split(".")[1:]).with_suffix(".py")).is_file(), words
+        elif words[0] == "python" and words[1].startswith("scripts/"):
+            program = (ROOT / words[1]).read_text()
+            assert [word for word in options if f'"{word}"' not in program] == [], words
+        ours = [word for word in words if re.match(r"(\.ci|docker|examples|scripts|tests)/", word)]
+        assert [word for word in ours if not (ROOT / word).exists()] == [], words
+    if document.name != "CHANGELOG.md":  # which names what is gone
+        for name, rest in re.findall(r"`rtseg ([a-z][a-z-]+)((?: [^`\n]*)?)`", FENCE.sub("", text)):
+            if name != "signature":  # the first words of a file, not a command
+                known = options_of(front_door().commands[name])
+                unknown = set(re.findall(r" (--[a-z0-9-]+)", rest)) - known
+                assert unknown == set(), f"rtseg {name}{rest}"
+
+
+def options_of(command: Any) -> set[str]:
+    below = getattr(command, "commands", {}).values()
+    found = {word for param in command.params for word in (*param.opts, *param.secondary_opts)}
+    return {"--help", "--debug", "--log-level", *found}.union(*map(options_of, below))
+
+
+def test_examples_of_help_pages_can_be_typed() -> None:
+    waiting = [front_door()]
+    shown = []
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        shown += split_help(command.help or "")[1]
+    assert len(shown) > 60
+    for line in shown:
+        check_command(shlex.split(line, comments=True)[1:])
 
 
 def test_public_names_are_what_the_reference_documents() -> None:

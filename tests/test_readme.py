@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Run
+from conftest import ROOT
 from rtseg.cli.models import listed, score_texts
 from rtseg.data.frames import Frame
 from rtseg.models.loading import load_model
@@ -34,17 +33,6 @@ def test_installed_extras_exist() -> None:
     setup = (ROOT / "setup.py").read_text()
     for extra in re.findall(r"\[(\w+)\]\"", "".join(blocks("sh"))):
         assert f'"{extra}": ' in setup
-
-
-@pytest.mark.parametrize("line", "".join(blocks("console")).splitlines())
-def test_shown_commands_are_understood(line: str, rtseg: Run) -> None:
-    """Their options are parsed; the files that they name are not there."""
-    words = shlex.split(line.removeprefix("$ rtseg "))
-    done = rtseg(words[0], "--help")
-    assert done.returncode == 0
-    for word in words:
-        if word.startswith("-"):
-            assert re.search(rf"(^|\W){re.escape(word)}\b", done.stdout), word
 
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
