@@ -226,6 +226,7 @@ def fastest_backends(device: str | None) -> list[str]:
 
 
 def uses_gpu(device: str | None) -> bool:
+    """Whether what was asked for, or nothing, leads to a GPU that is here."""
     return (device or "cuda").startswith("cuda") and bool(gpus())
 
 

@@ -124,6 +124,7 @@ def usable_cores() -> int:
 
 
 def usable_cpus() -> list[int]:
+    """Numbers of the logical CPUs that this process may run on."""
     if hasattr(psutil.Process, "cpu_affinity"):  # not on macOS
         return sorted(psutil.Process().cpu_affinity() or [])
     return list(range(psutil.cpu_count() or 1))
@@ -163,6 +164,7 @@ def _sysctl(key: str) -> str:
 
 
 def read_text(path: str) -> str:
+    """A small file of the kernel's; empty where it is missing or may not be read."""
     try:
         return Path(path).read_text().strip()
     except OSError:

@@ -39,10 +39,12 @@ class JobUndecided(JobFailed):
 
 
 def stdout() -> Console:
+    """Standard output as it is now: tests and redirections exchange it."""
     return _console(sys.stdout)
 
 
 def stderr() -> Console:
+    """Standard error as it is now, for notes and progress."""
     return _console(sys.stderr)
 
 

@@ -31,23 +31,27 @@ def complete_models(incomplete: str) -> list[str]:
 
 
 def complete_recipes(incomplete: str) -> list[str]:
+    """The shell's completions of a recipe: names that ship, and YAML files."""
     names = sorted(path.stem for path in (ROOT / "train" / "recipes").glob("*.yaml"))
     return [name for name in names if name.startswith(incomplete)] + _paths(incomplete, (".yaml",))
 
 
 def complete_data(incomplete: str) -> list[str]:
+    """The shell's completions of a data set's name."""
     from ..data.datasets import DATASETS
 
     return [name for name in DATASETS if name.startswith(incomplete)]
 
 
 def complete_classes(incomplete: str) -> list[str]:
+    """The shell's completions of a class set: known names, and YAML files."""
     from ..data.classes import CLASS_SETS
 
     return [n for n in CLASS_SETS if n.startswith(incomplete)] + _paths(incomplete, (".yaml",))
 
 
 def complete_backends(incomplete: str) -> list[str]:
+    """The shell's completions of a backend's name."""
     from ..runtime.backends.backend import BACKENDS
 
     return [name for name in BACKENDS if name.startswith(incomplete)]
@@ -253,6 +257,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_sizes(texts: list[str] | None) -> list[tuple[int, int]]:
+    """Of texts such as "512x1024": (height, width) each; none of none."""
     return [parse_size(text) for text in texts or ()]
 
 

@@ -89,7 +89,7 @@ def options(
         ),
     ] = False,
 ) -> None:
-    pass
+    """Takes what stands before a command, for its help: `main` acts on it, wherever it stands."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -157,6 +157,7 @@ def _take_common(arguments: list[str]) -> list[str]:
 
 
 def fail(error: Exception, code: int, debug: bool) -> None:
+    """Ends the process with an exit code: an error as its one line, or with its traceback."""
     if debug:
         traceback.print_exception(error)
     elif str(error):

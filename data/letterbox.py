@@ -53,6 +53,7 @@ def check_fit(fit: str, pad_color: Sequence[int] | None = None) -> None:
 
 
 def is_letterbox(fit: str) -> bool:
+    """Whether a fit keeps the aspect and pads, in the middle or not."""
     return fit.startswith("letterbox")
 
 

@@ -54,6 +54,7 @@ class Artifact:
 
     @property
     def status(self) -> str:
+        """ "proven", "failed", or "built, not proven" where nothing here can run it."""
         if all(result.status == "not run" for result in self.results):
             return "built, not proven"
         return "proven" if self.passed else "failed"

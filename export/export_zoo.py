@@ -327,6 +327,7 @@ def build_table(rows: Sequence[ZooRow]) -> Table:
 
 
 def list_faults(rows: Sequence[ZooRow]) -> list[str]:
+    """One line for each fault, under the key of its row."""
     return [f"{row.key}: {fault}" for row in rows for fault in row.faults]
 
 

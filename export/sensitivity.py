@@ -68,6 +68,7 @@ def measure_costs(
 
 
 def mark_excluded(costs: Iterable[LayerCost], excluded: Sequence[str]) -> tuple[LayerCost, ...]:
+    """The costs, each saying whether its layer was left in float."""
     return tuple(replace(cost, excluded=cost.layer in excluded) for cost in costs)
 
 

@@ -49,10 +49,12 @@ def list_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def axes_of(node: onnx.NodeProto) -> tuple[int, ...]:
+    """A Transpose's permutation; empty where it reverses the axes."""
     return tuple(attributes(node).get("perm", ()))
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """A node's attributes by name, as Python has them."""
     return {each.name: helper.get_attribute_value(each) for each in node.attribute}
 
 
@@ -109,6 +111,7 @@ def _before_moves(makers: Mapping[str, onnx.NodeProto], name: str, axis: int) ->
 
 
 def find_opset(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators."""
     return next(each.version for each in model.opset_import if each.domain in STANDARD)
 
 
@@ -202,6 +205,7 @@ def read_constant(model: onnx.ModelProto, name: str) -> NDArray[Any] | None:
 
 
 def find_maker(model: onnx.ModelProto, name: str) -> onnx.NodeProto | None:
+    """The node that gives a tensor; None for inputs and weights."""
     return next((node for node in model.graph.node if name in node.output), None)
 
 

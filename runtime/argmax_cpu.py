@@ -34,6 +34,7 @@ numba_settings: Any = numba_config
 
 @cache
 def cache_for_loops() -> Path | None:
+    """Folder of the compiled loops; None where nothing can be written."""
     folder = Path(numba_settings.CACHE_DIR or cache_folder() / "compiled")
     return folder if can_write(folder) else None
 

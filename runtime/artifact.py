@@ -39,8 +39,7 @@ Enlargement = Literal["bilinear", "bilinear_aligned", "shuffle"]
 LARGEST = 1 << 14  # pixels of a side
 MOST_SIZES = 8  # of one file
 MOST_BATCH = 32  # frames; a vehicle has fewer cameras, and a graph holds tables for each
-# The limit on the size of each kind of file.
-_SIZES = {
+_SIZES = {  # which limit holds for each kind of file
     ".onnx": "model_bytes",
     **dict.fromkeys((".engine", ".plan"), "engine_bytes"),
     ".xml": "xml_bytes",
@@ -275,6 +274,7 @@ class Card(_Facts):
 
     @property
     def class_table(self) -> ClassSet:
+        """The classes as one `ClassSet`: names, colors and label ids."""
         return ClassSet(self.class_set, self.classes, self.palette, self.label_ids)
 
     def to_json(self) -> str:

@@ -74,6 +74,7 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def encode_varint(value: int) -> bytes:
+    """Protobuf's number: seven bits a byte, lowest first; the eighth says that more follow."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

@@ -26,6 +26,7 @@ SEAL = "seal"  # the field of a record
 
 
 def key_path() -> Path:
+    """File of this user's key, made with the first record."""
     return cache_folder() / "records.key"
 
 

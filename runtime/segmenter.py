@@ -403,6 +403,12 @@ class Segmenter:
 
     @property
     def backend(self) -> Backend:
+        """What runs the network.
+
+        Raises:
+            BackendError: it was loaded before a fork.
+            RuntimeError: this Segmenter is closed.
+        """
         self._check_process()
         if self._backend is None:
             raise RuntimeError("this Segmenter is closed: load the artifact again")
@@ -414,6 +420,7 @@ class Segmenter:
             raise BackendError("this Segmenter was loaded before a fork: load it in each process")
 
     def close(self) -> None:
+        """Give back the engine's memory, at all its sizes; done again, it does nothing."""
         with self._making:
             while self._others:  # first: they share what this one has
                 self._others.popitem()[1].close()

@@ -234,10 +234,12 @@ class EngineHost:
 
 
 def reference_path(engine: Path, card: Card | None = None) -> Path:
+    """File of an engine's frames and float32 PyTorch's labels, beside it."""
     return beside_engine(engine, card, "reference.npz")
 
 
 def record_path(engine: Path, card: Card | None = None) -> Path:
+    """File that records an engine's proof on this machine, beside it."""
     return beside_engine(engine, card, "proof.json")
 
 

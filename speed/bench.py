@@ -184,4 +184,5 @@ def _measure_once(threads: int, device: str = "cpu") -> Ceilings:
 
 
 def utc_now() -> str:
+    """To the second, in ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")

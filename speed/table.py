@@ -291,6 +291,7 @@ def _short_cell(rows: Sequence[Row], model: str, size: Sequence[int]) -> str:
 
 
 def fastest_of_ours(rows: Sequence[Row], model: str, size: Sequence[int]) -> Row | None:
+    """The row of a model at a size (height, width) with the lowest median, peers left out."""
     ours = [
         row
         for row in rows

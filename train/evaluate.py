@@ -234,6 +234,7 @@ def build_table(result: Evaluation, title: str = "") -> Table:
 
 
 def percent(share: float) -> str:
+    """Of a share, to two places; a dash for NaN."""
     return "-" if np.isnan(share) else f"{100 * share:.2f}"
 
 

@@ -130,6 +130,7 @@ class Positions(Sampler[list[int]]):
 
 
 def collate(items: list[Item]) -> Batch:
+    """Arrays of one shape each, stacked along a new first axis."""
     images, labels, indices, maps = zip(*items, strict=True)
     stacked = {name: _stack([each[name] for each in maps]) for name in maps[0]}
     return Batch(_stack(images), _stack(labels), [*indices], stacked)
@@ -142,6 +143,7 @@ def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
 def make_loader(
     stream: Stream, positions: Positions, workers: int, pin_memory: bool = False
 ) -> DataLoader[Item]:
+    """Batches of a stream at the given positions; with `workers` 0, in this process."""
     return DataLoader(
         stream,
         batch_sampler=positions,

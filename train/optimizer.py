@@ -96,6 +96,7 @@ def _warm_up(schedule: Schedule, progress: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Each group of weights has its own multiple of the rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["multiplier"]
 
@@ -130,4 +131,5 @@ class Average:
 
 
 def values(model: nn.Module) -> Iterable[torch.Tensor]:
+    """Weights and norm statistics, in an order that depends on the architecture only."""
     return model.state_dict().values()

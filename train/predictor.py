@@ -172,6 +172,7 @@ def window_starts(length: int, window: int) -> list[int]:
 
 
 def resize(maps: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """(N, C, h, w) -> (N, C, *size), bilinear; as they are where they have that size."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=align_corners)

@@ -17,6 +17,8 @@ from ..errors import RecipeError, warn_renamed
 
 
 class Section(BaseModel):
+    """A part of a recipe, which refuses unknown keys, changes, NaN and infinity."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 

@@ -29,6 +29,8 @@ class Detailed(Protocol):
 
 
 class GivesDetails(Protocol):
+    """Has labels with confidence of a frame (H, W, 3) uint8 BGR, as a `Segmenter` does."""
+
     def details(self, frame: NDArray[np.generic], /) -> Detailed: ...
 
 

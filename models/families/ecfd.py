@@ -108,6 +108,8 @@ DILATED = partial(resnet50, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contra
 
 
 class Tokens(TypedDict):
+    """Width of the tokens, and the heads of attention among them."""
+
     embed: int
     heads: int
 

@@ -292,6 +292,7 @@ BACKENDS = {
 
 
 def installed(backend: str) -> bool:
+    """Whether a backend's package is there; nothing is imported."""
     return BACKENDS[backend].installed
 
 

@@ -205,6 +205,7 @@ def device_of(frame: Any) -> tuple[int, int] | None:
 
 
 def name_device(device: tuple[int, int]) -> str:
+    """ "cpu" or "cuda:0" of a (DLDeviceType, index)."""
     kind, index = device
     return {CPU: "cpu", PINNED: "cpu", CUDA: f"cuda:{index}", MANAGED: f"cuda:{index}"}.get(
         kind, f"device {kind}:{index} of DLPack"

@@ -433,4 +433,5 @@ def search_algorithms() -> Iterator[None]:
 
 
 def pinned_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Zeros like a tensor, in page-locked memory, from which a GPU copies without waiting."""
     return torch.zeros(tensor.shape, dtype=tensor.dtype, pin_memory=True)

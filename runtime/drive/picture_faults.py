@@ -109,6 +109,7 @@ def is_dark(luma: Picture, limit: float | None) -> bool:
 
 
 def find_white(luma: Picture, limit: float | None) -> str:
+    """Of a sun or a gain that is too much: pixels that hold nothing but white."""
     share = cv2.countNonZero(cv2.inRange(luma, WHITE, 255)) / luma.size
     over = limit is not None and share >= limit
     return f"{100 * share:.0f} % of the picture is clipped at white" if over else ""

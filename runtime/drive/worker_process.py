@@ -174,6 +174,7 @@ def _timed(segmenter: Segment, image: Picture) -> list[float]:
 
 
 def import_loader(name: str) -> Any:
+    """The function of a name such as "package.module:function"."""
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
 
