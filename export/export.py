@@ -40,6 +40,7 @@ from ..runtime.backends.backend import BACKENDS, installed
 from ..runtime.support import find_capability, supported
 from .artifacts import Artifact, publish, write_report
 from .calibrate import Calibration, CalibrationFrames
+from .fastest import export_fastest, pick_default
 from .graph import DTYPES
 from .job import TARGETS, WITHOUT_GRAPH, ExportJob
 from .reference import MOST_FRAMES, Frames, draw_frames, gather_frames
@@ -153,8 +154,6 @@ def export(
     }  # fmt: skip
     if gpu is not None:
         find_capability(gpu)  # an unknown one is told before anything is written
-    from .fastest import export_fastest, pick_default
-
     reason = ""
     if precision is None:
         precision, reason = pick_default(model, wanted, one_file)
@@ -202,7 +201,7 @@ def export(
     check_writable(out)
     if precision == AUTO:
         return export_fastest(
-            model, sizes, targets, out, progress, batch=batch, output=output, fit=fit,
+            export, model, sizes, targets, out, progress, batch=batch, output=output, fit=fit,
             pad_color=pad_color, input=input, camera_size=camera_size, frames=frames,
             labels=labels, proof_frames=proof_frames, compute_capability=compute_capability,
             gpu=gpu, label_kernel=label_kernel, builder=builder, log=log, one_file=one_file,

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..data.files import scratch_folder
+from ..data.letterbox import Size
 from ..errors import ProofError
 from ..models.loading import Model
 from ..reporting import Progress
 from ..runtime import Segmenter, load, read_card
 from .artifacts import Artifact, publish, write_report
-from .export import Size, export
 from .reference import read_shipped_frames
 from .stored_ranges import find_stored_ranges
 
 log = logging.getLogger("rtseg")
 ROUNDS = 15  # frames that each form answers, in turns
 WARM_UP = 3
+Export = Callable[..., list[Artifact]]
 
 
 def pick_default(model: Model, targets: Sequence[str], one_file: bool) -> tuple[str, str]:
@@ -80,6 +82,7 @@ def announce(model: Model, targets: Sequence[str]) -> list[str]:
 
 
 def export_fastest(
+    export: Export,
     model: Model,
     sizes: Sequence[Size],
     targets: Sequence[str],
@@ -95,6 +98,7 @@ def export_fastest(
     One file for several sizes has one precision: the one that is fastest over a frame of each.
 
     Args:
+        export: what makes artifacts in one precision, `export` itself.
         model: with its weights.
         sizes: (height, width) in pixels.
         targets: as of `export`.
@@ -112,26 +116,27 @@ def export_fastest(
     for line in announce(model, targets):
         log.info(line)
     options |= {"progress": progress, "one_file": one_file}
+    make = partial(export, model)
     made: list[Artifact] = []
     # No choice: one export, whose targets share its graph.
     for precision in ("fp32", "fp16", "int8"):
         if single := [t for t in targets if list_candidates(model, t) == [precision]]:
             kernel = label_kernel and "tensorrt" in single
             chip = soc if "qnn" in single else None
-            for each in export(
-                model, sizes, single, precision, out=out, label_kernel=kernel, soc=chip, **options
+            for each in make(
+                sizes, single, precision, out=out, label_kernel=kernel, soc=chip, **options
             ):
                 made.append(replace(each, chosen=_explain(each, precision, {}, {})))
     sizes = list(dict.fromkeys(sizes))
     for group in [sizes] if one_file else [[size] for size in sizes]:
-        made += [_keep_fastest(model, group, t, several[t], out, options) for t in several]
+        made += [_keep_fastest(make, group, t, several[t], out, options) for t in several]
     made.sort(key=lambda a: (list(sizes).index(a.card.size), list(targets).index(a.target)))
     write_report(out, made)
     return made
 
 
 def _keep_fastest(
-    model: Model,
+    make: Export,
     sizes: Sequence[Size],
     target: str,
     candidates: Sequence[str],
@@ -144,12 +149,12 @@ def _keep_fastest(
     with scratch_folder(out, "fastest") as folder:
         for precision in candidates:
             try:
-                made[precision] = export(model, sizes, target, precision, out=folder, **options)[0]
+                made[precision] = make(sizes, target, precision, out=folder, **options)[0]
             except ProofError as error:
                 refused[precision] = str(error)
                 if precision == candidates[-1]:
                     # Once more, for its error: what failed stays in `out`, where that says it is.
-                    export(model, sizes, target, precision, out=out, **options)
+                    make(sizes, target, precision, out=out, **options)
         times_ms = _race({name: artifact.path for name, artifact in made.items()})
         best = min(made, key=lambda name: times_ms.get(name, 0.0))
         chosen = _explain(made[best], best, times_ms, refused)

@@ -85,9 +85,10 @@ class Frontier:
     points: Sequence[FrontierPoint]
     absent: Mapping[str, str]
     written: Sequence[Path] = ()
+    reference = REFERENCE
 
     def to_json(self) -> str:
-        value = asdict(self) | {"reference": REFERENCE}
+        value = asdict(self) | {"reference": self.reference}
         del value["written"]
         return json.dumps(value, indent=1)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import MissingPackage
+from .result import fastest_of_ours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,8 +65,6 @@ def accuracy_plot(machines: Machines) -> bytes | None:
 def frontier_plot(frontier: Frontier) -> bytes:
     """A PNG: published mIoU against the time of a frame over the reference's; hollow where scores
     are of the test set, a line along the front."""
-    from .frontier import REFERENCE
-
     figure, (axes,) = _grid(1, 1, (10, 6.5))
     names: list[tuple[float, float, str]] = []
     for point in frontier.points:
@@ -79,7 +78,7 @@ def frontier_plot(frontier: Frontier) -> bytes:
     axes.plot([x for x, _ in front], [y for _, y in front], color=COLORS[1], lw=1, alpha=0.6)
     _log_scale(axes)
     sizes = " and ".join(dict.fromkeys("{}x{}".format(*point.size) for point in frontier.points))
-    axes.set_xlabel(f"time of a frame at {sizes}, over {REFERENCE}'s in the same rounds")
+    axes.set_xlabel(f"time of a frame at {sizes}, over {frontier.reference}'s in the same rounds")
     axes.set_ylabel("mIoU on Cityscapes val as published, % (hollow: test)")
     axes.set_title(f"{frontier.title}, end to end, batch 1; only the speed is measured", fontsize=9)
     axes.margins(x=0.12, y=0.08)
@@ -185,8 +184,6 @@ def _log_scale(axes: Axes) -> None:
 
 
 def _fastest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, object]]:
-    from .table import fastest_of_ours
-
     sizes = sorted({tuple(row["size"]) for row in rows})
     models = list(dict.fromkeys(row["model"] for row in rows))[:SHOWN]
     found = [fastest_of_ours(rows, model, sizes[0]) for model in models] if sizes else []

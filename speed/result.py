@@ -389,3 +389,15 @@ def _cell(fact: Mapping[str, object], column: Column) -> str:
     if isinstance(value, Mapping):  # a ratio
         return f"{value['ratio']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
     return format_figure(value) if isinstance(value, float) else "" if value is None else str(value)
+
+
+def fastest_of_ours(
+    rows: Sequence[Mapping[str, Any]], model: str, size: Sequence[int]
+) -> Mapping[str, Any] | None:
+    """The row of a model at a size (height, width) with the lowest median, peers left out."""
+    ours = [
+        row
+        for row in rows
+        if row["model"] == model and tuple(row["size"]) == tuple(size) and not row["peer"]
+    ]
+    return min(ours, key=lambda row: row["frame_to_labels"]["p50_ms"], default=None)

@@ -21,7 +21,8 @@ from ..system import SystemInfo, read_system
 from ..usage import BUSY
 from .bench import measure_latency, set_up, utc_now
 from .config import BenchConfig
-from .result import Column, tabulate
+from .plots import accuracy_plot, latency_plot
+from .result import Column, fastest_of_ours, tabulate
 
 if TYPE_CHECKING:
     from .config import Measurable
@@ -240,8 +241,6 @@ def write_pages(
     pages: dict[Path, bytes | None] = {folder / "speed.md": full_page(machines).encode()}
     if readme is not None:
         pages[readme] = put_between_marks(readme, short_page(machines)).encode()
-    from .plots import accuracy_plot, latency_plot
-
     pages[folder / "accuracy.png"] = accuracy_plot(machines)
     pages[folder / "latency.png"] = latency_plot(machines)
     drawn = {path: content for path, content in pages.items() if content is not None}
@@ -288,16 +287,6 @@ def _short_cell(rows: Sequence[Row], model: str, size: Sequence[int]) -> str:
     eager = _eager_of(best)
     times = f" ({format_figure(eager['frame_to_labels']['ratio'])}x)" if eager else ""
     return f"{format_figure(best['frame_to_labels']['fps'])} {best['precision']}{times}"
-
-
-def fastest_of_ours(rows: Sequence[Row], model: str, size: Sequence[int]) -> Row | None:
-    """The row of a model at a size (height, width) with the lowest median, peers left out."""
-    ours = [
-        row
-        for row in rows
-        if row["model"] == model and tuple(row["size"]) == tuple(size) and not row["peer"]
-    ]
-    return min(ours, key=lambda row: row["frame_to_labels"]["p50_ms"], default=None)
 
 
 def full_page(machines: Sequence[Mapping[str, Any]]) -> str:

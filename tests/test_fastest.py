@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rtseg.models.loading import PRETRAINED, Model, load_model
 from rtseg.runtime.artifact import read_card
 
 SIZE = 96, 160
+EXPORT = sys.modules["rtseg.export.export"]  # the package has its function under that name
 SHIPPED = sorted(PRETRAINED.glob(f"*{ENDING}"))
 
 
@@ -107,7 +109,7 @@ def forms(nano, monkeypatch):
             made.append(fastest.Artifact(path, each, card, (), "3 frames"))
         return made
 
-    monkeypatch.setattr(fastest, "export", fake)
+    monkeypatch.setattr(EXPORT, "export", fake)
     monkeypatch.setattr(
         fastest, "_race", lambda paths: {name: times[name] for name in paths if len(paths) > 1}
     )
@@ -193,13 +195,13 @@ def test_the_default_is_fp32_where_nothing_can_be_chosen(nano):
 def test_what_fails_its_last_proof_stays_where_the_error_says(nano, forms, tmp_path, monkeypatch):
     _asked, _times, refused = forms
     folders: list[Path] = []
-    inner = fastest.export
+    inner = EXPORT.export
 
     def seen(*arguments: Any, out: Path, **options: Any):
         folders.append(out)
         return inner(*arguments, out=out, **options)
 
-    monkeypatch.setattr(fastest, "export", seen)
+    monkeypatch.setattr(EXPORT, "export", seen)
     refused.update(("int8", "fp32"))
     with pytest.raises(ProofError):
         export(nano, SIZE, "openvino", out=tmp_path)

@@ -71,12 +71,13 @@ def test_no_public_class_name_occurs_twice() -> None:
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """The modules of this package that are imported as soon as this one is."""
+def imports_of(path: Path, inside: bool = False) -> Iterator[str]:
+    """The modules of this package that are imported as soon as this one is; `inside`: and those
+    that its functions import when they are called."""
     package = module_of(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
-    for node in outer_nodes(TREES[path]):
+    for node in outer_nodes(TREES[path], inside):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1]
             found = ".".join([*base, *(node.module.split(".") if node.module else [])])
@@ -85,12 +86,13 @@ def imports_of(path: Path) -> Iterator[str]:
                 yield deeper if deeper in MODULES else found
 
 
-def outer_nodes(tree: ast.Module) -> Iterator[ast.AST]:
-    """What runs at import: neither functions' bodies nor what only type checkers read."""
+def outer_nodes(tree: ast.Module, inside: bool = False) -> Iterator[ast.AST]:
+    """What runs at import: neither functions' bodies, but for `inside`, nor what only type checkers
+    read."""
     waiting: list[ast.AST] = list(tree.body)
     while waiting:
         node = waiting.pop()
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not inside:
             continue
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             waiting += node.orelse
@@ -100,9 +102,10 @@ def outer_nodes(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def test_no_import_circle() -> None:
-    """All may read `rtseg.__version__`; the public names there wait until they are used."""
+    """Nor one that an import within a function hides. All may read `rtseg.__version__`; the public
+    names there wait until they are used."""
     graph = {
-        name: {to for to in imports_of(path) if to in MODULES and to != "rtseg"}
+        name: {to for to in imports_of(path, inside=True) if to in MODULES and to != "rtseg"}
         for name, path in MODULES.items()
     }
     done: set[str] = set()

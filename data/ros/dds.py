@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 from ...errors import MissingPackage
-from .links import INSTALL
 from .ros_messages import MessageType
 
 # Pictures are many packets: with the kernel's default buffer a burst of them loses some, and with
@@ -17,6 +16,7 @@ CONFIG = """<CycloneDDS><Domain>
 <General><MaxMessageSize>65500B</MaxMessageSize><FragmentSize>60000B</FragmentSize></General>
 <Internal><SocketReceiveBufferSize min="default" max="16MB"/></Internal>
 </Domain></CycloneDDS>"""
+INSTALL = 'ROS 2 topics need cyclonedds: pip install "rtseg[ros2]"'
 DEPTH = 1
 WRITE_LIMIT_NS = 50_000_000  # that a reliable reader may hold up a writer
 
@@ -36,7 +36,7 @@ class DdsLink:
             from cyclonedds.core import DDSException
             from cyclonedds.domain import Domain, DomainParticipant
         except ImportError as error:
-            raise MissingPackage(INSTALL.format("cyclonedds")) from error
+            raise MissingPackage(INSTALL) from error
         try:
             # Kept: a domain that is dropped ends with all that is in it.
             self._domain = None if os.environ.get("CYCLONEDDS_URI") else Domain(domain, CONFIG)

@@ -23,7 +23,6 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {  # and the values that they may have,
     "connect": (),
     "attachment": ("plain", "labeled"),
 }
-INSTALL = 'ROS 2 topics need {}: pip install "rtseg[ros2]"'
 LARGEST_DOMAIN = 232  # of DDS: higher ones have no ports
 
 

@@ -17,10 +17,10 @@ from typing import Any
 from weakref import finalize
 
 from ...errors import MissingPackage, UsageError
-from .links import INSTALL
 from .ros_messages import MessageType
 
 ROUTER = "tcp/localhost:7447"  # where `ros2 run rmw_zenoh_cpp rmw_zenohd` listens
+INSTALL = 'ROS 2 topics need eclipse-zenoh: pip install "rtseg[ros2]"'
 NODE = "rtseg"
 # Differences from rmw_zenoh's default QoS, which is reliable, volatile, keep last 42:
 # reliability:durability:history,depth:deadline:lifespan:liveliness.
@@ -67,7 +67,7 @@ class ZenohLink:
         try:
             import zenoh
         except ImportError as error:
-            raise MissingPackage(INSTALL.format("eclipse-zenoh")) from error
+            raise MissingPackage(INSTALL) from error
         config = _config(connect)
         try:
             self.session = zenoh.open(config)
