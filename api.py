@@ -68,6 +68,9 @@ def evaluate(
         seen: called with the index of each frame that is done, once for each corruption too.
         view: options of `open_labeler`.
 
+    Returns:
+        The confusion matrix with its mIoU, and of each further wish what was measured.
+
     Raises:
         DataError: the data set is missing, damaged or without labels.
         UsageError: the model's classes differ from those of the labels, it gives no confidence, or

@@ -136,6 +136,9 @@ def export(
         log: level of the log of TensorRT's builder.
         progress: called with what is being done and the share of it that is done, 0..1.
 
+    Returns:
+        One for each file, with its path, card and proof.
+
     Raises:
         ExportError: before anything is written, for a bad size, batch, target, precision, class
             set or calibration frames.

@@ -19,10 +19,11 @@ from ..models import save_checkpoint
 from ..models.loading import Model
 from ..reporting import Progress
 from ..runtime.argmax import compiled_available
-from ..runtime.artifact import Card, Precision, digest_of_tensors, read_card, sidecar
+from ..runtime.artifact import Card, Precision, read_card, sidecar
 from ..runtime.backends.backend import ORT_FORM
 from ..runtime.camera_torch import CameraFrames
 from ..runtime.preprocess_facts import PreprocessFacts
+from ..runtime.safetensors_card import digest_of_tensors
 from . import parity
 from .artifacts import Artifact
 from .calibrate import CalibrationFrames

@@ -57,8 +57,10 @@ class Model:
         trained_size: (height, width) in pixels of the training; where nothing names it, the
             size of the variant.
         fit: "letterbox", "letterbox_center", "crop" or "stretch", how frames of another aspect
-            come to its size; pad_color: RGB, of what is beside letterboxed ones; None: black.
-        license: of the weights; trained_on: the name of the data set: what their file says.
+            come to its size.
+        pad_color: RGB, of what is beside letterboxed ones; None: black.
+        license: of the weights, as their file says.
+        trained_on: the name of the data set, likewise.
         preprocess: of a network from outside the zoo, the user's own, see `OwnOptions`.
     """
 
@@ -97,6 +99,9 @@ def load_model(
         ignore: patterns of entries that the checkpoint may lack or have too many, as
             `load_checkpoint` takes them.
         **own: for a module or file from outside the zoo, see `OwnOptions`.
+
+    Returns:
+        The network in eval mode on the CPU, and what belongs to it.
 
     Raises:
         UsageError: no variant has this name, `what` already has weights, or a module or file does

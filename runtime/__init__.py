@@ -8,7 +8,8 @@ from .bounds import Details, ErrorBound
 from .drive.clock import DriveLimits
 from .drive.drive import Drive
 from .drive.messages import Result, State, Status, StatusKind
-from .segmenter import Segmenter, load
+from .open_artifact import load
+from .segmenter import Segmenter
 
 __all__ = [
     "ArtifactError",

@@ -7,12 +7,11 @@ beside them, as `NAME.json`; weights have it in the safetensors header.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +21,14 @@ from ..data.camera_formats import CameraFormat, check_format, frame_shape, from_
 from ..data.classes import ClassSet
 from ..data.files import digest_of
 from ..data.letterbox import Color, Fit, check_fit, fit_frame
-from ..data.limits import check_json, check_limit, parse_json, read_limited
+from ..data.limits import check_json, check_limit, read_limited
 from ..data.onnx_scan import scan_onnx
-from ..data.safetensors_header import read_tensor_header
 from ..data.signature import check_required
 from ..errors import ArtifactError
 from .bounds import ErrorBound
-from .onnx_metadata import ENTRY, GRAPH, METADATA, OUTPUT, encode_varint, field, split_card
+from .onnx_metadata import ENTRY, METADATA, encode_varint, field, split_card
 from .preprocess_facts import PreprocessFacts
+from .safetensors_card import digest_of_tensors, find_header_card
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 ROUNDED: tuple[Precision, ...] = ("int8", "fp8")  # by calibrated ranges
@@ -138,24 +137,36 @@ class CoarseLogits(_Facts):
 class Card(_Facts):
     """An artifact's description; the runtime needs nothing else.
 
-    size: (height, width) in pixels that the network sees, and of its labels. input: the format of
-    the frames that go in (`data/camera_formats.py`), uint8; "bgr" is NHWC. camera_size:
-    (height, width) of those frames' pictures, where the graph brings them to `size`; None: they
-    have it. batch: how many go in at once, and label maps come out, each frame's own; 1 in files
-    that name none.
-    sizes: of a file that takes several, all of them, and size_macs: the macs at each; `at` gives
-    the card for one. Empty where `size` is the only one.
-    trained_size: likewise, what the weights were trained at. fit: how a frame of another aspect
-    comes to that size (`data/letterbox.py`); `stretch` in files of versions that named none.
-    pad_color: in RGB, of what is beside it; None: black. outputs: "labels" (uint8, N x H x W),
-    "logits" (the network's own, float), "coarse" (of an engine: what its label kernel reads, float;
-    `enlarge` names what that replaces). mean, std: of RGB in 0..1; they are inside the graph
-    already. weights: digest of the network's state. trained: False for random weights. license: of
-    the weights, trained_on: the name of their data set, as their checkpoint says. macs:
-    multiply-adds of one frame. preprocess: of a network from outside the zoo, where its user gave
-    theirs. proof: None until the artifact was run against the reference. soc: the chip that an
-    NPU's file is for. files: SHA-256 by file name; for ONNX and weights the one entry "" is of the
-    file without its card. format: 1, which had no digest of the card itself, is not read.
+    Attributes:
+        format: 2; 1, which had no digest of the card itself, is not read.
+        model, precision: the network's name, and its arithmetic.
+        size: (height, width) in pixels that the network sees, and of its labels.
+        batch: frames that go in at once, and label maps that come out, each frame's own.
+        sizes, size_macs: of a file that takes several, all sizes, and the macs at each; `at` gives
+            the card for one. Empty where `size` is the only one.
+        trained_size: (height, width) that the weights were trained at.
+        fit: how a frame of another aspect comes to `size` (`data/letterbox.py`).
+        pad_color: RGB beside such a frame; None: black.
+        outputs: "labels" (uint8, N x H x W), "logits" (the network's own, float), "coarse" (of an
+            engine: what its label kernel reads, float).
+        enlarge: of "coarse", which upsampling that kernel replaces.
+        coarse: what backends read that take the argmax themselves.
+        classes, palette, label_ids: by class id, names, colors (RGB) and the data set's own ids.
+        class_set: the name of these classes.
+        mean, std: of RGB in 0..1; they are inside the graph already.
+        layout, channels, input: of the uint8 frames that go in; `input` is their format
+            (`data/camera_formats.py`), of which "bgr" is NHWC.
+        camera_size: (height, width) of those frames' pictures, where the graph brings them to
+            `size`; None: they have it.
+        weights, weights_from: digest of the network's state, and the file that it came from.
+        trained, license, trained_on: False for random weights; as their checkpoint says.
+        macs, params: multiply-adds of one frame, and parameters.
+        tools: versions by package, of what made the file.
+        preprocess: of a network from outside the zoo, where its user gave theirs.
+        proof: None until the artifact was run against the reference.
+        engine, int8, fp8, soc: how TensorRT built it, how it was rounded, and for which NPU.
+        files: SHA-256 by file name; for ONNX and weights the one entry "" is of the file without
+            its card.
     """
 
     format: Literal[2] = 2
@@ -286,6 +297,13 @@ class Card(_Facts):
     def from_json(cls, text: str | bytes, where: str = "the card") -> Card:
         """Read what `to_json` wrote.
 
+        Args:
+            text: of the card, digest included.
+            where: it was, for messages.
+
+        Returns:
+            The card, whose digest holds.
+
         Raises:
             ArtifactError: if it is no card, of another version, or not as it was written.
         """
@@ -342,7 +360,7 @@ def read_card(path: str | os.PathLike[str]) -> Card:
     if not path.is_file():
         raise ArtifactError(f"no artifact at {path}")
     if path.suffix == ".safetensors":
-        return Card.from_json(_header_card(path), str(path))
+        return Card.from_json(find_header_card(path), str(path))
     raise ArtifactError(
         f"{path} has no card: {beside.name} must be beside it; copy both or export again"
     )
@@ -399,19 +417,6 @@ def append_card(model: bytes, card: Card) -> bytes:
     return model + field(METADATA, ENTRY + encode_varint(len(text)) + text)
 
 
-def coarse_graph(content: bytes, card: Card) -> bytes:
-    """The ONNX model, of a file's content, that ends at the coarse logits instead of the labels."""
-    # ONNX Runtime computes every output of a graph, asked for or not (in 1.31 RunOptions'
-    # only_execute_path_to_fetches skips nothing), so the end has to go. The exporter puts it last
-    # in the file, so that leaving it out takes no look inside and no onnx package.
-    assert card.coarse is not None
-    assert card.coarse.parts is not None
-    head, start, end = card.coarse.parts
-    names = [*(name for name in card.outputs if name != "labels"), card.coarse.tensor]
-    outputs = [field(OUTPUT, field(1, name.encode())) for name in dict.fromkeys(names)]
-    return content[:head] + field(GRAPH, content[start:end] + b"".join(outputs))
-
-
 def verify_artifact(path: str | os.PathLike[str], card: Card, but: Collection[str] = ()) -> None:
     """Check that an artifact may be served: it passed its proof, and its files are as exported.
 
@@ -461,40 +466,5 @@ def _digest(path: Path, name: str) -> str:
     return _sha256(model)
 
 
-def digest_of_tensors(path: Path) -> str:
-    """The SHA-256 of a safetensors file's tensors, their names, types and shapes."""
-    header, start = _read_header(path)
-    header.pop("__metadata__", None)
-    # Sorted, so that a tool that writes the header in another order keeps the digest.
-    summary = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    with path.open("rb") as file:
-        file.seek(start)
-        while block := file.read(1 << 22):
-            summary.update(block)
-    return summary.hexdigest()
-
-
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where its tensors begin.
-
-    Raises:
-        ArtifactError: if it has none, or not all of its bytes are there.
-    """
-    if not path.is_file():
-        raise ArtifactError(f"no file at {path}")
-    return read_tensor_header(path, ArtifactError)
-
-
-def _header_card(path: Path) -> str:
-    card = (_read_header(path)[0].get("__metadata__") or {}).get("card")
-    if card is None:
-        raise ArtifactError(
-            f"{path} is a checkpoint without a card: `rtseg export {path}` makes artifacts of it"
-        )
-    if not card.startswith('"'):
-        return str(card)
-    return str(parse_json(card, f"the card in {path}", ArtifactError))

@@ -19,8 +19,9 @@ from ..errors import UsageError
 from ..reporting import Table
 from .drive.engine import Picture
 from .drive.worker_process import describe_backend
+from .open_artifact import load
 from .provenance import describe_provenance, find_differences
-from .segmenter import Segmenter, load
+from .segmenter import Segmenter
 from .sinks.black_box import BlackBox
 from .sinks.incident_file import FRAME, HEALTH, LABELS, RESULT, IncidentRecord, read_incident
 

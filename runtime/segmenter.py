@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import chain, cycle, groupby, islice
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -16,11 +15,10 @@ from numpy.typing import NDArray
 
 from ..data.classes import IGNORE
 from ..data.letterbox import Fit, fit_frame, restore_labels
-from ..data.signature import verify_signature
 from ..errors import BackendError, MissingPackage, UsageError
 from .argmax import Certificate
-from .artifact import Card, read_card, verify_artifact
-from .backends.backend import Backend, Image, Info, choose, open_backend, refuse_network
+from .artifact import Card
+from .backends.backend import Backend, Image, Info
 from .bounds import Details, ErrorBound
 from .frame_checks import as_bgr, check_camera_frame
 
@@ -69,11 +67,15 @@ class Segmenter:
         A frame of another size than the artifact's is resized (bilinear), and letterboxed or
         cropped where its card says so and the aspects differ; its labels are brought back
         (nearest), 255 beside a crop. Gray, BGRA and other number types are converted where that
-        loses nothing; ValueError says what to do where it would.
+        loses nothing.
 
         An artifact of a camera's format (`rtseg export --input nv12`) takes that format's bytes,
         uint8 of the shape `card.frame_shape`, and nothing else; its labels are of the camera's
         size.
+
+        Raises:
+            UsageError: the frame is empty, of another shape or type, or its numbers would have to
+                be changed; frames of a batch differ in size, or are more than it takes.
         """
         if not _are_several(frame, self.card):
             return self.label_each([np.asarray(frame)])[0]
@@ -90,7 +92,11 @@ class Segmenter:
 
     def label_each(self, frames: Sequence[NDArray[np.generic]]) -> list[NDArray[np.uint8]]:
         """Frames (H, W, 3), each of its own size -> the labels (H, W) of each, in one call of the
-        network; otherwise as `segmenter(frames)`."""
+        network; otherwise as `segmenter(frames)`.
+
+        Raises:
+            UsageError: what a call raises, and if there is no frame.
+        """
         self._check_process()  # before the lock, which another thread may have held at the fork
         chosen, card = self._pick(frames), self.card
         if chosen is not self:
@@ -442,43 +448,6 @@ class Segmenter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def load(
-    path: str | os.PathLike[str],
-    backend: str | None = None,
-    device: str | None = None,
-    *,
-    size: tuple[int, int] | None = None,
-    require_signature: str | os.PathLike[str] | None = None,
-    **options: object,
-) -> Segmenter:
-    """The Segmenter of an artifact: `.engine`, `.onnx`, `.xml`, `.safetensors`, `.qnn` or `.pte`.
-
-    backend: "tensorrt", "onnxruntime", "openvino", "torch", "qnn" or "executorch"; by default what
-    the file and this machine suggest. device: "cpu" or "cuda[:N]". size: (height, width), the one
-    that every frame is brought to, of an artifact that takes several; by default each frame of one
-    of its sizes is run at that, and every other at the first that it was exported at. options: as
-    the backend's class takes them, such as `threads`.
-
-    Raises ArtifactError if the file is damaged, was changed since it was exported, or cannot run
-    here; its message says what to do.
-    """
-    path = Path(path)
-    if require_signature is not None:
-        verify_signature(path, require_signature)
-    refuse_network(path)
-    card = read_card(path)
-    if size is not None:
-        card.at(size)  # refused before anything is loaded
-        options["size"] = size
-    name = choose(path, backend, device)
-    # The backend holds what it reads itself against this card: the file may be swapped meanwhile.
-    own = {"", path.name, path.with_suffix(".bin").name}
-    verify_artifact(path, card, but=own if path.suffix != ".safetensors" else ())
-    segmenter = Segmenter(open_backend(name, path, device, card=card, **options))
-    segmenter.picks_size = bool(card.sizes) and size is None
-    return segmenter
 
 
 def _are_several(frame: object, card: Card) -> bool:

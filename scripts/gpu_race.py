@@ -221,7 +221,8 @@ def write_weights(
 
     from .. import __version__
     from ..models import count, digest, save_checkpoint
-    from ..runtime.artifact import Card, digest_of_tensors
+    from ..runtime.artifact import Card
+    from ..runtime.safetensors_card import digest_of_tensors
 
     info, cost = model.network.info, count(model.network, size)
     camera = None if camera == size else camera

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rtseg.data.frames import read_folder
+from rtseg.runtime import Segmenter, load
 from rtseg.runtime.artifact import read_card
 from rtseg.runtime.backends.backend import choose, open_backend
 from rtseg.runtime.drive.agreement import move_frame
@@ -30,7 +31,6 @@ from rtseg.runtime.drive.engine import Answer
 from rtseg.runtime.drive.evidence import FileWatch
 from rtseg.runtime.drive.known_frame import KnownFrame
 from rtseg.runtime.drive.messages import Result
-from rtseg.runtime.segmenter import Segmenter, load
 
 Picture = NDArray[np.uint8]
 Segment = Callable[[Picture], Picture]

@@ -17,11 +17,11 @@ from rtseg.runtime.artifact import (
     Int8Facts,
     Proof,
     append_card,
-    digest_of_tensors,
     read_card,
     verify_artifact,
 )
 from rtseg.runtime.preflight import check
+from rtseg.runtime.safetensors_card import digest_of_tensors
 from safetensors.numpy import save_file
 
 ENGINE = EngineFacts(

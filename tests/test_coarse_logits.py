@@ -19,7 +19,8 @@ from rtseg.export.graph import find_coarse, to_onnx, write_artifact
 from rtseg.models.loading import Model
 from rtseg.models.random_weights import build_untrained
 from rtseg.runtime import load, read_card
-from rtseg.runtime.artifact import Card, append_card, coarse_graph
+from rtseg.runtime.artifact import Card, append_card
+from rtseg.runtime.onnx_metadata import coarse_graph
 from speed_parts import CARD
 
 SIZE = (128, 256)

@@ -237,7 +237,7 @@ def test_a_file_swapped_once_it_was_verified_is_refused(
         return open_backend(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr("rtseg.runtime.segmenter.open_backend", swap)
+        patched.setattr("rtseg.runtime.open_artifact.open_backend", swap)
         with pytest.raises(ArtifactError, match="changed or damaged"):
             load(path, backend, "cpu")
     load(path, backend, "cpu").close()  # which it would have served

@@ -119,8 +119,8 @@ def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "load", read)
     monkeypatch.setattr(pickle, "loads", read)
     monkeypatch.setattr("rtseg.runtime.artifact.split_card", read)
-    monkeypatch.setattr("rtseg.runtime.artifact._read_header", read)
-    monkeypatch.setattr("rtseg.runtime.segmenter.open_backend", read)
+    monkeypatch.setattr("rtseg.runtime.safetensors_card._read_header", read)
+    monkeypatch.setattr("rtseg.runtime.open_artifact.open_backend", read)
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {

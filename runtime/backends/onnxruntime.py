@@ -21,7 +21,8 @@ from ...errors import ArtifactError, MissingPackage
 from ...gpu import Gpu, gpus
 from ...system import usable_cores
 from ..argmax import LabelMaker
-from ..artifact import Card, coarse_graph, read_card, read_sealed
+from ..artifact import Card, read_card, read_sealed
+from ..onnx_metadata import coarse_graph
 from ..packages import INSTALL_CUDA, preload_cuda
 from ..support import INSTALL_ORT, supported
 from ..verify import prove_half, this_processor

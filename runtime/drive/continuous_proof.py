@@ -21,7 +21,8 @@ import numpy as np
 from ...errors import UsageError
 from ..artifact import Card, Precision, read_card
 from ..bounds import ErrorBound
-from ..segmenter import Segmenter, load
+from ..open_artifact import load
+from ..segmenter import Segmenter
 from .agreement import (
     FrameAgreement,
     LabelMap,

@@ -20,7 +20,8 @@ import numpy as np
 
 from ...data.scenes import scene
 from ..backends.backend import choose_certifying
-from ..segmenter import Segmenter, load
+from ..open_artifact import load
+from ..segmenter import Segmenter
 from . import known_frame
 from .engine import Answer, Picture, Segment, read_logits, run_batch, run_segmenter
 from .quality import p95
