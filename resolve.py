@@ -27,7 +27,7 @@ from .errors import ArtifactError, MissingPackage, SignatureError, UsageError
 from .gpu import gpus
 from .reporting import Progress
 from .runtime import Segmenter, load, read_card
-from .runtime.backends.backend import BACKENDS, default_backends, installed
+from .runtime.backends.backend import BACKENDS, default_backends, is_installed
 from .runtime.packages import writable_cache
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def check_backends(backends: Iterable[str]) -> None:
         if backend not in BACKENDS:
             known = ", ".join(BACKENDS)
             raise UsageError(f"no backend is called {backend!r}: choose from {known}")
-        if not installed(backend):
+        if not is_installed(backend):
             raise MissingPackage(f"{backend} is not installed: {BACKENDS[backend].install}")
         if "cpu" not in BACKENDS[backend].devices and not gpus():
             raise ArtifactError(

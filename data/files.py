@@ -1,6 +1,6 @@
 """The one way to write: nothing has its final name before it is whole and on the disk.
 
-`write_atomically` takes content that is at hand, `staged` what another library writes by name,
+`write_atomically` takes content that is at hand, `stage_file` what another library writes by name,
 `RecordingFile` what comes bit by bit and is kept when it is cut short, `LineLog` whole lines.
 """
 
@@ -71,12 +71,12 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644, replaces: bo
         WriteError: the disk does not take it; nothing is left.
         FileExistsError: it is there already, and is not to be replaced.
     """
-    with staged(path, mode, replaces) as temporary, temporary.open("wb") as file:
+    with stage_file(path, mode, replaces) as temporary, temporary.open("wb") as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def staged(path: Path, mode: int = 0o644, replaces: bool = True) -> Iterator[Path]:
+def stage_file(path: Path, mode: int = 0o644, replaces: bool = True) -> Iterator[Path]:
     """A temporary file beside `path`, with its ending, that becomes `path` at the end of the block;
     after an error it is removed. Arguments and errors as of `write_atomically`."""
     with explain_failure(path):
@@ -139,7 +139,7 @@ def move_file(source: Path, target: Path) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file's content; errors as of `write_atomically`."""
-    with staged(target) as temporary:
+    with stage_file(target) as temporary:
         shutil.copyfile(source, temporary)
 
 

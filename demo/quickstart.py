@@ -22,7 +22,7 @@ from ..export.job import TARGETS
 from ..models.loading import Model, load_model
 from ..reporting import Progress
 from ..runtime import load
-from ..runtime.backends.backend import installed
+from ..runtime.backends.backend import is_installed
 from ..runtime.preflight import check
 from ..speed import bench
 from ..speed.doctor import examine
@@ -104,9 +104,9 @@ def _export(
         "frames": pictures[:2],
         "progress": step,
     }
-    on_cpu = [t for t in ("onnx", "openvino") if installed(TARGETS[t][1])]
+    on_cpu = [t for t in ("onnx", "openvino") if is_installed(TARGETS[t][1])]
     artifacts = export(source, sizes, on_cpu, **common)
-    if installed("tensorrt"):
+    if is_installed("tensorrt"):
         artifacts += export(source, sizes, ["tensorrt"], "fp16", **common)
     return artifacts
 

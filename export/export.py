@@ -36,8 +36,8 @@ from ..runtime.artifact import (
     ROUNDED,
     Card,
 )
-from ..runtime.backends.backend import BACKENDS, installed
-from ..runtime.support import find_capability, supported
+from ..runtime.backends.backend import BACKENDS, is_installed
+from ..runtime.support import find_capability, find_support
 from .artifacts import Artifact, publish, write_report
 from .calibrate import Calibration, CalibrationFrames
 from .fastest import export_fastest, pick_default
@@ -311,7 +311,7 @@ def _check(
         except ValueError as error:
             raise ExportError(str(error)) from error
     for target in targets:
-        if not installed(TARGETS[target][1]):
+        if not is_installed(TARGETS[target][1]):
             raise ExportError(f"{target} needs its package: {BACKENDS[TARGETS[target][1]].install}")
 
 
@@ -340,7 +340,7 @@ def _check_executorch(model: Model, precision: str, takes_camera: bool) -> None:
 
 def _check_fp8(wanted: Sequence[str]) -> None:
     for gpu in wanted:
-        answer = supported(gpu, "tensorrt", precision="fp8")
+        answer = find_support(gpu, "tensorrt", precision="fp8")
         if not answer.works:
             raise ExportError(f"no engine in fp8 for {gpu}: {answer.why}: {answer.fix}")
 

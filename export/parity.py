@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ..data.classes import IGNORE
 from ..reporting import Progress
 from ..runtime.artifact import ROUNDED, Card, Precision, Proof
-from ..runtime.backends.backend import BACKENDS, installed, open_backend
+from ..runtime.backends.backend import BACKENDS, is_installed, open_backend
 from ..runtime.backends.onnxruntime_self_test import WIDEN, self_test
 from ..runtime.batches import plan_batches
 from ..runtime.bounds import ErrorBound
@@ -136,7 +136,7 @@ def prove_artifact(
     result.argmax = str(options["argmax"]) if "argmax" in options else None
     if card.sizes:
         options["size"] = card.size
-    if not installed(backend):
+    if not is_installed(backend):
         result.status, result.why = "not run", f"{backend} is not installed here"
         return result
     # The backend that will serve the file, not a session of our own: its settings count too.

@@ -32,7 +32,7 @@ from ..runtime.packages import (
     slug,
 )
 from ..runtime.preflight import block_digests, this_platform
-from ..runtime.support import GPUS, NAMED_ONLY, computes_fp8, find_capability, supported
+from ..runtime.support import GPUS, NAMED_ONLY, computes_fp8, find_capability, find_support
 from ..runtime.verify import Reference, reference_path
 from .dla import use_dla
 
@@ -69,7 +69,7 @@ class BuilderOptions:
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"the workspace is 1 MiB or more, not {self.workspace_mib}")
 
-    def asked(self) -> dict[str, str]:
+    def facts(self) -> dict[str, str]:
         """Those that are not left at their defaults, for the card."""
         facts = {
             "optimization_level": self.optimization_level,
@@ -136,7 +136,7 @@ def build_engine(
         UsageError: an option is unknown.
     """
     package = choose_package(flavour, gpu)
-    if gpu and not compute_capabilities and supported(gpu, package.flavour).works:
+    if gpu and not compute_capabilities and find_support(gpu, package.flavour).works:
         compute_capabilities = (find_capability(gpu),)
     options = options or BuilderOptions()
     _check_options(options, package)
@@ -169,7 +169,7 @@ def build_engine(
         layers=network.num_layers,
         onnx=digest_of(onnx),
         build_seconds=round(time.perf_counter() - began, 3),
-        options=(options.asked() | (dla.facts() if dla else {})) or None,
+        options=(options.facts() | (dla.facts() if dla else {})) or None,
     )
     written = _write(target, plan, card, facts, references or {}, kernels)
     warnings = tuple(find_unserved(package, capabilities, gpu, card.precision))
@@ -191,7 +191,7 @@ def find_unserved(
     """
     wanted = {gpu: find_capability(gpu)} if gpu else {g.name: g.compute_capability for g in gpus()}
     for name, capability in wanted.items():
-        answer = supported(capability, package.flavour, package.version, precision)
+        answer = find_support(capability, package.flavour, package.version, precision)
         if not answer.works:
             yield f"this engine does not run on {name}: {answer.why}; {answer.fix}"
         elif capability not in capabilities:
@@ -366,7 +366,7 @@ def _configure(
 
 def _check_precision(package: Package, capabilities: Sequence[str], card: Card) -> None:
     for capability in capabilities:
-        answer = supported(capability, package.flavour, precision=card.precision)
+        answer = find_support(capability, package.flavour, precision=card.precision)
         if not answer.works and card.precision == "fp8":
             raise ArtifactError(f"no engine in fp8 for {capability}: {answer.why}: {answer.fix}")
 

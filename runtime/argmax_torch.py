@@ -73,15 +73,15 @@ def make_label_maker(
 def find_head(network: Any, size: tuple[int, int]) -> str | None:
     """The name of the 1x1 convolution that gives `network.forward_logits`, if one does: found by
     running a copy without data."""
-    shadow = copy.deepcopy(network).to("meta")
+    on_meta = copy.deepcopy(network).to("meta")
     made: list[tuple[str, nn.Module, object]] = []
-    for name, module in shadow.named_modules():
+    for name, module in on_meta.named_modules():
         module.register_forward_hook(
             lambda module, _, output, name=name: made.append((name, module, output))
         )
-    dtype = next(shadow.parameters()).dtype
+    dtype = next(on_meta.parameters()).dtype
     with torch.no_grad():
-        coarse = shadow.forward_logits(torch.empty(1, 3, *size, device="meta", dtype=dtype))
+        coarse = on_meta.forward_logits(torch.empty(1, 3, *size, device="meta", dtype=dtype))
     for name, module, output in made:
         # By identity: a layer whose output is changed afterwards does not make the logits.
         if output is coarse and isinstance(module, nn.Conv2d):

@@ -26,7 +26,7 @@ from typing import Any, Literal, TextIO
 from ..data.files import probe_disk
 from ..errors import MissingPackage, UsageError
 from ..gpu import gpus
-from .support import INSTALL_FULL, INSTALL_RTX, supported, tensorrt_for
+from .support import INSTALL_FULL, INSTALL_RTX, find_support, tensorrt_for
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt_rtx")
@@ -157,7 +157,7 @@ def pip_line(extra: str) -> str:
         runtime = "gpu" if gpus() else "cpu"
         extra = runtime if extra == "cpu" else f"{extra},{runtime}"
     if extra == "tensorrt-rtx" and (here := gpus()):
-        able = (gpu for gpu in here if supported(gpu, "tensorrt_rtx").works)
+        able = (gpu for gpu in here if find_support(gpu, "tensorrt_rtx").works)
         return tensorrt_for(next(able, here[0]))
     return f'pip install "rtseg[{extra}]"'
 

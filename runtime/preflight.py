@@ -27,7 +27,7 @@ from .packages import (
     pip_line,
     read_header,
 )
-from .support import NAMED_ONLY, computes_fp8, supported
+from .support import NAMED_ONLY, computes_fp8, find_support
 
 BLOCK = 1 << 22  # bytes hashed by one thread at a time
 BINDINGS = "cuda.bindings"
@@ -268,14 +268,14 @@ def mend_bindings(bindings: str | None, driver: str) -> str:
 def _check_support(path: Path, card: Card, engine: EngineFacts, machine: Machine) -> None:
     """Before the package: to install it for a GPU that it does not run on would help nobody."""
     facts = engine.flavour, engine.version
-    answers = {gpu: supported(gpu, *facts, card.precision) for gpu in machine.gpus}
+    answers = {gpu: find_support(gpu, *facts, card.precision) for gpu in machine.gpus}
     if not any(answer.works for answer in answers.values()):
         gpu, answer = next(iter(answers.items()))
         full = machine.package("tensorrt")
         able = card.precision != "fp8" or computes_fp8(gpu.compute_capability)
         steps = [_export(card, "tensorrt", card.precision if able else "int8")]
-        plain = supported(gpu, *facts)  # whatever the precision
-        at_hand = full is not None and supported(gpu, "tensorrt", full.version).works
+        plain = find_support(gpu, *facts)  # whatever the precision
+        at_hand = full is not None and find_support(gpu, "tensorrt", full.version).works
         if not plain.works and not at_hand:
             steps.insert(0, plain.fix)
         reason = f"{engine.flavour} built it, and on {gpu.name} {answer.why}"

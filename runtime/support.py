@@ -98,7 +98,7 @@ def find_capability(gpu: str) -> str:
     raise UsageError(f"no GPU is known as {gpu!r}: {hint}, or give its compute capability")
 
 
-def supported(
+def find_support(
     gpu: Gpu | str, runtime: Runtime, version: str | None = None, precision: str = ""
 ) -> Support:
     """Whether a runtime works on a GPU.
@@ -180,14 +180,14 @@ def _torch(capability: str, version: str | None) -> Support:
 def tensorrt_for(gpu: Gpu | str) -> str:
     """The command that brings the TensorRT for a GPU: RTX where it runs, which needs no second
     index; else the full one, on a Jetson the system's."""
-    rtx = supported(gpu, "tensorrt_rtx")
+    rtx = find_support(gpu, "tensorrt_rtx")
     return INSTALL_RTX if rtx.works else rtx.fix
 
 
 def rows() -> Iterator[list[str]]:
     """Of the table: GPU, compute capability, and a cell for each runtime."""
     for name, capabilities in GPUS.items():
-        cells = [supported(name, runtime).cell for runtime in RUNTIMES]
+        cells = [find_support(name, runtime).cell for runtime in RUNTIMES]
         yield [name, " / ".join(capabilities), *cells]
 
 

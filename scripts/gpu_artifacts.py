@@ -71,10 +71,10 @@ def runs_here(job: Job, package: Package) -> bool:
 
 
 def refuse_unsupported(job: Job, package: Package) -> None:
-    from ..runtime.support import supported
+    from ..runtime.support import find_support
 
     if not job.dry:
-        verdict = supported(this_gpu(job), package.flavour, package.version)
+        verdict = find_support(this_gpu(job), package.flavour, package.version)
         if not verdict.works:
             raise Skip(f"{verdict.why}: {verdict.fix}")
 

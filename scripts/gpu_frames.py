@@ -79,7 +79,7 @@ def open_pretended(folder: Path) -> ArtifactContestant:
 def compare_flows(job: Job, each: ArtifactContestant, **named: Any) -> None:
     import numpy as np
 
-    from ..speed.scenarios import overlapped, pipelined
+    from ..speed.scenarios import measure_overlapped, measure_pipelined
 
     segment = each.segmenter
     frames = [next(each.frames) for _ in range(5)]
@@ -89,7 +89,10 @@ def compare_flows(job: Job, each: ArtifactContestant, **named: Any) -> None:
         for ours, theirs in zip(segment.stream(frames), alone, strict=True)
     )
     seconds = job.plan.seconds
-    rounds = [(pipelined([each], seconds), overlapped(each, seconds)) for _ in range(ROUNDS)]
+    rounds = [
+        (measure_pipelined([each], seconds), measure_overlapped(each, seconds))
+        for _ in range(ROUNDS)
+    ]
     gains = [round(both.fps / one.fps, 4) for one, both in rounds]
     job.row(
         **named, in_flight=rounds[0][1].in_flight, options=dict(segment.info.options),

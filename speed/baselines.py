@@ -158,7 +158,7 @@ class Eager:
     def _next_frames(self) -> list[Frame]:
         return list(itertools.islice(self.frames, self.batch))
 
-    def staged(self) -> object:
+    def time_stages(self) -> object:
         laps = Laps()
 
         def stop(stage: str) -> None:
@@ -189,7 +189,7 @@ class Eager:
             self._noise = noise.expand(self.batch, *noise.shape).contiguous().to(self.device)
         self._synchronize()
 
-    def queued(self, count: int) -> object:
+    def run_queued(self, count: int) -> object:
         assert self._noise is not None
         with self._settings():
             for _ in range(count):

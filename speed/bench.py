@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..gpu import ClockAtRest, gpus
 from ..reporting import Progress, Table
 from ..system import read_system, usable_cores
-from .config import BenchConfig, listed
+from .config import BenchConfig, as_list
 from .host import Host, gpu_index
 from .plan import Contest, plan
 from .result import BenchResult, Report, latency_tables
@@ -47,7 +47,7 @@ def bench(
         ArtifactError: for an artifact or a named peer that does not run here.
     """
     config = BenchConfig(
-        listed(model), listed(size), listed(backend), listed(precision), **settings
+        as_list(model), as_list(size), as_list(backend), as_list(precision), **settings
     )
     return measure_latency(set_up(config, progress))
 

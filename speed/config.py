@@ -105,7 +105,7 @@ class BenchConfig:
         return replace(self, models=(model,), sizes=(size,), **changes)  # type: ignore[arg-type]
 
 
-def listed(values: T | Iterable[T]) -> list[T]:
+def as_list(values: T | Iterable[T]) -> list[T]:
     """One value or several as a list; text, paths, sizes and networks are one value."""
     # A pair of numbers is one size.
     if isinstance(values, (list, tuple)) and not all(isinstance(v, int) for v in values):

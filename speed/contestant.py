@@ -25,7 +25,7 @@ QUEUED = 8  # networks that the papers' protocol queues on a GPU before it waits
 
 class Contestant(Protocol):
     """Takes frames in turn, a batch of its subject's in a call. `laps`: ms by stage, one entry
-    a `staged` call."""
+    a `time_stages` call."""
 
     laps: list[dict[str, float]]
 
@@ -41,10 +41,10 @@ class Contestant(Protocol):
         ...
 
     def take_noise(self) -> None:
-        """Put random input for `queued` where the network computes, untimed."""
+        """Put random input for `run_queued` where the network computes, untimed."""
         ...
 
-    def queued(self, count: int) -> object:
+    def run_queued(self, count: int) -> object:
         """As papers time it: `count` networks on random input, one after another, and one wait; of
         every contestant from pixels on the device to labels on it."""
         ...
@@ -58,7 +58,7 @@ class Contestant(Protocol):
         keeps its stream to itself."""
         ...
 
-    def staged(self) -> object:
+    def time_stages(self) -> object:
         """`frame_to_labels`, with a stop after each stage; adds to `laps`."""
         ...
 
@@ -184,14 +184,14 @@ class ArtifactContestant:
         self.segmenter.backend.upload(self._random)
         self.segmenter.backend.synchronize()
 
-    def queued(self, count: int) -> object:
+    def run_queued(self, count: int) -> object:
         backend = self.segmenter.backend
         for _ in range(count):
             backend.compute()
         backend.synchronize()
         return backend
 
-    def staged(self) -> object:
+    def time_stages(self) -> object:
         laps = self._stopwatch.laps = Laps()
         labels = self._label_next(self._staged)
         laps.lap("post")

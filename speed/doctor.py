@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..gpu import Gpu, GpuClocks, gpus, read_clocks
 from ..install import localize
 from ..reporting import Table
-from ..runtime.backends.backend import BACKENDS, installed
+from ..runtime.backends.backend import BACKENDS, is_installed
 from ..runtime.packages import INSTALL_CUDA, pip_line
 from ..system import SystemInfo, read_system
 
@@ -118,7 +118,7 @@ def _backend(name: str, found: Sequence[Gpu]) -> Finding:
         # Both out and one in: to uninstall only one takes files of the other along.
         fix = INSTALL_CUDA if found else INSTALL_CUDA.replace("[gpu]", "[cpu]")
         return Finding(name, False, both, (), loads, note, fix)
-    if not installed(name):
+    if not is_installed(name):
         note = f"{' or '.join(entry.packages)} is not installed"
         return Finding(name, False, {}, (), loads, note, fix)
     try:
@@ -154,10 +154,10 @@ def _export() -> Finding:
             continue
     missing = [name for name in EXPORT if name not in versions]
     # By import and not by its record: the GPU build has another name there.
-    missing += [] if installed("onnxruntime") else ["onnxruntime"]
+    missing += [] if is_installed("onnxruntime") else ["onnxruntime"]
     note = f"missing: {', '.join(missing)}" if missing else ""
     fix = pip_line("export") if missing else ""
-    if not missing and not installed("tensorrt"):
+    if not missing and not is_installed("tensorrt"):
         note, fix = "to build TensorRT engines too (no GPU needed)", pip_line("tensorrt-rtx")
     where = (platform.machine(),) if not missing else ()
     return Finding("export", not missing, versions, where, (), note, fix)

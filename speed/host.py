@@ -246,10 +246,10 @@ def _lane(contestant: Contestant) -> Lane:
         {
             "frame_to_labels": contestant.frame_to_labels,
             "network": contestant.network,
-            "papers": partial(contestant.queued, per_run(contestant)),
+            "papers": partial(contestant.run_queued, per_run(contestant)),
         },
         before={"papers": contestant.take_noise},
-        aside=contestant.staged,
+        aside=contestant.time_stages,
     )
 
 

@@ -22,7 +22,7 @@ from ..export.calibrate import Calibration
 from ..models.loading import Model
 from ..reporting import Progress, Table
 from ..runtime import Segmenter, load
-from ..runtime.backends.backend import installed
+from ..runtime.backends.backend import is_installed
 from ..train.evaluate import Confusion, evaluate_frames
 from .timing import Lane, Limits, race, warm_up
 
@@ -152,7 +152,7 @@ def pareto(
         ExportError: as `export` does.
         UsageError: where no CPU backend is installed.
     """
-    if not any(installed(backend) for backend in BACKENDS):
+    if not any(is_installed(backend) for backend in BACKENDS):
         raise UsageError('no CPU backend is installed: pip install "rtseg[openvino]"')
     # Spread over the split: frames beside each other in a drive are nearly the same.
     chosen = np.linspace(0, len(data) - 1, min(images or len(data), len(data))).round().astype(int)
@@ -187,7 +187,7 @@ def _files(
     progress: Progress,
 ) -> tuple[dict[str, dict[str, Path]], dict[str, str]]:
     """By precision, the file that each CPU backend reads; and why others are not there."""
-    here = [backend for backend in BACKENDS if installed(backend)]
+    here = [backend for backend in BACKENDS if is_installed(backend)]
     files: dict[str, dict[str, Path]] = {}
     failed: dict[str, str] = {}
 

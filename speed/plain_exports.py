@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data.files import staged
+from ..data.files import stage_file
 from ..errors import ArtifactError
 from ..resolve import export_cache
 from ..runtime.packages import preload_cuda
@@ -208,7 +208,7 @@ def write_plain_export(
     network, image = model.network, torch.zeros(batch, 3, *size)
     if half:
         network, image = copy.deepcopy(network).half(), image.half()
-    with staged(path) as temporary, silence_exporter():
+    with stage_file(path) as temporary, silence_exporter():
         torch.onnx.export(
             _add_argmax(network, size),
             (image,),

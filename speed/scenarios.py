@@ -80,7 +80,7 @@ class Flow:
     in_flight: int = 1
 
 
-def pipelined(
+def measure_pipelined(
     contestants: Sequence[Contestant], seconds: float, now: Now = time.perf_counter_ns
 ) -> Flow:
     """A thread a contestant, each with its own buffers, so that one frame is captured or uploaded
@@ -125,7 +125,7 @@ def pipelined(
     )  # fmt: skip
 
 
-def overlapped(
+def measure_overlapped(
     contestant: ArtifactContestant, seconds: float, now: Now = time.perf_counter_ns
 ) -> Flow:
     """One stream with several frames in flight: the next is copied while one is computed."""
@@ -158,7 +158,7 @@ def throughput(setup: Setup, streams: Sequence[int] = STREAMS) -> Report:
     def add(copies: Sequence[Contestant]) -> None:
         subject = copies[0].subject
         host.progress(f"{subject.title}: {len(copies)} at once", 0.0)
-        keep(subject, pipelined(copies, host.config.seconds))
+        keep(subject, measure_pipelined(copies, host.config.seconds))
 
     def keep(subject: Subject, flow: Flow) -> None:
         # The first number of streams is one.
@@ -172,7 +172,7 @@ def throughput(setup: Setup, streams: Sequence[int] = STREAMS) -> Report:
                 add([one])
                 if isinstance(one, ArtifactContestant) and one.segmenter.prepare_stream() > 1:
                     host.progress(f"{one.subject.title}: frames in flight", 0.0)
-                    keep(one.subject, overlapped(one, host.config.seconds))
+                    keep(one.subject, measure_overlapped(one, host.config.seconds))
         watch = NoiseWatch()
         for count in (count for count in streams if count > 1):
             for entry in contest.entries:

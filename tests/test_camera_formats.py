@@ -376,7 +376,7 @@ def test_bench_makes_frames_of_the_format(made: dict[str, Path]) -> None:
     try:
         measured.take_noise()
         measured.network()
-        measured.staged()
+        measured.time_stages()
         assert measured.label(picture).shape == (108, 192)
     finally:
         measured.close()

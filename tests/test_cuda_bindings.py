@@ -21,7 +21,7 @@ CALLS = {  # by the name of the call that the first of CUDA's is
     "cudaMemGetInfo": Cuda.free_bytes,
     "cudaMalloc": lambda cuda: cuda.allocate(64),
     "cudaFree": lambda cuda: cuda.free(ADDRESS),
-    "cudaHostAlloc": lambda cuda: cuda.pinned((4, 16), np.uint8),
+    "cudaHostAlloc": lambda cuda: cuda.allocate_pinned((4, 16), np.uint8),
     "cudaMemcpyAsync": lambda cuda: cuda.upload(ADDRESS, MEMORY, MEMORY.copy(), 0),
     "cudaStreamCreateWithFlags": Cuda.create_stream,
     "cudaStreamDestroy": lambda cuda: cuda.destroy_stream(7),

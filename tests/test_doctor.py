@@ -64,7 +64,7 @@ def test_the_clocks_of_a_gpu_are_told_with_what_holds_them_down(monkeypatch):
 
 @pytest.mark.parametrize("name", ["openvino", "torch", "tensorrt"])
 def test_an_absent_backend_comes_with_the_line_that_brings_it(monkeypatch, name):
-    monkeypatch.setattr(doctor, "installed", lambda backend: backend != name)
+    monkeypatch.setattr(doctor, "is_installed", lambda backend: backend != name)
     finding = finding_of(name)
     assert not finding.ready
     assert "is not installed" in finding.note
@@ -75,7 +75,7 @@ def test_a_broken_backend_is_a_finding_rather_than_an_error(monkeypatch):
     def broken(gpus):
         raise OSError("libsomething.so: cannot open\nmore")
 
-    monkeypatch.setattr(doctor, "installed", lambda backend: True)
+    monkeypatch.setattr(doctor, "is_installed", lambda backend: True)
     monkeypatch.setattr("rtseg.runtime.backends.openvino.OpenVino.diagnose", broken)
     finding = finding_of("openvino")
     assert not finding.ready
@@ -124,7 +124,7 @@ def test_an_absent_tensorrt_is_that_of_the_gpu(monkeypatch, capability, extra):
     here = [replace(GPU, compute_capability=capability)]
     monkeypatch.setattr(doctor, "gpus", lambda: here)
     monkeypatch.setattr("rtseg.runtime.packages.gpus", lambda: here)
-    monkeypatch.setattr(doctor, "installed", lambda backend: backend != "tensorrt")
+    monkeypatch.setattr(doctor, "is_installed", lambda backend: backend != "tensorrt")
     assert finding_of("tensorrt").fix == f'pip install "rtseg[{extra}]"'
     assert finding_of("export").fix in ("", f'pip install "rtseg[{extra}]"')
 

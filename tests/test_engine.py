@@ -149,7 +149,7 @@ def test_the_full_package_is_told_all_options(tmp_path, monkeypatch):
     config.get_timing_cache.return_value.serialize.return_value = b"known and new"
     module._keep_timings(config, cache)
     assert cache.read_bytes() == b"known and new"
-    assert options.asked()["timing_cache"] == "times.cache"
+    assert options.facts()["timing_cache"] == "times.cache"
     with pytest.raises(ArtifactError, match=r"no engine in fp8 for 8\.0: fp8 needs compute"):
         module._configure(full, config, FULL, (), options, card_of("fp8"))
     alone = module._configure(full, config, FULL, (), BuilderOptions(), card_of("fp8"))

@@ -25,7 +25,7 @@ from rtseg.data.files import (
     move_file,
     new_folder,
     replace_folder,
-    staged,
+    stage_file,
     text_log,
     write_atomically,
 )
@@ -95,7 +95,7 @@ def test_content_is_on_the_disk_before_its_name(
 
 
 def write_staged(path: Path) -> None:
-    with staged(path) as temporary:
+    with stage_file(path) as temporary:
         temporary.write_bytes(bytes(3 << 20))
 
 
@@ -257,7 +257,7 @@ import os, signal, sys
 from pathlib import Path
 import numpy as np
 from rtseg.cli import app
-from rtseg.data.files import staged
+from rtseg.data.files import stage_file
 from rtseg.demo.writers import open_writer
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -266,7 +266,7 @@ def command(args, prog_name):
     folder = Path(args[0])
     video = open_writer(folder / "demo.mp4", 25)
     try:
-        with staged(folder / "report.json") as temporary:
+        with stage_file(folder / "report.json") as temporary:
             temporary.write_bytes(b"half")
             video.add(np.zeros((64, 64, 3), np.uint8), "")
             os.kill(os.getpid(), int(args[1]))

@@ -22,7 +22,7 @@ from rtseg.export.tensorrt import build_engine, find_unserved
 from rtseg.models.loading import Model
 from rtseg.models.onnx_graph import KINDS
 from rtseg.runtime.packages import Package
-from rtseg.runtime.support import FIRST_FP8, GPUS, supported
+from rtseg.runtime.support import FIRST_FP8, GPUS, find_support
 
 SIZE = (64, 128)
 RTX = Package("tensorrt_rtx", "1.7.1.116", 13)
@@ -120,10 +120,10 @@ def test_the_command_says_it_in_a_line(rtseg: Run, tmp_path: Path) -> None:
 
 
 def test_support_knows_which_gpus_have_fp8() -> None:
-    able = {name for name in GPUS if supported(name, "tensorrt", precision="fp8").works}
+    able = {name for name in GPUS if find_support(name, "tensorrt", precision="fp8").works}
     assert able == {"RTX 40", "L4", "L40S", "H100", "H200", "B200", "Thor", "RTX 50"}
-    assert supported("a100", "tensorrt").works
-    told = supported("a100", "tensorrt", precision="fp8")
+    assert find_support("a100", "tensorrt").works
+    told = find_support("a100", "tensorrt", precision="fp8")
     assert (told.fix, FIRST_FP8 in told.why) == ("use --precision int8", True)
     (line,) = find_unserved(RTX, ("8.9", "12.0"), "a100", "fp8")
     assert line.endswith("and this is 8.0; use --precision int8")

@@ -290,6 +290,20 @@ def test_public_functions_and_classes_have_docstrings() -> None:
     assert [name for path in SOURCES for name in undocumented(path)] == []
 
 
+def test_functions_are_not_named_by_a_bare_participle() -> None:
+    """A verb says what is done (`stage_file`), a noun what comes back; properties may be either."""
+    places = [
+        f"{name_of(path)}: {each.name}"
+        for path, tree in TREES.items()
+        for node in tree.body
+        for each in (node.body if isinstance(node, ast.ClassDef) else [node])
+        if isinstance(each, ast.FunctionDef) and re.fullmatch(r"[a-z]+ed", each.name)
+        if not any("property" in ast.unparse(mark) for mark in each.decorator_list)
+        and each.name not in ("embed", "feed", "listed")
+    ]
+    assert places == []
+
+
 def test_what_a_user_did_wrong_is_no_value_error() -> None:
     """A plain ValueError means a bug here; where it stays, a caller close by takes it in."""
     taken_in = {

@@ -85,7 +85,7 @@ def test_each_runs_int8_in_the_form_that_is_its_own(
         return [SimpleNamespace(path=tmp_path / f"{precision}.{target}") for target in targets]
 
     monkeypatch.setattr(pareto, "export", export)
-    monkeypatch.setattr(pareto, "installed", lambda backend: True)
+    monkeypatch.setattr(pareto, "is_installed", lambda backend: True)
     calibration: Any = None
     files, failed = _files(nano, (64, 128), calibration, tmp_path, lambda *_: None)
     assert asked[:3] == [("fp32", ["onnx"]), ("fp16", ["onnx"]), ("int8", ["onnx", "onnxruntime"])]
@@ -96,7 +96,7 @@ def test_each_runs_int8_in_the_form_that_is_its_own(
     }[refused]  # fmt: skip
     told = {"onnxruntime": {"int8 in onnxruntime": "no onnxruntime"}, "onnx": {"int8": "no onnx"}}
     assert failed == told.get(refused, {})
-    monkeypatch.setattr(pareto, "installed", lambda backend: backend == "openvino")
+    monkeypatch.setattr(pareto, "is_installed", lambda backend: backend == "openvino")
     asked.clear()
     _files(nano, (64, 128), calibration, tmp_path, lambda *_: None)
     assert asked[-1] == ("int8", ["onnx"])

@@ -99,7 +99,7 @@ def test_streams_run_at_the_same_time():
         SimpleNamespace(frame_to_labels=both.wait, subject=SimpleNamespace(threads=1))
         for _ in range(2)
     ]
-    flow = protocols.pipelined(streams, 0.0)
+    flow = protocols.measure_pipelined(streams, 0.0)
     assert (flow.streams, flow.frames, flow.threads) == (2, 2, 1)
 
 
@@ -109,7 +109,7 @@ def test_a_stream_that_fails_fails_the_measurement():
 
     stream = SimpleNamespace(frame_to_labels=broken, subject=SimpleNamespace(threads=1))
     with pytest.raises(RuntimeError, match="out of memory"):
-        protocols.pipelined([stream], 0.0)
+        protocols.measure_pipelined([stream], 0.0)
 
 
 def setup_of(backend: FakeBackend) -> Setup:

@@ -60,14 +60,14 @@ def test_backends_are_checked_before_anything_is_exported(monkeypatch: pytest.Mo
     with pytest.raises(UsageError, match="no backend is called 'mxnet': choose from"):
         resolve.resolve_artifact("csfcn_nano", backend="mxnet")
     monkeypatch.setattr(resolve, "gpus", list)
-    monkeypatch.setattr(resolve, "installed", lambda backend: True)
+    monkeypatch.setattr(resolve, "is_installed", lambda backend: True)
     with pytest.raises(ArtifactError, match="none answers here: take openvino or onnxruntime"):
         resolve.resolve_artifact("csfcn_nano", backend="tensorrt")
 
 
 def test_on_a_gpu_the_backends_built_for_it_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolve, "gpus", lambda: [object()])
-    monkeypatch.setattr(resolve, "installed", lambda backend: True)
+    monkeypatch.setattr(resolve, "is_installed", lambda backend: True)
     monkeypatch.setattr(resolve, "_built_for_gpu", lambda backend: backend != "onnxruntime")
     assert resolve.fastest_backends(None) == ["tensorrt", "torch"]
     assert resolve.graph_precision(None) == "fp16"

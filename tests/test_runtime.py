@@ -303,7 +303,7 @@ def test_backends_that_do_not_fit(name: str, backend: str | None, message: str) 
 
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rtseg.runtime.backends.backend.installed", lambda backend: False)
+    monkeypatch.setattr("rtseg.runtime.backends.backend.is_installed", lambda backend: False)
     line = localize('needs openvino: pip install "rtseg[openvino]"')
     with pytest.raises(MissingPackage, match=re.escape(line)):
         choose(Path("x.xml"), None, None)

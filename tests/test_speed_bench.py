@@ -19,7 +19,7 @@ from rtseg.models.loading import load_model
 from rtseg.runtime import Segmenter
 from rtseg.speed import bench as bench_function
 from rtseg.speed import plan
-from rtseg.speed.config import BenchConfig, listed
+from rtseg.speed.config import BenchConfig, as_list
 from rtseg.speed.contestant import ArtifactContestant
 from rtseg.speed.result import BenchResult, Report
 from rtseg.speed.timing import Lane, Limits, WarmUp, race
@@ -260,7 +260,7 @@ def test_the_loudest_moment_is_told(monkeypatch, backend):
     ],
 )
 def test_one_value_or_several(given, values):
-    assert listed(given) == values
+    assert as_list(given) == values
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_an_artifact_is_timed_through_its_segmenter(backend):
     contestant.take_noise()
     assert backend.log == ["upload", "synchronize"]
     backend.log.clear()
-    contestant.queued(2)
+    contestant.run_queued(2)
     assert backend.log == ["compute", "compute", "synchronize"], "no upload in the timed part"
     subject = contestant.subject
     assert (subject.model, subject.weights, subject.macs) == ("csfcn_nano", CARD.weights, 5_000_000)
@@ -53,7 +53,7 @@ def test_stages_end_where_the_work_of_each_has_ended(backend, monkeypatch, clock
         monkeypatch.setattr(FakeBackend, name, slow)
     monkeypatch.setattr(FakeBackend, "synchronize", lambda self: clock.work(1))
     contestant = ArtifactContestant(Segmenter(backend), frames_of((4, 8)))
-    contestant.staged()
+    contestant.time_stages()
     assert contestant.laps == [
         {
             "preprocess": 0,

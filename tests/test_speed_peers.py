@@ -38,8 +38,8 @@ def test_a_peer_gives_eager_s_labels(contest, name):
     assert labels.dtype == expected.dtype
     assert (labels == expected).mean() > (0.95 if name == "openvino_bf16" else 0.999)
     peer.take_noise()
-    peer.queued(2)
-    peer.staged()
+    peer.run_queued(2)
+    peer.time_stages()
     assert set(peer.laps[0]) == set(eager.laps[0] if eager.laps else peer.laps[0])
     assert peer.subject.peer
     assert peer.subject.runner != eager.subject.runner
@@ -80,8 +80,8 @@ def test_peers_take_a_batch(batched, name):
         assert (labels == own).mean() > 0.995
     assert (found[0] != found[1]).any()
     peer.take_noise()
-    assert tuple(peer.queued(1).shape) == (3, *SIZE)
-    peer.staged()
+    assert tuple(peer.run_queued(1).shape) == (3, *SIZE)
+    peer.time_stages()
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_the_papers_protocol_times_pixels_to_labels(contest, monkeypatch):
         monkeypatch.setattr(
             eager, name, lambda given, real=real, name=name: (steps.append(name), real(given))[1]
         )
-    labels = eager.queued(2)
+    labels = eager.run_queued(2)
     assert steps == ["_normalized", "_compute", "_labels"] * 2
     assert tuple(labels.shape) == (1, *SIZE)
 

@@ -63,6 +63,6 @@ def test_bf16_is_for_backends_that_compute_in_it(tmp_path):
 
 
 def test_an_absent_package_is_named_with_what_brings_it(monkeypatch):
-    monkeypatch.setattr(resolve, "installed", lambda backend: False)
+    monkeypatch.setattr(resolve, "is_installed", lambda backend: False)
     with pytest.raises(MissingPackage, match=r"pip install .*\[openvino\]"):
         planned(["csfcn_nano"], backends=["openvino"])

@@ -10,7 +10,14 @@ from conftest import ROOT
 from rtseg.errors import UsageError
 from rtseg.gpu import Gpu
 from rtseg.runtime import support
-from rtseg.runtime.support import GPUS, RUNTIMES, SOURCES, find_capability, supported, tensorrt_for
+from rtseg.runtime.support import (
+    GPUS,
+    RUNTIMES,
+    SOURCES,
+    find_capability,
+    find_support,
+    tensorrt_for,
+)
 
 H100 = Gpu(0, "NVIDIA H100", "9.0", "580.65", 80 << 30)
 T4 = replace(H100, name="Tesla T4", compute_capability="7.5")
@@ -20,10 +27,10 @@ T4 = replace(H100, name="Tesla T4", compute_capability="7.5")
 @pytest.mark.parametrize("gpu", GPUS)
 def test_every_gpu_has_an_answer_for_every_runtime(gpu: str, runtime: support.Runtime) -> None:
     """One that works, or what to install; and who says so."""
-    answer = supported(gpu, runtime)
+    answer = find_support(gpu, runtime)
     assert answer.works or (answer.why and answer.fix)
     assert answer.source in SOURCES[runtime]
-    assert any(supported(gpu, other).works for other in RUNTIMES)
+    assert any(find_support(gpu, other).works for other in RUNTIMES)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +52,7 @@ def test_an_unknown_gpu_is_told_the_known_ones() -> None:
 
 
 def test_where_rtx_does_not_run_the_full_package_is_named() -> None:
-    answer = supported(H100, "tensorrt_rtx")
+    answer = find_support(H100, "tensorrt_rtx")
     assert (answer.works, answer.fix) == (False, 'pip install "rtseg[tensorrt]"')
     assert tensorrt_for(H100) == 'pip install "rtseg[tensorrt]"'
     assert tensorrt_for("RTX 4090") == 'pip install "rtseg[tensorrt-rtx]"'
@@ -62,7 +69,7 @@ def test_where_rtx_does_not_run_the_full_package_is_named() -> None:
     ],
 )  # fmt: skip
 def test_versions_of_full_tensorrt(gpu: str, version: str, works: bool) -> None:
-    answer = supported(gpu, "tensorrt", version)
+    answer = find_support(gpu, "tensorrt", version)
     assert answer.works == works
     assert works or answer.fix
 
@@ -94,7 +101,7 @@ def test_the_extras_are_those_that_are_advised(monkeypatch: pytest.MonkeyPatch) 
     assert not any("rtx" in need for need in extras["tensorrt"])
     for runtime in RUNTIMES:
         for gpu in GPUS:
-            fix = supported(gpu, runtime).fix
+            fix = find_support(gpu, runtime).fix
             if "rtseg[" in fix:
                 assert fix.partition("[")[2].partition("]")[0] in extras
 

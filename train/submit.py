@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.datasets import SegmentationData
-from ..data.files import staged
+from ..data.files import stage_file
 from ..data.images import encode_png
 from ..errors import UsageError
 from .evaluate import Segment
@@ -34,7 +34,10 @@ def submit(
     table = np.zeros(256, np.uint8)
     table[: len(data.classes)] = data.classes.label_ids
     # Stored: PNGs are packed already.
-    with staged(archive) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
+    with (
+        stage_file(archive) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target,
+    ):
         for index in range(len(data)):
             labels = segment(data[index].image)
             target.writestr(f"{data.name(index)}_pred_labelIds.png", encode_png(table[labels]))

@@ -240,7 +240,7 @@ class BackendSpec:
     precisions: Mapping[str, tuple[str, str | None]]
 
     @property
-    def installed(self) -> bool:
+    def is_installed(self) -> bool:
         return any(map(importlib.util.find_spec, self.packages))
 
     @property
@@ -291,9 +291,9 @@ BACKENDS = {
 }  # fmt: skip
 
 
-def installed(backend: str) -> bool:
+def is_installed(backend: str) -> bool:
     """Whether a backend's package is there; nothing is imported."""
-    return BACKENDS[backend].installed
+    return BACKENDS[backend].is_installed
 
 
 def default_backends(kind: str) -> list[str]:
@@ -301,7 +301,7 @@ def default_backends(kind: str) -> list[str]:
     ranks = {
         name: rank for name, s in BACKENDS.items() if (rank := s.devices.get(kind)) is not None
     }
-    return sorted(filter(installed, ranks), key=ranks.__getitem__)
+    return sorted(filter(is_installed, ranks), key=ranks.__getitem__)
 
 
 def refuse_network(what: str | os.PathLike[str]) -> None:
@@ -351,7 +351,7 @@ def choose(path: Path, backend: str | None, device: str | None) -> str:
     # A device that none has ends in the fastest one's own error.
     able.sort(key=lambda name: BACKENDS[name].devices.get(kind or "cuda", 99) or 0)
     wanted = [backend] if backend else able
-    present = [name for name in wanted if installed(name)]
+    present = [name for name in wanted if is_installed(name)]
     if not present:
         spec = BACKENDS[wanted[0]]
         raise MissingPackage(f"{path.name} needs {spec.packages[-1]}: {spec.install}")
@@ -366,12 +366,12 @@ def choose_certifying(path: Path, backend: str | None, device: str | None) -> st
     known = [bound.arithmetic.partition(" ")[0] for bound in proof.bounds] if proof else []
     if backend is not None or name in known:
         return name
-    return next((each for each in known if each in BACKENDS and installed(each)), name)
+    return next((each for each in known if each in BACKENDS and is_installed(each)), name)
 
 
 def cuda_available() -> bool:
     """Whether ONNX Runtime here was built with CUDA and a GPU answers."""
-    if not installed("onnxruntime"):
+    if not is_installed("onnxruntime"):
         return False
     import onnxruntime
 

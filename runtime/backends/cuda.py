@@ -67,7 +67,7 @@ class Cuda:
     def free(self, address: int) -> None:
         self._call("cudaFree", address)
 
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
+    def allocate_pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
         """An array in page-locked host memory, which is freed with the last view of it."""
         kind = np.dtype(dtype)
         size = int(np.prod(shape)) * kind.itemsize

@@ -24,7 +24,7 @@ from ..argmax import LabelMaker
 from ..artifact import Card, read_card, read_sealed
 from ..onnx_metadata import coarse_graph
 from ..packages import INSTALL_CUDA, preload_cuda
-from ..support import INSTALL_ORT, supported
+from ..support import INSTALL_ORT, find_support
 from ..verify import prove_half, this_processor
 from .backend import (
     BACKENDS,
@@ -37,7 +37,7 @@ from .backend import (
     Scores,
     check_input,
     cuda_available,
-    installed,
+    is_installed,
     label_maker,
     leaves_out_argmax,
 )
@@ -136,7 +136,7 @@ class OnnxRuntime(Backend):
 
     def _prove_on_cpu(self, path: Path, threads: int) -> None:
         """Against OpenVINO in float32: ONNX Runtime has no other kernels for this graph here."""
-        if not installed("openvino"):
+        if not is_installed("openvino"):
             log.warning("%s is not proven in this CPU's float16: install openvino", path.name)
             return
         make: Any = BACKENDS["openvino"].load()
@@ -216,7 +216,7 @@ class OnnxRuntime(Backend):
             with contextlib.suppress(MissingPackage, ArtifactError):  # then by its own copies
                 self._cuda = Cuda(self.index)
                 self._stream = self._cuda.create_stream()
-                self._host = {n: self._cuda.pinned(*facts) for n, facts in kinds.items()}
+                self._host = {n: self._cuda.allocate_pinned(*facts) for n, facts in kinds.items()}
 
     def _prove_replay(self, threads: int, wanted: Mapping[str, bool]) -> str:
         """Hold a replay against a plain run, behind poisoned outputs; "on", or why it is off."""
@@ -319,7 +319,7 @@ class OnnxRuntime(Backend):
             return Diagnosis(versions, ("cuda", "cpu"))
         if not found:
             return Diagnosis(versions, ("cpu",))
-        fix = supported(found[0], "onnxruntime").fix
+        fix = find_support(found[0], "onnxruntime").fix
         fix = INSTALL_CUDA if fix == INSTALL_ORT else fix  # a Jetson has a wheel of its own
         return Diagnosis(versions, ("cpu",), "this build does not use the GPU", fix)
 

@@ -35,7 +35,7 @@ from ..argmax_torch import (
 )
 from ..artifact import Card, read_card
 from ..camera_torch import CameraFrames
-from ..support import supported
+from ..support import find_support
 from .backend import (
     Backend,
     Diagnosis,
@@ -352,7 +352,7 @@ class PyTorch(Backend):
             return Diagnosis(versions, ("cuda", "cpu"))
         if not found:
             return Diagnosis(versions, ("cpu",))
-        fix = f"see {supported(found[0], 'torch').fix}"
+        fix = f"see {find_support(found[0], 'torch').fix}"
         return Diagnosis(versions, ("cpu",), "this build does not use the GPU", fix)
 
     @classmethod

@@ -20,7 +20,7 @@ from ...gpu import Gpu, gpus
 from ..artifact import Card, EngineFacts, read_card, read_sealed
 from ..packages import cache_folder, import_package, make_log, slug
 from ..preflight import BINDINGS, Machine, check_machine, mend_bindings, this_machine
-from ..support import supported
+from ..support import find_support
 from ..verify import EngineHost, prove_once
 from .argmax_kernel import COARSE, LABELS, KernelFile, LabelKernel, kernel_path
 from .backend import Backend, Diagnosis, Image, Info, Labels
@@ -188,7 +188,7 @@ class TensorRT(Backend):
 
     def _pinned(self, name: str) -> NDArray[Any]:
         tensor = self._tensors[name]
-        return self._cuda.pinned(tensor.shape, tensor.dtype)
+        return self._cuda.allocate_pinned(tensor.shape, tensor.dtype)
 
     def _warm_up(self, cuda_graph: bool) -> str:
         """Run once, since lazy work of the first run cannot be captured, then capture."""
@@ -308,7 +308,7 @@ class TensorRT(Backend):
             return Diagnosis(versions, (), note, fix)
         able, notes, fix = [], [], ""
         for gpu in found:
-            answers = [supported(gpu, each.flavour, each.version) for each in machine.tensorrt]
+            answers = [find_support(gpu, each.flavour, each.version) for each in machine.tensorrt]
             best = next((answer for answer in answers if answer.works), answers[0])
             if best.works:
                 able.append(f"cuda:{gpu.index}")

@@ -25,7 +25,7 @@ def assess_health(loop: Loop) -> Health:
     # A start without inference is no failure; it is one once a mask was published, or once every
     # engine has to wait before its next try.
     unserved = loop.supervisor.serving() is None
-    if unserved and (loop.ages.count or loop.supervisor.exhausted()):
+    if unserved and (loop.ages.count or loop.supervisor.is_exhausted()):
         return Health(State.failed, (f"no inference serves: {_last_failure(loop)}", *_recent(loop)))
     if not loop.ages.count:
         return Health(State.starting, _starting(loop))

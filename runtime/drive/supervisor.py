@@ -86,7 +86,7 @@ class Supervisor:
         that did."""
         return {slot.role: slot.facts for slot in self.slots if slot.facts}
 
-    def exhausted(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether no engine serves, and none may be started yet."""
         now = self.clock.now_ns()
         waiting = [p.due_ns is not None and p.due_ns > now for p in self.slots]

@@ -55,7 +55,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.files import staged
+from ...data.files import stage_file
 from ...data.frames import AGE_SOURCES
 from ...errors import UsageError
 from ..drive.messages import Message, Result, StatusKind
@@ -127,7 +127,7 @@ class Ring:
     def _make(self, room: int) -> None:
         """A new file in the old one's place."""
         with ExitStack() as undo:
-            with staged(self.path, mode=0o600) as temporary:
+            with stage_file(self.path, mode=0o600) as temporary:
                 handle = os.open(temporary, os.O_RDWR)
                 undo.callback(os.close, handle)
                 # Locked before it has its name, so that no other writer can take it in between.
