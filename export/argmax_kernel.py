@@ -21,7 +21,7 @@ from onnx import TensorProto, numpy_helper
 
 from ..data.files import write_atomically
 from ..errors import ArtifactError, MissingPackage
-from ..runtime.artifact import Card, Enlargement
+from ..runtime.artifact import Card, Upsampling
 from ..runtime.backends.argmax_kernel import COARSE, LABELS, Call, KernelFile, runs_on
 from .graph import find_coarse, rename
 from .several_sizes import Size, merge_sizes
@@ -43,11 +43,11 @@ class CutGraph:
     Attributes:
         graph: gives COARSE in place of labels.
         shape, dtype: of COARSE, (N, C, h, w).
-        weight, bias: of the 1x1 convolution that read it, where `enlarge` is a shuffle.
+        weight, bias: of the 1x1 convolution that read it, where `upsampling` is a shuffle.
     """
 
     graph: onnx.ModelProto
-    enlarge: Enlargement
+    upsampling: Upsampling
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
     weight: Array | None = None
@@ -72,7 +72,7 @@ def cut_before_labels(
     first, *others = endings.values()
     whole = merge_sizes([e.graph for e in (first, *others)], card.sizes) if others else first.graph
     write_atomically(path, whole.SerializeToString())
-    card = card.model_copy(update={"outputs": (COARSE,), "enlarge": first.enlarge})
+    card = card.model_copy(update={"outputs": (COARSE,), "upsampling": first.upsampling})
 
     def kernels(compute_capabilities: Sequence[str]) -> dict[Size, bytes]:
         return {
@@ -96,9 +96,9 @@ def cut(graph: onnx.ModelProto) -> CutGraph:
             "the label kernel cannot make these labels: they are not the argmax of upsampled "
             "logits; export without --label-kernel"
         )
-    source, enlarge = found.tensor, found.enlarge
+    source, upsampling = found.tensor, found.upsampling
     weight = bias = None
-    if enlarge == "shuffle":
+    if upsampling == "shuffle":
         source, weight, bias = _head(graph, source)
     # The extractor takes types and shapes over only where the graph states them.
     typed = onnx.shape_inference.infer_shapes(graph, strict_mode=True)
@@ -107,7 +107,7 @@ def cut(graph: onnx.ModelProto) -> CutGraph:
     kind = part.graph.output[0].type.tensor_type
     shape = tuple(side.dim_value for side in kind.shape.dim)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
-    return CutGraph(part, enlarge, shape, dtype, _cast(weight, dtype), _cast(bias, dtype))
+    return CutGraph(part, upsampling, shape, dtype, _cast(weight, dtype), _cast(bias, dtype))
 
 
 def _head(graph: onnx.ModelProto, scores: str) -> tuple[str, Array, Array | None]:
@@ -166,7 +166,7 @@ def compile_kernel(
     from ..runtime.argmax_triton import bilinear_launch, named_strides, shuffled_launch
 
     if ending.weight is None:
-        launch = bilinear_launch(ending.shape, size, ending.enlarge)
+        launch = bilinear_launch(ending.shape, size, ending.upsampling)
         tables = launch.tables
     else:
         launch = shuffled_launch(ending.weight.shape, ending.shape, size)

@@ -32,7 +32,7 @@ def with_coarse(network: Network, card: Card) -> Card:
     with torch.inference_mode():
         head = network.forward_logits(torch.zeros(1, 3, *card.size))
         how: Any = run_to_last_upsample(network, head, *card.size)[1]
-    coarse = CoarseLogits(tensor=COARSE, enlarge=how) if how else None
+    coarse = CoarseLogits(tensor=COARSE, upsampling=how) if how else None
     return card.model_copy(update={"coarse": coarse})
 
 

@@ -18,7 +18,7 @@ from ..models import FrameToLabels, Network, deploy
 from ..models.onnx_file import OnnxNetwork
 from ..models.onnx_graph import KINDS, attributes, node_macs
 from ..models.own import OwnNetwork
-from ..runtime.artifact import Card, CoarseLogits, Enlargement, append_card
+from ..runtime.artifact import Card, CoarseLogits, Upsampling, append_card
 from ..runtime.onnx_metadata import GRAPH, field
 from .half import find_position_makers, to_half
 from .simplify import simplify
@@ -124,7 +124,7 @@ def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
 
 # What may stand between the argmax and the labels: it moves no class to another pixel.
 BESIDE_LABELS = ("Cast", "Squeeze", "Unsqueeze", "Identity")
-RESIZES: dict[bytes, Enlargement] = {
+RESIZES: dict[bytes, Upsampling] = {
     b"align_corners": "bilinear_aligned",
     b"half_pixel": "bilinear",
     b"pytorch_half_pixel": "bilinear",
@@ -154,16 +154,16 @@ def find_coarse(model: onnx.ModelProto) -> CoarseLogits | None:
         return None
     resize = makers.get(node.input[0])
     if resize is None or resize.op_type != "Resize":
-        return CoarseLogits(tensor=node.input[0], enlarge="shuffle")
+        return CoarseLogits(tensor=node.input[0], upsampling="shuffle")
     if shuffled:  # of labels that have the frame's size already
         return None
     facts = attributes(resize)
-    enlarge = RESIZES.get(facts.get("coordinate_transformation_mode", b"half_pixel"))
+    upsampling = RESIZES.get(facts.get("coordinate_transformation_mode", b"half_pixel"))
     plain = facts.get("mode") == b"linear" and not facts.get("antialias", 0)
     to_size = len(resize.input) == 4 and resize.input[3]  # not by a factor, which may round
-    if not (enlarge and plain and to_size):
+    if not (upsampling and plain and to_size):
         return None
-    return CoarseLogits(tensor=resize.input[0], enlarge=enlarge)
+    return CoarseLogits(tensor=resize.input[0], upsampling=upsampling)
 
 
 def _takes_only_plane(node: onnx.NodeProto, held: Mapping[str, TensorProto]) -> bool:

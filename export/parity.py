@@ -151,13 +151,13 @@ def prove_artifact(
     def served(slot: int) -> Logits | None:
         if maker is None:
             return None
-        return expected.upsample_coarse(maker.coarse[slot], maker.enlarge)
+        return expected.upsample_coarse(maker.coarse[slot], maker.upsampling)
 
     def answer(frame: Image, wanted: bool) -> Answer:
         wanted = wanted or not card.gives_labels
         read = scores(frame) if scores and wanted else None
         if read is not None and kind.gives_coarse and card.coarse is not None:
-            whole = [expected.upsample_coarse(each, card.coarse.enlarge) for each in read]
+            whole = [expected.upsample_coarse(each, card.coarse.upsampling) for each in read]
             read = np.stack(whole)
         if read is not None and not card.gives_labels:
             return None, read

@@ -64,7 +64,7 @@ def to_integer_logits(
     from .quantize import to_integer_form
 
     found = find_coarse(plain)
-    if found is None or found.enlarge == "shuffle":
+    if found is None or found.upsampling == "shuffle":
         raise ExportError(
             f"qnn leaves the last resize to the host, and {card.model} does not end in a bilinear "
             "one: choose onnx, openvino or tensorrt"
@@ -83,7 +83,7 @@ def to_integer_logits(
     typed = onnx.shape_inference.infer_shapes(whole, strict_mode=True)
     part = onnx.utils.Extractor(typed).extract_model(["frame"], [f"{found.tensor}/integer"])
     rename(part.graph, f"{found.tensor}/integer", COARSE)
-    coarse = CoarseLogits(tensor=COARSE, enlarge=found.enlarge, scale=scale, zero=zero)
+    coarse = CoarseLogits(tensor=COARSE, upsampling=found.upsampling, scale=scale, zero=zero)
     return part, card.model_copy(update={"int8": facts, "coarse": coarse})
 
 

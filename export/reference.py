@@ -24,7 +24,7 @@ from ..models import Network
 from ..models.pipeline import normalize_frame
 from ..models.preprocessing import OwnInput, Preprocess
 from ..reporting import Progress
-from ..runtime.artifact import Card, Enlargement
+from ..runtime.artifact import Card, Upsampling
 from ..runtime.preprocess_facts import PreprocessFacts
 from ..runtime.verify import MARGIN_STEPS, Reference
 
@@ -217,7 +217,7 @@ class ReferenceOutputs:
             truth=[self.truth[i] for i in places],
         )
 
-    def upsample_coarse(self, coarse: NDArray[np.generic], how: Enlargement) -> Logits:
+    def upsample_coarse(self, coarse: NDArray[np.generic], how: Upsampling) -> Logits:
         """Coarse logits (channels, h, w) as `LabelMaker` enlarges them, (K, H, W) float32."""
         tensor, size = torch.from_numpy(np.asarray(coarse, np.float32))[None], self.size
         if how == "shuffle":

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError
-from .artifact import Enlargement
+from .artifact import Upsampling
 
 Labels = NDArray[np.uint8]  # (N, H, W) class ids
 Floats = NDArray[np.float32]
@@ -55,14 +55,14 @@ def compiled_available() -> bool:
 
 
 def classes_and_factor(
-    shape: tuple[int, ...], size: tuple[int, int], enlarge: Enlargement
+    shape: tuple[int, ...], size: tuple[int, int], upsampling: Upsampling
 ) -> tuple[int, int | None]:
     """(classes, factor of a pixel shuffle) of coarse logits (N, channels, h, w) for a frame's size.
 
     Raises ArtifactError if the two do not fit each other.
     """
     _, channels, height, width = shape
-    if enlarge != "shuffle":
+    if upsampling != "shuffle":
         return channels, None
     factor = size[0] // height
     if (height * factor, width * factor) != size or channels % factor**2:
@@ -99,7 +99,7 @@ class Certificate:
 class LabelMaker:
     """Coarse logits (N, channels, h, w) of one shape -> labels (N, H, W) uint8.
 
-    enlarge: as the card says. threads: CPU threads to share the rows among. Compiles on creation,
+    upsampling: as the card says. threads: of the CPU, that share the rows. Compiles on creation,
     or takes the compiled code of an earlier one from the cache; a call allocates nothing of the
     frame's size, and the next one overwrites its labels. Not thread-safe.
 
@@ -110,15 +110,15 @@ class LabelMaker:
         self,
         shape: tuple[int, ...],
         size: tuple[int, int],
-        enlarge: Enlargement,
+        upsampling: Upsampling,
         threads: int = 1,
     ):
         if not compiled_available():
             raise ArtifactError('labels of coarse logits need numba: pip install "rtseg[fast]"')
-        classes, self.factor = classes_and_factor(shape, size, enlarge)
+        classes, self.factor = classes_and_factor(shape, size, upsampling)
         if classes > MOST_CLASSES:
             raise ArtifactError(f"labels are uint8: {classes} classes are more than {MOST_CLASSES}")
-        self.shape, self.enlarge, self.threads = shape, enlarge, max(1, threads)
+        self.shape, self.upsampling, self.threads = shape, upsampling, max(1, threads)
         self.labels: Labels = np.empty((shape[0], *size), np.uint8)
         self.most_mixed = MOST_MIXED
         self.uniform = 1.0  # share of the last call's cells whose corners have one argmax
@@ -127,7 +127,7 @@ class LabelMaker:
         self.confidence: Labels = np.empty((shape[0], 0, size[1]), np.uint8)
         self._certify: Certificate | None = None
         if self.factor is None:
-            aligned = enlarge == "bilinear_aligned"
+            aligned = upsampling == "bilinear_aligned"
             self.rows, self.columns = (
                 Axis(coarse, fine, aligned) for coarse, fine in zip(shape[2:], size, strict=True)
             )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ArtifactError
 from .argmax import LabelMaker, compiled_available
-from .artifact import Enlargement
+from .artifact import Upsampling
 
 TURNS = 15  # of each way, when they are timed
 Maker = Callable[[Tensor], Tensor]  # coarse logits, or a head's features -> labels (N, H, W)
@@ -25,9 +25,9 @@ class CpuLabels:
     """`LabelMaker` for tensors on the CPU. The next call overwrites the labels."""
 
     def __init__(
-        self, shape: tuple[int, ...], size: tuple[int, int], enlarge: Enlargement, threads: int
+        self, shape: tuple[int, ...], size: tuple[int, int], upsampling: Upsampling, threads: int
     ):
-        self.maker = LabelMaker(shape, size, enlarge, threads)
+        self.maker = LabelMaker(shape, size, upsampling, threads)
         self.labels = torch.from_numpy(self.maker.labels)
 
     def __call__(self, coarse: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def find_missing_package(device: torch.device) -> str | None:
 def make_label_maker(
     coarse: Tensor,
     size: tuple[int, int],
-    enlarge: Enlargement,
+    upsampling: Upsampling,
     threads: int,
     head: nn.Conv2d | None = None,
 ) -> Maker:
@@ -58,11 +58,11 @@ def make_label_maker(
     """
     shape = tuple(coarse.shape)
     if coarse.device.type != "cuda":
-        return CpuLabels(shape, size, enlarge, threads)
+        return CpuLabels(shape, size, upsampling, threads)
     from .argmax_triton import BilinearLabels, ShuffledLabels
 
-    if enlarge != "shuffle":
-        return BilinearLabels(shape, size, enlarge, coarse.device)
+    if upsampling != "shuffle":
+        return BilinearLabels(shape, size, upsampling, coarse.device)
     if head is None:
         raise ArtifactError(
             "on a GPU shuffled labels are made by the head, and this one is unknown"

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..errors import ArtifactError
 from .argmax import MOST_CLASSES, Axis
-from .artifact import Enlargement
+from .artifact import Upsampling
 from .packages import writable_cache
 
 # Triton's own folder lies in the home, which may be read-only; it looks here when it compiles.
@@ -158,11 +158,13 @@ def named_strides(strides: Sequence[int]) -> dict[str, int]:
     return dict(zip(("stride_n", "stride_c", "stride_y", "stride_x"), strides, strict=True))
 
 
-def bilinear_launch(shape: tuple[int, ...], size: tuple[int, int], enlarge: Enlargement) -> Launch:
+def bilinear_launch(
+    shape: tuple[int, ...], size: tuple[int, int], upsampling: Upsampling
+) -> Launch:
     """For logits of `shape` (N, K, h, w) and a frame of `size` (H, W). Raises ArtifactError for
     more classes than uint8 holds."""
     _check_classes(shape[1])
-    aligned = enlarge == "bilinear_aligned"
+    aligned = upsampling == "bilinear_aligned"
     rows, columns = (Axis(a, b, aligned) for a, b in zip(shape[2:], size, strict=True))
     pieces = [
         (y, min(MOST_ROWS, end - y), upper, lower)
@@ -247,7 +249,7 @@ class _Launched:
 class BilinearLabels(_Launched):
     """Coarse logits (N, K, h, w) -> labels (N, H, W) uint8 on the same device.
 
-    shape: of the logits; size: (H, W); enlarge: "bilinear" or "bilinear_aligned", as the card
+    shape: of the logits; size: (H, W); upsampling: "bilinear" or "bilinear_aligned", as the card
     says. Logits may be float32, float16 or bfloat16 and of any layout. The next call overwrites
     the labels. Raises ArtifactError for more classes than uint8 holds.
     """
@@ -256,12 +258,12 @@ class BilinearLabels(_Launched):
         self,
         shape: tuple[int, ...],
         size: tuple[int, int],
-        enlarge: Enlargement,
+        upsampling: Upsampling,
         device: torch.device,
     ):
-        if enlarge == "shuffle":
+        if upsampling == "shuffle":
             raise ValueError("shuffled logits are not bilinear: use ShuffledLabels")
-        launch = bilinear_launch(shape, size, enlarge)
+        launch = bilinear_launch(shape, size, upsampling)
         tables = {name: torch.tensor(table, device=device) for name, table in launch.tables.items()}
         super().__init__(launch, tables, shape, size, device)
 

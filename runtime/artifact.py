@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..data.camera_formats import CameraFormat, check_format, frame_shape, from_bgr
 from ..data.classes import ClassSet
@@ -34,7 +34,8 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 ROUNDED: tuple[Precision, ...] = ("int8", "fp8")  # by calibrated ranges
 # How coarse logits become the frame's size: a bilinear resize of (1, K, h, w), without or with
 # corners aligned, or a pixel shuffle of (1, K * factor^2, h, w).
-Enlargement = Literal["bilinear", "bilinear_aligned", "shuffle"]
+Upsampling = Literal["bilinear", "bilinear_aligned", "shuffle"]
+_ENLARGE = "enlarge"  # its name in files: cards that older versions wrote are read, and they ours
 LARGEST = 1 << 14  # pixels of a side
 MOST_SIZES = 8  # of one file
 MOST_BATCH = 32  # frames; a vehicle has fewer cameras, and a graph holds tables for each
@@ -50,7 +51,7 @@ _DIGEST = re.compile(rb'\{"digest":"([0-9a-f]{64})",')
 
 class _Facts(BaseModel):
     # A field that is not known here was written by a newer version: refused, not half understood.
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class Proof(_Facts):
@@ -121,14 +122,14 @@ class CoarseLogits(_Facts):
     """What the last upsampling before the argmax reads, for backends that take the argmax
     themselves (`argmax.py`).
 
-    tensor: its name in the graph; enlarge: what follows it there, a shuffle of (1, K, factor^2, h,
+    tensor: its name in the graph; upsampling: what follows there, a shuffle of (1, K, factor^2, h,
     w) or a resize of (1, K, h, w). parts: of an ONNX file, the ends of the model's head, of the
     graph's tag and of what `tensor` and the outputs but "labels" are made of, in bytes. scale,
     zero: of logits that an NPU gives as integers, one for all classes.
     """
 
     tensor: str
-    enlarge: Enlargement
+    upsampling: Upsampling = Field(validation_alias=_ENLARGE, serialization_alias=_ENLARGE)
     parts: tuple[int, int, int] | None = None
     scale: float | None = None
     zero: int | None = None
@@ -149,7 +150,7 @@ class Card(_Facts):
         pad_color: RGB beside such a frame; None: black.
         outputs: "labels" (uint8, N x H x W), "logits" (the network's own, float), "coarse" (of an
             engine: what its label kernel reads, float).
-        enlarge: of "coarse", which upsampling that kernel replaces.
+        upsampling: of "coarse", which upsampling that kernel replaces.
         coarse: what backends read that take the argmax themselves.
         classes, palette, label_ids: by class id, names, colors (RGB) and the data set's own ids.
         class_set: the name of these classes.
@@ -180,7 +181,9 @@ class Card(_Facts):
     pad_color: Color | None = None
     precision: Precision
     outputs: tuple[Literal["labels", "logits", "coarse"], ...]
-    enlarge: Enlargement | None = None
+    upsampling: Upsampling | None = Field(
+        default=None, validation_alias=_ENLARGE, serialization_alias=_ENLARGE
+    )
     coarse: CoarseLogits | None = None
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
@@ -290,7 +293,7 @@ class Card(_Facts):
 
     def to_json(self) -> str:
         """JSON that begins with the digest of all that follows."""
-        body = self.model_dump_json(exclude_none=True)
+        body = self.model_dump_json(exclude_none=True, by_alias=True)
         return f'{{"digest":"{_sha256(body.encode())}",{body[1:]}'
 
     @classmethod

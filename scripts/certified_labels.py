@@ -120,7 +120,7 @@ def measure_case(
         differ += int(other.sum())
         wrong += int((other & details.certified).sum())
         if logits is not None:
-            ours = expected.upsample_coarse(maker.coarse[0], maker.enlarge)
+            ours = expected.upsample_coarse(maker.coarse[0], maker.upsampling)
             halved = find_halved_lead(ours, logits)
             largest, beyond = max(largest, halved), beyond + (halved > bound.lead)
             second, first = np.partition(ours, -2, axis=0)[-2:]

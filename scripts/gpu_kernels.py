@@ -105,18 +105,18 @@ def driver(job: Job) -> None:
         cuda_module._bindings = lambda api="runtime": world.api[api]
     cuda = cuda_module.Cuda(job.index)
     facts: dict[str, Any] = {"gpu": cuda.name, "compute_capability": cuda.compute_capability}
-    for enlarge in ("bilinear", "bilinear_aligned"):
-        with job.part(kernel=enlarge):
-            ending = CutGraph(None, enlarge, COARSE_SHAPE, np.dtype(np.float16))  # type: ignore[arg-type]
+    for upsampling in ("bilinear", "bilinear_aligned"):
+        with job.part(kernel=upsampling):
+            ending = CutGraph(None, upsampling, COARSE_SHAPE, np.dtype(np.float16))  # type: ignore[arg-type]
             file = compile_kernel(ending, SIZE, [cuda.compute_capability])
             PretendedKernel(world, file)
             inputs = [coarse_logits(picture(seed)) for seed in range(3)]
-            expected = [plain(each, SIZE, enlarge == "bilinear_aligned") for each in inputs]
+            expected = [plain(each, SIZE, upsampling == "bilinear_aligned") for each in inputs]
             free = None if job.dry else cuda.free_bytes()
             wrong = [run_kernel(cuda, file, inputs, expected, SIZE) for _ in range(3)]
             if free is not None:
                 facts["bytes_not_given_back"] = free - cuda.free_bytes()
-            job.row(kernel=enlarge, wrong_pixels=wrong, **facts)
+            job.row(kernel=upsampling, wrong_pixels=wrong, **facts)
     if job.dry:
         job.row(alive=world.cuda.alive, modules=len(world.driver.modules))
 

@@ -37,8 +37,8 @@ def bilinear(
     size = 2 * factor, (130 // factor + 2) * factor
     if how.get("dtype", "float32") != "float32":
         given = torch.from_numpy(given).to(getattr(torch, how["dtype"])).float().numpy()
-    enlarge = "bilinear_aligned" if aligned else "bilinear"
-    defaults = {"dtype": "float32", "channels_last": False, "enlarge": enlarge, "size": size}
+    upsampling = "bilinear_aligned" if aligned else "bilinear"
+    defaults = {"dtype": "float32", "channels_last": False, "upsampling": upsampling, "size": size}
     return Case(given, plain(given, size, aligned), defaults | how)
 
 
@@ -55,7 +55,7 @@ def shuffled(
     full = torch.nn.functional.conv2d(*map(torch.from_numpy, (given, *arrays.values())))
     expected = torch.pixel_shuffle(full, factor).argmax(1).numpy()
     defaults = {
-        "dtype": "float32", "channels_last": False, "enlarge": "shuffle",
+        "dtype": "float32", "channels_last": False, "upsampling": "shuffle",
         "size": (5 * factor, 7 * factor),
     }  # fmt: skip
     return Case(given, expected, defaults | how, arrays)
@@ -127,7 +127,7 @@ def labels_on(case: Case, device: Any) -> Any:
         bias = parts[1] if len(parts) > 1 else None
         make: Any = ShuffledLabels(parts[0], bias, tuple(given.shape), size)
     else:
-        make = BilinearLabels(tuple(given.shape), size, case.how["enlarge"], given.device)
+        make = BilinearLabels(tuple(given.shape), size, case.how["upsampling"], given.device)
     return make(given).cpu().numpy()
 
 

@@ -13,6 +13,7 @@ from rtseg.errors import ArtifactError
 from rtseg.runtime import load
 from rtseg.runtime.artifact import (
     Card,
+    CoarseLogits,
     EngineFacts,
     Int8Facts,
     Proof,
@@ -58,6 +59,17 @@ CARD = Card(
 
 def test_an_engine_whose_driver_is_not_known_is_read_back() -> None:
     assert Card.from_json(CARD.to_json()) == CARD
+
+
+def test_the_kind_of_upsampling_keeps_its_name_in_files() -> None:
+    """Earlier versions wrote `enlarge`, and refuse a card with a field that they do not know."""
+    coarse = CoarseLogits(tensor="x", upsampling="bilinear")
+    card = CARD.model_copy(update={"upsampling": "shuffle", "coarse": coarse})
+    text = card.to_json()
+    assert '"enlarge":"shuffle"' in text
+    assert '"enlarge":"bilinear"' in text
+    assert "upsampling" not in text
+    assert Card.from_json(text) == card
 
 
 @pytest.mark.parametrize("facts", [Card, EngineFacts, Int8Facts, Proof])

@@ -45,12 +45,12 @@ def by_definition(logits: Logits, size: tuple[int, int], aligned: bool) -> tuple
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("make", KINDS)
 def test_the_bitmap_is_that_of_its_definition(make: Any, aligned: bool) -> None:
-    enlarge: Any = "bilinear_aligned" if aligned else "bilinear"
+    upsampling: Any = "bilinear_aligned" if aligned else "bilinear"
     for classes, factor in ((2, 3), (11, 8), (19, 16)):
         logits = make((1, classes, 9, 11))
         size = 9 * factor, 11 * factor
         lead, largest = by_definition(logits, size, aligned)
-        maker = LabelMaker(logits.shape, size, enlarge)
+        maker = LabelMaker(logits.shape, size, upsampling)
         labels = maker(logits).copy()
         for bound in (0.0, float(np.quantile(lead, 0.3)), float(np.quantile(lead, 0.9))):
             maker.certify(Certificate(bound))

@@ -98,7 +98,7 @@ def test_logits_and_a_shuffled_end(tmp_path: Path) -> None:
     write_artifact(path, model, card)
     written = read_card(path)
     assert written.coarse is not None
-    assert written.coarse.enlarge == "shuffle"
+    assert written.coarse.upsampling == "shuffle"
     session = onnxruntime.InferenceSession(
         coarse_graph(path.read_bytes(), written), providers=["CPUExecutionProvider"]
     )
@@ -144,7 +144,7 @@ def argmax(source: str = "full", **attributes: Any) -> list[onnx.NodeProto]:
 
 
 @pytest.mark.parametrize(
-    ("attributes", "enlarge"),
+    ("attributes", "upsampling"),
     [
         ({"mode": "linear"}, "bilinear"),
         ({"mode": "linear", "coordinate_transformation_mode": "align_corners"}, "bilinear_aligned"),
@@ -155,13 +155,13 @@ def argmax(source: str = "full", **attributes: Any) -> list[onnx.NodeProto]:
     ],
 )
 def test_only_a_bilinear_end_is_left_out(
-    attributes: dict[str, Any], enlarge: str | None, tmp_path: Path
+    attributes: dict[str, Any], upsampling: str | None, tmp_path: Path
 ) -> None:
     model = labeled(resize(**attributes), *argmax())
     path = tmp_path / "some.onnx"
     write_artifact(path, model, CARD)
     card: Card = read_card(path)
-    assert (card.coarse and card.coarse.enlarge) == enlarge
+    assert (card.coarse and card.coarse.upsampling) == upsampling
     if card.coarse:
         graph = onnx.load_from_string(coarse_graph(path.read_bytes(), card)).graph
         assert [node.op_type for node in graph.node] == ["Relu"]

@@ -79,7 +79,7 @@ def test_both_methods_are_proven_and_share_their_weights(made: Any) -> None:
     assert made.card.proof.passed
     assert made.card.proof.logits_error < 1e-3
     assert len(made.results) == (2 if compiled_available() else 1)
-    assert made.card.coarse.enlarge == "bilinear_aligned"
+    assert made.card.coarse.upsampling == "bilinear_aligned"
     # In float32, four bytes each: a second copy of them would show.
     assert made.path.stat().st_size < 1.5 * 4 * made.card.params
     assert made.card.tools["executorch"]
@@ -128,7 +128,7 @@ def test_a_damaged_program_is_one_line(made: Any, tmp_path: Path) -> None:
 
 
 class Plain(nn.Module):
-    """Logits of the frame's size: nothing is left to enlarge."""
+    """Logits of the frame's size: nothing is left to upsample."""
 
     def __init__(self, odd: bool = False):
         super().__init__()

@@ -53,8 +53,8 @@ def triton_cache(tmp_path_factory):
 
 
 def bilinear(aligned=False):
-    enlarge = "bilinear_aligned" if aligned else "bilinear"
-    return CutGraph(onnx.ModelProto(), enlarge, COARSE_SHAPE, np.dtype(np.float16))
+    upsampling = "bilinear_aligned" if aligned else "bilinear"
+    return CutGraph(onnx.ModelProto(), upsampling, COARSE_SHAPE, np.dtype(np.float16))
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["half pixel", "aligned"])
@@ -75,7 +75,7 @@ def test_a_graph_is_cut_before_its_resize():
     ending = cut(graph)
     (coarse,) = run(ending.graph)
     assert (coarse.shape, coarse.dtype) == (ending.shape, ending.dtype)
-    labels = LabelMaker(ending.shape, FRAME.shape[1:3], ending.enlarge)(coarse)
+    labels = LabelMaker(ending.shape, FRAME.shape[1:3], ending.upsampling)(coarse)
     assert (labels == run(graph)[0]).mean() > 0.9999
 
 
@@ -83,7 +83,7 @@ def test_a_shuffled_head_is_cut_off_with_its_weights():
     graph = to_onnx(build_untrained("csfcn", 19), FRAME.shape[1:3], "fp16", ("labels",))
     ending = cut(graph)
     (features,) = run(ending.graph)
-    assert (features.shape, ending.enlarge) == (ending.shape, "shuffle")
+    assert (features.shape, ending.upsampling) == (ending.shape, "shuffle")
     assert ending.weight.dtype == ending.bias.dtype == ending.dtype == features.dtype
     labels, expected = by_hand(ending, features), run(graph)[0]
     assert labels.shape == expected.shape
@@ -323,7 +323,7 @@ def test_an_engine_with_its_kernel(name, tmp_path):
     assert artifact.path.name == f"{name}_64x128_fp16_kernel.engine"
     card = read_card(artifact.path)
     assert card.outputs == ("coarse",)
-    assert card.enlarge == ("shuffle" if name == "csfcn" else "bilinear")
+    assert card.upsampling == ("shuffle" if name == "csfcn" else "bilinear")
     verify_artifact(artifact.path, card)
     beside = kernel_path(artifact.path)
     assert card.files[beside.name] == hashlib.sha256(beside.read_bytes()).hexdigest()

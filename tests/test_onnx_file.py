@@ -117,7 +117,7 @@ def test_the_last_resize_is_left_to_the_argmax(name: str, tmp_path: Path) -> Non
     graph = to_onnx(model.network, SIZE, "fp32", ("labels",))
     coarse = find_coarse(graph)
     assert coarse is not None
-    assert coarse.enlarge == ("bilinear_aligned" if "aligned" in name else "bilinear")
+    assert coarse.upsampling == ("bilinear_aligned" if "aligned" in name else "bilinear")
     kinds = [node.op_type for node in graph.graph.node]
     assert kinds.count("Resize") == 1
     assert not {"Softmax", "Sigmoid", "Shape", "Slice"} & set(kinds)

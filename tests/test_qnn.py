@@ -68,7 +68,7 @@ def test_the_graph_ends_at_rounded_coarse_logits(rounded: Any) -> None:
     frame = fit_frame(read_shipped_frames().frames[0][1], SIZE, "letterbox")[None]
     (labels,) = run(plain, frame)
     (logits,) = run(graph, frame)
-    aligned = card.coarse.enlarge == "bilinear_aligned"
+    aligned = card.coarse.upsampling == "bilinear_aligned"
     ours = exact_labels(logits, SIZE, align_corners=aligned)
     assert (ours == labels).mean() > 0.95
     other = exact_labels(logits, SIZE, align_corners=not aligned)

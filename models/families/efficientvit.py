@@ -162,11 +162,11 @@ class EfficientViT(Network):
         deep, middle, fine = (
             inlet(x) for inlet, x in zip(self.inlets, features[:0:-1], strict=True)
         )
-        x = _enlarge(deep, 4) + _enlarge(middle, 2) + fine
+        x = _upsample(deep, 4) + _upsample(middle, 2) + fine
         return self.classifier(self.hidden(self.middle(x)))
 
 
-def _enlarge(x: Tensor, factor: int) -> Tensor:
+def _upsample(x: Tensor, factor: int) -> Tensor:
     """Bicubic, as the reference does it. In float32, which it insists on too."""
     return F.interpolate(x.float(), scale_factor=factor, mode="bicubic").to(x.dtype)
 

@@ -430,7 +430,7 @@ def leaves_out_argmax(card: Card, argmax: str | None) -> bool:
     # Outside it was 1.4 to 1.8 times as fast (docs/speed-notes.md). Shuffled logits are as large as
     # the frame's: csfcn at 256x512, one thread, took 318 ms whole and 309 cut in ONNX Runtime, 284
     # and 257 in OpenVINO fp32, 66 and 81 in bf16.
-    return argmax == "runtime" or (compiled_available() and coarse.enlarge != "shuffle")
+    return argmax == "runtime" or (compiled_available() and coarse.upsampling != "shuffle")
 
 
 def label_maker(card: Card, shape: Sequence[int], threads: int) -> LabelMaker:
@@ -439,4 +439,4 @@ def label_maker(card: Card, shape: Sequence[int], threads: int) -> LabelMaker:
     if len(shape) == 5:
         # A graph that shuffles takes its argmax over (N, K, factor^2, h, w).
         shape = (shape[0], shape[1] * shape[2], *shape[3:])
-    return LabelMaker(tuple(shape), card.size, card.coarse.enlarge, threads)
+    return LabelMaker(tuple(shape), card.size, card.coarse.upsampling, threads)

@@ -51,8 +51,8 @@ class Qnn(Backend):
         if device not in (None, "cpu"):
             raise ArtifactError(f"a QNN context binary runs on its HTP, not on {device!r}")
         self.card = (card or read_card(path)).at(size)
-        if self.card.coarse is None or self.card.coarse.enlarge == "shuffle":
-            raise ArtifactError(f"{path} names no logits to enlarge: export it again")
+        if self.card.coarse is None or self.card.coarse.upsampling == "shuffle":
+            raise ArtifactError(f"{path} names no logits to upsample: export it again")
         self._coarse = self.card.coarse
         self.session = open_session(read_sealed(path, self.card), str(path))
         check_input(path, self.card, self.session.get_inputs()[0].shape)
@@ -76,7 +76,7 @@ class Qnn(Backend):
 
     def compute(self) -> None:
         (logits,) = self.session.run([self._coarse.tensor], {"frame": self._image})
-        aligned = self._coarse.enlarge == "bilinear_aligned"
+        aligned = self._coarse.upsampling == "bilinear_aligned"
         # One scale and zero point for all classes: they change no argmax.
         exact_labels(logits, self.card.size, align_corners=aligned, out=self._labels)
 

@@ -1,6 +1,6 @@
 """Accuracy by the way from an NPU's int8 logits to labels: exact, or one of the usual shortcuts.
 
-    python scripts/argmax_then_enlarge.py csfcn_nano:camvid --root data/camvid
+    python scripts/argmax_then_upsample.py csfcn_nano:camvid --root data/camvid
 
 The network runs in float32; its coarse logits are rounded to int8 by one scale, as an NPU's output
 is. Prints mIoU over all pixels and in the band of 3 pixels on each side of the truth's borders.
@@ -29,7 +29,7 @@ from rtseg.train.evaluate import Confusion, percent
 Array = Any
 
 
-def enlarge(logits: Array, size: tuple[int, int], aligned: bool) -> Array:
+def upsample(logits: Array, size: tuple[int, int], aligned: bool) -> Array:
     """(K, h, w) -> (K, H, W) float32."""
     given = torch.from_numpy(logits[None].astype(np.float32))
     full = torch.nn.functional.interpolate(given, size, mode="bilinear", align_corners=aligned)
@@ -47,8 +47,8 @@ def ways(scale: float, aligned: bool) -> dict[str, Callable[[Array, tuple[int, i
         return np.clip(np.rint(logits / scale), -128, 127).astype(np.int8)
 
     return {
-        "float32 logits, enlarged, argmax": lambda logits, size: (
-            enlarge(logits, size, aligned).argmax(0).astype(np.uint8)
+        "float32 logits, upsampled, argmax": lambda logits, size: (
+            upsample(logits, size, aligned).argmax(0).astype(np.uint8)
         ),
         "int8 logits, `exact_labels`": lambda logits, size: exact_labels(
             rounded(logits), size, align_corners=aligned
@@ -56,10 +56,10 @@ def ways(scale: float, aligned: bool) -> dict[str, Callable[[Array, tuple[int, i
         "int8 logits, `exact_labels`, the wrong corners": lambda logits, size: exact_labels(
             rounded(logits), size, align_corners=not aligned
         ),
-        "int8 logits, enlarged and rounded to int8, argmax": lambda logits, size: (
-            np.rint(enlarge(rounded(logits), size, aligned)).argmax(0).astype(np.uint8)
+        "int8 logits, upsampled and rounded to int8, argmax": lambda logits, size: (
+            np.rint(upsample(rounded(logits), size, aligned)).argmax(0).astype(np.uint8)
         ),
-        "int8 logits, argmax, labels enlarged": lambda logits, size: repeat(
+        "int8 logits, argmax, labels upsampled": lambda logits, size: repeat(
             rounded(logits).argmax(0).astype(np.uint8), size
         ),
     }
@@ -67,7 +67,7 @@ def ways(scale: float, aligned: bool) -> dict[str, Callable[[Array, tuple[int, i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="a network whose logits are enlarged bilinearly")
+    parser.add_argument("model", help="a network whose logits are upsampled bilinearly")
     parser.add_argument("--root", type=Path, required=True, help="CamVid's folder")
     parser.add_argument("--split", default="val")
     asked = parser.parse_args()
@@ -86,7 +86,7 @@ def main() -> None:
         truths.append(sample.label)
     how = find_last_upsample(network, size)
     if how not in ("bilinear", "bilinear_aligned"):
-        raise UsageError(f"{asked.model} does not enlarge its logits bilinearly but by {how}")
+        raise UsageError(f"{asked.model} does not upsample its logits bilinearly but by {how}")
     scale = max(float(np.abs(each).max()) for each in frames) / 127
     rows: list[list[object]] = []
     found = ways(scale, how == "bilinear_aligned")
