@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import time
-from contextlib import ExitStack, closing
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Argument, Option
 
-from ..errors import UsageError
 from ._console import JobFailed, note, show, working
 from ._options import (
     LIVE,
@@ -100,7 +96,7 @@ def drive(
             help="Limit of a picture fault: black=20, torn=off, or off for all; may be repeated.",
         ),
     ] = None,
-    to: Annotated[
+    out: Annotated[
         list[Path] | None,
         in_group(
             RESULTS,
@@ -198,158 +194,51 @@ def drive(
     """
     from rich.console import Group
 
-    from ..data.images import blend
-    from ..data.playback import request_format
-    from ..resolve import BEST_TO_DRIVE, resolve_artifact, uses_gpu
-    from ..runtime import Drive, DriveLimits, read_card
-    from ..runtime.backends.backend import choose_certifying
-    from ..runtime.drive.certified_share import parse_corridor
-    from ..runtime.drive.continuous_proof import VerifyPace, open_proof
-    from ..runtime.drive.drive import NOT_STEADY, build_artifact_task
-    from ..runtime.drive.faults import (
-        FaultPlan,
-        FaultySink,
-        FaultySource,
-        check_cameras,
-        read_plan,
-        with_faults,
-    )
-    from ..runtime.drive.health_server import HealthPoint
-    from ..runtime.drive.page_server import check_place
-    from ..runtime.drive.picture_faults import read_limits
-    from ..runtime.drive.realtime import RealtimeOptions
-    from ..runtime.drive.report import describe_job, judge_faults, write_report
-    from ..runtime.packages import cache_folder
-    from ..runtime.provenance import ServedArtifact
-    from ..runtime.sinks import open_sinks
-    from ..runtime.sinks.black_box import BlackBox
-    from ._cameras import open_cameras
+    from ..drive_job import open_drive
 
-    models = model or [BEST_TO_DRIVE]
-    if len(models) > 1 and deadline is None:
-        raise UsageError("a ladder of several models works for a deadline: give --deadline MS")
-    every_frame = rate == 0
-    if max_age is None and not every_frame:
-        max_age = DriveLimits.max_age_ms
-    pictures = read_limits(picture_check or [])
-    limits = DriveLimits(max_age_ms=max_age, deadline_ms=deadline)
-    pace = VerifyPace.parse(verify_every or "30")
-    metrics_at: int | str = 0
-    if metrics is not None:  # before models are exported, which may take minutes
-        metrics_at = int(metrics) if metrics.isdecimal() else metrics
-        check_place(metrics_at, health_host, token)
-    sources = open_cameras(source, rate, loop, topic)
-    names = [name for name in sources if name]
-    if corridor is not None and not certify:
-        raise UsageError("a corridor is of certified pixels: add --certify")
-    if (verify_every or evidence) and not verify_with:
-        raise UsageError("frames are verified by a second artifact: give --verify-with ARTIFACT")
-    if steady and black_box:  # before the box makes its folder
-        raise UsageError(NOT_STEADY)
-    inside = parse_corridor(corridor) if corridor is not None else ()
-    wishes = RealtimeOptions(cores=tuple(core or ())) if realtime else None
-    with ExitStack() as served:
-        asked = None
-        if health is not None:
-            # Open while models are still exported, which may take minutes. A number is a port: a
-            # file of that name is written as ./8080.
-            where = int(health) if health.isdecimal() else health
-            asked = served.enter_context(HealthPoint(where, health_host, token))
+    with ExitStack() as opened:
         with working() as step:
-
-            def tell(what: str, share: float) -> None:
-                step(what, share)
-                if asked is not None:
-                    asked.tell(what)
-
-            artifacts = [
-                resolve_artifact(each, backend=backend, device=device, progress=tell)
-                for each in models
-            ]
-            # On the CPU, since what it stands in for is the GPU as a rule.
-            spare = fallback and resolve_artifact(fallback, device="cpu", progress=tell)
-            other = verify_with and resolve_artifact(verify_with, device="cpu", progress=tell)
-        if other and os.path.samefile(other, artifacts[0]) and not uses_gpu(device):
-            raise UsageError(
-                f"{artifacts[0]} would be verified with itself, on the same processor, and agree "
-                "whatever is wrong with it: give another export of its weights, of another backend "
-                "or precision"
-            )
-        recheck = pace.every if other else None
-        task = build_artifact_task(
-            artifacts, backend, device, wishes, certify or steady, recheck, bool(other)
-        )
-        proof = None
-        if other:
-            proof = open_proof(other, artifacts, pace, evidence or cache_folder() / "evidence")
-        box = None
-        if black_box:
-            served_by = [
-                ServedArtifact(
-                    each, choose_certifying(each, backend, device) if certify else backend, device
+            job = opened.enter_context(
+                open_drive(
+                    source,
+                    model or (),
+                    fallback=fallback,
+                    rate=rate,
+                    loop=loop,
+                    topic=topic,
+                    deadline=deadline,
+                    max_age=max_age,
+                    certify=certify,
+                    steady=steady,
+                    corridor=corridor,
+                    picture_check=picture_check or (),
+                    out=out or (),
+                    mcap_ros2=mcap_ros2,
+                    report=report,
+                    health=health,
+                    metrics=metrics,
+                    health_host=health_host,
+                    verify_with=verify_with,
+                    verify_every=verify_every,
+                    evidence=evidence,
+                    black_box=black_box,
+                    black_box_seconds=black_box_seconds,
+                    black_box_mb=black_box_mb,
+                    web=web,
+                    host=host,
+                    port=port,
+                    token=token,
+                    realtime=realtime,
+                    core=core or (),
+                    inject=inject,
+                    backend=backend,
+                    device=device,
+                    progress=step,
                 )
-                for each in artifacts
-            ]
-            if spare:
-                served_by.append(ServedArtifact(spare, device="cpu"))
-            box = BlackBox(black_box, black_box_seconds, black_box_mb, served_by)
-        card = read_card(artifacts[0])
-        if (certify or steady) and not (card.proof and card.proof.bounds):
-            wish = "certify labels" if certify else "hold labels steady"
-            raise UsageError(
-                f"{artifacts[0]} cannot {wish}: its card bounds no error of its logits. "
-                "Export it again, to onnx or openvino"
             )
-        camera = card.camera_size or card.size
-        sources = {n: request_format(s, card.input, camera) for n, s in sources.items()}
-        sinks: list[Any] = open_sinks(to or [], card, blend, rate, mcap_ros2, names, certify)
-        # Counted from here: models are exported by now, which may take minutes.
-        plan = FaultPlan(read_plan(inject), time.monotonic_ns()) if inject else None
-        if plan is not None:
-            check_cameras(plan.faults, names)
-            sources = {name: FaultySource(each, plan, name) for name, each in sources.items()}
-            task = with_faults(task, plan)
-            sinks.append(FaultySink(plan))
-        pages = []
-        if web:
-            from ..demo.live import LivePage
-
-            pages = [
-                LivePage(card.class_table, card.model, deadline, camera=name) for name in sources
-            ]
-            sinks += pages
-        job = Drive(
-            sources if names else sources[""],
-            task,
-            sinks,
-            fallback=spare,
-            limits=limits,
-            every_frame=every_frame,
-            health=asked,
-            realtime=wishes,
-            pictures=pictures,
-            proof=proof,
-            certify=certify,
-            corridor=inside,
-            black_box=box,
-            steady=steady,
-        )
-        if metrics is not None:
-            from ..runtime.sinks.prometheus import serve_metrics
-
-            metered = serve_metrics(job.snapshot, metrics_at, health_host, token)
-            served.enter_context(closing(metered))
-        if pages:
-            from ..demo.web import Server
-
-            server = served.enter_context(Server(pages, host, port, token))
-            note(f"live page: {server.url} (Ctrl-C ends)")
+        if job.url:
+            note(f"live page: {job.url} (Ctrl-C ends)")
         done = job.run(duration)
-    done = replace(done, **describe_job(None if names else source[0], artifacts))
-    if plan is not None:
-        done = replace(done, injected=judge_faults(plan, done))
-    if report:
-        write_report(report, done)
     show(json.dumps(done.to_dict(), indent=2), Group(*done.tables(history=False)), as_json)
     if why := done.failure():
         raise JobFailed(why)

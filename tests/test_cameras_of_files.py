@@ -8,11 +8,11 @@ from typing import Any
 import cv2
 import pytest
 import torch
-from rtseg.cli._cameras import open_cameras
 from rtseg.data.scenes import scenes
 from rtseg.export import export
 from rtseg.models.loading import load_model
 from rtseg.runtime import Drive, Result, Status, load
+from rtseg.runtime.drive.named_sources import open_cameras
 from torch import nn
 
 

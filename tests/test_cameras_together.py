@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import pytest
 from camera_parts import IMAGE, Cameras, Collector
-from rtseg.cli._cameras import open_cameras
 from rtseg.data.classes import CAMVID
 from rtseg.data.frames import Frame, Unreadable
 from rtseg.data.images import blend
@@ -28,6 +27,7 @@ from rtseg.runtime.drive.camera_report import snapshot_cameras
 from rtseg.runtime.drive.cameras import MOST_CAMERAS, name_cameras
 from rtseg.runtime.drive.faults import Fault, FaultPlan, FaultySource, check_cameras
 from rtseg.runtime.drive.messages import Message
+from rtseg.runtime.drive.named_sources import open_cameras
 from rtseg.runtime.sinks import open_sinks
 from rtseg.runtime.sinks.prometheus import PrometheusCollector
 from rtseg.runtime.sinks.queue import SinkQueue

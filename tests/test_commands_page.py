@@ -14,6 +14,7 @@ import typer
 from conftest import ROOT
 from rtseg.api import open_labeler
 from rtseg.cli.app import app
+from rtseg.drive_job import open_drive
 from rtseg.speed.config import BenchConfig
 
 PAGE = (ROOT / "docs" / "python.md").read_text()
@@ -23,11 +24,13 @@ OF_ALL = {"--json", "--format", "--markdown", "--require-signature"}
 # Commands whose other options are parameters of just these calls.
 CALLS = {
     "rtseg export": ["rtseg.export"],
+    "rtseg drive": ["run_drive"],
     "rtseg bench latency": ["rtseg.bench"],
     "rtseg eval": ["rtseg.evaluate"],
 }
-# What these calls take as `**settings` and `**view`.
+# What these calls take as `**options`, `**settings` and `**view`.
 FURTHER = {
+    "run_drive": set(inspect.signature(open_drive).parameters),
     "rtseg.bench": {field.name for field in fields(BenchConfig)},
     "rtseg.evaluate": set(inspect.signature(open_labeler).parameters),
 }

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "demo": BASE | NETWORKS | {"resolve", "speed"},
     "fleet": BASE | {"data", "runtime"},
     "api": BASE | NETWORKS | {"resolve"},
-    "cli": BASE | NETWORKS | {"resolve", "speed", "demo", "fleet", "api"},
+    "drive_job": BASE | {"data", "runtime", "resolve", "demo"},
+    "cli": BASE | NETWORKS | {"resolve", "speed", "demo", "fleet", "api", "drive_job"},
 }
 EXCEPT = {
     "runtime/backends/pytorch.py": {"models"},  # the one backend that needs PyTorch

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..errors import UsageError
-
-if TYPE_CHECKING:
-    from ..data.frames import Frame, Unreadable
+from ...data.frames import Frame, Unreadable
+from ...data.playback import open_drive_source
+from ...errors import UsageError
+from .cameras import MOST_CAMERAS, NAME, name_cameras
 
 
 def open_cameras(
-    given: Sequence[str], rate: float | None, loop: bool, topic: str | None
+    given: Sequence[str], rate: float | None = None, loop: bool = False, topic: str | None = None
 ) -> dict[str, Iterable[Frame | Unreadable]]:
     """The sources by the names of their cameras; a single one without a name by "".
 
@@ -26,9 +25,6 @@ def open_cameras(
     Raises:
         UsageError: a source is not there, an option does not go with it, or there are too many.
     """
-    from ..data.playback import open_drive_source
-    from ..runtime.drive.cameras import MOST_CAMERAS, name_cameras
-
     if len(given) > MOST_CAMERAS:
         raise UsageError(f"a drive takes 1 to {MOST_CAMERAS} cameras, not {len(given)}")
     named = [_split_name(each) for each in given]
@@ -43,8 +39,6 @@ def open_cameras(
 
 
 def _split_name(text: str) -> tuple[str, str]:
-    from ..runtime.drive.cameras import NAME
-
     name, equals, where = text.partition("=")
     if not equals or Path(text).exists() or not NAME.fullmatch(name):
         return "", text
