@@ -25,6 +25,7 @@ from rtseg.models.loading import build_untrained, load_model
 from rtseg.train.distill import SoftSource, soft_loss
 from rtseg.train.loader import Stream
 from rtseg.train.log import read_log
+from rtseg.train.parallel import Place
 from rtseg.train.predictor import Predictor
 from rtseg.train.recipe import Teacher
 from rtseg.train.state import start_classifier
@@ -205,6 +206,25 @@ def test_several_teachers_are_averaged(camvid, tmp_path):
     assert cut.shape == (11, 4, 8)
     assert (cut[0] == 150).all()
     assert (cut[1:] == 0).all()
+
+
+def test_teachers_of_other_classes_and_of_the_data_s_own_go_together(
+    camvid, teacher_file, tmp_path
+):
+    city, data = tmp_path / "city", open_data("camvid", camvid, "train")
+    for index in range(len(data)):
+        write_npz(city, data.name(index), np.full((19, 20, 32), 13, np.uint8))
+    recipe = tiny_recipe(
+        camvid,
+        teacher={"source": [str(city), str(teacher_file)], "class_map": "cityscapes_to_camvid"},
+    )
+    source = SoftSource.open(recipe, data, tmp_path / "run", Place(0, 1, torch.device("cpu")))
+    mapped, own = source.read(data.name(0))
+    counts = np.bincount(load_class_map("cityscapes_to_camvid", CAMVID), minlength=11)
+    assert (mapped == 13 * counts[:, None, None]).all()
+    written = read_probabilities(tmp_path / "run" / "teacher" / "1" / f"{data.name(0)}.npz")
+    assert np.array_equal(own, written)
+    assert written.shape == (11, 20, 32)
 
 
 @pytest.mark.parametrize("variant", ["csfcn_nano", "csfcn"], ids=["plain", "shuffle"])

@@ -12,10 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.classes import IGNORE
+from ..data.classes import IGNORE, ClassSet
 from ..data.datasets import Cached, SegmentationData
 from ..data.limits import read_json
-from ..data.soft_labels import FACTS, SoftLabels, load_class_map, write_soft_labels
+from ..data.soft_labels import (
+    FACTS,
+    SoftLabels,
+    load_class_map,
+    read_probabilities,
+    write_soft_labels,
+)
 from ..data.transforms import View
 from ..errors import DataError, UsageError
 from .parallel import Place, any_process
@@ -64,7 +70,7 @@ class SoftSource:
                     _ask_model(each, data, path, teacher, class_map)
                 # A barrier: the others wait for the files.
                 any_process(False, place)
-            folders.append(SoftLabels(path, data.classes, class_map))
+            folders.append(_open_folder(path, data.classes, class_map))
         source = cls(folders, teacher.stride, recipe.data.cache)
         names = [data.name(index) for index in range(len(data))]
         taught = [name for name in names if name in source]
@@ -99,6 +105,16 @@ class SoftSource:
         return total // max(1, len(parts))
 
 
+def _open_folder(path: Path, classes: ClassSet, class_map: tuple[int, ...] | None) -> SoftLabels:
+    """Its soft labels, through the class map unless they are in the data set's classes already:
+    of several teachers, some may be."""
+    found = SoftLabels(path, classes, class_map)
+    if class_map is None or len(class_map) == len(classes):
+        return found
+    first = read_probabilities(next(iter(found.files.values())))
+    return SoftLabels(path, classes) if len(first) == len(classes) else found
+
+
 def _ask_model(
     model: str,
     data: SegmentationData | Cached,
@@ -111,12 +127,13 @@ def _ask_model(
         return
     with open_teacher(model) as source:
         count = len(source.classes)
-        if class_map is None and source.classes.names != data.classes.names:
+        same = source.classes.names == data.classes.names
+        if class_map is None and not same:
             raise UsageError(
                 f"the teacher {model} has {count} classes of {source.classes.name}, not those of "
                 f"{data.classes.name}: give teacher.class_map"
             )
-        if class_map is not None and len(class_map) != count:
+        if class_map is not None and not same and len(class_map) != count:
             raise UsageError(
                 f"teacher.class_map has {len(class_map)} entries, the teacher {model} {count} "
                 "classes: give one for each"

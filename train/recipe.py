@@ -156,11 +156,12 @@ class Teacher(Section):
     """Soft labels that are learned beside the true ones: a student learns from a teacher.
 
     `source`: a folder of soft labels, see `data.soft_labels`, or a model that writes them before
-    training begins; several are averaged. `class_map`: what the teacher's classes become, as a
-    list of train ids, a file, or a shipped map's name. `weight` is that of the soft loss,
-    `true_weight` that of the recipe's own. `temperature` softens both sides. `where` soft labels
-    count: on `all` pixels, on those `unlabeled`, or also where teacher and true label `agree`; and
-    the teacher's probability is at least `confidence`. They are compared at every `stride`th pixel.
+    training begins; several are averaged. `class_map`: what the classes of teachers that do not
+    have the data's become, as a list of train ids, a file, or a shipped map's name. `weight` is
+    that of the soft loss, `true_weight` that of the recipe's own. `temperature` softens both
+    sides. `where` soft labels count: on `all` pixels, on those `unlabeled`, or also where teacher
+    and true label `agree`; and the teacher's probability is at least `confidence`. They are
+    compared at every `stride`th pixel.
     """
 
     source: tuple[str, ...] = Field(min_length=1)
