@@ -35,6 +35,8 @@ def rows(folder, key):
 def test_it_learns_and_leaves_weights_log_and_curves(camvid, tmp_path):
     recipe = tiny_recipe(
         camvid,
+        # What it learned of the frames it saw: of six others it would be luck.
+        data={"val": "train"},
         optimizer={"kind": "adamw", "learning_rate": 0.01, "clip": 5.0},
         augment={"scale": [1, 1]},
         schedule={"iterations": 40, "warmup": 5},
@@ -46,7 +48,7 @@ def test_it_learns_and_leaves_weights_log_and_curves(camvid, tmp_path):
     assert outcome.finished
     losses = rows(tmp_path, "loss")
     assert losses[-1] < 0.7 * losses[0]
-    assert outcome.miou == max(val["miou"] for val in rows(tmp_path, "val")) > 0.08  # chance: 0.05
+    assert outcome.miou == max(val["miou"] for val in rows(tmp_path, "val")) > 0.12  # chance: 0.05
     assert cv2.imread(str(tmp_path / CURVES)) is not None
     header = read_metadata(tmp_path / BEST)
     assert (header["variant"], header["classes"]) == ("csfcn_nano", "camvid")
