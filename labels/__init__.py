@@ -148,13 +148,15 @@ def _find_room(
     return out[None] if single else out
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=16)  # a camera's frames are of one size
 def _grid(coarse: int, fine: int, aligned: bool) -> _Grid:
     places = np.arange(fine, dtype=np.int64)
     if aligned:
         source, whole = places * (coarse - 1), max(1, fine - 1)
     else:
+        # Before the middle of the first logit there is nothing to interpolate with.
         source, whole = np.maximum((2 * places + 1) * coarse - fine, 0), 2 * fine
+    # The smallest weights: sums then mostly fit 32 bits, of which a register holds twice as many.
     common = gcd(int(np.gcd.reduce(source)), whole)
     source, whole = source // common, whole // common
     low = np.minimum(source // whole, coarse - 1)
@@ -261,6 +263,7 @@ def _label_in_numpy(
     best = values.argmax(0).astype(np.uint8)
     upper, lower = best[rows.pairs[:, 0]], best[rows.pairs[:, 1]]
     left, right = columns.pairs.T
+    # Of a cell's four corners; where they agree, the whole cell is of that class.
     code = upper[:, left]
     mixed = (code != upper[:, right]) | (code != lower[:, left]) | (code != lower[:, right])
     heights, widths = np.diff(rows.starts), np.diff(columns.starts)

@@ -30,6 +30,7 @@ def take_line(values: Array, i: int, line: Array, most: Array, ids: Labels) -> N
         for x in range(width):
             value = values[k, i, x]
             line[k, x] = value
+            # Selections, not branches: such loops become vector instructions.
             larger = value > most[x]
             most[x] = value if larger else most[x]
             ids[x] = np.uint8(k) if larger else ids[x]
@@ -53,7 +54,7 @@ def list_rivals(corners: Array, winners: Labels, rivals: Labels) -> int:
                     mine, its = corners[place, k], corners[place, j]
                     out &= (mine < its) | ((k > j) & (mine == its))
                 kept &= not out
-        rivals[count] = k
+        rivals[count] = k  # overwritten by the next one if it is not kept
         count += kept
     return count
 
@@ -74,6 +75,7 @@ def race_cell(
 ) -> None:
     """Labels of a cell, out (rows, columns), among `count` classes; top to most: room."""
     rows, columns = out.shape
+    # Along the row first: that half is the same for all of the cell's rows.
     for n in range(count):
         k = rivals[n]
         for x in range(columns):
@@ -134,6 +136,7 @@ def label_cells(
             winners[2], winners[3] = lower_ids[left], lower_ids[right]
             if winners[0] == winners[1] == winners[2] == winners[3]:
                 continue
+            # Side by side, since all of them are compared with one another.
             for k in range(classes):
                 corners[0, k], corners[1, k] = upper[k, left], upper[k, right]
                 corners[2, k], corners[3, k] = lower[k, left], lower[k, right]

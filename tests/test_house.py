@@ -6,6 +6,7 @@ import ast
 import contextlib
 import re
 import shlex
+import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -302,6 +303,17 @@ def test_functions_are_not_named_by_a_bare_participle() -> None:
         and each.name not in ("embed", "feed", "listed")
     ]
     assert places == []
+
+
+def test_comments_stand_where_they_are_needed_and_nowhere_else() -> None:
+    """Too few leave what surprises unexplained; too many say what the code says."""
+    lines = comments = 0
+    for path in SOURCES:
+        with path.open("rb") as file:
+            found = list(tokenize.tokenize(file.readline))
+        lines += found[-1].start[0]
+        comments += len({each.start[0] for each in found if each.type == tokenize.COMMENT})
+    assert 0.03 < comments / lines < 0.08
 
 
 def test_what_a_user_did_wrong_is_no_value_error() -> None:
