@@ -255,6 +255,7 @@ def export(
     note(
         f"{source.network.info.name}, {len(source.classes)} classes ({source.classes.name}), "
         f"weights: {source.weights_from}"
+        + (f", license: {source.license}" if source.license else "")
     )
     asked = precision.value if precision else None
     if (asked or pick_default(source, targets, one_file)[0]) == AUTO:

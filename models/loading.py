@@ -277,8 +277,10 @@ def _open(
 def read_origin(checkpoint: Path) -> tuple[str | None, str | None]:
     """(the license, the name of the training data) that a checkpoint's header says."""
     facts = read_metadata(checkpoint)
-    data = _part(_part(facts, "recipe"), "data").get("name")
-    license = facts.get("license")
+    told = _part(_part(facts, "recipe"), "data")
+    data, license = told.get("name"), facts.get("license")
+    if data == "folder":  # any data set of one's own: its folder says more
+        data = Path(str(told.get("root"))).name or data
     return (
         license if isinstance(license, str) else None,
         data if isinstance(data, str) else None,
