@@ -252,7 +252,7 @@ def test_ros2_drive_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[1:3:1][0] == "drive"
     known = {param.name for param in get_command(app).commands["drive"].params}  # type: ignore[attr-defined]
     options = [word for word in words if isinstance(word, str) and word.startswith("--")]
-    assert {{"out": "to"}.get(word[2:], word[2:].replace("-", "_")) for word in options} <= known
+    assert {word[2:].replace("-", "_") for word in options} <= known
 
 
 def test_foxglove_layout_shows_what_logs_hold(tmp_path: Path) -> None:
