@@ -281,10 +281,8 @@ def read_origin(checkpoint: Path) -> tuple[str | None, str | None]:
     data, license = told.get("name"), facts.get("license")
     if data == "folder":  # any data set of one's own: its folder says more
         data = Path(str(told.get("root"))).name or data
-    return (
-        license if isinstance(license, str) else None,
-        data if isinstance(data, str) else None,
-    )
+    found = [each if isinstance(each, str) else None for each in (license, data)]
+    return found[0], found[1]
 
 
 def _check_same_classes(own: ClassSet, other: ClassSet, weights: str) -> None:
