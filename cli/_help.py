@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 from typer.core import TyperCommand
@@ -71,3 +72,12 @@ def split_help(text: str) -> tuple[str, list[str]]:
         elif line.strip():
             examples.append(re.sub(r"\s+", " ", line.strip()))
     return "\n".join(lines[:first]).strip(), examples
+
+
+def list_commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """(what is typed, the command) of a group and of those below it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from list_commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command

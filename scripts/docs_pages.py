@@ -85,25 +85,18 @@ def pages() -> Iterator[tuple[str, str]]:
 def command_line() -> str:
     """Every command with its help, options and defaults."""
     import typer
+    from rtseg.cli._help import list_commands
     from rtseg.cli.app import app
 
     group: Any = typer.main.get_command(app)
     parts = ["# Command line", inspect.cleandoc(group.help or "")]
-    for path, command in _commands(group, "rtseg"):
+    for path, command in list_commands(group, "rtseg"):
         parts += [f"## {path}", *_help(command.help or "")]
         if rows := list(_options(command)):
             parts.append(
                 "\n".join(["| option | default | meaning |", "| --- | --- | --- |", *rows])
             )
     return "\n\n".join(parts) + "\n"
-
-
-def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from _commands(command, f"{path} {name}")
-        else:
-            yield f"{path} {name}", command
 
 
 def _help(text: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ import pytest
 import typer
 from conftest import ROOT
 from rtseg.api import open_labeler
+from rtseg.cli._help import list_commands
 from rtseg.cli.app import app
 from rtseg.drive_job import open_drive
 from rtseg.speed.config import BenchConfig
@@ -36,14 +37,6 @@ FURTHER = {
 }
 # An argument of the command line, and the parameter that it is.
 SAME = {"dataset": "data"}
-
-
-def list_commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from list_commands(command, f"{path} {name}")
-        else:
-            yield f"{path} {name}", command
 
 
 COMMANDS = dict(list_commands(typer.main.get_command(app), "rtseg"))
